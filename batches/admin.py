@@ -1,0 +1,108 @@
+"""Batches, lines and backends in the admin: to look at and to cancel, not to edit."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+
+from batches import lifecycle, tasks
+from batches.models import Backend, Batch, Line
+from batchserver.errors import ApiError
+
+
+class LookOnly(admin.ModelAdmin[Any]):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Batch)
+class BatchAdmin(LookOnly):
+    list_display = ("id", "status", "progress", "failed", "model", "endpoint", "created_at", "finished_at")
+    list_filter = ("status", "endpoint")
+    search_fields = ("id", "model", "input_file__id", "metadata")
+    date_hierarchy = "created_at"
+    actions = ("cancel",)
+    fieldsets = (
+        (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "metadata")}),
+        ("Files", {"fields": ("input_file_id", "output_file_id", "error_file_id")}),
+        ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
+        ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
+        (
+            "Times",
+            {
+                "fields": (
+                    "created_at",
+                    "completion_window",
+                    "expires_at",
+                    "in_progress_at",
+                    "finalizing_at",
+                    "completed_at",
+                    "failed_at",
+                    "expired_at",
+                    "cancelling_at",
+                    "cancelled_at",
+                )
+            },
+        ),
+    )
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("batches.change_batch")
+
+    @admin.action(description="Cancel selected batches", permissions=["cancel"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        """Finished lines are delivered, as with POST /v1/batches/{id}/cancel."""
+        for batch in queryset:
+            try:
+                lifecycle.cancel(batch.pk)
+            except ApiError as refusal:
+                self.message_user(request, f"{batch.pk}: {refusal.message}", messages.WARNING)
+            else:
+                tasks.wake_control(batch.pk)
+                self.message_user(request, f"{batch.pk} is being cancelled.", messages.SUCCESS)
+
+    @admin.display(description="Lines done")
+    def progress(self, batch: Batch) -> str:
+        return f"{batch.completed + batch.failed} / {batch.total}"
+
+    @admin.display(description="Lines")
+    def lines_link(self, batch: Batch) -> str:
+        return format_html(
+            '<a href="{}?batch__id__exact={}">Show</a>', reverse("admin:batches_line_changelist"), batch.pk
+        )
+
+    @admin.display(description="Errors")
+    def listed_errors(self, batch: Batch) -> str:
+        lines = [f"line {error['line'] or '-'}: {error['message']} ({error['code']})" for error in batch.errors]
+        return format_html('<pre style="margin:0;white-space:pre-wrap">{}</pre>', "\n".join(lines)) if lines else "-"
+
+    @admin.display(description="Finished")
+    def finished_at(self, batch: Batch) -> Any:
+        return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+
+
+@admin.register(Line)
+class LineAdmin(LookOnly):
+    list_display = ("number", "custom_id", "state", "model", "http_status", "attempts", "duration_ms", "batch")
+    list_display_links = ("number", "custom_id")
+    list_filter = ("state",)
+    list_select_related = ("batch",)
+    search_fields = ("=custom_id", "=batch__id")
+    search_help_text = "A custom_id or a batch id, whole."
+    show_full_result_count = False
+    ordering = ("batch", "number")
+    exclude = ("lease",)
+
+
+@admin.register(Backend)
+class BackendAdmin(LookOnly):
+    list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")

@@ -1,0 +1,92 @@
+"""The only HTTP to a model server: one class a kind, behind one small interface."""
+
+import json
+from typing import Any
+
+import requests
+from django.conf import settings
+
+from batches.backends.base import BackendKind, State, Unreachable
+from batches.backends.calls import CallPool
+from batches.backends.connection import Connection, ReplyTooLarge
+from batches.backends.llama_server import LlamaServer
+from batches.backends.ollama import Ollama
+from batches.backends.vllm import Vllm
+
+__all__ = [
+    "State",
+    "Unreachable",
+    "connect",
+    "has_model",
+    "kind_named",
+    "missing_model_hint",
+    "open_calls",
+    "probe",
+    "resolve_alias",
+    "unreachable_hint",
+]
+
+PROBE_TIMEOUT_S = 3.0
+
+# In the order in which a server is asked whether it is one; the last takes any server that lists models.
+KINDS: list[BackendKind] = [Ollama(), Vllm(), LlamaServer(), BackendKind()]
+_BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def kind_named(name: str) -> BackendKind:
+    return _BY_NAME[name]
+
+
+def resolve_alias(model: str) -> str:
+    """The model that MODEL_ALIASES puts in place of `model`, or `model` itself."""
+    aliases = settings.MODEL_ALIASES
+    return str(aliases.get(model) or aliases.get("*") or model)
+
+
+def has_model(kind: str, models: list[str], name: str) -> bool:
+    return kind_named(kind).has_model(models, name)
+
+
+def missing_model_hint(kind: str, model: str) -> str:
+    return kind_named(kind).missing_model_hint(model)
+
+
+def connect() -> Connection:
+    return Connection(settings.BACKEND_URL, api_key=settings.BACKEND_API_KEY, max_reply_bytes=settings.MAX_REPLY_BYTES)
+
+
+def open_calls(kind: str, threads: int) -> CallPool:
+    return CallPool(kind_named(kind), connect, threads)
+
+
+def probe() -> State:
+    """Ask the configured server who it is and what it has; a few seconds at most.
+
+    Raises Unreachable, whose text says in one line what to do about it.
+    """
+    connection = connect()
+
+    def ask(path: str) -> tuple[int, Any]:
+        status, content = connection.get(path, timeout_s=PROBE_TIMEOUT_S)
+        try:
+            return status, json.loads(content)
+        except ValueError:
+            return status, None
+
+    try:
+        for kind in KINDS:
+            if state := kind.recognise(ask):
+                return state
+    except (requests.RequestException, OSError, ReplyTooLarge):
+        raise Unreachable(unreachable_hint()) from None
+    finally:
+        connection.close()
+    raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
+
+
+def unreachable_hint() -> str:
+    if settings.EMBEDDED_BACKEND:
+        return f"The embedded backend does not answer at {settings.BACKEND_URL} yet."
+    if settings.BACKEND_IS_OLLAMA:
+        return f"Ollama does not answer at {settings.BACKEND_URL}. Start it: ollama serve"
+    return f"No model server answers at {settings.BACKEND_URL}. Start it, or change BACKEND_URL."

@@ -1,0 +1,210 @@
+"""What every kind of model server has in common: how a body is made ready, and what a reply means for its line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, ClassVar
+
+JSON = dict[str, Any]
+
+# A way to ask the server something: path -> status and parsed body (None where it is not JSON). Raises Unreachable.
+Ask = Callable[[str], tuple[int, Any]]
+
+
+class Unreachable(Exception):
+    """The server did not take the connection, or did not answer a simple question. The text says what to do."""
+
+
+class Verdict(Enum):
+    """What a reply means for its line, and who is to blame."""
+
+    ANSWERED = "answered"  # the line's result
+    REFUSED = "refused"  # the line's own fault, for good: the reply goes to the error file as it is
+    FAILED = "failed"  # the line is charged with an attempt and may be tried again
+    BUSY = "busy"  # not now: tried again later, uncharged
+    CRASHED = "crashed"  # the server went away under the line
+    UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; nobody is charged
+    MISCONFIGURED = "misconfigured"  # likewise, and a person has to act
+    MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of after a night
+    CUT = "cut"  # we ended the call ourselves
+
+
+@dataclass(frozen=True)
+class Usage:
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of one call. `body` is compact ASCII JSON, empty where there is no HTTP answer worth keeping; then
+    `code` and `message` are the line's `error`."""
+
+    verdict: Verdict
+    status: int | None = None
+    body: str = ""
+    code: str = ""
+    message: str = ""
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of a kind's table: the first whose status, endpoint and text fit decides."""
+
+    verdict: Verdict
+    statuses: tuple[int, ...]
+    texts: tuple[str, ...] = ("",)
+    endpoint: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """A server's answer to "who are you, and what do you have?"."""
+
+    kind: str
+    version: str = ""
+    models: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+
+
+SERVER_ERRORS = tuple(range(500, 600))
+
+
+class BackendKind:
+    """An OpenAI-compatible server of no kind that we know. The known kinds override what differs."""
+
+    name: ClassVar[str] = "openai"
+    title: ClassVar[str] = "The model server"
+
+    # Evaluated top to bottom; a status that no row names is the line's own fault.
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
+        Rule(Verdict.MISCONFIGURED, (401, 403, 404, 405)),
+        Rule(Verdict.BUSY, (408, 429, 499, 502, 503, 504)),
+        Rule(Verdict.REFUSED, (501,)),
+        Rule(Verdict.FAILED, SERVER_ERRORS),
+    )
+
+    def recognise(self, ask: Ask) -> State | None:
+        """The server's state if it is of this kind, else None. Raises Unreachable if it does not answer at all."""
+        status, body = ask("/v1/models")
+        if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data"), list):
+            return None
+        models = [model for model in body["data"] if isinstance(model, dict)]
+        if not self._owns(models):
+            return None
+        names = [str(model.get("id", "")) for model in models]
+        return State(self.name, self._version(ask), names, names)
+
+    def _owns(self, models: list[JSON]) -> bool:
+        return True
+
+    def _version(self, ask: Ask) -> str:
+        return ""
+
+    def has_model(self, models: list[str], name: str) -> bool:
+        return name in models
+
+    def missing_model_hint(self, model: str) -> str:
+        return "It is not among the models that the model server lists; MODEL_ALIASES can map its name to one that is."
+
+    def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
+        """The body to send for a line's body: whole answers only, and the model by the server's own name for it."""
+        sent = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
+        return {**sent, "model": model}
+
+    def judge(self, endpoint: str, status: int, content: bytes) -> Reply:
+        """What a complete HTTP answer means."""
+        body = _parse(content)
+        if 200 <= status < 300:
+            problem = "The reply is not JSON." if body is None else self.incomplete(endpoint, body)
+            if problem or body is None:
+                return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
+            return Reply(Verdict.ANSWERED, status, _compact(body), usage=usage_of(body))
+        text = content[:10_000].decode(errors="replace")
+        rule = next(
+            (
+                rule
+                for rule in self.rules
+                if status in rule.statuses
+                and endpoint.startswith(rule.endpoint)
+                and any(part in text for part in rule.texts)
+            ),
+            Rule(Verdict.REFUSED, (status,)),
+        )
+        reply = Reply(rule.verdict, status, _compact(body) if body else _enveloped(status, text))
+        if rule.verdict is Verdict.MISCONFIGURED:
+            reply = replace(reply, message=self.misconfigured_hint(endpoint, status))
+        return reply
+
+    def incomplete(self, endpoint: str, body: JSON) -> str:
+        """Why a 200 is no answer after all; empty if it is one."""
+        match endpoint:
+            case "/v1/chat/completions" | "/v1/completions":
+                choices = body.get("choices")
+                if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+                    return "The reply has no choices."
+                part = "message" if endpoint == "/v1/chat/completions" else "text"
+                if choices[0].get(part) is None or not choices[0].get("finish_reason"):
+                    return "The reply broke off: it has no finish_reason."
+            case "/v1/embeddings":
+                if not isinstance(body.get("data"), list) or not body["data"]:
+                    return "The reply has no data."
+            case "/v1/responses":
+                if not isinstance(body.get("output"), list):
+                    return "The reply has no output."
+        return ""
+
+    def misconfigured_hint(self, endpoint: str, status: int) -> str:
+        if status in (401, 403):
+            return f"{self.title} refused our key (HTTP {status}). Set BACKEND_API_KEY."
+        return f"{self.title} has no {endpoint} (HTTP {status}). Check BACKEND_URL and the server's version."
+
+
+def _parse(content: bytes) -> JSON | None:
+    try:
+        body = json.loads(content, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _compact(body: JSON) -> str:
+    # ASCII only: U+2028, U+2029 and U+0085 would split a line for clients that read with splitlines().
+    return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+
+
+def _enveloped(status: int, text: str) -> str:
+    message = text.strip()[:1000] or f"The model server answered HTTP {status} without a body."
+    return _compact({"error": {"message": message, "type": "api_error", "param": None, "code": None}})
+
+
+def usage_of(body: JSON) -> Usage:
+    """Tokens as the chat, completions and embeddings endpoints name them, or as /v1/responses does."""
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return Usage()
+
+    def count(*names: str) -> int:
+        for name in names:
+            place: Any = usage
+            for key in name.split("."):
+                place = place.get(key) if isinstance(place, dict) else None
+            if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < 2**31:
+                return place
+        return 0
+
+    return Usage(
+        input_tokens=count("prompt_tokens", "input_tokens"),
+        cached_tokens=count("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
+        output_tokens=count("completion_tokens", "output_tokens"),
+        reasoning_tokens=count("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens"),
+    )

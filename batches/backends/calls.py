@@ -1,0 +1,118 @@
+"""Calls in flight: each in a thread with a connection of its own, so that the loop beside them never waits for one."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import requests
+from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+from batches.backends.base import BackendKind, Reply, Verdict
+from batches.backends.connection import Connection, Cut, ReplyTooLarge
+
+
+@dataclass(eq=False)
+class Call:
+    """One line's request. `timeout_s` is its total deadline, whatever arrives meanwhile."""
+
+    key: Any
+    endpoint: str
+    body: dict[str, Any]
+    timeout_s: float
+    started: float = field(default_factory=time.monotonic)
+    connection: Connection | None = None
+    is_cut: bool = False
+    timed_out: bool = False
+    duration_s: float = 0.0
+    reply: Reply | None = None
+
+    @property
+    def is_overdue(self) -> bool:
+        return time.monotonic() > self.started + self.timeout_s
+
+
+class CallPool:
+    """Threads that each send one call at a time. Not for several users: one loop submits, waits and cuts."""
+
+    def __init__(self, kind: BackendKind, connect: Callable[[], Connection], threads: int) -> None:
+        self.kind = kind
+        self.in_flight: set[Call] = set()
+        self._todo: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._threads = threads
+        for number in range(threads):
+            # Daemons: a call that cannot be ended must not keep the process from exiting.
+            threading.Thread(target=self._serve, args=(connect(),), name=f"call-{number}", daemon=True).start()
+
+    def submit(self, call: Call) -> None:
+        call.started = time.monotonic()
+        self.in_flight.add(call)
+        self._todo.put(call)
+
+    def wait(self, timeout_s: float) -> list[Call]:
+        """The calls that finished, waiting for the first of them at most `timeout_s` seconds. Overdue calls are cut."""
+        for call in self.in_flight:
+            if call.is_overdue and not call.timed_out:
+                call.timed_out = True
+                self.cut(call)
+        finished: list[Call] = []
+        try:
+            finished.append(self._done.get(timeout=timeout_s))
+            while True:
+                finished.append(self._done.get_nowait())
+        except queue.Empty:
+            pass
+        self.in_flight.difference_update(finished)
+        return finished
+
+    def cut(self, call: Call) -> None:
+        call.is_cut = True
+        if call.connection is not None:
+            call.connection.cut(call)
+
+    def close(self) -> None:
+        """Cut what is in flight and let the threads go."""
+        for call in self.in_flight:
+            self.cut(call)
+        for _ in range(self._threads):
+            self._todo.put(None)
+
+    def _serve(self, connection: Connection) -> None:
+        while (call := self._todo.get()) is not None:
+            call.connection = connection
+            call.reply = Reply(Verdict.CUT) if call.is_cut else self._send(connection, call)
+            call.duration_s = time.monotonic() - call.started
+            self._done.put(call)
+        connection.close()
+
+    def _send(self, connection: Connection, call: Call) -> Reply:
+        try:
+            status, content = connection.post(call.endpoint, call.body, call=call)
+        except Cut:
+            if call.timed_out:
+                message = f"The underlying call to the model did not finish within {call.timeout_s:g} seconds."
+                return Reply(Verdict.FAILED, code="request_timeout", message=message)
+            return Reply(Verdict.CUT)
+        except ReplyTooLarge:
+            message = f"The reply is larger than {connection.max_reply_bytes} bytes (MAX_REPLY_BYTES)."
+            return Reply(Verdict.FAILED, code="reply_too_large", message=message)
+        except (requests.ConnectTimeout, requests.exceptions.SSLError) as error:
+            return Reply(Verdict.UNREACHABLE, message=type(error).__name__)
+        except requests.ConnectionError as error:
+            if _was_never_sent(error):
+                return Reply(Verdict.UNREACHABLE, message="connection refused")
+            return Reply(Verdict.CRASHED, code="backend_crash", message="The model server broke the connection.")
+        except (requests.RequestException, OSError) as error:
+            # A body cut short, broken chunks, undecodable compression.
+            message = f"The reply broke off ({type(error).__name__})."
+            return Reply(Verdict.CRASHED, code="backend_crash", message=message)
+        return self.kind.judge(call.endpoint, status, content)
+
+
+def _was_never_sent(error: requests.ConnectionError) -> bool:
+    """The connection itself failed (refused, no such host), so the server saw nothing of the request."""
+    cause = error.args[0] if error.args else None
+    return isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError)

@@ -1,0 +1,155 @@
+"""One keep-alive connection to the model server, which another thread can cut at any moment."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+CONNECT_TIMEOUT_S = 5.0
+# A kept connection that the server closed while idle fails at once; one that fails later failed under our request.
+STALE_WITHIN_S = 1.0
+
+
+class ReplyTooLarge(Exception):
+    pass
+
+
+class Cut(Exception):
+    """The call was ended by `Connection.cut`."""
+
+
+class Connection:
+    """Requests to one server, one at a time, by the thread that owns it.
+
+    Neither proxies nor .netrc of the environment are used, and no redirect is followed: requests go to the operator's
+    address and nowhere else.
+    """
+
+    def __init__(self, base_url: str, *, api_key: str = "", max_reply_bytes: int = 2**26) -> None:
+        self.base_url = base_url
+        self.max_reply_bytes = max_reply_bytes
+        self._guard = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._call: object = None
+        self._is_cut = False
+        self._cut_early: object = None
+        self._is_new = False
+        self._session = requests.Session()
+        self._session.trust_env = False
+        if api_key:
+            self._session.headers["Authorization"] = f"Bearer {api_key}"
+        adapter = _WatchedAdapter(self)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def get(self, path: str, *, timeout_s: float) -> tuple[int, bytes]:
+        return self._request("GET", path, None, timeout_s)
+
+    def post(self, path: str, body: dict[str, Any], *, call: object) -> tuple[int, bytes]:
+        """Status and body of the answer, however long it takes: whoever set a deadline cuts `call`.
+
+        Raises Cut, ReplyTooLarge, or requests' own errors.
+        """
+        with self._guard:
+            self._call, self._is_cut, self._is_new = call, self._cut_early is call, False
+        # ASCII keeps what JSON can spell and UTF-8 cannot, such as half a surrogate pair.
+        content = json.dumps(body).encode("ascii")
+        started = time.monotonic()
+        try:
+            if self._is_cut:
+                raise Cut
+            try:
+                return self._request("POST", path, content, None)
+            except requests.ConnectionError:
+                if self._cut_meanwhile() or self._is_new or time.monotonic() > started + STALE_WITHIN_S:
+                    raise
+                return self._request("POST", path, content, None)
+        except (requests.RequestException, OSError) as error:
+            if self._cut_meanwhile():
+                raise Cut from error
+            raise
+        finally:
+            with self._guard:
+                self._call = None
+
+    def cut(self, call: object) -> None:
+        """End `call`, or keep it from starting. Shutting the socket wakes the blocked reader, before any header came
+        too, and tells the model server to stop computing."""
+        with self._guard:
+            if self._call is call:
+                self._is_cut = True
+                self._shut()
+            else:
+                self._cut_early = call
+
+    def close(self) -> None:
+        self._session.close()
+
+    def connected(self, sock: socket.socket) -> None:
+        with self._guard:
+            self._socket, self._is_new = sock, True
+            if self._is_cut:
+                self._shut()
+
+    def _cut_meanwhile(self) -> bool:
+        return self._is_cut
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it may be closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> tuple[int, bytes]:
+        with self._session.request(
+            method,
+            self.base_url + path,
+            data=body,
+            headers={"Content-Type": "application/json"} if body is not None else {},
+            timeout=(CONNECT_TIMEOUT_S, timeout_s),
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            content = bytearray()
+            # Counted after decompression: a small reply may unpack into a huge one.
+            for chunk in response.iter_content(2**16):
+                content += chunk
+                if len(content) > self.max_reply_bytes:
+                    raise ReplyTooLarge
+            return response.status_code, bytes(content)
+
+
+class _WatchedAdapter(HTTPAdapter):
+    """Tells its Connection which socket is in use. There is one at a time: the pool holds one connection."""
+
+    def __init__(self, owner: Connection) -> None:
+        self.owner = owner
+        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        owner = self.owner
+
+        class Http(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                owner.connected(self.sock)
+
+        class Https(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                owner.connected(self.sock)
+
+        class HttpPool(HTTPConnectionPool):
+            ConnectionCls = Http
+
+        class HttpsPool(HTTPSConnectionPool):
+            ConnectionCls = Https
+
+        self.poolmanager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}

@@ -1,0 +1,82 @@
+"""Ollama. Its behaviour is read from its source (server/routes.go, server/sched.go, openai/openai.go)."""
+
+from typing import ClassVar
+
+from batches.backends.base import JSON, SERVER_ERRORS, Ask, BackendKind, Rule, State, Verdict
+
+
+class Ollama(BackendKind):
+    name = "ollama"
+    title = "Ollama"
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        # openai.go NewError: a missing model is a 404 in the envelope, whose text holds the name and "not found".
+        Rule(Verdict.MODEL_MISSING, (404,), ("not found", "try pulling it first")),
+        # The runner died; the next request starts it anew.
+        Rule(
+            Verdict.CRASHED,
+            SERVER_ERRORS,
+            (
+                "model runner has unexpectedly stopped",
+                "error was encountered while running the model",
+                "unexpected EOF",
+                "CUDA error",
+                "no longer running",
+                "unexpected server status",
+                "no slots available",
+            ),
+        ),
+        # EmbedHandler answers 400 for whatever fails, a dead runner included.
+        Rule(
+            Verdict.CRASHED,
+            (400,),
+            ("do embedding request", "EOF", "connection refused", "context canceled"),
+            endpoint="/v1/embeddings",
+        ),
+        # A cloud model is refused with a body; without one it is our Host header that is refused.
+        Rule(Verdict.REFUSED, (403,), ("error",)),
+        *BackendKind.rules,
+    )
+
+    def recognise(self, ask: Ask) -> State | None:
+        status, body = ask("/api/version")
+        if status != 200 or not isinstance(body, dict) or "version" not in body:
+            return None
+        return State(self.name, str(body["version"]), _names(ask, "/api/tags"), _names(ask, "/api/ps"))
+
+    def has_model(self, models: list[str], name: str) -> bool:
+        return (name if ":" in name.rpartition("/")[2] else f"{name}:latest") in models
+
+    def missing_model_hint(self, model: str) -> str:
+        return f"Install it: ollama pull {model}"
+
+    def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
+        sent = super().prepare(endpoint, body, model)
+        # Not in openai.go ChatCompletionRequest: it would be ignored, and the answer be unbounded.
+        limit = sent.pop("max_completion_tokens", None)
+        if limit is not None:
+            sent.setdefault("max_tokens", limit)
+        return sent
+
+    def incomplete(self, endpoint: str, body: JSON) -> str:
+        if problem := super().incomplete(endpoint, body):
+            return problem
+        # routes.go ends a stream of repeated tokens without its final record: a 200 whose usage is all zero.
+        usage = body.get("usage")
+        if endpoint in ("/v1/chat/completions", "/v1/completions") and (
+            not isinstance(usage, dict) or not usage.get("completion_tokens")
+        ):
+            return "The reply broke off: it counts no tokens."
+        return ""
+
+    def misconfigured_hint(self, endpoint: str, status: int) -> str:
+        if status == 403:
+            # allowedHostsMiddleware: an empty 403 for a Host header that is neither loopback nor a local name.
+            return "Ollama refuses our Host header (HTTP 403). Start it with OLLAMA_HOST=0.0.0.0, or use its address."
+        return super().misconfigured_hint(endpoint, status)
+
+
+def _names(ask: Ask, path: str) -> list[str]:
+    _, body = ask(path)
+    models = body.get("models") if isinstance(body, dict) else None
+    return [str(model["name"]) for model in models or [] if isinstance(model, dict) and "name" in model]

@@ -1,0 +1,15 @@
+"""vLLM's OpenAI server."""
+
+from batches.backends.base import JSON, Ask, BackendKind
+
+
+class Vllm(BackendKind):
+    name = "vllm"
+    title = "vLLM"
+
+    def _owns(self, models: list[JSON]) -> bool:
+        return any(model.get("owned_by") == "vllm" for model in models)
+
+    def _version(self, ask: Ask) -> str:
+        _, body = ask("/version")
+        return str(body.get("version", "")) if isinstance(body, dict) else ""

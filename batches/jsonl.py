@@ -1,0 +1,130 @@
+"""The input file: read line by line in bounded memory, with every rule about a line. Pure; knows no database."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+from batchserver.errors import batch_error
+
+ENDPOINTS = ["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions"]
+MAX_CUSTOM_ID_LENGTH = 512
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class RawLine:
+    """A line as it stands in the file. `content` has neither line end nor BOM; None if it is longer than allowed."""
+
+    number: int
+    offset: int
+    content: bytes | None
+    next_offset: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A good line. `offset` and `length` say where its bytes are; `model` is the default where the line names none."""
+
+    number: int
+    offset: int
+    length: int
+    custom_id: str
+    model: str
+
+
+class LineRefused(Exception):
+    """A bad line. `error` is its entry in the batch's `errors.data`."""
+
+    def __init__(self, line: int, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.error = batch_error(code, message, param=param, line=line)
+
+
+def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_bytes: int) -> Iterator[RawLine]:
+    """The lines of `file` from `offset` on, of which `number` came before. Lines of white space are passed over.
+
+    A line longer than `max_line_bytes` is read past, not into memory.
+    """
+    file.seek(offset)
+    while chunk := file.readline(max_line_bytes + len(b"\r\n")):
+        number += 1
+        start, offset = offset, offset + len(chunk)
+        content = chunk.rstrip(b"\r\n")
+        too_long = len(content) > max_line_bytes
+        while too_long and not chunk.endswith(b"\n") and (chunk := file.readline(2**16)):
+            offset += len(chunk)
+        if start == 0 and content.startswith(BOM):
+            start, content = len(BOM), content[len(BOM) :]
+        if too_long:
+            yield RawLine(number, start, None, offset)
+        elif content.strip():
+            yield RawLine(number, start, content, offset)
+
+
+def parse_body(content: bytes) -> dict[str, Any]:
+    """The body of a line that was found good."""
+    body: dict[str, Any] = _strict_json(content)["body"]
+    return body
+
+
+def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: int) -> Request:
+    """The request on a line; LineRefused with the reason if there is none."""
+
+    def refuse(code: str, message: str, param: str | None = None) -> LineRefused:
+        return LineRefused(raw.number, code, message, param)
+
+    if raw.content is None:
+        raise refuse("line_too_long", f"This line is longer than {max_line_bytes} bytes (MAX_LINE_BYTES).")
+    try:
+        line = _strict_json(raw.content)
+    except UnicodeDecodeError:
+        raise refuse("invalid_json_line", "This line is not valid UTF-8.") from None
+    except (ValueError, RecursionError):
+        raise refuse("invalid_json_line", "This line is not parseable as valid JSON.") from None
+    if not isinstance(line, dict):
+        raise refuse("invalid_json_line", "This line is not a JSON object.")
+
+    for name in ("custom_id", "method", "url", "body"):
+        if line.get(name) is None:
+            raise refuse("missing_required_parameter", f"Missing required parameter: '{name}'.", name)
+    custom_id, body = line["custom_id"], line["body"]
+    if reason := _bad_custom_id(custom_id):
+        raise refuse("invalid_custom_id", reason, "custom_id")
+    if line["method"] != "POST":
+        raise refuse("invalid_method", "The method of a request must be POST.", "method")
+    if line["url"] != endpoint:
+        raise refuse("invalid_url", "The URL provided for this request does not match the batch endpoint.", "url")
+    if not isinstance(body, dict):
+        raise refuse("invalid_request", "The body of a request must be a JSON object.", "body")
+    if body.get("stream"):
+        raise refuse("streaming_unsupported", "Streaming is not supported in the Batch API.", "body.stream")
+    model = body.get("model") or default_model
+    if not model:
+        raise refuse("invalid_request", "Model parameter is required.", "body.model")
+    if not isinstance(model, str) or len(model) > 255 or not _storable(model):
+        raise refuse("invalid_request", "The model must be a string of at most 255 characters.", "body.model")
+    return Request(raw.number, raw.offset, len(raw.content), custom_id, model)
+
+
+def _strict_json(content: bytes) -> Any:
+    return json.loads(content.decode(), parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bad_custom_id(custom_id: Any) -> str | None:
+    if not isinstance(custom_id, str) or not custom_id:
+        return "The custom_id must be a string that is not empty."
+    if len(custom_id) > MAX_CUSTOM_ID_LENGTH:
+        return f"The custom_id is longer than {MAX_CUSTOM_ID_LENGTH} characters."
+    if not _storable(custom_id):
+        return "The custom_id holds a NUL or half a surrogate pair."
+    return None
+
+
+def _storable(text: str) -> bool:
+    """Databases keep neither NUL nor lone surrogates, both of which JSON can spell."""
+    return "\x00" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

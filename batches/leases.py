@@ -1,0 +1,86 @@
+"""Taking, keeping and losing the right to work: conditional UPDATEs by the database's clock, on any database."""
+
+import os
+import socket
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+from django.db import transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from batches.models import Batch, Lease, Line, LineState
+from batchserver.database import from_now
+
+LIFETIME = timedelta(seconds=30)
+RENEW_EVERY_S = 5.0
+
+
+def acquire(purpose: str) -> Lease:
+    """A new lease of this process, alive for LIFETIME unless renewed."""
+    pid = os.getpid()
+    # The expression becomes a value in the row; read it back only if somebody asks.
+    return Lease.objects.create(
+        purpose=purpose, host=_host(), pid=pid, started=_started(pid) or "", expires_at=from_now(LIFETIME)
+    )
+
+
+def renew(lease: Lease) -> bool:
+    """False: we were declared dead. Stop, drop what is in flight and write nothing more."""
+    return Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).update(expires_at=from_now(LIFETIME)) == 1
+
+
+def release(lease: Lease) -> None:
+    """Give up the lease and hand back what it still holds, uncharged."""
+    with transaction.atomic():
+        Line.objects.held_by(lease).update(state=LineState.PENDING, lease=None)
+        Batch.objects.filter(lease=lease).update(lease=None)
+        Lease.objects.filter(pk=lease.pk).delete()
+
+
+def reap() -> int:
+    """Hand back what dead leases hold; the number of dead leases. Any process, any time, safe to run twice.
+
+    Dead is who let the lease expire, or a process of this host that is gone. A lease far in the future was written
+    before the clock went back, and counts as expired too.
+    """
+    expired = Q(expires_at__lte=Now()) | Q(expires_at__gt=from_now(2 * LIFETIME))
+    dead = set(Lease.objects.filter(expired).values_list("pk", flat=True))
+    for lease in Lease.objects.filter(host=_host()).exclude(pk__in=dead):
+        if _is_gone(lease):
+            dead.add(lease.pk)
+    for token in dead:
+        with transaction.atomic():
+            lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
+            lines.update(state=LineState.PENDING, lease=None, lost_claims=F("lost_claims") + 1)
+            Batch.objects.filter(lease=token).update(lease=None)
+            Lease.objects.filter(pk=token).delete()
+    return len(dead)
+
+
+def _is_gone(lease: Lease) -> bool:
+    if not lease.started:
+        return False  # this system does not tell when a process started: wait for the lease to expire
+    return _started(lease.pid) != lease.started
+
+
+@cache
+def _host() -> str:
+    """Where process ids mean the same: this boot of this machine, and this container's own numbering."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> str | None:
+    """When the process started, in clock ticks since boot; with its id this names it for good. None: it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The 2nd field is the command in parentheses and may hold anything; the 3rd is the state, the 22nd the start time.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,66 @@
+"""What `/metrics` says of batches, read from the database at each scrape: no counters to lose or to add up."""
+
+from collections.abc import Iterator
+
+from django.db import DatabaseError
+from django.db.models import Count, Sum
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from batches.models import Backend, Batch, Status
+
+PREFIX = "ollama_batch_server"
+
+
+class BatchCollector(Collector):
+    def describe(self) -> list[Metric]:
+        return []  # registering must not query a database that may not be migrated yet
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            yield from self._collect()
+        except DatabaseError:
+            return  # /health reports it
+
+    def _collect(self) -> Iterator[Metric]:
+        counts = dict(Batch.objects.order_by().values_list("status").annotate(Count("pk")))
+        batches = GaugeMetricFamily(f"{PREFIX}_batches", "Batches by status.", labels=["status"])
+        for status in Status:
+            batches.add_metric([status], counts.get(status, 0))
+        yield batches
+
+        sums = Batch.objects.aggregate(
+            **{
+                name: Sum(name, default=0)
+                for name in ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens")
+            }
+        )
+        lines = CounterMetricFamily(f"{PREFIX}_lines", "Lines finished, by result.", labels=["result"])
+        for result in ("completed", "failed"):
+            lines.add_metric([result], sums[result])
+        yield lines
+        tokens = CounterMetricFamily(f"{PREFIX}_tokens", "Tokens of finished lines, by kind.", labels=["kind"])
+        for kind in ("input", "cached", "output"):
+            tokens.add_metric([kind], sums[f"{kind}_tokens"])
+        yield tokens
+
+        open_lines = Batch.objects.filter(status=Status.IN_PROGRESS).aggregate(
+            total=Sum("total", default=0), completed=Sum("completed", default=0), failed=Sum("failed", default=0)
+        )
+        yield GaugeMetricFamily(
+            f"{PREFIX}_lines_open",
+            "Lines of batches in progress that have no result yet.",
+            value=open_lines["total"] - open_lines["completed"] - open_lines["failed"],
+        )
+        up = GaugeMetricFamily(
+            f"{PREFIX}_backend_up", "1 if the backend takes lines, 0 if it is paused.", labels=["url"]
+        )
+        for backend in Backend.objects.all():
+            up.add_metric([backend.url], 0 if backend.is_paused else 1)
+        yield up
+
+
+def register() -> None:
+    """Called once, when Django has loaded the app."""
+    REGISTRY.register(BatchCollector())

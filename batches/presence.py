@@ -1,0 +1,87 @@
+"""Who is there: the backend's row, kept fresh by its worker, and the server's health as `/health` tells it."""
+
+import logging
+import socket
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from batches import backends
+from batches.models import Backend, Batch, Pulse, Status
+
+logger = logging.getLogger(__name__)
+
+TICK_MISSING_AFTER = timedelta(seconds=30)
+WORKER_MISSING_AFTER = timedelta(seconds=30)
+
+
+def own_backend() -> Backend:
+    """The row of the backend that this process is configured to use; made if it is the first to ask."""
+    backend, _ = Backend.objects.get_or_create(name=settings.BACKEND_NAME, defaults={"url": settings.BACKEND_URL})
+    return backend
+
+
+def report_backend() -> Backend:
+    """Ask the backend what it has, store it, and lift or set its pause accordingly. Takes a few seconds at most."""
+    try:
+        state = backends.probe()
+    except backends.Unreachable as error:
+        backend = own_backend()
+        if backend.pause_reason != str(error):
+            logger.warning("%s", error)
+            backend.pause(str(error))
+    else:
+        backend = own_backend()
+        backend.kind, backend.version = state.kind, state.version
+        backend.model_names, backend.loaded_names = state.models, state.loaded
+        backend.seen_at = timezone.now()
+        backend.save(update_fields=["kind", "version", "model_names", "loaded_names", "seen_at"])
+        if backend.is_paused:
+            backend.resume()
+            logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
+    backend.worker = socket.gethostname()
+    backend.worker_seen_at = timezone.now()
+    backend.save(update_fields=["worker", "worker_seen_at"])
+    return backend
+
+
+def missing_default_model(backend: Backend) -> str:
+    """What to type if the backend lacks MODEL_NAME; empty if it has it or is not known well enough to say."""
+    model = backends.resolve_alias(settings.MODEL_NAME)
+    if not backend.is_fresh or backends.has_model(backend.kind, backend.model_names, model):
+        return ""
+    return f"{backend.url} does not have the model {model}. {backends.missing_model_hint(backend.kind, model)}"
+
+
+def health() -> dict[str, Any]:
+    """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why."""
+    now = timezone.now()
+    tick = Pulse.objects.filter(pk="tick").first()
+    backends_seen = list(Backend.objects.filter(worker_seen_at__gt=now - WORKER_MISSING_AFTER))
+    reasons = []
+    status = "ok"
+    if tick is None or tick.at < now - TICK_MISSING_AFTER:
+        status = "failing"
+        reasons.append("The control worker has not ticked lately.")
+    elif not backends_seen:
+        status = "waiting"
+        reasons.append("No inference worker has reported lately.")
+    for backend in backends_seen:
+        if reason := backend.pause_reason or missing_default_model(backend):
+            status = "waiting" if status == "ok" else status
+            reasons.append(reason)
+    return {
+        "status": status,
+        "reason": " ".join(reasons) or None,
+        "backends": [
+            {"url": backend.url, "kind": backend.kind or None, "version": backend.version or None}
+            | {"models": backend.model_names, "paused": backend.pause_reason or None}
+            for backend in backends_seen
+        ],
+        "batches": {
+            name: Batch.objects.filter(status=name).count()
+            for name in (Status.VALIDATING, Status.IN_PROGRESS, Status.FINALIZING, Status.CANCELLING)
+        },
+    }

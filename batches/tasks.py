@@ -1,0 +1,132 @@
+"""The flow of a batch, as messages. Each is safe to lose, to double and to be late: the database says what is due.
+
+create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
+                                                   ^ tick: reaps the dead, closes what is over, wakes what is stuck
+"""
+
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from celery import shared_task
+from django.db.models import Q
+from django.utils import timezone
+from kombu.exceptions import OperationalError
+
+from batches import executor, intake, leases, lifecycle, output, presence
+from batches.models import FINAL, Backend, Batch, Pulse, Status
+from files_api import retention
+
+logger = logging.getLogger(__name__)
+
+# Set in a worker's main process by the order to shut down, read in its pool's children.
+shutdown = multiprocessing.Value("b", 0, lock=False)
+
+TICK_AT_MOST_EVERY = timedelta(seconds=1)
+NUDGE_AGAIN_AFTER = timedelta(seconds=10)
+WAKE_AGAIN_AFTER = timedelta(seconds=5)
+
+
+def wake(task: Any, *args: str) -> None:
+    """Send a message. One that cannot be sent is not an error: the next tick sees what is due."""
+    try:
+        task.apply_async(args=args)
+    except (OperationalError, OSError) as error:
+        logger.warning("the broker does not answer: %s", error)
+
+
+def wake_control(batch_id: str) -> None:
+    """Ask the control worker for the step that this batch's status calls for, if any."""
+    status, tidied_at = Batch.objects.values_list("status", "tidied_at").get(pk=batch_id)
+    if status == Status.VALIDATING:
+        wake(validate, batch_id)
+    elif status in (Status.FINALIZING, Status.CANCELLING):
+        wake(finalize, batch_id)
+    elif status in FINAL and tidied_at is None:
+        wake(tidy, batch_id)
+
+
+@shared_task(queue="control")
+def validate(batch_id: str) -> None:
+    intake.validate(batch_id)
+    wake_control(batch_id)
+    if executor.has_work():
+        wake(drive)
+
+
+@shared_task(queue="inference")
+def drive() -> None:
+    backend = presence.own_backend()
+    if not backend.kind or not backend.is_fresh:
+        backend = presence.report_backend()
+    if backend.is_paused or not backend.kind:
+        return  # the backend's worker lifts the pause once it answers, and the next tick wakes a drive
+    parent = os.getppid()
+
+    def should_stop() -> bool:
+        # A worker that was killed with -9 leaves its busy child behind: it must not go on beside the next worker.
+        return bool(shutdown.value) or os.getppid() != parent
+
+    def on_closed(batch_ids: list[str]) -> None:
+        for batch_id in batch_ids:
+            wake(finalize, batch_id)
+
+    executor.Drive(backend, should_stop=should_stop, on_closed=on_closed).run()
+
+
+@shared_task(queue="control")
+def finalize(batch_id: str) -> None:
+    output.finalize(batch_id, breathe=tick_between())
+    wake_control(batch_id)
+
+
+@shared_task(queue="control")
+def tidy(batch_id: str) -> None:
+    output.tidy(batch_id, breathe=tick_between())
+
+
+@shared_task(queue="control")
+def tick() -> None:
+    """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time."""
+    if not Pulse.due("tick", TICK_AT_MOST_EVERY):
+        return
+    if dead := leases.reap():
+        logger.warning("took back the work of %s dead processes", dead)
+    lifecycle.close_finished()
+    retention.sweep()
+    _nudge_control()
+    _wake_drive()
+
+
+def tick_between() -> Callable[[], None]:
+    """For steps that take long: call it often, and it ticks when a tick is due."""
+    last = time.monotonic()
+
+    def breathe() -> None:
+        nonlocal last
+        if time.monotonic() > last + TICK_AT_MOST_EVERY.total_seconds():
+            tick()
+            last = time.monotonic()
+
+    return breathe
+
+
+def _nudge_control() -> None:
+    waiting = Batch.objects.all().waiting_for_control()
+    long_ago = Q(nudged_at=None) | Q(nudged_at__lte=timezone.now() - NUDGE_AGAIN_AFTER)
+    for batch_id in waiting.filter(long_ago).order_by("created_at").values_list("pk", flat=True)[:100]:
+        # One message for each stuck batch in a while, however many ticks see it, or messages would multiply.
+        if Batch.objects.filter(long_ago, pk=batch_id).update(nudged_at=timezone.now()):
+            wake_control(batch_id)
+
+
+def _wake_drive() -> None:
+    backends = list(Backend.objects.all())
+    if backends and all(backend.is_paused for backend in backends):
+        return
+    if executor.is_idle() and executor.has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
+        wake(drive)

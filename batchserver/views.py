@@ -1,0 +1,26 @@
+"""`/health` and `/`."""
+
+from typing import Any
+
+from django.db import DatabaseError
+from django.http import HttpRequest, JsonResponse
+from django.shortcuts import redirect
+from django.views.decorators.http import require_safe
+
+from batches import presence
+
+
+@require_safe
+def health(request: HttpRequest) -> JsonResponse:
+    """200 while the server does its work, waiting for its model server included; 503 with the reason if it does not."""
+    body: dict[str, Any] = {"service": "ollama-batch-server"}
+    try:
+        body |= presence.health()
+    except DatabaseError:
+        body |= {"status": "failing", "reason": "The database does not answer."}
+    return JsonResponse(body, status=503 if body["status"] == "failing" else 200)
+
+
+@require_safe
+def home(request: HttpRequest) -> Any:
+    return redirect("/admin/")

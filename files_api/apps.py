@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class FilesApiConfig(AppConfig):
+    name = "files_api"
+    verbose_name = "Files"

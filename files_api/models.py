@@ -1,0 +1,102 @@
+"""File: bytes with an id. Knows nothing of batches; whoever still needs the bytes takes a hold on them."""
+
+from typing import ClassVar
+
+from django.db import models, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from batchserver import ids
+
+PURPOSES = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+NOT_DOWNLOADABLE = ["assistants", "user_data"]
+
+
+class FileQuerySet(models.QuerySet["File"]):
+    def visible(self) -> "FileQuerySet":
+        """Neither deleted nor expired: what the API shows."""
+        return self.filter(deleted_at=None).exclude(expires_at__lte=timezone.now())
+
+    def discardable(self) -> "FileQuerySet":
+        """Hidden, with bytes that nobody holds."""
+        hidden = Q(deleted_at__isnull=False) | Q(expires_at__lte=timezone.now())
+        return self.filter(hidden, holds=None).exclude(content="")
+
+    def hold(self, file_id: str, holder: str) -> bool:
+        """Keep a visible file's bytes until `release(holder)`, even if it is deleted meanwhile. False: no such file.
+
+        Call it inside a transaction. Safe to run twice.
+        """
+        file = self.visible().select_for_update().filter(pk=file_id).first()
+        if file is None:
+            return False
+        FileHold.objects.get_or_create(file=file, holder=holder)
+        return True
+
+    def held(self, file_id: str, holder: str) -> "File | None":
+        """The file that `holder` holds, hidden or not."""
+        return self.filter(pk=file_id, holds__holder=holder).first()
+
+
+def stored_name(file: "File", filename: str) -> str:
+    """Where a file's bytes live below the storage's root: made from its id, never from the client's name.
+
+    `filename` is what our own code gives to `content.save`: empty, or a suffix that tells two writers apart.
+    """
+    return f"{file.pk[5:7]}/{file.pk}{filename}"
+
+
+class File(models.Model):
+    """A stored file. Deleting or expiring hides it at once; its bytes go when the last hold is released."""
+
+    id = models.CharField(primary_key=True, max_length=64, default=ids.new_file_id, editable=False)
+    filename = models.CharField(max_length=255, help_text="As the client named it; shown, never used as a path.")
+    purpose = models.CharField(max_length=32)
+    bytes = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64)
+    content = models.FileField(upload_to=stored_name, max_length=255)
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+
+    objects = FileQuerySet.as_manager()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["created_at", "id"], name="file_newest")]
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def is_visible(self) -> bool:
+        return self.deleted_at is None and (self.expires_at is None or self.expires_at > timezone.now())
+
+    def hide(self) -> None:
+        """Delete the file as far as the API is concerned, and its bytes unless somebody holds them."""
+        File.objects.filter(pk=self.pk, deleted_at=None).update(deleted_at=timezone.now())
+        self.discard()
+
+    def discard(self) -> bool:
+        """Remove the bytes of a hidden file that nobody holds; False if somebody does. Safe to run twice."""
+        with transaction.atomic():
+            # The lock keeps a batch that is being created from taking a hold between our look and the removal.
+            file = File.objects.select_for_update().filter(pk=self.pk).discardable().first()
+            if file is None:
+                return False
+            file.content.delete(save=False)
+            File.objects.filter(pk=self.pk).update(content="")
+        return True
+
+
+class FileHold(models.Model):
+    """Somebody (a batch's id, say) still needs a file's bytes."""
+
+    file = models.ForeignKey(File, on_delete=models.CASCADE, related_name="holds")
+    holder = models.CharField(max_length=64, db_index=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["file", "holder"], name="one_hold_each")]
+
+    def __str__(self) -> str:
+        return f"{self.file_id} held by {self.holder}"

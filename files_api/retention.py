@@ -1,0 +1,35 @@
+"""Removing bytes that nobody can reach or needs any more. Every function is safe to run twice, in any process."""
+
+import logging
+import time
+from contextlib import suppress
+
+from django.conf import settings
+
+from files_api.models import File, FileHold
+
+logger = logging.getLogger(__name__)
+
+# No upload takes a day: what is older was left by a process that was killed.
+LEFTOVER_AGE_S = 24 * 3600
+
+
+def release(holder: str) -> None:
+    """Drop all holds of `holder`, and the bytes of the files that were only waiting for that."""
+    held = list(File.objects.filter(holds__holder=holder))
+    FileHold.objects.filter(holder=holder).delete()
+    for file in held:
+        if not file.is_visible:
+            file.discard()
+
+
+def sweep(most: int = 100) -> None:
+    """Remove the bytes of up to `most` hidden files, and temporary files left by killed processes."""
+    for file in File.objects.all().discardable()[:most]:
+        if file.discard():
+            logger.info("%s: bytes removed", file.pk)
+    for path in settings.UPLOAD_DIR.iterdir():
+        # Gone already: its upload just finished, or another sweep was faster.
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
+                path.unlink()

