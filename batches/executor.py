@@ -64,7 +64,6 @@ class Drive:
         self.answered: list[Call] = []
         self.inputs = InputFiles()
         self.claim_size = WINDOW
-        self.exhausted = False
         self.paused = False
         self.stops_at: float | None = None
         self.looked_at = self.renewed_at = self.stored_at = time.monotonic()
@@ -89,12 +88,13 @@ class Drive:
             self._claim()
             self._send()
             if not self.calls.in_flight and not self.answered:
-                return
+                break
             self.answered += self.calls.wait(self._patience_s())
             # The backend gets its next call before the database gets this one's answer.
             self._send()
             if self._group_is_due():
                 self._store()
+        self._close_finished_batches()
 
     def _patience_s(self) -> float:
         next_look = self.looked_at + LOOK_EVERY_S
@@ -110,14 +110,17 @@ class Drive:
                 raise LeaseLost
             self.renewed_at = time.monotonic()
         self.paused = Backend.objects.filter(pk=self.backend.pk, paused_at__isnull=False).exists()
+        self._close_finished_batches()
         self._drop_stopped_batches()
         if self.should_stop():
             self._stop()
 
-    def _drop_stopped_batches(self) -> None:
-        """Cut the calls of batches that were cancelled or ran out of time; `output` settles their lines."""
+    def _close_finished_batches(self) -> None:
         if closed := lifecycle.close_finished():
             self.on_closed(closed)
+
+    def _drop_stopped_batches(self) -> None:
+        """Cut the calls of batches that were cancelled or ran out of time; `output` settles their lines."""
         held = {line.batch_id for line in [*self.ready, *(call.key for call in self.calls.in_flight)]}
         running = set(Batch.objects.all().in_progress().filter(pk__in=held).values_list("pk", flat=True))
         if held <= running:
@@ -142,7 +145,6 @@ class Drive:
         if self.paused or self.stops_at is not None or len(self.ready) * 2 > self.claim_size:
             return
         lines = retrying(lambda: claim(self.lease, self.claim_size))
-        self.exhausted = len(lines) < self.claim_size
         self.ready.extend(lines)
 
     # Send
@@ -180,8 +182,6 @@ class Drive:
         for call in group:
             if call.reply is not None and call.reply.verdict in (Verdict.UNREACHABLE, Verdict.MISCONFIGURED):
                 self._pause(call.reply)
-        if self.exhausted and (closed := lifecycle.close_finished()):
-            self.on_closed(closed)
 
     def _pause(self, reply: Reply) -> None:
         self.paused = True

@@ -16,7 +16,7 @@ from batches.models import OPEN, Batch, Lease, Line, LineState, Status
 from batchserver import ids
 from batchserver.errors import line_error
 from files_api import retention
-from files_api.models import File, stored_name
+from files_api.models import RESULTS, File, stored_name
 from files_api.storage import temporary_file
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class _Finalizer:
         file = File(
             id=ids.derived_file_id(self.batch.pk, name),
             filename=f"{self.batch.pk}_{name}.jsonl",
-            purpose="batch_output",
+            purpose=RESULTS,
             created_at=now,
             expires_at=now + self.batch.output_lifetime if self.batch.output_lifetime else None,
         )

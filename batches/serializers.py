@@ -68,14 +68,9 @@ class MetadataField(serializers.Field[dict[str, str], Any, Any, Any]):
             if not isinstance(value, str):
                 raise errors.invalid_type(f"metadata.{key}", "a string", value)
             if len(value) > self.LONGEST_VALUE:
-                raise ApiError(
-                    f"Invalid 'metadata.{key}': string too long. Expected a string with maximum length 512, but got a "
-                    f"string with length {len(value)} instead.",
-                    param=f"metadata.{key}",
-                    code="string_above_max_length",
-                )
-        if "\x00" in "".join([*data, *data.values()]):
-            raise ApiError("Invalid 'metadata': it holds a NUL character.", param="metadata", code="invalid_value")
+                raise errors.too_long(f"metadata.{key}", value, self.LONGEST_VALUE)
+            if "\x00" in key + value:
+                raise errors.holds_nul("metadata")
         return data
 
     def to_representation(self, value: dict[str, str]) -> dict[str, str]:
@@ -85,7 +80,7 @@ class MetadataField(serializers.Field[dict[str, str], Any, Any, Any]):
 class BatchCreateSerializer(serializers.Serializer[Batch]):
     """POST /v1/batches. Whether the input file exists and is good shows at validation, as with OpenAI."""
 
-    input_file_id = TextField()
+    input_file_id = TextField(max_length=64)
     endpoint = TextField(supported=ENDPOINTS)
     completion_window = CompletionWindowField()
     metadata = MetadataField(required=False, allow_null=True)

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from celery import shared_task
 from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from batches import executor, intake, leases, lifecycle, output, presence
 from batches.models import FINAL, Backend, Batch, Pulse, Status
+from batchserver.celery import app
 from files_api import retention
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def wake_control(batch_id: str) -> None:
         wake(tidy, batch_id)
 
 
-@shared_task(queue="control")
+@app.task
 def validate(batch_id: str) -> None:
     intake.validate(batch_id)
     wake_control(batch_id)
@@ -58,7 +58,7 @@ def validate(batch_id: str) -> None:
         wake(drive)
 
 
-@shared_task(queue="inference")
+@app.task
 def drive() -> None:
     backend = presence.own_backend()
     if not backend.kind or not backend.is_fresh:
@@ -78,18 +78,18 @@ def drive() -> None:
     executor.Drive(backend, should_stop=should_stop, on_closed=on_closed).run()
 
 
-@shared_task(queue="control")
+@app.task
 def finalize(batch_id: str) -> None:
     output.finalize(batch_id, breathe=tick_between())
     wake_control(batch_id)
 
 
-@shared_task(queue="control")
+@app.task
 def tidy(batch_id: str) -> None:
     output.tidy(batch_id, breathe=tick_between())
 
 
-@shared_task(queue="control")
+@app.task
 def tick() -> None:
     """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time."""
     if not Pulse.due("tick", TICK_AT_MOST_EVERY):

@@ -21,7 +21,7 @@ class BatchPagination(CursorPagination):
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
     serializer_class = BatchSerializer
     pagination_class = BatchPagination
-    lookup_value_regex = "[^/]+"
+    lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> BatchQuerySet:
         return Batch.objects.all()

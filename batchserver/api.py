@@ -107,7 +107,8 @@ class CursorPagination(BasePagination):
     def _beyond(self, queryset: QuerySet[Any], after: str, newest_first: bool) -> Q:
         # Looked up among all rows: a cursor stays good while the file it names is deleted between two pages.
         model: type[Model] = queryset.model
-        created_at = model._default_manager.filter(pk=after).values_list("created_at", flat=True).first()
+        known = model._default_manager.filter(pk=after) if "\x00" not in after else queryset.none()
+        created_at = known.values_list("created_at", flat=True).first()
         if created_at is None:
             raise ApiError(f"Invalid 'after': no object with id '{after}'.", param="after", code="invalid_value")
         way = "lt" if newest_first else "gt"

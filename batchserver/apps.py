@@ -6,5 +6,4 @@ class BatchServerConfig(AppConfig):
     verbose_name = "Server"
 
     def ready(self) -> None:
-        # Both register themselves: the system checks, and the Celery app that every process publishes with.
-        from batchserver import celery, checks  # noqa: F401
+        from batchserver import checks  # noqa: F401  (registers itself)

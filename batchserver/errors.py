@@ -66,6 +66,19 @@ def not_an_integer(param: str, text: str) -> ApiError:
     return ApiError(f"Invalid '{param}': expected an integer, but got '{text}'.", param=param, code="invalid_type")
 
 
+def too_long(param: str, text: str, most: int) -> ApiError:
+    message = (
+        f"Invalid '{param}': string too long. Expected a string with maximum length {most}, but got a string with "
+        f"length {len(text)} instead."
+    )
+    return ApiError(message, param=param, code="string_above_max_length")
+
+
+def holds_nul(param: str) -> ApiError:
+    """JSON can spell NUL and Postgres cannot keep it."""
+    return ApiError(f"Invalid '{param}': it holds a NUL character.", param=param, code="invalid_value")
+
+
 def out_of_range(param: str, value: int, *, least: int, most: int) -> ApiError | None:
     """The refusal of an integer outside `least`..`most`; None if it is inside."""
     if value > most:

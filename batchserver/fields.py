@@ -13,9 +13,10 @@ LEAST_EXPIRY_S, MOST_EXPIRY_S = 3600, 2_592_000
 class TextField(serializers.Field[str, Any, str, Any]):
     """A JSON string; DRF's own CharField would take a number for one."""
 
-    def __init__(self, *, supported: list[str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *, supported: list[str] | None = None, max_length: int = 255, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supported = supported
+        self.max_length = max_length
 
     def to_internal_value(self, data: Any) -> str:
         name = str(self.field_name)
@@ -23,6 +24,10 @@ class TextField(serializers.Field[str, Any, str, Any]):
             raise errors.invalid_type(name, "a string", data)
         if self.supported is not None and data not in self.supported:
             raise errors.invalid_value(name, data, self.supported)
+        if len(data) > self.max_length:
+            raise errors.too_long(name, data, self.max_length)
+        if "\x00" in data:
+            raise errors.holds_nul(name)
         return data
 
     def to_representation(self, value: str) -> str:

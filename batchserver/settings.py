@@ -4,6 +4,7 @@ A value that cannot be used raises ImproperlyConfigured naming the variable, the
 """
 
 import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -263,6 +264,7 @@ CELERY_TASK_ACKS_LATE = False
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_DEFAULT_QUEUE = "control"
+CELERY_TASK_ROUTES = {"batches.tasks.drive": {"queue": "inference"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # A prefetched message would wait behind a busy drive while another worker idles.
 CELERY_WORKER_DISABLE_PREFETCH = True
@@ -301,12 +303,19 @@ TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
 
+
+def _is_bug(record: logging.LogRecord) -> bool:
+    return getattr(record, "status_code", 500) == 500
+
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
         "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S"}
     },
+    # A 503 or 507 is an answer that we chose; only a 500 is a bug.
+    "filters": {"bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
@@ -315,7 +324,7 @@ LOGGING = {
         "files_api": {"level": "INFO"},
         # Django mails admins and prints every 4xx by default; a 4xx is the client's news, not ours.
         "django": {"handlers": [], "level": "WARNING"},
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "ERROR", "filters": ["bugs"]},
         # A worker that stops hands its unread messages back; the tick would repair their loss anyway.
         "kombu.transport.virtual.base": {"level": "ERROR"},
         "django.security.DisallowedHost": {"handlers": [], "level": "CRITICAL"},

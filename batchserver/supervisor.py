@@ -1,4 +1,4 @@
-"""Keeps the processes of one server alive: started in order, restarted with backoff, stopped in reverse order.
+"""Keeps the processes of one server alive: started in order, restarted with backoff, stopped in order.
 
 Nothing here knows Django. What a process does is its command's affair.
 """
@@ -26,11 +26,15 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass
 class Child:
-    """A process to keep alive. `grace_s` is how long it may take to stop; `ready` is asked before the next starts."""
+    """A process to keep alive. `ready` is asked before the next one starts; `grace_s` is how long it may take to stop.
+
+    `serves_others` is stopped last: the other processes want it while they finish.
+    """
 
     name: str
     command: list[str]
     grace_s: float = 10.0
+    serves_others: bool = False
     ready: Callable[[], bool] = lambda: True
     environment: dict[str, str] = field(default_factory=dict)
     directory: Path | None = None
@@ -103,17 +107,20 @@ class Supervisor:
             time.sleep(LOOK_EVERY_S)
 
     def stop(self) -> None:
-        """Stop all in reverse order, each with its grace; at once after a second signal. Safe to call at any time."""
-        for child in reversed(self.children):
-            child.signal(signal.SIGTERM)
-            ends_at = time.monotonic() + child.grace_s
-            while child.is_alive and time.monotonic() < ends_at and self.stop_signals < 2:
-                time.sleep(0.02)
-            if child.is_alive:
-                logger.warning("%s did not stop in time and is killed", child.name)
-                _kill_group(child)
-            if child.process is not None:
-                child.process.wait()
+        """Stop all, each with its grace; at once after a second signal. Safe to call at any time."""
+        for serves_others in (False, True):
+            children = [child for child in self.children if child.serves_others is serves_others]
+            for child in children:
+                child.signal(signal.SIGTERM)
+            asked_at = time.monotonic()
+            for child in children:
+                while child.is_alive and time.monotonic() < asked_at + child.grace_s and self.stop_signals < 2:
+                    time.sleep(0.02)
+                if child.is_alive:
+                    logger.warning("%s did not stop in time and is killed", child.name)
+                    _kill_group(child)
+                if child.process is not None:
+                    child.process.wait()
 
     def _look_after(self, child: Child) -> None:
         if child.is_alive:

@@ -3,7 +3,9 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from django.conf import settings
@@ -14,12 +16,19 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-class ChunkedBodies:
-    """Give a chunked request the Content-Length that Django insists on.
+# How long the rest of a refused upload is read and thrown away.
+DRAIN_S = 30.0
+
+
+class StreamedBodies:
+    """Give a chunked request the Content-Length that Django insists on, and read a refused one to its end.
 
     Django reads CONTENT_LENGTH bytes and takes a missing one for 0, so an upload by `Transfer-Encoding: chunked` (as
     Node's streams send it) would arrive empty. Where the server ends the input itself (`wsgi.input_terminated`), a form
     is given a length beyond any file and read to its real end; anything else is small, and read here to be counted.
+
+    A client that is still sending when it is refused would see a broken connection in place of the reason: what is left
+    of the body is read first, for a while.
     """
 
     def __init__(self, app: WsgiApp) -> None:
@@ -35,7 +44,18 @@ class ChunkedBodies:
                 body = environ["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
                 environ["wsgi.input"] = io.BytesIO(body)
                 environ["CONTENT_LENGTH"] = str(len(body))
-        return self.app(environ, start_response)
+        response = self.app(environ, start_response)
+        if environ.get("wsgi.input_terminated"):
+            _drain(environ["wsgi.input"])
+        return response
 
 
-application = ChunkedBodies(get_wsgi_application())
+def _drain(stream: Any) -> None:
+    ends_at = time.monotonic() + DRAIN_S
+    # The client may be gone, or send what is no body.
+    with suppress(OSError, ValueError):
+        while stream.read(2**18) and time.monotonic() < ends_at:
+            pass
+
+
+application = StreamedBodies(get_wsgi_application())

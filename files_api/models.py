@@ -9,6 +9,7 @@ from django.utils import timezone
 from batchserver import ids
 
 PURPOSES = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+RESULTS = "batch_output"  # made by us, never uploaded
 NOT_DOWNLOADABLE = ["assistants", "user_data"]
 
 

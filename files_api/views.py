@@ -13,7 +13,7 @@ from rest_framework.response import Response
 from batchserver import errors
 from batchserver.api import CursorPagination
 from batchserver.errors import ApiError
-from files_api.models import NOT_DOWNLOADABLE, File, FileQuerySet
+from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet
 from files_api.serializers import FileSerializer, FileUploadSerializer
 
 MULTIPART_OVERHEAD_BYTES = 2**16
@@ -29,7 +29,7 @@ class FileViewSet(viewsets.GenericViewSet[File]):
     serializer_class = FileSerializer
     parser_classes = (MultiPartParser,)
     pagination_class = FilePagination
-    lookup_value_regex = "[^/]+"
+    lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> FileQuerySet:
         return File.objects.all().visible()
@@ -53,7 +53,7 @@ class FileViewSet(viewsets.GenericViewSet[File]):
     def list(self, request: Request) -> Response:
         files = self.get_queryset()
         if purpose := request.query_params.get("purpose"):
-            files = files.filter(purpose=purpose)
+            files = files.filter(purpose=purpose) if purpose in [*PURPOSES, RESULTS] else files.none()
         page = self.paginate_queryset(files)
         return self.get_paginated_response([FileSerializer(file).data for file in page or []])
 

@@ -54,8 +54,8 @@ class Ollama(BackendKind):
         sent = super().prepare(endpoint, body, model)
         # Not in openai.go ChatCompletionRequest: it would be ignored, and the answer be unbounded.
         limit = sent.pop("max_completion_tokens", None)
-        if limit is not None:
-            sent.setdefault("max_tokens", limit)
+        if sent.get("max_tokens") is None and limit is not None:
+            sent["max_tokens"] = limit
         return sent
 
     def incomplete(self, endpoint: str, body: JSON) -> str:

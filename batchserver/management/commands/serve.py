@@ -15,7 +15,7 @@ from batchserver import embedded_backend, first_start
 from batchserver.supervisor import Child, NotReady, Supervisor
 
 WEB_THREADS = 16
-PORT_WAIT_S = 20.0
+PORT_WAIT_S = 10.0
 
 
 class Command(BaseCommand):
@@ -76,7 +76,7 @@ class Command(BaseCommand):
         children = []
         if settings.EMBEDDED_BROKER:
             children.append(
-                Child("broker", _broker_command(), ready=_broker_answers, log=logs / "broker.log", grace_s=5.0)
+                Child("broker", _broker_command(), ready=_broker_answers, log=logs / "broker.log", serves_others=True)
             )
         if settings.EMBEDDED_BACKEND:
             module = [python, "-m", "batchserver.embedded_backend"]
@@ -85,6 +85,7 @@ class Command(BaseCommand):
                     "embedded backend",
                     [*module, str(settings.EMBEDDED_BACKEND_PORT), settings.EMBEDDED_BACKEND_MODEL],
                     ready=_backend_answers,
+                    serves_others=True,
                     log=logs / "embedded-backend.log",
                 )
             )

@@ -1,0 +1,158 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from rest_framework.test import APIClient
+
+from batches import executor, intake, lifecycle, output, presence
+from batches.models import Batch, Status
+from tests.fake_backend import FakeBackend
+from tests.stack import Stack
+
+CHAT = "/v1/chat/completions"
+Content = bytes | list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _files_of_its_own(tmp_path: Path, settings: Any) -> None:
+    """Each test stores its files in a directory of its own."""
+    incoming = tmp_path / "files" / ".incoming"
+    incoming.mkdir(parents=True)
+    settings.FILES_DIR, settings.UPLOAD_DIR = tmp_path / "files", incoming
+    settings.FILE_UPLOAD_TEMP_DIR = str(incoming)
+    settings.STORAGES = settings.STORAGES | {
+        "default": settings.STORAGES["default"] | {"OPTIONS": {"location": str(tmp_path / "files")}}
+    }
+
+
+@pytest.fixture
+def api(db: None) -> APIClient:
+    """HTTP to the views, without a server process."""
+    return APIClient(raise_request_exception=False)
+
+
+@pytest.fixture
+def backend(settings: Any) -> Iterator[FakeBackend]:
+    """A fake model server that the product is configured to use."""
+    with FakeBackend() as fake:
+        settings.BACKEND_URL = fake.url
+        settings.BACKEND_NAME = fake.url
+        yield fake
+
+
+def line(custom_id: str, *, url: str = CHAT, **changes: Any) -> dict[str, Any]:
+    """A good request whose text is its custom_id; `changes` replace members of the line, `body=` of its body."""
+    body: dict[str, Any] = {"model": "gemma3:12b", "max_tokens": 8}
+    if url == CHAT:
+        body["messages"] = [{"role": "user", "content": custom_id}]
+    else:
+        body["prompt" if url == "/v1/completions" else "input"] = custom_id
+    body |= changes.pop("body", {})
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": body} | changes
+
+
+def jsonl(lines: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+@pytest.fixture
+def upload(api: APIClient) -> Callable[..., dict[str, Any]]:
+    """Upload lines (dicts, or the file's bytes) and give the file object."""
+
+    def upload(
+        content: bytes | list[dict[str, Any]], *, name: str = "in.jsonl", purpose: str = "batch"
+    ) -> dict[str, Any]:
+        raw = content if isinstance(content, bytes) else jsonl(content)
+        answer = api.post("/v1/files", {"purpose": purpose, "file": SimpleUploadedFile(name, raw)})
+        assert answer.status_code == 200, answer.content
+        body: dict[str, Any] = answer.json()
+        return body
+
+    return upload
+
+
+@pytest.fixture
+def create(api: APIClient, upload: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Upload lines and create a batch of them; gives the batch object, `validating`."""
+
+    def create(content: Content, *, endpoint: str = CHAT, **fields: Any) -> dict[str, Any]:
+        request = {"input_file_id": upload(content)["id"], "endpoint": endpoint, "completion_window": "24h"} | fields
+        answer = api.post("/v1/batches", request, format="json")
+        assert answer.status_code == 200, answer.content
+        body: dict[str, Any] = answer.json()
+        return body
+
+    return create
+
+
+class Work:
+    """What the workers do, done here step by step and without a broker."""
+
+    def __init__(self, api: APIClient) -> None:
+        self.api = api
+
+    def validate(self, batch_id: str) -> None:
+        while intake.validate(batch_id):
+            pass
+
+    def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
+        """Send what can be sent; the ids of the batches that were closed by it."""
+        closed: list[str] = []
+        executor.Drive(presence.report_backend(), should_stop=should_stop, on_closed=closed.extend).run()
+        return closed
+
+    def finalize(self, batch_id: str) -> None:
+        output.finalize(batch_id, breathe=lambda: None)
+        output.tidy(batch_id, breathe=lambda: None)
+
+    def run(self, batch_id: str) -> dict[str, Any]:
+        """From validating to the end; the batch object then."""
+        self.validate(batch_id)
+        for _ in range(50):
+            if Batch.objects.get(pk=batch_id).status != Status.IN_PROGRESS:
+                break
+            Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # a backoff is over at once
+            self.drive()
+            lifecycle.close_finished()
+        self.finalize(batch_id)
+        return self.batch(batch_id)
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        body: dict[str, Any] = self.api.get(f"/v1/batches/{batch_id}").json()
+        return body
+
+    def content(self, file_id: str | None) -> list[dict[str, Any]]:
+        """The lines of a result file; none for no file."""
+        if file_id is None:
+            return []
+        answer = self.api.get(f"/v1/files/{file_id}/content")
+        assert answer.status_code == 200
+        return [json.loads(each) for each in answer.getvalue().splitlines()]
+
+
+@pytest.fixture
+def work(transactional_db: None, api: APIClient) -> Work:
+    return Work(api)
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Start whole servers, real processes with state of their own, and stop them afterwards."""
+    started: list[Stack] = []
+
+    def start(**environment: str) -> Stack:
+        server = Stack(tmp_path / f"data{len(started)}", environment)
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def custom_ids(lines: list[dict[str, Any]]) -> list[str]:
+    return [each["custom_id"] for each in lines]

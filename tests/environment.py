@@ -1,0 +1,28 @@
+"""Loaded before Django: tests have a state directory of their own and see nothing of the developer's environment."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+SCRUBBED = """
+    ALLOWED_HOSTS BACKEND_API_KEY BACKEND_URL BEHIND_TLS CELERY_BROKER_URL CSRF_TRUSTED_ORIGINS EMBEDDED_BACKEND_PORT
+    HOST LINE_MAX_ATTEMPTS LINE_TIMEOUT_S MAX_BATCH_LINES MAX_CONCURRENT_BATCHES MAX_FILE_BYTES MAX_LINE_BYTES
+    MAX_REPLY_BYTES MODEL_ALIASES MODEL_NAME OLLAMA_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL PORT SECRET_KEY
+    SHUTDOWN_GRACE_S http_proxy https_proxy HTTP_PROXY HTTPS_PROXY
+"""
+
+for name in SCRUBBED.split():
+    os.environ.pop(name, None)
+
+STATE = Path(tempfile.mkdtemp(prefix="batch-tests-"))
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)
+
+os.environ["ENV_FILE"] = os.devnull
+os.environ["DATA_DIR"] = str(STATE)
+# In-process tests look at rows; messages go to a broker inside the process that nobody reads. The tests of whole
+# servers (tests/stack.py) have the real one.
+os.environ["CELERY_BROKER_URL"] = "memory://"
+# Port 9 is `discard`: no test finds a model server there by accident.
+os.environ["OLLAMA_BASE_URL"] = "http://127.0.0.1:9"

@@ -1,0 +1,257 @@
+"""One fake model server, at the socket: it answers like Ollama, or does to a request what a test asked for.
+
+A request is known by the text of its last message (or prompt, or input), which tests set to the line's custom_id.
+"""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections import defaultdict, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "gemma3:12b"
+
+
+@dataclass
+class Action:
+    """What to do to one request. `status` and `body` are sent after `delay_s`; the other fields are faults."""
+
+    status: int = 200
+    body: Any = None  # None: a good answer; bytes are sent as they are
+    delay_s: float = 0.0
+    hang: bool = False  # take the request, never answer
+    reset: bool = False  # break the connection instead of answering
+    drip_s: float = 0.0  # send the answer byte by byte, with this pause
+    cut_after: int | None = None  # promise the whole answer, send so many bytes, close
+
+
+@dataclass
+class Seen:
+    """A request that arrived; `answered` once the reply was sent whole."""
+
+    key: str
+    path: str
+    body: dict[str, Any]
+    headers: dict[str, str]
+    at: float = field(default_factory=time.monotonic)
+    answered: bool = False
+    gone: bool = False  # the client went away before the answer
+
+
+def error_body(message: str, kind: str = "api_error") -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
+class FakeBackend:
+    """Use as a context manager; `url` is where it listens."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.models = [MODEL]
+        self.delay_s = 0.0
+        self.seen: list[Seen] = []
+        self._actions: dict[str, deque[Action]] = defaultdict(deque)
+        self._always: dict[str, Action] = {}
+        self._lock = threading.Lock()
+        self._release = threading.Event()
+        self._port = port
+        self._server: ThreadingHTTPServer | None = None
+
+    def __enter__(self) -> "FakeBackend":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        backend = self
+
+        class Handler(_Handler):
+            fake = backend
+
+        self._release.clear()
+        self._server = _Server(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Close the listener and every connection, as a killed server does."""
+        if self._server is not None:
+            self._release.set()
+            self._server.shutdown()
+            self._server.server_close()
+            self._server.close_connections()
+            self._server = None
+
+    def on(self, key: str, *actions: Action) -> None:
+        """Do these to the next requests of `key`, one each; then answer well again."""
+        with self._lock:
+            self._actions[key].extend(actions)
+
+    def always(self, key: str, action: Action) -> None:
+        self._always[key] = action
+
+    def arrived(self, *, answered: bool | None = None) -> list[str]:
+        """The keys of the requests that arrived, in order."""
+        with self._lock:
+            return [seen.key for seen in self.seen if answered is None or seen.answered is answered]
+
+    def take(self, seen: Seen) -> Action:
+        with self._lock:
+            self.seen.append(seen)
+            if self._actions[seen.key]:
+                return self._actions[seen.key].popleft()
+        return self._always.get(seen.key, Action(delay_s=self.delay_s))
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, or until the server is stopped."""
+        self._release.wait(seconds)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *args: Any) -> None:
+        self._connections: set[socket.socket] = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def close_connections(self) -> None:
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients of these tests go away all the time
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else head and body, two small writes, are 40 ms apart
+    fake: FakeBackend
+
+    def do_GET(self) -> None:
+        routes: dict[str, Any] = {
+            "/api/version": {"version": "0.33.0"},
+            "/api/tags": {"models": [{"name": name} for name in self.fake.models]},
+            "/api/ps": {"models": [{"name": name} for name in self.fake.models[:1]]},
+        }
+        if self.path in routes:
+            self._send(200, json.dumps(routes[self.path]).encode())
+        else:
+            self._send(404, b"404 page not found")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        seen = Seen(_key(body), self.path, body, dict(self.headers))
+        action = self.fake.take(seen)
+        if action.delay_s:
+            self.fake.wait(action.delay_s)
+        if action.hang:
+            self._hang(seen)
+            return
+        if action.reset:
+            # Linger 0: the peer gets a reset, not an orderly end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+            return
+        content = action.body if action.body is not None else answer(self.path, body)
+        if not isinstance(content, bytes):
+            content = json.dumps(content).encode()
+        if action.drip_s:
+            self._drip(seen, content, action.drip_s)
+        elif action.cut_after is not None:
+            self._head(action.status, len(content))
+            self.wfile.write(content[: action.cut_after])
+            self.close_connection = True
+        else:
+            self._send(action.status, content)
+            seen.answered = True
+
+    def _hang(self, seen: Seen) -> None:
+        self.connection.settimeout(0.1)
+        self.close_connection = True
+        while not self.fake._release.is_set():
+            try:
+                if not self.connection.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        seen.gone = True
+
+    def _drip(self, seen: Seen, content: bytes, pause_s: float) -> None:
+        self._head(200, len(content))
+        try:
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                self.fake.wait(pause_s)
+        except OSError:
+            seen.gone = True
+            self.close_connection = True
+
+    def _head(self, status: int, length: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def _send(self, status: int, content: bytes) -> None:
+        self._head(status, len(content))
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _key(body: dict[str, Any]) -> str:
+    if isinstance(body.get("messages"), list):
+        return str(body["messages"][-1]["content"])
+    return str(body.get("prompt") or body.get("input"))
+
+
+def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A good answer in the shape of the endpoint: 7 tokens in, 3 out."""
+    text = f"answer to {_key(body)}"
+    model = body.get("model")
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    match path:
+        case "/v1/chat/completions":
+            message = {"role": "assistant", "content": text}
+            choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+            return {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "model": model,
+                "choices": [choice],
+                "usage": usage,
+            }
+        case "/v1/completions":
+            choice = {"index": 0, "text": text, "finish_reason": "stop"}
+            reply = {"id": "cmpl-1", "object": "text_completion"}
+            return reply | {"model": model, "choices": [choice], "usage": usage}
+        case "/v1/embeddings":
+            data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+            return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+        case "/v1/responses":
+            content = [{"type": "output_text", "text": text}]
+            output = [{"type": "message", "role": "assistant", "content": content}]
+            spent = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10}
+            return {"id": "resp_1", "object": "response", "model": model, "output": output, "usage": spent}
+    raise AssertionError(f"no such endpoint: {path}")

@@ -1,0 +1,137 @@
+"""A whole server in real processes, as `manage.py serve` starts it, with a state directory and ports of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def eventually(check: Callable[[], Any], *, within_s: float = 60.0, what: str = "it") -> Any:
+    """The first true answer of `check`, asked again and again."""
+    ends_at = time.monotonic() + within_s
+    while True:
+        if found := check():
+            return found
+        assert time.monotonic() < ends_at, f"{what} did not happen within {within_s} s"
+        time.sleep(0.05)
+
+
+class Stack:
+    def __init__(self, data_dir: Path, environment: dict[str, str]) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.environment = {
+            "DATA_DIR": str(data_dir),
+            "PORT": str(self.port),
+            "EMBEDDED_BACKEND_PORT": str(free_port()),
+            "CELERY_BROKER_URL": "",  # the embedded one
+        } | environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir / "serve.log"
+
+    def start(self, *, ready: bool = True) -> None:
+        self.data_dir.mkdir(exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "manage.py", "serve"],
+                cwd=ROOT,
+                env=os.environ | self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if ready:
+            eventually(self._is_ready, what=f"a ready server ({self.log.read_text()[-2000:]})")
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"serve ended: {self.log.read_text()}"
+        health = self.health()
+        return health is not None and health["status"] != "failing" and bool(health["backends"])
+
+    def health(self) -> dict[str, Any] | None:
+        try:
+            body: dict[str, Any] = requests.get(f"{self.base}/health", timeout=10).json()
+        except (requests.RequestException, ValueError):
+            return None
+        return body
+
+    def stop(self) -> int:
+        """SIGTERM and wait; the exit status. Nothing of it runs afterwards."""
+        if self.process is None:
+            return 0
+        known = self.pids()
+        self.process.terminate()
+        try:
+            status = self.process.wait(60)
+        finally:
+            for pid in known:
+                kill(pid)
+            self.process = None
+        return status
+
+    def pids(self) -> list[int]:
+        """The pids of all its processes: those started below `serve`, and orphans by the DATA_DIR in their environment
+        (some overwrite theirs)."""
+        wanted = f"DATA_DIR={self.data_dir}".encode()
+        parents: dict[int, int] = {}
+        found: set[int] = set()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+            except OSError:
+                continue  # it ended meanwhile, or is not ours
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
+
+    def find(self, part: str) -> list[int]:
+        """The pids of the processes whose command line holds `part`, parents before children."""
+        return [pid for pid in self.pids() if part in command_line(pid)]
+
+    def kill(self, part: str) -> list[int]:
+        """kill -9 the processes whose command line holds `part`; their pids."""
+        pids = self.find(part)
+        for pid in pids:
+            kill(pid)
+        return pids
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,144 @@
+from datetime import timedelta
+
+import pytest
+
+from batches.models import Batch
+from files_api.models import FileHold
+from tests.conftest import CHAT, line
+
+
+def test_it_works(api, create):
+    body = create([line("a")], metadata={"project": "x"})
+
+    batch = Batch.objects.get()
+    created = int(batch.created_at.timestamp())
+    assert body == {
+        "id": batch.pk,
+        "object": "batch",
+        "endpoint": CHAT,
+        "model": None,
+        "errors": None,
+        "input_file_id": batch.input_file_id,
+        "completion_window": "24h",
+        "status": "validating",
+        "output_file_id": None,
+        "error_file_id": None,
+        "created_at": created,
+        "in_progress_at": None,
+        "expires_at": created + 86_400,
+        "finalizing_at": None,
+        "completed_at": None,
+        "failed_at": None,
+        "expired_at": None,
+        "cancelling_at": None,
+        "cancelled_at": None,
+        "request_counts": {"total": 0, "completed": 0, "failed": 0},
+        "usage": {
+            "input_tokens": 0,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 0,
+        },
+        "metadata": {"project": "x"},
+    }
+    assert FileHold.objects.get().holder == batch.pk
+    assert api.get(f"/v1/batches/{batch.pk}").json() == body
+
+
+@pytest.mark.parametrize(
+    ("window", "length"),
+    [("24h", timedelta(hours=24)), ("90m", timedelta(minutes=90)), ("30d", timedelta(days=30))],
+)
+def test_it_takes_windows_from_minutes_to_a_month(create, window, length):
+    create([line("a")], completion_window=window)
+    batch = Batch.objects.get()
+    assert batch.expires_at - batch.created_at == length
+
+
+def test_it_takes_an_unknown_input_file_because_validation_reports_it(api):
+    body = {"input_file_id": "file-nope", "endpoint": CHAT, "completion_window": "24h"}
+    answer = api.post("/v1/batches", body, format="json")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "validating"
+
+
+GOOD = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code", "message"),
+    [
+        ({"input_file_id": None}, "input_file_id", "missing_required_parameter", None),
+        ({"endpoint": None}, "endpoint", "missing_required_parameter", "Missing required parameter: 'endpoint'."),
+        ({"completion_window": None}, "completion_window", "missing_required_parameter", None),
+        ({"input_file_id": 5}, "input_file_id", "invalid_type", None),
+        ({"input_file_id": "file-\x00"}, "input_file_id", "invalid_value", None),
+        ({"input_file_id": "file-" + "x" * 70}, "input_file_id", "string_above_max_length", None),
+        (
+            {"endpoint": "/v1/invalid"},
+            "endpoint",
+            "invalid_value",
+            "Invalid value: '/v1/invalid'. Supported values are: '/v1/responses', '/v1/chat/completions', "
+            "'/v1/embeddings', and '/v1/completions'.",
+        ),
+        ({"endpoint": ["/v1/embeddings"]}, "endpoint", "invalid_type", None),
+        ({"completion_window": "1w"}, "completion_window", "invalid_value", None),
+        ({"completion_window": "31d"}, "completion_window", "invalid_value", None),
+        ({"completion_window": "0h"}, "completion_window", "invalid_value", None),
+        ({"metadata": "x"}, "metadata", "invalid_type", None),
+        (
+            {"metadata": {"tags": ["a"]}},
+            "metadata.tags",
+            "invalid_type",
+            "Invalid type for 'metadata.tags': expected a string, but got an array instead.",
+        ),
+        ({"metadata": {"a": None}}, "metadata.a", "invalid_type", None),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata", "object_above_max_properties", None),
+        ({"metadata": {"k": "v" * 513}}, "metadata.k", "string_above_max_length", None),
+        ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 65, "property_name_above_max_length", None),
+        ({"metadata": {"k": "a\x00b"}}, "metadata", "invalid_value", None),
+        (
+            {"output_expires_after": {"seconds": 3600}},
+            "output_expires_after.anchor",
+            "missing_required_parameter",
+            None,
+        ),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 1}},
+            "output_expires_after.seconds",
+            "integer_below_min_value",
+            None,
+        ),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": True}},
+            "output_expires_after.seconds",
+            "invalid_type",
+            None,
+        ),
+    ],
+)
+def test_it_refuses(api, change, param, code, message):
+    body = {key: value for key, value in (GOOD | change).items() if value is not None}
+    answer = api.post("/v1/batches", body, format="json")
+
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+    assert not message or error["message"] == message
+    assert not Batch.objects.exists()
+
+
+@pytest.mark.parametrize("body", [b"{broken", b"[1]", b"", b"\xff\xfe", b'"text"', b'{"a": NaN}'])
+def test_it_refuses_what_is_not_a_json_object(api, body):
+    answer = api.generic("POST", "/v1/batches", body, content_type="application/json")
+    assert answer.status_code == 400
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert not Batch.objects.exists()
+
+
+def test_it_refuses_a_body_that_is_too_large(api):
+    body = b'{"metadata": "' + b"x" * 2_000_000 + b'"}'
+    answer = api.generic("POST", "/v1/batches", body, content_type="application/json")
+    assert answer.status_code == 413
+    assert "error" in answer.json()

@@ -1,0 +1,85 @@
+"""Whatever goes wrong, the answer is OpenAI's envelope."""
+
+import pytest
+from django.db import OperationalError
+from django.test import Client
+
+from batchserver import views
+from batchserver.models import ApiKey
+from files_api.models import File
+
+ENVELOPE = {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/v1/foo", 404, "Invalid URL (GET /v1/foo)"),
+        ("POST", "/v1/files/", 404, "Invalid URL (POST /v1/files/)"),
+        ("PUT", "/v1/files", 405, "Not allowed to PUT on /v1/files."),
+        ("DELETE", "/v1/batches", 405, "Not allowed to DELETE on /v1/batches."),
+        ("GET", "/nothing", 404, "Invalid URL (GET /nothing)"),
+        ("GET", "/v1/batches/batch_%00", 404, "Invalid URL (GET /v1/batches/batch_\x00)"),
+    ],
+)
+def test_it_answers_with_the_envelope(api, method, path, status, message):
+    answer = api.generic(method, path)
+    assert answer.status_code == status
+    assert answer["Content-Type"] == "application/json"
+    assert answer.json() == {
+        "error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    }
+
+
+def test_a_text_body_is_a_415(api):
+    answer = api.generic("POST", "/v1/batches", b"x", content_type="text/plain")
+    assert answer.status_code == 415
+    assert set(answer.json()["error"]) == ENVELOPE
+
+
+def test_a_foreign_host_header_is_refused_with_the_setting_to_change(db):
+    answer = Client().get("/v1/files", headers={"host": "evil.example"})
+    assert answer.status_code == 400
+    assert "ALLOWED_HOSTS" in answer.json()["error"]["message"]
+
+
+def test_a_bug_is_a_500_without_its_details(api, monkeypatch, caplog):
+    # Breaking a view is the only way to have a bug on purpose.
+    def broken(*args, **kwargs):
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(views.presence, "health", broken)
+    answer = api.get("/health")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert b"secret" not in answer.content
+
+
+def test_a_database_that_does_not_answer_is_a_503(api, monkeypatch):
+    def locked(self, *args, **kwargs):
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(File.objects.__class__, "all", locked)
+    answer = api.get("/v1/files")
+    assert answer.status_code == 503
+    assert answer["Retry-After"] == "5"
+    assert answer.json()["error"]["type"] == "server_error"
+
+
+def test_any_or_no_key_will_do_until_one_exists(api):
+    assert api.get("/v1/files").status_code == 200
+    assert api.get("/v1/files", HTTP_AUTHORIZATION="Bearer anything").status_code == 200
+
+
+def test_once_a_key_exists_every_call_needs_one(api):
+    key, secret = ApiKey.objects.make("laptop")
+
+    missing = api.get("/v1/files")
+    assert missing.status_code == 401
+    assert missing.json()["error"]["message"] == "Missing bearer or basic authentication in header"
+    wrong = api.get("/v1/files", HTTP_AUTHORIZATION="Bearer sk-wrong")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert api.get("/v1/files", HTTP_AUTHORIZATION=f"Bearer {secret}").status_code == 200
+    assert secret not in str(vars(key))
+    key.delete()
+    assert api.get("/v1/files").status_code == 200

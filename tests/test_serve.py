@@ -1,0 +1,148 @@
+"""`manage.py serve`: real processes, started, broken and stopped."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import requests
+
+from tests.fake_backend import MODEL, FakeBackend
+from tests.stack import ROOT, Stack, command_line, eventually, kill
+
+
+@pytest.fixture
+def fake():
+    with FakeBackend() as backend:
+        yield backend
+
+
+def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+
+    said = server.log.read_text()
+    assert f"API      {server.base}/v1" in said
+    assert re.search(r"user admin, password \S+ \(shown only this once\)", said)
+    assert f"ollama 0.33.0 at {fake.url}, default model {MODEL}" in said
+    assert stat.S_IMODE(server.data_dir.joinpath("secret_key").stat().st_mode) == 0o600
+    assert stat.S_IMODE(server.data_dir.joinpath("files").stat().st_mode) == 0o700
+
+    health = server.health()
+    assert (health["status"], health["reason"]) == ("ok", None)
+    metrics = requests.get(f"{server.base}/metrics", timeout=10)
+    assert 'ollama_batch_server_batches{status="in_progress"} 0.0' in metrics.text
+    assert "django_http_requests_total" in metrics.text
+    page = requests.get(f"{server.base}/", timeout=10)
+    assert page.url.endswith("/admin/login/?next=/admin/")
+    assert requests.get(f"{server.base}/static/admin/css/base.css", timeout=10).status_code == 200
+
+    known = server.pids()
+    started = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - started < 20
+    assert not [pid for pid in known if command_line(pid)]
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_the_password_is_printed_once(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    server.stop()
+    server.start()
+    assert server.log.read_text().count("shown only this once") == 1
+
+
+def test_a_second_server_on_the_same_state_is_refused(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    second = subprocess.run(
+        [sys.executable, "manage.py", "serve"],
+        cwd=ROOT,
+        env=os.environ | server.environment | {"PORT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode != 0
+    assert "A server is running already" in second.stderr
+
+
+def test_a_child_that_dies_is_started_again(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    for part in ("gunicorn", "-Q control", "-Q inference", "valkey"):
+        killed = server.kill(part)
+        assert killed, part
+        eventually(lambda part=part: server.find(part), what=f"a new {part}")
+    eventually(server._is_ready, what="a ready server")
+    assert server.stop() == 0
+
+
+def test_a_server_that_was_killed_leaves_nothing_that_stops_the_next(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    children = server.pids()
+    kill(server.process.pid)
+    server.process.wait()
+
+    server.start()
+
+    assert server.health()["status"] == "ok"
+    eventually(lambda: not set(children) & set(server.pids()), what="the end of the first server's children")
+
+
+def test_it_says_what_to_type_when_ollama_is_down(stack):
+    server = stack(OLLAMA_BASE_URL="http://127.0.0.1:9")
+    assert "Ollama does not answer at http://127.0.0.1:9. Start it: ollama serve" in server.log.read_text()
+    health = eventually(lambda: (seen := server.health()) and seen["reason"] and seen, what="a reason")
+    assert health["status"] == "waiting"
+    assert "Start it: ollama serve" in health["reason"]
+
+
+def test_it_says_what_to_type_when_the_model_is_missing(stack, fake):
+    fake.models = ["llama3.2:3b"]
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    assert f"It does not have {MODEL}. Install it: ollama pull {MODEL}" in server.log.read_text()
+    assert "ollama pull" in server.health()["reason"]
+
+
+def test_a_foreign_program_on_the_port_is_named(tmp_path, fake):
+    with FakeBackend() as foreign:
+        server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url, "PORT": foreign.url.rpartition(":")[2]})
+        server.start(ready=False)
+        try:
+            assert server.process.wait(60) == 1
+        finally:
+            server.stop()
+        assert "is in use by another program. Set PORT to a free one." in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PORT", "abc", "PORT='abc': expected a whole number from 1 to 65535."),
+        ("OLLAMA_BASE_URL", "localhost:11434", "OLLAMA_BASE_URL='localhost:11434': expected an address"),
+        ("BEHIND_TLS", "yes", "BEHIND_TLS='yes': expected True or False."),
+        ("LINE_TIMEOUT_S", "-1", "LINE_TIMEOUT_S='-1': expected a number of seconds above 0."),
+        ("MODEL_ALIASES", "gpt-4o", "MODEL_ALIASES: 'gpt-4o' is not of the form alias=model."),
+        ("DATABASE_URL", "nonsense", "DATABASE_URL: expected"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_is_allowed(name, value, said):
+    command = [sys.executable, "manage.py", "serve"]
+    result = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {name: value}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"Configuration: {said}")
+    assert "Traceback" not in result.stderr
+
+
+def test_two_interrupts_stop_at_once(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0
+    eventually(lambda: not server.pids(), within_s=10, what="the end of all processes")

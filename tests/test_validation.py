@@ -1,0 +1,195 @@
+"""From `validating` to `in_progress` or `failed`."""
+
+import json
+
+import pytest
+from django.utils import timezone
+
+from batches import intake, lifecycle
+from batches.models import Backend, Batch, Lease, Line, Status
+from files_api.models import FileHold
+from tests.conftest import jsonl, line
+
+
+def errors(batch):
+    assert batch["status"] == "failed"
+    assert batch["errors"]["object"] == "list"
+    return [(error["line"], error["code"], error["param"]) for error in batch["errors"]["data"]]
+
+
+def test_it_makes_a_row_of_each_line(create, work):
+    batch = create([line("a"), line("b", body={"model": "qwen3:8b"})])
+    work.validate(batch["id"])
+
+    seen = work.batch(batch["id"])
+    assert seen["status"] == "in_progress"
+    assert seen["request_counts"] == {"total": 2, "completed": 0, "failed": 0}
+    assert seen["model"] is None  # lines name several
+    assert seen["in_progress_at"] is not None
+    rows = Line.objects.order_by("number").values_list("number", "custom_id", "model", "state")
+    assert list(rows) == [(1, "a", "gemma3:12b", 0), (2, "b", "qwen3:8b", 0)]
+    assert not Lease.objects.exists()
+
+
+def test_the_one_model_of_all_lines_becomes_the_batchs(create, work):
+    batch = create([line("a"), line("b")])
+    work.validate(batch["id"])
+    assert work.batch(batch["id"])["model"] == "gemma3:12b"
+
+
+def test_an_alias_is_resolved(create, work, settings):
+    settings.MODEL_ALIASES = {"gpt-4o-mini": "gemma3:12b"}
+    batch = create([line("a", body={"model": "gpt-4o-mini"})])
+    work.validate(batch["id"])
+    assert Line.objects.get().model == "gemma3:12b"
+
+
+def test_every_bad_line_is_named_and_nothing_is_sent(create, work, backend):
+    content = jsonl([line("a"), line("b", method="GET")]) + b"{broken\n" + jsonl([line("a"), line("c")]) + b"\xff\n"
+    batch = create(content)
+
+    seen = work.run(batch["id"])
+
+    assert errors(seen) == [
+        (2, "invalid_method", "method"),
+        (3, "invalid_json_line", None),
+        (4, "duplicate_custom_id", "custom_id"),
+        (6, "invalid_json_line", None),
+    ]
+    assert seen["request_counts"] == {"total": 0, "completed": 0, "failed": 0}
+    assert (seen["failed_at"] is not None, seen["output_file_id"], seen["error_file_id"]) == (True, None, None)
+    assert backend.seen == []
+    assert not Line.objects.exists()
+    assert not FileHold.objects.exists()
+
+
+def test_a_hundred_bad_lines_are_listed_and_the_rest_counted(create, work):
+    batch = create(b"{}\n" * 250)
+    work.validate(batch["id"])
+    listed = work.batch(batch["id"])["errors"]["data"]
+    assert [error["line"] for error in listed] == [*range(1, 101), None]
+    assert listed[-1]["message"] == "150 more lines are invalid and not listed."
+
+
+def test_a_duplicate_far_away_is_found(create, work):
+    lines = [line(f"id-{n}") for n in range(intake.GROUP_LINES + 5)]
+    batch = create([*lines, line("id-3")])
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(intake.GROUP_LINES + 6, "duplicate_custom_id", "custom_id")]
+
+
+@pytest.mark.parametrize("content", [b'""\n', b'"\xc3\xa4"'])
+def test_a_file_of_no_request_fails(create, work, content):
+    batch = create(content)
+    work.validate(batch["id"])
+    assert [code for _, code, _ in errors(work.batch(batch["id"]))] == ["invalid_json_line"]
+
+
+def test_an_unknown_input_file_fails_the_batch(api, work):
+    body = {"input_file_id": "file-nope", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    batch = api.post("/v1/batches", body, format="json").json()
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(None, "invalid_request", "file_id")]
+
+
+def test_a_file_with_another_purpose_fails_the_batch(api, upload, work):
+    file = upload([line("a")], purpose="user_data")
+    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch = api.post("/v1/batches", body, format="json").json()
+    work.validate(batch["id"])
+    seen = work.batch(batch["id"])
+    assert errors(seen) == [(None, "invalid_request", "file_id")]
+    assert "purpose" in seen["errors"]["data"][0]["message"]
+
+
+def test_an_input_file_deleted_after_creation_does_no_harm(api, create, work, backend):
+    batch = create([line("a")])
+    api.delete(f"/v1/files/{batch['input_file_id']}")
+    seen = work.run(batch["id"])
+    assert (seen["status"], seen["request_counts"]["completed"]) == ("completed", 1)
+
+
+def test_more_lines_than_allowed_fail_the_batch(create, work, settings):
+    settings.MAX_BATCH_LINES = 2
+    batch = create([line(each) for each in "abc"])
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(None, "too_many_lines", None)]
+
+
+def test_an_over_long_line_fails_the_batch(create, work, settings):
+    settings.MAX_LINE_BYTES = 1024
+    batch = create([line("a"), line("b", body={"padding": "x" * 2000}), line("c")])
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(2, "line_too_long", None)]
+
+
+def test_no_model_at_all_fails_the_batch(create, work, settings):
+    settings.MODEL_NAME = ""
+    batch = create([line("a", body={"model": None})])
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(1, "invalid_request", "body.model")]
+
+
+def known_backend(*, seen_at, kind="ollama"):
+    Backend.objects.create(
+        name="b", url="http://b", kind=kind, model_names=["gemma3:12b", "tiny:latest"], seen_at=seen_at
+    )
+
+
+def test_a_model_that_a_live_backend_lacks_fails_the_batch_with_what_to_type(create, work):
+    known_backend(seen_at=timezone.now())
+    batch = create([line("a"), line("b", body={"model": "tiny"}), line("c", body={"model": "qwen3:8b"})])
+    work.validate(batch["id"])
+    seen = work.batch(batch["id"])
+    assert errors(seen) == [(3, "model_not_found", "body.model")]
+    assert "ollama pull qwen3:8b" in seen["errors"]["data"][0]["message"]
+
+
+def test_an_old_list_of_models_refuses_nobody(create, work):
+    known_backend(seen_at=timezone.now() - Backend.FRESH * 2)
+    batch = create([line("a", body={"model": "qwen3:8b"})])
+    work.validate(batch["id"])
+    assert work.batch(batch["id"])["status"] == "in_progress"
+
+
+def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
+    monkeypatch.setattr(intake, "SLICE_S", -1.0)
+    monkeypatch.setattr(intake, "GROUP_LINES", 2)
+    batch = create([line(each) for each in "abcde"])
+
+    assert intake.validate(batch["id"]) is True
+    assert Batch.objects.get().validated_lines == 2
+    work.validate(batch["id"])
+    assert list(Line.objects.order_by("number").values_list("custom_id", flat=True)) == list("abcde")
+    assert work.batch(batch["id"])["request_counts"]["total"] == 5
+
+
+def test_it_stops_when_cancelled_and_sends_nothing(api, create, work, backend):
+    batch = create([line("a")])
+    api.post(f"/v1/batches/{batch['id']}/cancel")
+    work.validate(batch["id"])
+    work.drive()
+    work.finalize(batch["id"])
+    assert work.batch(batch["id"])["status"] == "cancelled"
+    assert backend.seen == []
+
+
+def test_two_at_once_do_not_mix(create, work):
+    batch = create([line("a")])
+    other = Lease.objects.create(purpose="validate", host="h", pid=1, started="1", expires_at=timezone.now())
+    Batch.objects.update(lease=other)
+    assert intake.validate(batch["id"]) is False
+    assert not Line.objects.exists()
+    Batch.objects.update(lease=None)
+    work.validate(batch["id"])
+    work.validate(batch["id"])
+    assert Line.objects.count() == 1
+    assert lifecycle.move(batch["id"], Status.IN_PROGRESS) is False
+
+
+def test_the_body_that_is_sent_means_what_the_line_said(create, work, backend):
+    body = {"messages": [{"role": "user", "content": "ä\u2028\U0001f600"}], "seed": 12345678901234567890, "x": 1e-7}
+    raw = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}).encode()
+    batch = create(raw)
+    work.run(batch["id"])
+    assert backend.seen[0].body == body | {"model": "gemma3:12b"}
