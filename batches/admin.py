@@ -10,30 +10,21 @@ from django.utils.html import format_html
 
 from batches import lifecycle, tasks
 from batches.models import Backend, Batch, Line
+from batchserver.admin import LookOnly
 from batchserver.errors import ApiError
-
-
-class LookOnly(admin.ModelAdmin[Any]):
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Batch)
 class BatchAdmin(LookOnly):
-    list_display = ("id", "status", "progress", "failed", "model", "endpoint", "created_at", "finished_at")
+    list_display = ("id", "status", "progress", "failed", "model", "created_at", "finished_at")
+    ordering = ("-created_at",)
     list_filter = ("status", "endpoint")
     search_fields = ("id", "model", "input_file__id", "metadata")
     date_hierarchy = "created_at"
     actions = ("cancel",)
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "metadata")}),
-        ("Files", {"fields": ("input_file_id", "output_file_id", "error_file_id")}),
+        ("Files", {"fields": ("input", "output", "error_output")}),
         ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
         ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
         (
@@ -65,10 +56,10 @@ class BatchAdmin(LookOnly):
             try:
                 lifecycle.cancel(batch.pk)
             except ApiError as refusal:
-                self.message_user(request, f"{batch.pk}: {refusal.message}", messages.WARNING)
+                self.message_user(request, f"{refusal.message} ({batch.pk})", messages.WARNING)
             else:
                 tasks.wake_control(batch.pk)
-                self.message_user(request, f"{batch.pk} is being cancelled.", messages.SUCCESS)
+                self.message_user(request, f"Cancelling {batch.pk}.", messages.SUCCESS)
 
     @admin.display(description="Lines done")
     def progress(self, batch: Batch) -> str:
@@ -80,6 +71,18 @@ class BatchAdmin(LookOnly):
             '<a href="{}?batch__id__exact={}">Show</a>', reverse("admin:batches_line_changelist"), batch.pk
         )
 
+    @admin.display(description="Input file")
+    def input(self, batch: Batch) -> str:
+        return _file_link(batch.input_file_id)
+
+    @admin.display(description="Output file")
+    def output(self, batch: Batch) -> str:
+        return _file_link(batch.output_file_id)
+
+    @admin.display(description="Error file")
+    def error_output(self, batch: Batch) -> str:
+        return _file_link(batch.error_file_id)
+
     @admin.display(description="Errors")
     def listed_errors(self, batch: Batch) -> str:
         lines = [f"line {error['line'] or '-'}: {error['message']} ({error['code']})" for error in batch.errors]
@@ -88,6 +91,12 @@ class BatchAdmin(LookOnly):
     @admin.display(description="Finished")
     def finished_at(self, batch: Batch) -> Any:
         return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+
+
+def _file_link(file_id: str | None) -> str:
+    if file_id is None:
+        return "-"
+    return format_html('<a href="{}">{}</a>', reverse("admin:files_api_file_change", args=[file_id]), file_id)
 
 
 @admin.register(Line)

@@ -1,4 +1,7 @@
-"""API keys in the admin: listed and revoked. They are made on the command line, where the secret can be shown once."""
+"""What the admin pages have in common; and API keys, listed and revoked. They are made on the command line, where the
+secret can be shown once."""
+
+from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest
@@ -6,7 +9,21 @@ from django.http import HttpRequest
 from batchserver.models import ApiKey
 
 admin.site.site_header = admin.site.site_title = "Ollama Batch Server"
+admin.site.site_url = None
 admin.site.index_title = "What is going on"
+
+
+class LookOnly(admin.ModelAdmin[Any]):
+    """Rows that only the server itself writes."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
 @admin.register(ApiKey)
