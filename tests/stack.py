@@ -53,11 +53,11 @@ class Stack:
     def log(self) -> Path:
         return self.data_dir / "serve.log"
 
-    def start(self, *, ready: bool = True) -> None:
+    def start(self, *, ready: bool = True, command: list[str] | None = None) -> None:
         self.data_dir.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "manage.py", "serve"],
+                command or [sys.executable, "manage.py", "serve"],
                 cwd=ROOT,
                 env=os.environ | self.environment,
                 stdout=log,
