@@ -1,34 +1,26 @@
-"""Claim, send, record: the loop that keeps one backend busy.
+"""The loop that keeps one backend busy: claim lines, send them, store the answers.
 
 One Drive runs in one process under one lease. Its thread alone touches the database and never waits for a model: calls
 run in threads of their own (backends.calls), and once a second the loop renews its lease and looks for cancelled or
 expired batches, a pause, and the order to stop.
 
-    pending ── claim ──> running (ready, then in flight) ── store ──> succeeded | failed | pending again
-
-The UPDATE that stores a result names the lease that claimed the line. If it changes no row, the lease was declared dead
-meanwhile and somebody else has the line: the result is dropped.
+    claimable lines ── claim ──> ready ── send ──> in flight ── wait ──> answered ── store ──> rows
 """
 
 import logging
-import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
-from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
-from batches import backends, jsonl, leases, lifecycle, ordering
+from batches import backends, claims, jsonl, leases, lifecycle
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
-from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Status
-from batchserver.database import from_now, relaxed_commits, retrying
+from batches.models import Backend, Batch, Lease, Line, Status
+from batchserver.database import relaxed_commits, retrying
 from files_api.models import File
 
 logger = logging.getLogger(__name__)
@@ -36,11 +28,13 @@ logger = logging.getLogger(__name__)
 PURPOSE = "drive"
 WINDOW = 1
 LOOK_EVERY_S = 1.0
-# A result is committed by itself while answers take longer than this, else with those that came in the meantime.
-GROUP_S = 0.2
+# Answers that come fast are stored in groups: as many as come in ten times the time that storing takes, within bounds.
+# So storing costs a tenth of the time at most, and a crash asks again what came in some milliseconds.
+GROUP_OVER_COST = 10
+MOST_GROUP_S = 0.2
 GROUP_LINES = 64
-MOST_BACKEND_CRASHES = 3
-LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+# Answers that speak for other lines too: they are stored before another line is sent.
+BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING)
 
 
 class LeaseLost(Exception):
@@ -66,7 +60,7 @@ class Drive:
         self.claim_size = WINDOW
         self.paused = False
         self.stops_at: float | None = None
-        self.looked_at = self.renewed_at = self.stored_at = time.monotonic()
+        self.looked_at = self.renewed_at = self.group_ends_at = time.monotonic()
 
     def run(self) -> None:
         with relaxed_commits():
@@ -79,26 +73,29 @@ class Drive:
             finally:
                 self.calls.close()
                 self.inputs.close()
-                leases.release(self.lease)
+                retrying(lambda: leases.release(self.lease))
 
     def _loop(self) -> None:
         while True:
             if time.monotonic() >= self.looked_at + LOOK_EVERY_S:
-                self._look()
+                retrying(self._look)
             self._claim()
             self._send()
+            # The next lines are at hand before an answer comes: the backend does not wait for a claim.
+            self._claim()
             if not self.calls.in_flight and not self.answered:
                 break
             self.answered += self.calls.wait(self._patience_s())
-            # The backend gets its next call before the database gets this one's answer.
-            self._send()
+            if not self._has_bad_news():
+                # The backend gets its next call before the database gets this one's answer.
+                self._send()
             if self._group_is_due():
                 self._store()
-        self._close_finished_batches()
+        retrying(self._close_finished_batches)
 
     def _patience_s(self) -> float:
         next_look = self.looked_at + LOOK_EVERY_S
-        next_store = self.stored_at + GROUP_S if self.answered else next_look
+        next_store = self.group_ends_at if self.answered else next_look
         return max(0.0, min(next_look, next_store) - time.monotonic())
 
     # Looking around
@@ -106,9 +103,9 @@ class Drive:
     def _look(self) -> None:
         self.looked_at = time.monotonic()
         if self.looked_at >= self.renewed_at + leases.RENEW_EVERY_S:
-            if not retrying(lambda: leases.renew(self.lease)):
+            if not leases.renew(self.lease):
                 raise LeaseLost
-            self.renewed_at = time.monotonic()
+            self.renewed_at = self.looked_at
         self.paused = Backend.objects.filter(pk=self.backend.pk, paused_at__isnull=False).exists()
         self._close_finished_batches()
         self._drop_stopped_batches()
@@ -131,8 +128,8 @@ class Drive:
                 self.calls.cut(call)
 
     def _stop(self) -> None:
-        """Send nothing more; what is in flight has SHUTDOWN_GRACE_S to finish. `run` hands back the rest."""
-        self.ready.clear()
+        """Send nothing more; what is in flight has SHUTDOWN_GRACE_S to finish."""
+        self._hand_back()
         if self.stops_at is None:
             self.stops_at = time.monotonic() + settings.SHUTDOWN_GRACE_S
         if time.monotonic() >= self.stops_at:
@@ -144,8 +141,12 @@ class Drive:
     def _claim(self) -> None:
         if self.paused or self.stops_at is not None or len(self.ready) * 2 > self.claim_size:
             return
-        lines = retrying(lambda: claim(self.lease, self.claim_size))
-        self.ready.extend(lines)
+        self.ready.extend(retrying(lambda: claims.claim(self.lease, self.claim_size)))
+
+    def _hand_back(self) -> None:
+        if self.ready:
+            claims.hand_back(self.lease, list(self.ready))
+            self.ready.clear()
 
     # Send
 
@@ -169,14 +170,23 @@ class Drive:
     def _group_is_due(self) -> bool:
         return bool(self.answered) and (
             len(self.answered) >= GROUP_LINES
-            or time.monotonic() >= self.stored_at + GROUP_S
+            or time.monotonic() >= self.group_ends_at
             or not self.calls.in_flight
+            or self._has_bad_news()
         )
 
+    def _has_bad_news(self) -> bool:
+        return any(call.reply is not None and call.reply.verdict in BAD_NEWS for call in self.answered)
+
     def _store(self) -> None:
+        if self._has_bad_news():
+            # It may settle lines that are claimed already, or pause them.
+            retrying(self._hand_back)
         group, self.answered = self.answered, []
-        retrying(lambda: store(self.lease, group))
-        self.stored_at = time.monotonic()
+        started = time.monotonic()
+        retrying(lambda: claims.store(self.lease, group))
+        stored = time.monotonic()
+        self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))
         # Fast answers come in groups, and are claimed in groups as large.
         self.claim_size = min(GROUP_LINES, max(WINDOW, len(group)))
         for call in group:
@@ -186,94 +196,8 @@ class Drive:
     def _pause(self, reply: Reply) -> None:
         self.paused = True
         reason = reply.message if reply.verdict is Verdict.MISCONFIGURED else backends.unreachable_hint()
-        self.backend.pause(reason)
+        retrying(lambda: self.backend.pause(reason))
         logger.warning("paused: %s", reason)
-
-
-def claim(lease: Lease, most: int) -> list[Line]:
-    """Up to `most` lines for `lease`, whose turn it is; none if the lease is not alive any more."""
-    with transaction.atomic():
-        # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
-        ids = list(
-            ordering.next_lines().select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:most]
-        )
-        if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
-            return []
-        Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
-    # Read again: only what we really got.
-    return list(Line.objects.all().held_by(lease).filter(pk__in=ids).select_related("batch").order_by("number"))
-
-
-def store(lease: Lease, calls: list[Call]) -> None:
-    """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped."""
-    tallies: dict[str, Counter[str]] = {}
-    with transaction.atomic():
-        for call in calls:
-            line, reply = call.key, call.reply
-            if reply is None or reply.verdict is Verdict.CUT:
-                continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = outcome(line, reply)
-            if values["state"] is not LineState.PENDING:
-                values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
-            if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
-                logger.warning("%s line %s: the result came too late and was dropped", line.batch_id, line.number)
-                continue
-            tally = tallies.setdefault(line.batch_id, Counter())
-            if values["state"] is LineState.SUCCEEDED:
-                tally["completed"] += 1
-                tally.update(vars(reply.usage))
-            elif values["state"] is LineState.FAILED:
-                tally["failed"] += 1
-            if reply.verdict is Verdict.MODEL_MISSING:
-                tally["failed"] += fail_model(line, reply)
-        for batch_id, tally in tallies.items():
-            changes = {name: F(name) + count for name, count in tally.items() if count}
-            if changes:
-                Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
-
-
-def outcome(line: Line, reply: Reply) -> dict[str, Any]:
-    """The new values of a line's row: finished, or pending again with what was charged."""
-    match reply.verdict:
-        case Verdict.ANSWERED:
-            return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
-        case Verdict.REFUSED | Verdict.MODEL_MISSING:
-            return _finished(LineState.FAILED, reply)
-        case Verdict.FAILED:
-            attempts = line.attempts + 1
-            if attempts >= settings.LINE_MAX_ATTEMPTS:
-                return _finished(LineState.FAILED, reply) | {"attempts": attempts}
-            return _again(attempts) | {"attempts": attempts}
-        case Verdict.CRASHED:
-            crashes = line.backend_crashes + 1
-            if crashes >= MOST_BACKEND_CRASHES:
-                return _finished(LineState.FAILED, reply) | {"backend_crashes": crashes}
-            return _again(crashes) | {"backend_crashes": crashes}
-        case Verdict.BUSY:
-            return _again(3)
-    return {"state": LineState.PENDING}
-
-
-def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
-    return {
-        "state": state,
-        "http_status": reply.status,
-        "response": reply.body,
-        "error_code": reply.code,
-        "error_message": reply.message,
-    }
-
-
-def _again(times: int) -> dict[str, Any]:
-    """Pending, not before a while that doubles with each time; jittered, so that lines do not come back in step."""
-    backoff_s = min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)) * random.uniform(0.75, 1.25)
-    return {"state": LineState.PENDING, "not_before": from_now(timedelta(seconds=backoff_s))}
-
-
-def fail_model(line: Line, reply: Reply) -> int:
-    """Fail the pending lines of this line's batch that want the same missing model; how many."""
-    waiting = Line.objects.filter(batch=line.batch_id, model=line.model, state=LineState.PENDING)
-    return waiting.update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))
 
 
 class InputFiles:

@@ -96,7 +96,8 @@ def tick() -> None:
         return
     if dead := leases.reap():
         logger.warning("took back the work of %s dead processes", dead)
-    lifecycle.close_finished()
+    for batch_id in lifecycle.close_finished():
+        wake(finalize, batch_id)
     retention.sweep()
     _nudge_control()
     _wake_drive()

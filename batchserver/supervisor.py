@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
 STEADY_AFTER_S = 20.0  # a child that lived this long is restarted as if it had never died
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # somebody killed it: no sign that it will die again
 LOOK_EVERY_S = 0.2
 PR_SET_PDEATHSIG = 1
 
@@ -77,31 +78,44 @@ class NotReady(Exception):
 
 
 class Supervisor:
-    def __init__(self, children: list[Child]) -> None:
-        self.children = children
+    def __init__(self) -> None:
+        self.children: list[Child] = []
         self.stop_signals = 0
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.stop_signals > 0
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT from now on, before the children are known too: as process 1 of a container we would
+        get neither otherwise."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
 
     def start(self, *, timeout_s: float = 60.0) -> None:
         """Start the children in order, each when the one before is ready. Raises NotReady."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
         for child in self.children:
             child.start()
-            ends_at = time.monotonic() + timeout_s
-            while not self.stop_signals and not child.ready():
-                if not child.is_alive:
-                    code = child.process.returncode if child.process else None
-                    where = f"; see {child.log}" if child.log else ""
-                    raise NotReady(f"{child.name} ended with status {code} before it was ready{where}.")
-                if time.monotonic() > ends_at:
-                    raise NotReady(f"{child.name} was not ready after {timeout_s:.0f} seconds.")
-                time.sleep(0.05)
-            if self.stop_signals:
+            if not self._await_ready(child, time.monotonic() + timeout_s):
                 return
+
+    def _await_ready(self, child: Child, ends_at: float) -> bool:
+        """False if we are to stop before it is ready."""
+        while not child.ready():
+            if self.is_stopping:
+                return False
+            if not child.is_alive:
+                code = child.process.returncode if child.process else None
+                where = f"; see {child.log}" if child.log else ""
+                raise NotReady(f"{child.name} ended with status {code} before it was ready{where}.")
+            if time.monotonic() > ends_at:
+                raise NotReady(f"{child.name} was not ready in time.")
+            time.sleep(0.05)
+        return not self.is_stopping
 
     def watch(self) -> None:
         """Restart what dies, until SIGTERM or SIGINT."""
-        while not self.stop_signals:
+        while not self.is_stopping:
             for child in self.children:
                 self._look_after(child)
             time.sleep(LOOK_EVERY_S)
@@ -127,9 +141,9 @@ class Supervisor:
             return
         now = time.monotonic()
         if not child.restart_at:
-            if now - child.started_at > STEADY_AFTER_S:
-                child.backoff_s = FIRST_BACKOFF_S
             code = child.process.returncode if child.process else None
+            if now - child.started_at > STEADY_AFTER_S or code in FROM_OUTSIDE:
+                child.backoff_s = FIRST_BACKOFF_S
             logger.warning("%s ended (%s); starting it again in %.1f s", child.name, _cause(code), child.backoff_s)
             child.restart_at = now + child.backoff_s
             child.backoff_s = min(MOST_BACKOFF_S, child.backoff_s * 2)

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from batchserver import ids
@@ -21,7 +21,9 @@ class FileQuerySet(models.QuerySet["File"]):
     def discardable(self) -> "FileQuerySet":
         """Hidden, with bytes that nobody holds."""
         hidden = Q(deleted_at__isnull=False) | Q(expires_at__lte=timezone.now())
-        return self.filter(hidden, holds=None).exclude(content="")
+        # Not a join: Postgres does not lock the rows of an outer one.
+        held = FileHold.objects.filter(file=OuterRef("pk"))
+        return self.filter(hidden).exclude(content="").exclude(Exists(held))
 
     def hold(self, file_id: str, holder: str) -> bool:
         """Keep a visible file's bytes until `release(holder)`, even if it is deleted meanwhile. False: no such file.

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.utils import timezone
 from rest_framework import serializers
 
@@ -64,7 +65,11 @@ class FileUploadSerializer(serializers.Serializer[File]):
         )
         # The bytes are in place and fsynced before the row that points at them is committed.
         file.content.save("", upload, save=False)
-        file.save(force_insert=True)
+        try:
+            file.save(force_insert=True)
+        except DatabaseError:
+            file.content.delete(save=False)
+            raise
         return file
 
 

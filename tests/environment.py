@@ -4,11 +4,12 @@ import atexit
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 SCRUBBED = """
-    ALLOWED_HOSTS BACKEND_API_KEY BACKEND_URL BEHIND_TLS CELERY_BROKER_URL CSRF_TRUSTED_ORIGINS EMBEDDED_BACKEND_PORT
-    HOST LINE_MAX_ATTEMPTS LINE_TIMEOUT_S MAX_BATCH_LINES MAX_CONCURRENT_BATCHES MAX_FILE_BYTES MAX_LINE_BYTES
+    ALLOWED_HOSTS BACKEND_API_KEY BACKEND_URL BEHIND_TLS CELERY_BROKER_URL CSRF_TRUSTED_ORIGINS DATABASE_URL
+    EMBEDDED_BACKEND_PORT HOST LINE_MAX_ATTEMPTS LINE_TIMEOUT_S MAX_BATCH_LINES MAX_CONCURRENT_BATCHES MAX_FILE_BYTES MAX_LINE_BYTES
     MAX_REPLY_BYTES MODEL_ALIASES MODEL_NAME OLLAMA_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL PORT SECRET_KEY
     SHUTDOWN_GRACE_S http_proxy https_proxy HTTP_PROXY HTTPS_PROXY
 """
@@ -18,6 +19,20 @@ for name in SCRUBBED.split():
 
 STATE = Path(tempfile.mkdtemp(prefix="batch-tests-"))
 atexit.register(shutil.rmtree, STATE, ignore_errors=True)
+
+
+def start_postgres(directory: Path) -> str:
+    """A real Postgres that stops with this process; its URL."""
+    with warnings.catch_warnings(action="ignore"):
+        import pgserver
+
+    url: str = pgserver.get_server(directory, cleanup_mode="stop").get_uri()
+    return url
+
+
+DATABASE = os.environ.pop("TEST_DATABASE", "sqlite")
+if DATABASE == "postgres":
+    os.environ["DATABASE_URL"] = start_postgres(STATE / "postgres")
 
 os.environ["ENV_FILE"] = os.devnull
 os.environ["DATA_DIR"] = str(STATE)

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import executor, leases, lifecycle, presence
+from batches import claims, executor, leases, lifecycle, presence
 from batches.models import Backend, Batch, Lease, Line, LineState, Status
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action, error_body
@@ -304,7 +304,7 @@ def test_a_zombie_cannot_write(create, work, backend):
             Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
             leases.reap()
             winner.append(leases.acquire("drive"))
-            assert [each.custom_id for each in executor.claim(winner[0], 5)] == ["a"]
+            assert [each.custom_id for each in claims.claim(winner[0], 5)] == ["a"]
         return False
 
     work.drive(should_stop=should_stop)
@@ -319,14 +319,14 @@ def test_a_dead_lease_claims_nothing(create, work):
     work.validate(batch["id"])
     lease = leases.acquire("drive")
     Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert executor.claim(lease, 5) == []
+    assert claims.claim(lease, 5) == []
     assert Line.objects.get().state == LineState.PENDING
 
 
 def test_two_claims_share_no_line(create, work):
     batch = create([line(f"id-{n}") for n in range(5)])
     work.validate(batch["id"])
-    first, second = (executor.claim(leases.acquire("drive"), 3) for _ in range(2))
+    first, second = (claims.claim(leases.acquire("drive"), 3) for _ in range(2))
     assert [each.number for each in first + second] == [1, 2, 3, 4, 5]
 
 

@@ -32,6 +32,7 @@ LAYERS = [
         "files_api.apps",
     },
     {"batches.intake", "batches.executor", "batches.output", "batches.presence"},
+    {"batches.claims"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
     {"batchserver.api", "batchserver.checks"},
     {"batches.models", "files_api.retention"},
@@ -94,7 +95,9 @@ def test_imports_point_down(module, path):
         assert not (module.startswith("files_api") and target.startswith("batches")), f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("name", ["intake", "executor", "output", "lifecycle", "leases", "ordering", "presence"])
+@pytest.mark.parametrize(
+    "name", ["intake", "executor", "claims", "output", "lifecycle", "leases", "ordering", "presence"]
+)
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
     foreign = {each.split(".")[0] for each in imports(ROOT / "batches" / f"{name}.py")}
     assert not foreign & {"celery", "kombu", "rest_framework"}

@@ -1,11 +1,14 @@
 """kill -9 in mid-batch: every line is answered exactly once, and none that was finished is sent again."""
 
 import random
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import line
+from tests.environment import start_postgres
 from tests.fake_backend import FakeBackend
 from tests.stack import eventually, kill
 from tests.test_whole_server import check, client_of, finish, submit
@@ -67,12 +70,24 @@ def test_only_the_pools_child(stack, fake):
     assert parent in server.find("-Q inference")
 
 
-def test_everything_again_and_again(stack, fake, request):
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request, tmp_path):
+    """The environment that names the database."""
+    if request.param == "sqlite":
+        yield {}
+        return
+    pytest.importorskip("pgserver", reason="needs the Postgres wheel")
+    # In a short directory: the path of its socket is limited.
+    with tempfile.TemporaryDirectory(prefix="pg") as directory:
+        yield {"DATABASE_URL": start_postgres(Path(directory))}
+
+
+def test_everything_again_and_again(stack, fake, request, database):
     seed = random.randrange(10**6)
     request.node.user_properties.append(("seed", seed))
     chance = random.Random(seed)
     fake.delay_s = 0.1
-    server = stack(OLLAMA_BASE_URL=fake.url)
+    server = stack(OLLAMA_BASE_URL=fake.url, **database)
     client = client_of(server)
     lines = [line(f"id-{number}") for number in range(150)]
     batch = submit(client, lines)

@@ -87,6 +87,11 @@ def probe() -> State:
 def unreachable_hint() -> str:
     if settings.EMBEDDED_BACKEND:
         return f"The embedded backend does not answer at {settings.BACKEND_URL} yet."
-    if settings.BACKEND_IS_OLLAMA:
+    if settings.BACKEND_IS_OLLAMA and settings.BACKEND_IS_LOCAL:
         return f"Ollama does not answer at {settings.BACKEND_URL}. Start it: ollama serve"
+    if settings.BACKEND_IS_OLLAMA:
+        return (
+            f"Ollama does not answer at {settings.BACKEND_URL}. Start it there, listening for others: "
+            "OLLAMA_HOST=0.0.0.0 ollama serve"
+        )
     return f"No model server answers at {settings.BACKEND_URL}. Start it, or change BACKEND_URL."

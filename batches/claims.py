@@ -1,0 +1,122 @@
+"""Lines in and out of a lease's hands: claimed for it, and stored by it with what became of them.
+
+    pending ── claim ──> running ── store ──> succeeded | failed | pending again
+
+The UPDATE that stores a result names the lease that claimed the line. If it changes no row, the lease was declared dead
+meanwhile and somebody else has the line: the result is dropped.
+"""
+
+import logging
+import random
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from batches import ordering
+from batches.backends.base import Reply, Verdict
+from batches.backends.calls import Call
+from batches.models import FINAL, Batch, Lease, Line, LineState
+from batchserver.database import from_now
+
+logger = logging.getLogger(__name__)
+
+MOST_BACKEND_CRASHES = 3
+LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+
+
+def claim(lease: Lease, most: int) -> list[Line]:
+    """Up to `most` lines for `lease`, whose turn it is; none if the lease is not alive any more."""
+    with transaction.atomic():
+        # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
+        ids = list(
+            ordering.next_lines().select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:most]
+        )
+        if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
+            return []
+        Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
+    # Read again: only what we really got.
+    return list(Line.objects.all().held_by(lease).filter(pk__in=ids).select_related("batch").order_by("number"))
+
+
+def hand_back(lease: Lease, lines: list[Line]) -> None:
+    """Make claimed lines that were not sent claimable again, uncharged."""
+    held = Line.objects.all().held_by(lease)
+    held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
+
+
+def store(lease: Lease, calls: list[Call]) -> None:
+    """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped."""
+    tallies: dict[str, Counter[str]] = {}
+    with transaction.atomic():
+        for call in calls:
+            line, reply = call.key, call.reply
+            if reply is None or reply.verdict is Verdict.CUT:
+                continue  # the line was settled by whoever stopped the batch, or goes back with the lease
+            values = outcome(line, reply)
+            if values["state"] is not LineState.PENDING:
+                values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
+            if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
+                logger.warning("%s line %s: the result came too late and was dropped", line.batch_id, line.number)
+                continue
+            tally = tallies.setdefault(line.batch_id, Counter())
+            if values["state"] is LineState.SUCCEEDED:
+                tally["completed"] += 1
+                tally.update(vars(reply.usage))
+            elif values["state"] is LineState.FAILED:
+                tally["failed"] += 1
+            if reply.verdict is Verdict.MODEL_MISSING:
+                tally["failed"] += fail_model(line, reply)
+        for batch_id, tally in tallies.items():
+            changes = {name: F(name) + count for name, count in tally.items() if count}
+            if changes:
+                Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
+
+
+def outcome(line: Line, reply: Reply) -> dict[str, Any]:
+    """The new values of a line's row: finished, or pending again with what was charged."""
+    match reply.verdict:
+        case Verdict.ANSWERED:
+            return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
+        case Verdict.REFUSED | Verdict.MODEL_MISSING:
+            return _finished(LineState.FAILED, reply)
+        case Verdict.FAILED:
+            attempts = line.attempts + 1
+            if attempts >= settings.LINE_MAX_ATTEMPTS:
+                return _finished(LineState.FAILED, reply) | {"attempts": attempts}
+            return _again(attempts) | {"attempts": attempts}
+        case Verdict.CRASHED:
+            crashes = line.backend_crashes + 1
+            if crashes >= MOST_BACKEND_CRASHES:
+                return _finished(LineState.FAILED, reply) | {"backend_crashes": crashes}
+            return _again(crashes) | {"backend_crashes": crashes}
+        case Verdict.BUSY:
+            return _again(3)
+    return {"state": LineState.PENDING}
+
+
+def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
+    return {
+        "state": state,
+        "http_status": reply.status,
+        "response": reply.body,
+        "error_code": reply.code,
+        "error_message": reply.message,
+    }
+
+
+def _again(times: int) -> dict[str, Any]:
+    """Pending, not before a while that doubles with each time; jittered, so that lines do not come back in step."""
+    backoff_s = min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)) * random.uniform(0.75, 1.25)
+    return {"state": LineState.PENDING, "not_before": from_now(timedelta(seconds=backoff_s))}
+
+
+def fail_model(line: Line, reply: Reply) -> int:
+    """Fail the pending lines of this line's batch that want the same missing model; how many."""
+    waiting = Line.objects.filter(batch=line.batch_id, model=line.model, state=LineState.PENDING)
+    return waiting.update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))
