@@ -145,10 +145,7 @@ class Command(BaseCommand):
 
     def _deliver(self, client: "Client", batch: dict[str, Any], path: Path, output: Path) -> None:
         if batch["status"] == "failed":
-            listed = batch["errors"]["data"]
-            shown = "\n".join(f"  line {error['line'] or '-'}: {error['message']}" for error in listed[:20])
-            more = f"\n  … and {len(listed) - 20} more" if len(listed) > 20 else ""
-            raise CommandError(f"Nothing was run, the file has mistakes:\n{shown}{more}")
+            raise CommandError("Nothing was run, the file has mistakes:\n" + _mistakes(batch["errors"]["data"]))
         errors = output.with_suffix(".errors" + (output.suffix or ".jsonl"))
         for file_id, target in ((batch["output_file_id"], output), (batch["error_file_id"], errors)):
             target.unlink(missing_ok=True)
@@ -241,6 +238,18 @@ def _form(path: Path) -> Iterator[bytes]:
         while chunk := file.read(2**20):
             yield chunk
     yield b"\r\n" + edge + b"--\r\n"
+
+
+def _mistakes(errors: list[dict[str, Any]]) -> str:
+    """A line for each mistake, with the lines of the file that have it."""
+    lines_with: dict[str, list[int]] = {}
+    for error in errors:
+        lines_with.setdefault(error["message"], []).extend(filter(None, [error["line"]]))
+    shown = []
+    for message, numbers in lines_with.items():
+        more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        shown.append(f"  line {numbers[0]}{more}: {message}" if numbers else f"  {message}")
+    return "\n".join(shown)
 
 
 def _endpoint_of(path: Path) -> str:
