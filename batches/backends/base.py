@@ -83,7 +83,7 @@ class BackendKind:
     # Evaluated top to bottom; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
-        Rule(Verdict.MISCONFIGURED, (401, 403, 404, 405)),
+        Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403, 404, 405)),
         Rule(Verdict.BUSY, (408, 429, 499, 502, 503, 504)),
         Rule(Verdict.REFUSED, (501,)),
         Rule(Verdict.FAILED, SERVER_ERRORS),

@@ -10,8 +10,6 @@ class Ollama(BackendKind):
     title = "Ollama"
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        # openai.go NewError: a missing model is a 404 in the envelope, whose text holds the name and "not found".
-        Rule(Verdict.MODEL_MISSING, (404,), ("not found", "try pulling it first")),
         # The runner died; the next request starts it anew.
         Rule(
             Verdict.CRASHED,

@@ -1,0 +1,143 @@
+"""What the tick finds and pushes on: whatever a lost message or a dead process can leave behind."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from batches import executor, leases, presence, tasks
+from batches.models import Backend, Batch, Lease, Line, LineState, Pulse, Status
+from tests.conftest import line
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The messages that go out, at the broker's edge: (task, arguments)."""
+    messages = []
+
+    def publish(self, args=(), **options):
+        messages.append((self.name.rpartition(".")[2], *args))
+
+    monkeypatch.setattr("celery.app.task.Task.apply_async", publish)
+    return messages
+
+
+def tick():
+    """A tick that is due, whenever the last one was."""
+    Pulse.objects.all().delete()
+    tasks.tick()
+
+
+def forgotten(batch_id):
+    """The batch's last message was sent long ago and lost."""
+    Batch.objects.filter(pk=batch_id).update(nudged_at=timezone.now() - timedelta(minutes=1))
+
+
+def test_creating_asks_for_validation(create, sent, work):
+    batch = create([line("a")])
+    assert sent == [("validate", batch["id"])]
+
+
+def test_a_lost_message_of_any_step_is_sent_again_once_in_a_while(create, work, backend, sent):
+    batch = create([line("a")])["id"]
+    for step, status in (("validate", "validating"), ("finalize", "finalizing"), ("tidy", "completed")):
+        assert work.batch(batch)["status"] == status
+        forgotten(batch)
+        sent.clear()
+        tick()
+        assert (step, batch) in sent
+        sent.clear()
+        tick()
+        assert (step, batch) not in sent
+        if step == "validate":
+            work.validate(batch)
+            sent.clear()
+            tick()
+            assert sent == [("drive",)]
+            work.drive()
+        elif step == "finalize":
+            tasks.output.finalize(batch, breathe=lambda: None)
+    work.finalize(batch)
+    forgotten(batch)
+    sent.clear()
+    tick()
+    assert sent == []
+
+
+def test_a_cancelled_batch_is_finalized(api, create, work, sent):
+    batch = create([line("a")])["id"]
+    api.post(f"/v1/batches/{batch}/cancel")
+    assert ("finalize", batch) in sent
+
+
+def test_an_overdue_batch_is_closed_and_finalized(create, work, sent):
+    batch = create([line("a")])["id"]
+    work.validate(batch)
+    Batch.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    sent.clear()
+    tick()
+    assert Batch.objects.get().status == Status.FINALIZING
+    assert sent == [("finalize", batch)]
+
+
+def test_the_lines_of_a_dead_worker_are_taken_back_and_driven_again(create, work, sent):
+    batch = create([line("a")])["id"]
+    work.validate(batch)
+    lease = leases.acquire(executor.PURPOSE)
+    Line.objects.update(state=LineState.RUNNING, lease=lease)
+    sent.clear()
+    tick()
+    assert sent == []  # it is at work
+
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    tick()
+    assert Line.objects.get().state == LineState.PENDING
+    assert sent == [("drive",)]
+
+
+def test_a_paused_backend_wakes_nobody_until_it_answers(create, work, backend, sent):
+    batch = create([line("a")])["id"]
+    work.validate(batch)
+    presence.own_backend().pause("away")
+    sent.clear()
+    tick()
+    assert sent == []
+    presence.report_backend()
+    assert not Backend.objects.get().is_paused
+    tick()
+    assert sent == [("drive",)]
+
+
+def test_a_line_that_waits_before_its_next_attempt_wakes_nobody(create, work, sent):
+    work.validate(create([line("a")])["id"])
+    Line.objects.update(not_before=timezone.now() + timedelta(minutes=1))
+    sent.clear()
+    tick()
+    assert sent == []
+
+
+def test_many_ticks_at_once_are_one(create, work, sent):
+    work.validate(create([line("a")])["id"])
+    sent.clear()
+    tick()
+    for _ in range(5):
+        tasks.tick()
+    assert sent == [("drive",)]
+
+
+def test_health_tells_of_a_missing_tick(db):
+    assert presence.health()["status"] == "failing"
+    Pulse.objects.create(name="tick", at=timezone.now())
+    assert presence.health()["status"] == "waiting"  # no worker has reported
+    Pulse.objects.update(at=timezone.now() - timedelta(minutes=5))
+    assert presence.health()["status"] == "failing"
+
+
+def test_a_broker_that_is_away_is_no_error(create, work, monkeypatch):
+    from kombu.exceptions import OperationalError
+
+    def refused(self, args=(), **options):
+        raise OperationalError("Connection refused")
+
+    monkeypatch.setattr("celery.app.task.Task.apply_async", refused)
+    assert create([line("a")])["status"] == "validating"
