@@ -213,7 +213,7 @@ class Backend(models.Model):
     url = models.CharField(max_length=255)
     kind = models.CharField(max_length=32, default="", help_text="Found by asking; empty until it answered once.")
     version = models.CharField(max_length=64, default="")
-    model_names = models.JSONField(default=list)
+    listed = models.JSONField(default=list, help_text="Its models: id, created, owned_by.")
     loaded_names = models.JSONField(default=list)
     worker = models.CharField(max_length=255, default="")
     worker_seen_at = models.DateTimeField(null=True)
@@ -225,6 +225,10 @@ class Backend(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def model_names(self) -> list[str]:
+        return [model["id"] for model in self.listed]
 
     @property
     def is_fresh(self) -> bool:

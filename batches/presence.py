@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -35,9 +36,9 @@ def report_backend() -> Backend:
     else:
         backend = own_backend()
         backend.kind, backend.version = state.kind, state.version
-        backend.model_names, backend.loaded_names = state.models, state.loaded
+        backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
         backend.seen_at = timezone.now()
-        backend.save(update_fields=["kind", "version", "model_names", "loaded_names", "seen_at"])
+        backend.save(update_fields=["kind", "version", "listed", "loaded_names", "seen_at"])
         if backend.is_paused:
             backend.resume()
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
@@ -45,6 +46,20 @@ def report_backend() -> Backend:
     backend.worker_seen_at = timezone.now()
     backend.save(update_fields=["worker", "worker_seen_at"])
     return backend
+
+
+def live_backends() -> list[Backend]:
+    """The backends whose workers reported lately, whether these answered them or not."""
+    return list(Backend.objects.filter(worker_seen_at__gt=timezone.now() - WORKER_MISSING_AFTER).order_by("pk"))
+
+
+def known_models() -> list[dict[str, Any]]:
+    """What the live backends list, and the aliases of these: id, created, owned_by; by id, each once."""
+    models = {model["id"]: model for backend in live_backends() for model in backend.listed}
+    for alias, target in settings.MODEL_ALIASES.items():
+        if alias != "*" and target in models:
+            models.setdefault(alias, models[target] | {"id": alias})
+    return [models[name] for name in sorted(models)]
 
 
 def missing_default_model(backend: Backend) -> str:
@@ -59,7 +74,7 @@ def health() -> dict[str, Any]:
     """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why."""
     now = timezone.now()
     tick = Pulse.objects.filter(pk="tick").first()
-    backends_seen = list(Backend.objects.filter(worker_seen_at__gt=now - WORKER_MISSING_AFTER))
+    backends_seen = live_backends()
     reasons = []
     status = "ok"
     if tick is None or tick.at < now - TICK_MISSING_AFTER:

@@ -1,4 +1,6 @@
-"""/v1/batches: create, list, retrieve, cancel."""
+"""/v1/batches: create, list, retrieve, cancel; and /v1/models."""
+
+from typing import Any
 
 from django.db import transaction
 from rest_framework import viewsets
@@ -6,7 +8,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, tasks
+from batches import lifecycle, presence, tasks
 from batches.models import Batch, BatchQuerySet
 from batches.serializers import BatchCreateSerializer, BatchSerializer
 from batchserver import errors
@@ -62,3 +64,22 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         transaction.on_commit(lambda: tasks.wake_control(batch.pk))
         batch.refresh_from_db()
         return Response(BatchSerializer(batch).data)
+
+
+class ModelViewSet(viewsets.ViewSet):
+    """What lines can name: the models of the live backends, and their aliases. Ids hold `:` and `/`."""
+
+    lookup_value_regex = r"[^\x00]+"
+
+    def list(self, request: Request) -> Response:
+        return Response({"object": "list", "data": [_model_object(model) for model in presence.known_models()]})
+
+    def retrieve(self, request: Request, pk: str) -> Response:
+        for model in presence.known_models():
+            if model["id"] == pk:
+                return Response(_model_object(model))
+        raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")
+
+
+def _model_object(model: dict[str, Any]) -> dict[str, Any]:
+    return {"id": model["id"], "object": "model", "created": model["created"], "owned_by": model["owned_by"]}

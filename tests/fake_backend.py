@@ -146,7 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         routes: dict[str, Any] = {
             "/api/version": {"version": "0.33.0"},
-            "/api/tags": {"models": [{"name": name} for name in self.fake.models]},
+            "/v1/models": {
+                "object": "list",
+                "data": [
+                    {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "library"}
+                    for name in self.fake.models
+                ],
+            },
             "/api/ps": {"models": [{"name": name} for name in self.fake.models[:1]]},
         }
         if self.path in routes:

@@ -7,7 +7,7 @@ import requests
 import responses
 
 from batches import backends
-from batches.backends.base import Usage, Verdict
+from batches.backends.base import Model, Usage, Verdict
 from tests.fake_backend import answer, error_body
 
 URL = "http://gpu.example:8000"
@@ -28,18 +28,21 @@ def lists_models(server, *models):
 
 def test_ollama_is_recognised_by_its_version(server):
     server.get(f"{URL}/api/version", json={"version": "0.33.0"})
-    server.get(f"{URL}/api/tags", json={"models": [{"name": "gemma3:12b"}, {"name": "tiny:latest"}]})
-    server.get(f"{URL}/api/ps", json={"models": [{"name": "tiny:latest"}]})
+    server.get(
+        f"{URL}/v1/models", json={"data": [{"id": "gemma3:12b", "created": 5, "owned_by": "library"}, {"id": "t"}]}
+    )
+    server.get(f"{URL}/api/ps", json={"models": [{"name": "t"}]})
     state = backends.probe()
     assert (state.kind, state.version) == ("ollama", "0.33.0")
-    assert (state.models, state.loaded) == (["gemma3:12b", "tiny:latest"], ["tiny:latest"])
+    assert state.models == [Model("gemma3:12b", 5, "library"), Model("t", 0, "unknown")]
+    assert state.loaded == ["t"]
 
 
 def test_vllm_is_recognised_by_the_owner_of_its_models(server):
     lists_models(server, {"id": "Qwen/Qwen3-8B", "owned_by": "vllm"})
     server.get(f"{URL}/version", json={"version": "0.12.0"})
     state = backends.probe()
-    assert (state.kind, state.version, state.models) == ("vllm", "0.12.0", ["Qwen/Qwen3-8B"])
+    assert (state.kind, state.version, state.names) == ("vllm", "0.12.0", ["Qwen/Qwen3-8B"])
 
 
 def test_llama_server_is_recognised_by_the_owner_of_its_model(server):

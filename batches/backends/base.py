@@ -62,13 +62,26 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model that a server lists, as /v1/models shows it; `created` in Unix seconds."""
+
+    id: str
+    created: int
+    owned_by: str
+
+
+@dataclass(frozen=True)
 class State:
     """A server's answer to "who are you, and what do you have?"."""
 
     kind: str
     version: str = ""
-    models: list[str] = field(default_factory=list)
+    models: list[Model] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [model.id for model in self.models]
 
 
 SERVER_ERRORS = tuple(range(500, 600))
@@ -91,16 +104,12 @@ class BackendKind:
 
     def recognise(self, ask: Ask) -> State | None:
         """The server's state if it is of this kind, else None. Raises Unreachable if it does not answer at all."""
-        status, body = ask("/v1/models")
-        if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data"), list):
+        models = listed_models(ask)
+        if models is None or not self._owns(models):
             return None
-        models = [model for model in body["data"] if isinstance(model, dict)]
-        if not self._owns(models):
-            return None
-        names = [str(model.get("id", "")) for model in models]
-        return State(self.name, self._version(ask), names, names)
+        return State(self.name, self._version(ask), models, [model.id for model in models])
 
-    def _owns(self, models: list[JSON]) -> bool:
+    def _owns(self, models: list[Model]) -> bool:
         return True
 
     def _version(self, ask: Ask) -> str:
@@ -163,6 +172,20 @@ class BackendKind:
         if status in (401, 403):
             return f"{self.title} refused our key (HTTP {status}). Set BACKEND_API_KEY."
         return f"{self.title} has no {endpoint} (HTTP {status}). Check BACKEND_URL and the server's version."
+
+
+def listed_models(ask: Ask) -> list[Model] | None:
+    """What the server lists under /v1/models; None if it lists nothing there."""
+    status, body = ask("/v1/models")
+    if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data"), list):
+        return None
+    models = []
+    for each in body["data"]:
+        if isinstance(each, dict) and isinstance(each.get("id"), str):
+            created = each.get("created")
+            owner = str(each.get("owned_by") or "unknown")
+            models.append(Model(each["id"], created if isinstance(created, int) else 0, owner))
+    return models
 
 
 def _parse(content: bytes) -> JSON | None:

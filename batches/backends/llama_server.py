@@ -1,11 +1,11 @@
 """llama.cpp's own server, which the embedded backend is too."""
 
-from batches.backends.base import JSON, BackendKind
+from batches.backends.base import BackendKind, Model
 
 
 class LlamaServer(BackendKind):
     name = "llama-server"
     title = "llama-server"
 
-    def _owns(self, models: list[JSON]) -> bool:
-        return any(model.get("owned_by") == "llamacpp" for model in models)
+    def _owns(self, models: list[Model]) -> bool:
+        return any(model.owned_by == "llamacpp" for model in models)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from batches.backends.base import JSON, SERVER_ERRORS, Ask, BackendKind, Rule, State, Verdict
+from batches.backends.base import JSON, SERVER_ERRORS, Ask, BackendKind, Rule, State, Verdict, listed_models
 
 
 class Ollama(BackendKind):
@@ -40,7 +40,10 @@ class Ollama(BackendKind):
         status, body = ask("/api/version")
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
-        return State(self.name, str(body["version"]), _names(ask, "/api/tags"), _names(ask, "/api/ps"))
+        _, running = ask("/api/ps")
+        loaded = running.get("models") if isinstance(running, dict) else None
+        names = [str(model["name"]) for model in loaded or [] if isinstance(model, dict) and "name" in model]
+        return State(self.name, str(body["version"]), listed_models(ask) or [], names)
 
     def has_model(self, models: list[str], name: str) -> bool:
         return (name if ":" in name.rpartition("/")[2] else f"{name}:latest") in models
@@ -72,9 +75,3 @@ class Ollama(BackendKind):
             # allowedHostsMiddleware: an empty 403 for a Host header that is neither loopback nor a local name.
             return "Ollama refuses our Host header (HTTP 403). Start it with OLLAMA_HOST=0.0.0.0, or use its address."
         return super().misconfigured_hint(endpoint, status)
-
-
-def _names(ask: Ask, path: str) -> list[str]:
-    _, body = ask(path)
-    models = body.get("models") if isinstance(body, dict) else None
-    return [str(model["name"]) for model in models or [] if isinstance(model, dict) and "name" in model]

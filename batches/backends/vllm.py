@@ -1,14 +1,14 @@
 """vLLM's OpenAI server."""
 
-from batches.backends.base import JSON, Ask, BackendKind
+from batches.backends.base import Ask, BackendKind, Model
 
 
 class Vllm(BackendKind):
     name = "vllm"
     title = "vLLM"
 
-    def _owns(self, models: list[JSON]) -> bool:
-        return any(model.get("owned_by") == "vllm" for model in models)
+    def _owns(self, models: list[Model]) -> bool:
+        return any(model.owned_by == "vllm" for model in models)
 
     def _version(self, ask: Ask) -> str:
         _, body = ask("/version")

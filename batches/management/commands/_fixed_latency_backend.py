@@ -25,7 +25,7 @@ ANSWER = {
 }
 QUESTIONS: dict[str, Any] = {
     "/api/version": {"version": "0.0.0"},
-    "/api/tags": {"models": [{"name": MODEL}]},
+    "/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "library"}]},
     "/api/ps": {"models": [{"name": MODEL}]},
 }
 

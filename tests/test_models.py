@@ -1,0 +1,57 @@
+"""/v1/models: what the live backends list, and aliases."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from batches import presence
+from batches.models import Backend
+
+
+@pytest.fixture
+def reported(api, backend):
+    backend.models = ["gemma3:12b", "hf.co/user/repo:Q4"]
+    presence.report_backend()
+
+
+def test_it_lists_what_the_backend_has(api, reported):
+    assert api.get("/v1/models").json() == {
+        "object": "list",
+        "data": [
+            {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "library"}
+            for name in ("gemma3:12b", "hf.co/user/repo:Q4")
+        ],
+    }
+
+
+@pytest.mark.parametrize("path", ["gemma3:12b", "gemma3%3A12b", "hf.co/user/repo:Q4", "hf.co%2Fuser%2Frepo%3AQ4"])
+def test_it_retrieves_one_whatever_its_id_holds(api, reported, path):
+    answer = api.get(f"/v1/models/{path}")
+    assert (answer.status_code, answer.json()["object"]) == (200, "model")
+
+
+def test_an_alias_is_a_model_too(api, reported, settings):
+    settings.MODEL_ALIASES = {"gpt-4o-mini": "gemma3:12b", "gone": "not-there", "*": "gemma3:12b"}
+    assert [model["id"] for model in api.get("/v1/models").json()["data"]] == [
+        "gemma3:12b",
+        "gpt-4o-mini",
+        "hf.co/user/repo:Q4",
+    ]
+    assert api.get("/v1/models/gpt-4o-mini").json()["owned_by"] == "library"
+
+
+def test_an_unknown_model_is_a_404(api, reported):
+    answer = api.get("/v1/models/nope:1b")
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "message": "The model 'nope:1b' does not exist",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
+
+
+def test_a_backend_whose_worker_is_gone_lists_nothing(api, reported):
+    Backend.objects.update(worker_seen_at=timezone.now() - timedelta(hours=1))
+    assert api.get("/v1/models").json()["data"] == []
