@@ -132,7 +132,7 @@ def test_no_model_at_all_fails_the_batch(create, work, settings):
 
 def known_backend(*, seen_at, kind="ollama"):
     Backend.objects.create(
-        name="b", url="http://b", kind=kind, model_names=["gemma3:12b", "tiny:latest"], seen_at=seen_at
+        name="b", url="http://b", kind=kind, listed=[{"id": "gemma3:12b"}, {"id": "tiny:latest"}], seen_at=seen_at
     )
 
 
