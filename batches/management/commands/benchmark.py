@@ -228,12 +228,11 @@ def _ended_by_signals() -> Iterator[None]:
 def _machine() -> str:
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     processor = platform.processor() or platform.machine()
+    kernel = ".".join(platform.release().split(".")[:2])
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and (found := re.search(r"model name\s*: (.+)", cpuinfo.read_text())):
         processor = found[1]
-    return (
-        f"Machine: {processor}, {os.cpu_count()} cores, {memory_gb:.0f} GB; {platform.system()} {platform.release()}."
-    )
+    return f"Machine: {processor}, {os.cpu_count()} cores, {memory_gb:.0f} GB; {platform.system()} {kernel}."
 
 
 def _versions() -> str:
