@@ -15,6 +15,10 @@ def new_batch_id() -> str:
     return "batch_" + secrets.token_hex(16)
 
 
+def new_request_id() -> str:
+    return "req_" + secrets.token_hex(16)
+
+
 def derived_file_id(*parts: object) -> str:
     """The same parts give the same id: two writers of one result file agree on its name without talking."""
     number = int.from_bytes(_digest(parts), "big")

@@ -194,6 +194,7 @@ INSTALLED_APPS = [
     "django_prometheus",
 ]
 MIDDLEWARE = [
+    "batchserver.middleware.OpenAIHeaders",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -309,11 +310,17 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S"}
+        "line": {
+            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s%(request_id)s",
+            "datefmt": "%Y-%m-%d %H:%M:%S",
+        }
     },
     # A 503 or 507 is an answer that we chose; only a 500 is a bug.
-    "filters": {"bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {
+        "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
+        "request_id": {"()": "batchserver.middleware.RequestIdFilter"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
         "batchserver": {"level": "INFO"},

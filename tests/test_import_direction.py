@@ -13,6 +13,7 @@ LAYERS = [
     {"manage", "batchserver.urls", "batchserver.wsgi", "batchserver.settings", "batchserver.celery"},
     {
         "batchserver.views",
+        "batchserver.middleware",
         "batchserver.management",
         "batchserver.admin",
         "batchserver.first_start",
