@@ -1,5 +1,7 @@
 """/v1/batches: create, list, retrieve, cancel; and /v1/models."""
 
+import hashlib
+import json
 from typing import Any
 
 from django.db import transaction
@@ -11,7 +13,7 @@ from rest_framework.response import Response
 from batches import lifecycle, presence, tasks
 from batches.models import Batch, BatchQuerySet
 from batches.serializers import BatchCreateSerializer, BatchSerializer
-from batchserver import errors
+from batchserver import errors, idempotency
 from batchserver.api import CursorPagination
 from batchserver.errors import ApiError
 
@@ -46,9 +48,14 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
             raise errors.invalid_type("body", "an object", request.data)
         form = BatchCreateSerializer(data=request.data)
         form.is_valid(raise_exception=True)
-        batch = form.save()
-        transaction.on_commit(lambda: tasks.wake_control(batch.pk))
-        return Response(BatchSerializer(batch).data)
+
+        def create() -> Response:
+            batch = form.save()
+            transaction.on_commit(lambda: tasks.wake_control(batch.pk))
+            return Response(BatchSerializer(batch).data)
+
+        asked = json.dumps(request.data, sort_keys=True)
+        return idempotency.once(request, hashlib.sha256(asked.encode()).hexdigest(), create)
 
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())

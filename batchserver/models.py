@@ -1,4 +1,4 @@
-"""ApiKey: what both apps ask for once one exists."""
+"""What both apps share: API keys, and the answers that are remembered for an Idempotency-Key."""
 
 import hashlib
 import secrets
@@ -34,6 +34,22 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.hint}…)"
+
+
+class RememberedAnswer(models.Model):
+    """What a create was answered that came with an Idempotency-Key; kept for a day."""
+
+    scope = models.CharField(max_length=300, help_text="The path, and who asked.")
+    key = models.CharField(max_length=255)
+    fingerprint = models.CharField(max_length=64, help_text="SHA-256 of what was asked.")
+    body = models.JSONField(default=dict)
+    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["scope", "key"], name="one_answer_for_a_key")]
+
+    def __str__(self) -> str:
+        return f"{self.scope} {self.key}"
 
 
 def _digest(secret: str) -> str:

@@ -1,5 +1,6 @@
 """/v1/files: upload, list, retrieve, delete, download."""
 
+import hashlib
 from typing import Any
 
 from django.conf import settings
@@ -10,7 +11,7 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batchserver import errors
+from batchserver import errors, idempotency
 from batchserver.api import CursorPagination
 from batchserver.errors import ApiError
 from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet
@@ -48,7 +49,8 @@ class FileViewSet(viewsets.GenericViewSet[File]):
             raise errors.too_large(settings.MAX_FILE_BYTES)
         upload = FileUploadSerializer.from_form(request.data)
         upload.is_valid(raise_exception=True)
-        return Response(FileSerializer(upload.save()).data)
+        asked = hashlib.sha256(repr(upload.fingerprint).encode()).hexdigest()
+        return idempotency.once(request, asked, lambda: Response(FileSerializer(upload.save()).data))
 
     def list(self, request: Request) -> Response:
         files = self.get_queryset()

@@ -35,7 +35,7 @@ LAYERS = [
     {"batches.intake", "batches.executor", "batches.output", "batches.presence"},
     {"batches.claims"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
-    {"batchserver.api", "batchserver.checks"},
+    {"batchserver.api", "batchserver.checks", "batchserver.idempotency"},
     {"batches.models", "files_api.retention"},
     {"files_api.models", "batchserver.models"},
     {"batches.backends", "batches.jsonl", "files_api.storage", "files_api.uploads"},
