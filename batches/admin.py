@@ -111,6 +111,10 @@ class LineAdmin(LookOnly):
     ordering = ("batch", "number")
     exclude = ("lease",)
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
+        # A page of long replies would be as large as all of them.
+        return super().get_queryset(request).defer("response", "error_message")
+
 
 @admin.register(Backend)
 class BackendAdmin(LookOnly):

@@ -50,15 +50,18 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
     held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
-def store(lease: Lease, calls: list[Call]) -> None:
-    """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped."""
+def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
+    """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
+
+    `busy` is how often in a row the backend was busy: the next try waits longer each time.
+    """
     tallies: dict[str, Counter[str]] = {}
     with transaction.atomic():
         for call in calls:
             line, reply = call.key, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = outcome(line, reply)
+            values = outcome(line, reply, busy=busy)
             if values["state"] is not LineState.PENDING:
                 values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
             if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
@@ -78,7 +81,7 @@ def store(lease: Lease, calls: list[Call]) -> None:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
-def outcome(line: Line, reply: Reply) -> dict[str, Any]:
+def outcome(line: Line, reply: Reply, *, busy: int) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:
@@ -96,8 +99,15 @@ def outcome(line: Line, reply: Reply) -> dict[str, Any]:
                 return _finished(LineState.FAILED, reply) | {"backend_crashes": crashes}
             return _again(crashes) | {"backend_crashes": crashes}
         case Verdict.BUSY:
-            return _again(3)
+            return _again(min(busy, 7) + 1)
     return {"state": LineState.PENDING}
+
+
+def refund(charged: list[tuple[int, Verdict]]) -> None:
+    """Take back what lines were charged with that turned out not to be theirs to pay; finished ones stay finished."""
+    for pk, verdict in charged:
+        counter = "backend_crashes" if verdict is Verdict.CRASHED else "attempts"
+        Line.objects.filter(pk=pk, state=LineState.PENDING, **{f"{counter}__gt": 0}).update(**{counter: F(counter) - 1})
 
 
 def _finished(state: LineState, reply: Reply) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
@@ -35,6 +36,8 @@ MOST_GROUP_S = 0.2
 GROUP_LINES = 64
 # Answers that speak for other lines too: they are stored before another line is sent.
 BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING)
+# So many lines that fail in a row are the backend's fault until a trial request shows that it is in order.
+SUSPICIOUS_LINES = 5
 
 
 class LeaseLost(Exception):
@@ -58,6 +61,8 @@ class Drive:
         self.answered: list[Call] = []
         self.inputs = InputFiles()
         self.claim_size = WINDOW
+        self.failing: list[Call] = []  # without an answer in between
+        self.busy = 0  # times in a row
         self.paused = False
         self.stops_at: float | None = None
         self.looked_at = self.renewed_at = self.group_ends_at = time.monotonic()
@@ -67,7 +72,8 @@ class Drive:
             self.lease = leases.acquire(PURPOSE)
             self.calls = backends.open_calls(self.backend.kind, WINDOW)
             try:
-                self._loop()
+                if self._passes_pending_trial():
+                    self._loop()
             except LeaseLost:
                 logger.warning("lease %s was lost; dropping what was in flight", self.lease.pk)
             finally:
@@ -85,7 +91,8 @@ class Drive:
             self._claim()
             if not self.calls.in_flight and not self.answered:
                 break
-            self.answered += self.calls.wait(self._patience_s())
+            for call in self.calls.wait(self._patience_s()):
+                self._note(call)
             if not self._has_bad_news():
                 # The backend gets its next call before the database gets this one's answer.
                 self._send()
@@ -118,12 +125,13 @@ class Drive:
 
     def _drop_stopped_batches(self) -> None:
         """Cut the calls of batches that were cancelled or ran out of time; `output` settles their lines."""
-        held = {line.batch_id for line in [*self.ready, *(call.key for call in self.calls.in_flight)]}
+        in_flight = [call for call in self.calls.in_flight if call.key is not None]  # not a trial
+        held = {line.batch_id for line in [*self.ready, *(call.key for call in in_flight)]}
         running = set(Batch.objects.all().in_progress().filter(pk__in=held).values_list("pk", flat=True))
         if held <= running:
             return
         self.ready = deque(line for line in self.ready if line.batch_id in running)
-        for call in self.calls.in_flight:
+        for call in in_flight:
             if call.key.batch_id not in running:
                 self.calls.cut(call)
 
@@ -155,7 +163,7 @@ class Drive:
             line = self.ready.popleft()
             try:
                 body = self.kind.prepare(line.batch.endpoint, self.inputs.body(line), line.model)
-            except (OSError, ValueError, LookupError) as error:
+            except (OSError, ValueError, LookupError, RecursionError) as error:
                 # Validation read this very line: the file was damaged since.
                 logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
                 reply = Reply(
@@ -167,6 +175,17 @@ class Drive:
 
     # Record
 
+    def _note(self, call: Call) -> None:
+        self.answered.append(call)
+        match _verdict(call):
+            case Verdict.ANSWERED | Verdict.REFUSED:
+                self.failing.clear()
+                self.busy = 0
+            case Verdict.FAILED | Verdict.CRASHED:
+                self.failing.append(call)
+            case Verdict.BUSY:
+                self.busy += 1
+
     def _group_is_due(self) -> bool:
         return bool(self.answered) and (
             len(self.answered) >= GROUP_LINES
@@ -176,28 +195,97 @@ class Drive:
         )
 
     def _has_bad_news(self) -> bool:
-        return any(call.reply is not None and call.reply.verdict in BAD_NEWS for call in self.answered)
+        return self._suspect() is not None or any(_verdict(call) in BAD_NEWS for call in self.answered)
+
+    def _suspect(self) -> Call | None:
+        """A call whose answer puts the backend itself in doubt."""
+        if len({call.key.pk for call in self.failing}) >= SUSPICIOUS_LINES:
+            return self.failing[-1]
+        return next((call for call in self.answered if _verdict(call) is Verdict.MISCONFIGURED), None)
 
     def _store(self) -> None:
         if self._has_bad_news():
             # It may settle lines that are claimed already, or pause them.
             retrying(self._hand_back)
+        if suspect := self._suspect():
+            self._settle_doubt(suspect)
         group, self.answered = self.answered, []
         started = time.monotonic()
-        retrying(lambda: claims.store(self.lease, group))
+        retrying(lambda: claims.store(self.lease, group, busy=self.busy))
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))
         # Fast answers come in groups, and are claimed in groups as large.
         self.claim_size = min(GROUP_LINES, max(WINDOW, len(group)))
-        for call in group:
-            if call.reply is not None and call.reply.verdict in (Verdict.UNREACHABLE, Verdict.MISCONFIGURED):
-                self._pause(call.reply)
+        if any(_verdict(call) is Verdict.UNREACHABLE for call in group):
+            self._pause(backends.unreachable_hint())
 
-    def _pause(self, reply: Reply) -> None:
+    def _pause(self, reason: str) -> None:
         self.paused = True
-        reason = reply.message if reply.verdict is Verdict.MISCONFIGURED else backends.unreachable_hint()
         retrying(lambda: self.backend.pause(reason))
         logger.warning("paused: %s", reason)
+
+    # Doubt
+
+    def _settle_doubt(self, suspect: Call) -> None:
+        """Find out by a trial whose fault it is: the lines pay for their own, and nobody for the backend's."""
+        trial = self._try(suspect.endpoint, suspect.body["model"])
+        if trial.verdict is Verdict.ANSWERED:
+            # The backend is in order: what looked like its configuration is this line's affair.
+            self._judge_again({Verdict.MISCONFIGURED: Verdict.REFUSED})
+        else:
+            again = Verdict.BUSY
+            self._judge_again({Verdict.MISCONFIGURED: again, Verdict.FAILED: again, Verdict.CRASHED: again})
+            stored = [(call.key.pk, _verdict(call)) for call in self.failing if call not in self.answered]
+            retrying(lambda: claims.refund(stored))
+            self._pause_after(trial, suspect)
+        self.failing.clear()
+
+    def _judge_again(self, changes: dict[Verdict, Verdict]) -> None:
+        for call in self.answered:
+            if call.reply is not None and call.reply.verdict in changes:
+                call.reply = replace(call.reply, verdict=changes[call.reply.verdict])
+
+    def _try(self, endpoint: str, model: str) -> Reply:
+        """The reply to a trial request; CUT if we are to stop first."""
+        trial = Call(None, endpoint, self.kind.trial(endpoint, model), settings.LINE_TIMEOUT_S)
+        self.calls.submit(trial)
+        while trial in self.calls.in_flight:
+            for call in self.calls.wait(LOOK_EVERY_S):
+                if call is not trial:
+                    self._note(call)
+            retrying(self._look)
+        return trial.reply or Reply(Verdict.CUT)
+
+    def _pause_after(self, trial: Reply, suspect: Call) -> None:
+        if trial.verdict is Verdict.CUT:
+            return
+        if trial.verdict is Verdict.UNREACHABLE:
+            self._pause(backends.unreachable_hint())
+            return
+        what = f"HTTP {trial.status}" if trial.status else trial.code
+        reason = trial.message if trial.verdict is Verdict.MISCONFIGURED else ""
+        reason = reason or (
+            f"{self.kind.title} fails every request of {suspect.body['model']}, the plainest too ({what}). See its log."
+        )
+        self.paused = True
+        retrying(lambda: self.backend.pause_after_trial(reason, suspect.endpoint, suspect.body["model"]))
+        logger.warning("paused: %s", reason)
+
+    def _passes_pending_trial(self) -> bool:
+        """True unless the backend was paused for failing a trial and fails it again."""
+        endpoint, model = self.backend.trial_endpoint, self.backend.trial_model
+        if not model:
+            return True
+        trial = self._try(endpoint, model)
+        if trial.verdict is Verdict.ANSWERED:
+            retrying(self.backend.passed_trial)
+            return True
+        self._pause_after(trial, Call(None, endpoint, {"model": model}, 0.0))
+        return False
+
+
+def _verdict(call: Call) -> Verdict:
+    return call.reply.verdict if call.reply is not None else Verdict.CUT
 
 
 class InputFiles:
@@ -209,7 +297,7 @@ class InputFiles:
         self._open: dict[str, Any] = {}
 
     def body(self, line: Line) -> dict[str, Any]:
-        """Raises OSError, ValueError or LookupError if the file is gone or is not what was validated."""
+        """Raises OSError, ValueError, LookupError or RecursionError if it is gone or is not what was validated."""
         if line.batch_id not in self._open:
             while len(self._open) >= self.MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
@@ -231,6 +319,5 @@ def has_work() -> bool:
     return Line.objects.all().claimable().filter(batch__status=Status.IN_PROGRESS).exists()
 
 
-def is_idle() -> bool:
-    """No drive is running."""
-    return not Lease.objects.filter(purpose=PURPOSE, expires_at__gt=Now()).exists()
+def drives_running() -> int:
+    return Lease.objects.filter(purpose=PURPOSE, expires_at__gt=Now()).count()

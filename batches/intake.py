@@ -8,6 +8,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
+from django.utils import timezone
 
 from batches import backends, jsonl, leases, lifecycle
 from batches.models import Backend, Batch, Lease, Line, Status
@@ -36,7 +37,10 @@ def validate(batch_id: str) -> bool:
         file = File.objects.all().held(batch.input_file_id, batch.pk)
         if file is None or file.purpose != "batch":
             return _fail_whole(batch, lease, _file_problem(batch, file))
-        return _validate_slice(batch, file, lease)
+        try:
+            return _validate_slice(batch, file, lease)
+        except FileNotFoundError:
+            return _fail_whole(batch, lease, _file_problem(batch, None))
     finally:
         leases.release(lease)
 
@@ -117,6 +121,7 @@ def _store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group) -> bo
             validated_bytes=batch.validated_bytes,
             validated_lines=batch.validated_lines,
             total=batch.total,
+            nudged_at=timezone.now(),
         )
         if not moved:
             return False

@@ -1,10 +1,10 @@
 """The input file: read line by line in bounded memory, with every rule about a line. Pure; knows no database."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from batchserver import strict_json
 from batchserver.errors import batch_error
 
 ENDPOINTS = ["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions"]
@@ -63,8 +63,8 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
 
 
 def parse_body(content: bytes) -> dict[str, Any]:
-    """The body of a line that was found good."""
-    body: dict[str, Any] = _strict_json(content)["body"]
+    """The body of a line that was found good. Raises what reading a damaged file can raise."""
+    body: dict[str, Any] = strict_json.loads(content)["body"]
     return body
 
 
@@ -77,7 +77,7 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
     if raw.content is None:
         raise refuse("line_too_long", f"This line is longer than {max_line_bytes} bytes (MAX_LINE_BYTES).")
     try:
-        line = _strict_json(raw.content)
+        line = strict_json.loads(raw.content)
     except UnicodeDecodeError:
         raise refuse("invalid_json_line", "This line is not valid UTF-8.") from None
     except (ValueError, RecursionError):
@@ -102,17 +102,9 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
     model = body.get("model") or default_model
     if not model:
         raise refuse("invalid_request", "Model parameter is required.", "body.model")
-    if not isinstance(model, str) or len(model) > 255 or not _storable(model):
+    if not isinstance(model, str) or len(model) > 255 or not strict_json.is_storable(model):
         raise refuse("invalid_request", "The model must be a string of at most 255 characters.", "body.model")
     return Request(raw.number, raw.offset, len(raw.content), custom_id, model)
-
-
-def _strict_json(content: bytes) -> Any:
-    return json.loads(content.decode(), parse_constant=_no_constant)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _bad_custom_id(custom_id: Any) -> str | None:
@@ -120,11 +112,6 @@ def _bad_custom_id(custom_id: Any) -> str | None:
         return "The custom_id must be a string that is not empty."
     if len(custom_id) > MAX_CUSTOM_ID_LENGTH:
         return f"The custom_id is longer than {MAX_CUSTOM_ID_LENGTH} characters."
-    if not _storable(custom_id):
+    if not strict_json.is_storable(custom_id):
         return "The custom_id holds a NUL or half a surrogate pair."
     return None
-
-
-def _storable(text: str) -> bool:
-    """Databases keep neither NUL nor lone surrogates, both of which JSON can spell."""
-    return "\x00" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

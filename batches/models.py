@@ -175,7 +175,7 @@ class Line(models.Model):
     )
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Charged for the line's own faults only.")
     backend_crashes = models.PositiveSmallIntegerField(default=0, help_text="Times the backend went away under it.")
-    lost_claims = models.PositiveSmallIntegerField(default=0, help_text="Times our own worker died with it.")
+    lost_claims = models.PositiveSmallIntegerField(default=0, help_text="Times a worker died that held it.")
     not_before = models.DateTimeField(null=True)
 
     http_status = models.PositiveSmallIntegerField(null=True)
@@ -220,8 +220,14 @@ class Backend(models.Model):
     seen_at = models.DateTimeField(null=True, help_text="When it last answered.")
     paused_at = models.DateTimeField(null=True)
     pause_reason = models.TextField(default="", help_text="Why no line is sent, and what to do about it.")
+    # After a failed trial: what was tried, how often in a row it failed, and when it is tried again.
+    trial_endpoint = models.CharField(max_length=64, default="")
+    trial_model = models.CharField(max_length=255, default="")
+    failed_trials = models.PositiveIntegerField(default=0)
+    resume_at = models.DateTimeField(null=True)
 
     FRESH = timedelta(seconds=20)
+    FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=5)
 
     def __str__(self) -> str:
         return self.name
@@ -243,8 +249,22 @@ class Backend(models.Model):
         """Send nothing more until the backend answers its worker again."""
         self._store(paused_at=timezone.now(), pause_reason=reason)
 
+    def pause_after_trial(self, reason: str, endpoint: str, model: str) -> None:
+        """Likewise, for a while that doubles with each failed trial; the next drive begins with the same trial."""
+        for_ = min(self.LONGEST_PAUSE, self.FIRST_PAUSE * 2 ** min(self.failed_trials, 10))
+        self._store(
+            trial_endpoint=endpoint,
+            trial_model=model,
+            failed_trials=self.failed_trials + 1,
+            resume_at=timezone.now() + for_,
+        )
+        self.pause(reason)
+
+    def passed_trial(self) -> None:
+        self._store(trial_endpoint="", trial_model="", failed_trials=0)
+
     def resume(self) -> None:
-        self._store(paused_at=None, pause_reason="")
+        self._store(paused_at=None, pause_reason="", resume_at=None)
 
     def _store(self, **values: Any) -> None:
         for name, value in values.items():
@@ -268,3 +288,7 @@ class Pulse(models.Model):
             return True
         _, created = cls.objects.get_or_create(pk=name, defaults={"at": timezone.now()})
         return created
+
+    @classmethod
+    def stamp(cls, name: str) -> None:
+        cls.objects.update_or_create(pk=name, defaults={"at": timezone.now()})

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models import Count, Q, Sum
+from django.db.models.functions import Length
 from django.utils import timezone
 
 from batches import leases, lifecycle
@@ -22,6 +23,7 @@ from files_api.storage import temporary_file
 logger = logging.getLogger(__name__)
 
 PAGE = 1000
+PART_BYTES = 8 * 2**20
 TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 MESSAGES = {
     LineState.CANCELLED: line_error("batch_cancelled", "The batch was cancelled before this request executed."),
@@ -86,16 +88,15 @@ class _Finalizer:
     def _pages(self, states: list[LineState]) -> Iterator[Line]:
         """The lines in input order, by keyset pages: an open cursor would keep SQLite's log from being reset."""
         number = 0
+        lines = self.batch.lines.filter(state__in=states).order_by("number")
         while page := list(
-            self.batch.lines.filter(state__in=states, number__gt=number)
-            .order_by("number")
-            .only("number", "custom_id", "state", "http_status", "response", "error_code", "error_message", "batch_id")[
-                :PAGE
-            ]
+            lines.filter(number__gt=number).values_list("number", Length("response") + Length("error_message"))[:PAGE]
         ):
-            yield from page
-            number = page[-1].number
-            self._pause()
+            # A page of long replies is read in parts: a million short ones cost few queries, long ones little memory.
+            for first, last in _parts(page):
+                yield from lines.filter(number__range=(first, last))
+                self._pause()
+            number = page[-1][0]
 
     def _output_lines(self) -> Iterator[str]:
         return (result_line(line) for line in self._pages([LineState.SUCCEEDED]))
@@ -142,13 +143,24 @@ class _Finalizer:
         else:
             final = Status.EXPIRED if expired else Status.COMPLETED
         with transaction.atomic():
-            File.objects.bulk_create(files)
+            # The move first: its fence keeps a loser from colliding with the winner's rows.
             moved = lifecycle.move(
                 self.batch.pk, final, lease=self.lease, output_file=output, error_file=errors, **counts
             )
-            if not moved:
-                transaction.set_rollback(True)
+            if moved:
+                File.objects.bulk_create(files)
         return moved
+
+
+def _parts(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """From (number, size) of lines in order: the first and the last number of each part of about PART_BYTES."""
+    first, size = page[0][0], 0
+    for index, (number, bytes_) in enumerate(page):
+        size += bytes_
+        if size >= PART_BYTES or index == len(page) - 1:
+            yield first, number
+            if index < len(page) - 1:
+                first, size = page[index + 1][0], 0
 
 
 class _Measured:

@@ -25,7 +25,11 @@ def own_backend() -> Backend:
 
 
 def report_backend() -> Backend:
-    """Ask the backend what it has, store it, and lift or set its pause accordingly. Takes a few seconds at most."""
+    """Ask the backend what it has, store it, and lift or set its pause accordingly.
+
+    Each of its questions has seconds to be answered. A pause that has an end is not lifted before it: that the backend
+    lists its models says nothing of whether it can run them.
+    """
     try:
         state = backends.probe()
     except backends.Unreachable as error:
@@ -39,7 +43,7 @@ def report_backend() -> Backend:
         backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
         backend.seen_at = timezone.now()
         backend.save(update_fields=["kind", "version", "listed", "loaded_names", "seen_at"])
-        if backend.is_paused:
+        if backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
     backend.worker = socket.gethostname()
@@ -73,7 +77,7 @@ def missing_default_model(backend: Backend) -> str:
 def health() -> dict[str, Any]:
     """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why."""
     now = timezone.now()
-    tick = Pulse.objects.filter(pk="tick").first()
+    tick = Pulse.objects.filter(pk="ticked").first()
     backends_seen = live_backends()
     reasons = []
     status = "ok"

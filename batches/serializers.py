@@ -13,6 +13,7 @@ from batches.models import Batch, Status
 from batchserver import errors
 from batchserver.errors import ApiError
 from batchserver.fields import ExpiresAfterField, TextField
+from batchserver.strict_json import is_storable
 from files_api.models import File
 
 LONGEST_WINDOW = timedelta(days=30)
@@ -69,8 +70,8 @@ class MetadataField(serializers.Field[dict[str, str], Any, Any, Any]):
                 raise errors.invalid_type(f"metadata.{key}", "a string", value)
             if len(value) > self.LONGEST_VALUE:
                 raise errors.too_long(f"metadata.{key}", value, self.LONGEST_VALUE)
-            if "\x00" in key + value:
-                raise errors.holds_nul("metadata")
+            if not is_storable(key + value):
+                raise errors.not_storable("metadata")
         return data
 
     def to_representation(self, value: dict[str, str]) -> dict[str, str]:

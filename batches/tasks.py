@@ -12,12 +12,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from batches import executor, intake, leases, lifecycle, output, presence
 from batches.models import FINAL, Backend, Batch, Pulse, Status
+from batchserver import idempotency
 from batchserver.celery import app
 from files_api import retention
 
@@ -29,12 +31,14 @@ shutdown = multiprocessing.Value("b", 0, lock=False)
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
+MESSAGE_LIFE_S = 600
 
 
 def wake(task: Any, *args: str) -> None:
     """Send a message. One that cannot be sent is not an error: the next tick sees what is due."""
     try:
-        task.apply_async(args=args)
+        # One that nobody took in time was sent again by then.
+        task.apply_async(args=args, expires=MESSAGE_LIFE_S)
     except (OperationalError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
@@ -52,10 +56,14 @@ def wake_control(batch_id: str) -> None:
 
 @app.task
 def validate(batch_id: str) -> None:
-    intake.validate(batch_id)
-    wake_control(batch_id)
-    if executor.has_work():
-        wake(drive)
+    if intake.validate(batch_id):
+        wake(validate, batch_id)
+    else:
+        wake_control(batch_id)
+        if executor.has_work():
+            wake(drive)
+    # The next tick's message waits behind the slices of all batches that are being validated, and may expire there.
+    tick()
 
 
 @app.task
@@ -98,9 +106,11 @@ def tick() -> None:
         logger.warning("took back the work of %s dead processes", dead)
     for batch_id in lifecycle.close_finished():
         wake(finalize, batch_id)
-    retention.sweep()
     _nudge_control()
-    _wake_drive()
+    _wake_drives()
+    idempotency.forget_old()
+    retention.sweep()
+    Pulse.stamp("ticked")  # for /health: a tick that breaks off has not ticked
 
 
 def tick_between() -> Callable[[], None]:
@@ -125,9 +135,11 @@ def _nudge_control() -> None:
             wake_control(batch_id)
 
 
-def _wake_drive() -> None:
+def _wake_drives() -> None:
+    """One message in a while as long as fewer drives run than could: each worker process has room for one."""
     backends = list(Backend.objects.all())
     if backends and all(backend.is_paused for backend in backends):
         return
-    if executor.is_idle() and executor.has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
+    room = settings.MAX_CONCURRENT_BATCHES * max(1, len(presence.live_backends()))
+    if executor.drives_running() < room and executor.has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)

@@ -3,7 +3,8 @@ secret can be shown once."""
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from batchserver.models import ApiKey
@@ -27,9 +28,16 @@ class LookOnly(admin.ModelAdmin[Any]):
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin[ApiKey]):
-    list_display = ("name", "hint", "created_at")
-    readonly_fields = ("name", "hint", "created_at")
+class ApiKeyAdmin(LookOnly):
+    list_display = ("name", "hint", "created_at", "revoked_at")
+    fields = list_display
+    actions = ("revoke",)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("batchserver.change_apikey")
+
+    @admin.action(description="Revoke selected API keys", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        for key in queryset:
+            key.revoke()
+            self.message_user(request, f"Revoked {key}.", messages.SUCCESS)

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.db.models import Model, Q, QuerySet
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
 from rest_framework import exceptions, serializers
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.negotiation import BaseContentNegotiation
@@ -152,10 +152,14 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
             return ApiError("The request body is too large.", status=413)
         case SuspiciousOperation():
             return ApiError(str(exc))
+        case RecursionError():
+            return ApiError(BAD_JSON)
+        case UnreadablePostError():
+            return ApiError("The request body broke off.")
         case OperationalError() | InterfaceError():
             logger.warning("the database did not answer: %s", exc)
             return ApiError(
-                "The database is busy or away. Nothing was stored; try again.",
+                "The database is busy or away. Try again.",
                 status=503,
                 type="server_error",
                 headers={"Retry-After": "5"},

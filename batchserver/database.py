@@ -25,7 +25,8 @@ def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
 def relaxed_commits() -> Iterator[None]:
     """Let commits of this connection survive kill -9 but not a power cut, and wait at most 5 s for a locked database.
 
-    For line results only: a lost one is asked again. An accepted batch and a status move keep the full fsync.
+    For what a drive writes: a lost result is asked again, and a lost move to finalizing is made again. An accepted
+    batch and the final moves keep the full fsync.
     """
     if connection.vendor == "sqlite":
         relax = ["PRAGMA synchronous=NORMAL", "PRAGMA busy_timeout=5000"]

@@ -74,9 +74,8 @@ def too_long(param: str, text: str, most: int) -> ApiError:
     return ApiError(message, param=param, code="string_above_max_length")
 
 
-def holds_nul(param: str) -> ApiError:
-    """JSON can spell NUL and Postgres cannot keep it."""
-    return ApiError(f"Invalid '{param}': it holds a NUL character.", param=param, code="invalid_value")
+def not_storable(param: str) -> ApiError:
+    return ApiError(f"Invalid '{param}': it holds a NUL or half a surrogate pair.", param=param, code="invalid_value")
 
 
 def out_of_range(param: str, value: int, *, least: int, most: int) -> ApiError | None:

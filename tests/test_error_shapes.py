@@ -31,6 +31,17 @@ def test_it_answers_with_the_envelope(api, method, path, status, message):
     }
 
 
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/models"])
+def test_options_is_no_part_of_the_api(api, path):
+    answer = api.options(path)
+    assert (answer.status_code, set(answer.json()["error"])) == (405, ENVELOPE)
+
+
+def test_a_body_nested_too_deep_is_a_400(api):
+    answer = api.generic("POST", "/v1/batches", b"[" * 100_000, content_type="application/json")
+    assert (answer.status_code, set(answer.json()["error"])) == (400, ENVELOPE)
+
+
 def test_a_text_body_is_a_415(api):
     answer = api.generic("POST", "/v1/batches", b"x", content_type="text/plain")
     assert answer.status_code == 415
@@ -81,5 +92,7 @@ def test_once_a_key_exists_every_call_needs_one(api):
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (401, "invalid_api_key")
     assert api.get("/v1/files", HTTP_AUTHORIZATION=f"Bearer {secret}").status_code == 200
     assert secret not in str(vars(key))
-    key.delete()
-    assert api.get("/v1/files").status_code == 200
+    key.revoke()
+    # Revoking the last key does not open the door again.
+    assert api.get("/v1/files", HTTP_AUTHORIZATION=f"Bearer {secret}").status_code == 401
+    assert api.get("/v1/files").status_code == 401

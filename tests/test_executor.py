@@ -1,5 +1,6 @@
 """Claim, send, record: what becomes of lines, against a model server that answers or misbehaves at its socket."""
 
+import json
 import threading
 import time
 from datetime import timedelta
@@ -202,20 +203,107 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
     assert not Backend.objects.get().is_paused
 
 
-def test_a_refused_key_pauses_with_the_setting_to_change(create, work, backend):
-    backend.on("a", Action(401, error_body("no key")))
-    batch = create([line("a")])
+TRIAL = "Hi"  # what a trial request says
+
+
+def charges():
+    return set(Line.objects.values_list("state", "attempts", "backend_crashes"))
+
+
+def test_a_refused_host_header_pauses_with_what_to_change(create, work, backend):
+    for key in ("a", TRIAL):
+        backend.on(key, Action(403, b""))
+    batch = create([line("a"), line("b")])
     work.validate(batch["id"])
+
     work.drive()
-    assert "BACKEND_API_KEY" in Backend.objects.get().pause_reason
-    assert Line.objects.get().state == LineState.PENDING
-    assert work.run(batch["id"])["request_counts"]["completed"] == 1
+
+    assert "Host header" in Backend.objects.get().pause_reason
+    assert backend.arrived() == ["a", TRIAL]
+    assert charges() == {(LineState.PENDING, 0, 0)}
+    work.drive()  # too early for another trial
+    assert backend.arrived() == ["a", TRIAL]
+    assert work.run(batch["id"])["request_counts"]["completed"] == 2
 
 
-def in_thread(action, after_s):
-    timer = threading.Timer(after_s, action)
-    timer.start()
-    return timer
+def test_what_looks_like_configuration_is_the_lines_affair_if_a_trial_goes_well(create, work, backend):
+    backend.always("a", Action(403, b""))
+    batch = work.run(create([line("a"), line("b")])["id"])
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    _, errors = results(work, batch)
+    assert errors["a"]["response"]["status_code"] == 403
+
+
+@pytest.mark.parametrize("action", [Action(500, b"cudaMalloc failed: out of memory"), Action(reset=True)])
+def test_a_backend_that_fails_everything_pauses_and_charges_nobody(create, work, backend, action):
+    names = [f"id-{number}" for number in range(40)]
+    for key in [*names, TRIAL]:
+        backend.always(key, action)
+    batch = create([line(name) for name in names])
+    work.validate(batch["id"])
+
+    pauses = []
+    for _ in range(4):
+        Line.objects.update(not_before=None)
+        Backend.objects.update(resume_at=None)
+        work.drive()
+        seen = Backend.objects.get()
+        pauses.append(seen.resume_at - seen.paused_at)
+
+    assert charges() == {(LineState.PENDING, 0, 0)}
+    assert "fails every request of gemma3:12b" in Backend.objects.get().pause_reason
+    # Five lines and a trial at first, later the trial alone, each time after a longer pause.
+    assert len(set(backend.arrived()) - {TRIAL}) == 5
+    assert pauses == sorted(pauses)
+    assert pauses[-1] > pauses[0] * 3
+
+    backend.forget()
+    assert work.run(batch["id"])["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    assert Backend.objects.get().failed_trials == 0
+
+
+def test_many_bad_lines_in_a_row_do_not_pause_a_backend_in_order(create, work, backend):
+    names = [f"bad-{number}" for number in range(12)]
+    for name in names:
+        backend.always(name, Action(500, error_body("invalid tool call arguments")))
+    batch = work.run(create([line(name) for name in [*names, "good"]])["id"])
+    assert batch["request_counts"] == {"total": 13, "completed": 1, "failed": 12}
+    assert set(Line.objects.exclude(custom_id="good").values_list("attempts", flat=True)) == {3}
+    assert TRIAL in backend.arrived()
+    assert not Backend.objects.get().is_paused
+
+
+def test_a_bug_in_reading_a_reply_fails_its_line_and_not_the_drive(create, work, backend, settings, monkeypatch):
+    settings.LINE_MAX_ATTEMPTS = 1
+    # requests itself cannot read this address, whether it follows it or not.
+    backend.always("a", Action(302, b"", headers={"Location": "http://[x"}))
+    batch = work.run(create([line("a"), line("b")])["id"])
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    _, errors = results(work, batch)
+    assert errors["a"]["error"]["code"] == "internal_error"
+
+
+def test_lines_at_the_limit_of_nesting_harm_nobody_else(create, work, backend):
+    """Validation and the drive read a line at different depths of their own stacks: one may fail where the other did
+    not."""
+
+    def nested(depth):
+        text = json.dumps(line(f"deep-{depth}")).replace('"max_tokens": 8', f'"x": {"[" * depth}{"]" * depth}')
+        return text.encode() + b"\n"
+
+    depths = range(700, 1000, 4)
+    first = json.dumps(line("plain")).encode() + b"\n"
+    batch = create(first + b"".join(map(nested, depths)))
+    work.validate(batch["id"])
+    refused = {error["line"] for error in Batch.objects.get().errors}
+    taken = [depth for number, depth in enumerate(depths, 2) if number not in refused]
+
+    batch = work.run(create(first + b"".join(map(nested, taken)))["id"])
+
+    assert batch["status"] == "completed"
+    assert sum(batch["request_counts"][name] for name in ("completed", "failed")) == len(taken) + 1
+    output, _ = results(work, batch)
+    assert "plain" in output
 
 
 def test_a_cancel_ends_the_call_within_a_second_and_delivers_what_is_done(create, work, backend):

@@ -40,7 +40,7 @@ LAYERS = [
     {"files_api.models", "batchserver.models"},
     {"batches.backends", "batches.jsonl", "files_api.storage", "files_api.uploads"},
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
-    {"batchserver.errors", "batchserver.ids"},
+    {"batchserver.errors", "batchserver.ids", "batchserver.strict_json"},
     {"batchserver", "batches", "files_api"},
 ]
 

@@ -72,6 +72,7 @@ def test_stream_false_is_as_good_as_none():
     [
         (b"{broken", "invalid_json_line", None),
         (b'{"a": NaN}', "invalid_json_line", None),
+        (b'{"a": 1e999}', "invalid_json_line", None),
         (b'{"a": ' + b"9" * 5000 + b"}", "invalid_json_line", None),
         (b"[" * 100_000, "invalid_json_line", None),
         (b'{"custom_id": "\xff"}', "invalid_json_line", None),

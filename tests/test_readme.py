@@ -122,7 +122,7 @@ def output_of(server, batch_id):
 def test_the_python(stack, fake, source):
     server = stack(OLLAMA_BASE_URL=fake.url)
     (code,) = blocks("python") if source == "README" else [(ROOT / source).read_text()]
-    code = "import time\n" + code.replace("http://localhost:4080", server.base)
+    code = code.replace("http://localhost:4080", server.base)
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )

@@ -67,6 +67,16 @@ def test_without_ollama_it_goes_on_with_the_embedded_model_and_says_so(run, tmp_
     assert (tmp_path / "state" / "embedded" / "db.sqlite3").exists()
 
 
+def test_the_stand_in_keeps_away_from_the_real_database_and_broker(run, tmp_path):
+    """Settings of a deployment are inherited; with Ollama down its batches must stay where they are."""
+    real = tmp_path / "real.sqlite3"
+    path = write(tmp_path / "in.jsonl", [line("a")])
+    elsewhere = {"DATABASE_URL": f"sqlite:///{real}", "CELERY_BROKER_URL": "redis://127.0.0.1:9/0"}
+    result = run(path, OLLAMA_BASE_URL="http://127.0.0.1:9", **elsewhere)
+    assert result.returncode == 0, result.stderr
+    assert not real.exists()
+
+
 def test_with_ollama_it_uses_it(run, tmp_path, fake):
     path = write(tmp_path / "in.jsonl", [line("a"), line("b")])
     result = run(path, "-o", tmp_path / "out.jsonl", OLLAMA_BASE_URL=fake.url)

@@ -26,7 +26,7 @@ def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
 
     said = server.log.read_text()
     assert f"API      {server.base}/v1" in said
-    assert re.search(r"user admin, password \S+ \(shown only this once\)", said)
+    assert re.search(r"Made user admin, password \S+ \(shown only this once\)", said)
     assert f"ollama 0.33.0 at {fake.url}, default model {MODEL}" in said
     assert stat.S_IMODE(server.data_dir.joinpath("secret_key").stat().st_mode) == 0o600
     assert stat.S_IMODE(server.data_dir.joinpath("files").stat().st_mode) == 0o700
@@ -118,9 +118,34 @@ def test_a_foreign_program_on_the_port_is_named(tmp_path, fake):
         assert "is in use by another program. Set PORT to a free one." in server.log.read_text()
 
 
+def test_a_directory_with_odd_characters_in_its_name_will_do(tmp_path, fake):
+    server = Stack(tmp_path / "C# 100%20 ?x", {"OLLAMA_BASE_URL": fake.url})
+    server.start()
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"HOST": "192.0.2.1"}, "Cannot listen on 192.0.2.1:"),
+        ({"DATABASE_URL": "postgres://nobody@127.0.0.1:9/x"}, "The database cannot be used: "),
+    ],
+)
+def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path, environment, said):
+    server = Stack(tmp_path / "data", environment)
+    server.start(ready=False)
+    try:
+        assert server.process.wait(60) == 1
+    finally:
+        server.stop()
+    assert said in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
+        ("DATA_DIR", "/proc/nowhere", "DATA_DIR='/proc/nowhere' cannot be used: "),
         ("PORT", "abc", "PORT='abc': expected a whole number from 1 to 65535."),
         ("OLLAMA_BASE_URL", "localhost:11434", "OLLAMA_BASE_URL='localhost:11434': expected an address"),
         ("BEHIND_TLS", "yes", "BEHIND_TLS='yes': expected True or False."),

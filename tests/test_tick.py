@@ -125,9 +125,30 @@ def test_many_ticks_at_once_are_one(create, work, sent):
     assert sent == [("drive",)]
 
 
+def test_one_drive_is_woken_for_each_that_could_run(create, work, sent, settings):
+    settings.MAX_CONCURRENT_BATCHES = 2
+    work.validate(create([line("a"), line("b")])["id"])
+    for running in (0, 1, 2):
+        sent.clear()
+        tick()
+        assert sent == ([("drive",)] if running < 2 else [])
+        leases.acquire(executor.PURPOSE)
+
+
+def test_a_tick_that_breaks_off_is_told_by_health(db, sent, settings):
+    tick()
+    assert presence.health()["status"] == "waiting"
+    Pulse.objects.all().delete()
+    settings.UPLOAD_DIR = settings.UPLOAD_DIR / "file"
+    settings.UPLOAD_DIR.write_text("no directory")
+    with pytest.raises(OSError, match="file"):
+        tick()
+    assert presence.health()["status"] == "failing"
+
+
 def test_health_tells_of_a_missing_tick(db):
     assert presence.health()["status"] == "failing"
-    Pulse.objects.create(name="tick", at=timezone.now())
+    Pulse.stamp("ticked")
     assert presence.health()["status"] == "waiting"  # no worker has reported
     Pulse.objects.update(at=timezone.now() - timedelta(minutes=5))
     assert presence.health()["status"] == "failing"

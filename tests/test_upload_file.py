@@ -122,6 +122,7 @@ def test_it_refuses_expiries_outside_the_bounds(api):
         ("3599", "integer_below_min_value"),
         ("2592001", "integer_above_max_value"),
         ("x", "invalid_type"),
+        ("9" * 5000, "invalid_type"),
     ):
         form = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
         answer = api.post("/v1/files", form | {"file": SimpleUploadedFile("a.jsonl", GOOD)})

@@ -174,6 +174,14 @@ def test_it_stops_when_cancelled_and_sends_nothing(api, create, work, backend):
     assert backend.seen == []
 
 
+def test_input_bytes_that_are_gone_fail_the_batch(create, work, settings):
+    batch = create([line("a")])
+    for path in settings.FILES_DIR.rglob("file-*"):
+        path.unlink()
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(None, "invalid_request", "file_id")]
+
+
 def test_two_at_once_do_not_mix(create, work):
     batch = create([line("a")])
     other = Lease.objects.create(purpose="validate", host="h", pid=1, started="1", expires_at=timezone.now())

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
+from batchserver import strict_json
+
 JSON = dict[str, Any]
 
-# A way to ask the server something: path -> status and parsed body (None where it is not JSON). Raises Unreachable.
+# A way to ask the server something: path -> status and parsed body (None where it is not JSON).
 Ask = Callable[[str], tuple[int, Any]]
 
 
@@ -25,7 +27,9 @@ class Verdict(Enum):
     BUSY = "busy"  # not now: tried again later, uncharged
     CRASHED = "crashed"  # the server went away under the line
     UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; nobody is charged
-    MISCONFIGURED = "misconfigured"  # likewise, and a person has to act
+    MISCONFIGURED = (
+        "misconfigured"  # likewise, and a person has to act; unless a trial shows it is the line's own fault
+    )
     MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of after a night
     CUT = "cut"  # we ended the call ourselves
 
@@ -96,14 +100,15 @@ class BackendKind:
     # Evaluated top to bottom; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
-        Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403, 404, 405)),
-        Rule(Verdict.BUSY, (408, 429, 499, 502, 503, 504)),
+        Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),
+        Rule(Verdict.BUSY, (429, 499, 502, 503)),
         Rule(Verdict.REFUSED, (501,)),
+        Rule(Verdict.FAILED, (408, 504)),
         Rule(Verdict.FAILED, SERVER_ERRORS),
     )
 
     def recognise(self, ask: Ask) -> State | None:
-        """The server's state if it is of this kind, else None. Raises Unreachable if it does not answer at all."""
+        """The server's state if it is of this kind, else None. Lets through what `ask` raises."""
         models = listed_models(ask)
         if models is None or not self._owns(models):
             return None
@@ -147,7 +152,7 @@ class BackendKind:
         )
         reply = Reply(rule.verdict, status, _compact(body) if body else _enveloped(status, text))
         if rule.verdict is Verdict.MISCONFIGURED:
-            reply = replace(reply, message=self.misconfigured_hint(endpoint, status))
+            reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
@@ -168,10 +173,23 @@ class BackendKind:
                     return "The reply has no output."
         return ""
 
-    def misconfigured_hint(self, endpoint: str, status: int) -> str:
+    def trial(self, endpoint: str, model: str) -> JSON:
+        """A body so small and plain that a server in order answers it, whatever is wrong with the users' lines."""
+        match endpoint:
+            case "/v1/chat/completions":
+                asked: JSON = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+            case "/v1/completions":
+                asked = {"prompt": "Hi", "max_tokens": 1}
+            case "/v1/responses":
+                asked = {"input": "Hi", "max_output_tokens": 16}
+            case _:
+                asked = {"input": "Hi"}
+        return asked | {"model": model}
+
+    def misconfigured_hint(self, status: int) -> str:
         if status in (401, 403):
             return f"{self.title} refused our key (HTTP {status}). Set BACKEND_API_KEY."
-        return f"{self.title} has no {endpoint} (HTTP {status}). Check BACKEND_URL and the server's version."
+        return f"{self.title} sends us elsewhere (HTTP {status}). Check BACKEND_URL."
 
 
 def listed_models(ask: Ask) -> list[Model] | None:
@@ -190,14 +208,10 @@ def listed_models(ask: Ask) -> list[Model] | None:
 
 def _parse(content: bytes) -> JSON | None:
     try:
-        body = json.loads(content, parse_constant=_no_constant)
+        body = strict_json.loads(content)
     except (ValueError, RecursionError):
         return None
     return body if isinstance(body, dict) else None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _compact(body: JSON) -> str:

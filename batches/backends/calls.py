@@ -1,5 +1,6 @@
 """Calls in flight: each in a thread with a connection of its own, so that the loop beside them never waits for one."""
 
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,8 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from batches.backends.base import BackendKind, Reply, Verdict
 from batches.backends.connection import Connection, Cut, ReplyTooLarge
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -83,7 +86,13 @@ class CallPool:
     def _serve(self, connection: Connection) -> None:
         while (call := self._todo.get()) is not None:
             call.connection = connection
-            call.reply = Reply(Verdict.CUT) if call.is_cut else self._send(connection, call)
+            try:
+                call.reply = Reply(Verdict.CUT) if call.is_cut else self._send(connection, call)
+            except Exception as error:  # noqa: BLE001  (a bug has to fail this line and not the loop that waits for it)
+                # The type alone: the text may hold a prompt.
+                logger.error("a call ended with %s", type(error).__name__)
+                message = f"The request could not be sent or its reply not be read ({type(error).__name__})."
+                call.reply = Reply(Verdict.FAILED, code="internal_error", message=message)
             call.duration_s = time.monotonic() - call.started
             self._done.put(call)
         connection.close()

@@ -32,7 +32,7 @@ class Ollama(BackendKind):
             endpoint="/v1/embeddings",
         ),
         # A cloud model is refused with a body; without one it is our Host header that is refused.
-        Rule(Verdict.REFUSED, (403,), ("error",)),
+        Rule(Verdict.REFUSED, (401, 403), ("error",)),
         *BackendKind.rules,
     )
 
@@ -70,8 +70,8 @@ class Ollama(BackendKind):
             return "The reply broke off: it counts no tokens."
         return ""
 
-    def misconfigured_hint(self, endpoint: str, status: int) -> str:
+    def misconfigured_hint(self, status: int) -> str:
         if status == 403:
             # allowedHostsMiddleware: an empty 403 for a Host header that is neither loopback nor a local name.
             return "Ollama refuses our Host header (HTTP 403). Start it with OLLAMA_HOST=0.0.0.0, or use its address."
-        return super().misconfigured_hint(endpoint, status)
+        return super().misconfigured_hint(status)

