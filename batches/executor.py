@@ -12,17 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from django.conf import settings
 from django.db.models.functions import Now
 
-from batches import backends, claims, jsonl, leases, lifecycle
+from batches import backends, claims, leases, lifecycle
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
+from batches.inputs import UNREADABLE, InputFiles
 from batches.models import Backend, Batch, Lease, Line, Status
 from batchserver.database import relaxed_commits, retrying
-from files_api.models import File
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ class Drive:
             finally:
                 self.calls.close()
                 self.inputs.close()
-                retrying(lambda: leases.release(self.lease))
+                retrying(leases.release, self.lease)
 
     def _loop(self) -> None:
         while True:
@@ -149,7 +148,7 @@ class Drive:
     def _claim(self) -> None:
         if self.paused or self.stops_at is not None or len(self.ready) * 2 > self.claim_size:
             return
-        self.ready.extend(retrying(lambda: claims.claim(self.lease, self.claim_size)))
+        self.ready.extend(retrying(claims.claim, self.lease, self.claim_size))
 
     def _hand_back(self) -> None:
         if self.ready:
@@ -161,17 +160,25 @@ class Drive:
     def _send(self) -> None:
         while self.ready and len(self.calls.in_flight) < WINDOW and not self.paused:
             line = self.ready.popleft()
+            endpoint = line.batch.endpoint
             try:
-                body = self.kind.prepare(line.batch.endpoint, self.inputs.body(line), line.model)
-            except (OSError, ValueError, LookupError, RecursionError) as error:
+                body = retrying(self.inputs.body, line)
+                problem = self.kind.unsupported(endpoint, body)
+            except UNREADABLE as error:
                 # Validation read this very line: the file was damaged since.
                 logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
-                reply = Reply(
-                    Verdict.REFUSED, code="input_unreadable", message="The input file cannot be read any more."
-                )
-                self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
+                self._refuse(line, "input_unreadable", "The input file cannot be read any more.")
                 continue
-            self.calls.submit(Call(line, line.batch.endpoint, body, settings.LINE_TIMEOUT_S))
+            if problem:
+                self._refuse(line, "unsupported_parameter", problem)
+                continue
+            body = self.kind.prepare(endpoint, body, line.model)
+            self.calls.submit(Call(line, endpoint, body, settings.LINE_TIMEOUT_S))
+
+    def _refuse(self, line: Line, code: str, message: str) -> None:
+        """Answer a line without sending it."""
+        reply = Reply(Verdict.REFUSED, code=code, message=message)
+        self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
 
     # Record
 
@@ -211,7 +218,7 @@ class Drive:
             self._settle_doubt(suspect)
         group, self.answered = self.answered, []
         started = time.monotonic()
-        retrying(lambda: claims.store(self.lease, group, busy=self.busy))
+        retrying(claims.store, self.lease, group, busy=self.busy)
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))
         # Fast answers come in groups, and are claimed in groups as large.
@@ -221,7 +228,7 @@ class Drive:
 
     def _pause(self, reason: str) -> None:
         self.paused = True
-        retrying(lambda: self.backend.pause(reason))
+        retrying(self.backend.pause, reason)
         logger.warning("paused: %s", reason)
 
     # Doubt
@@ -236,7 +243,7 @@ class Drive:
             again = Verdict.BUSY
             self._judge_again({Verdict.MISCONFIGURED: again, Verdict.FAILED: again, Verdict.CRASHED: again})
             stored = [(call.key.pk, _verdict(call)) for call in self.failing if call not in self.answered]
-            retrying(lambda: claims.refund(stored))
+            retrying(claims.refund, stored)
             self._pause_after(trial, suspect)
         self.failing.clear()
 
@@ -268,7 +275,7 @@ class Drive:
             f"{self.kind.title} fails every request of {suspect.body['model']}, the plainest too ({what}). See its log."
         )
         self.paused = True
-        retrying(lambda: self.backend.pause_after_trial(reason, suspect.endpoint, suspect.body["model"]))
+        retrying(self.backend.pause_after_trial, reason, suspect.endpoint, suspect.body["model"])
         logger.warning("paused: %s", reason)
 
     def _passes_pending_trial(self) -> bool:
@@ -286,32 +293,6 @@ class Drive:
 
 def _verdict(call: Call) -> Verdict:
     return call.reply.verdict if call.reply is not None else Verdict.CUT
-
-
-class InputFiles:
-    """The bodies of claimed lines, read from the input files at the lines' offsets. A few files stay open."""
-
-    MOST_OPEN = 8
-
-    def __init__(self) -> None:
-        self._open: dict[str, Any] = {}
-
-    def body(self, line: Line) -> dict[str, Any]:
-        """Raises OSError, ValueError, LookupError or RecursionError if it is gone or is not what was validated."""
-        if line.batch_id not in self._open:
-            while len(self._open) >= self.MOST_OPEN:
-                self._open.pop(next(iter(self._open))).close()
-            file = File.objects.all().held(line.batch.input_file_id, line.batch_id)
-            if file is None:
-                raise FileNotFoundError(line.batch.input_file_id)
-            self._open[line.batch_id] = file.content.open("rb")
-        stream = self._open[line.batch_id]
-        stream.seek(line.offset)
-        return jsonl.parse_body(stream.read(line.length))
-
-    def close(self) -> None:
-        for stream in self._open.values():
-            stream.close()
 
 
 def has_work() -> bool:

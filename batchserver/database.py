@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from django.db import InterfaceError, OperationalError, connection
 from django.db.models import DateTimeField, ExpressionWrapper
@@ -14,6 +14,9 @@ from django.db.models.functions import Now
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+P = ParamSpec("P")
+
+RETRY_FOR_S = 20.0
 
 
 def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
@@ -48,15 +51,15 @@ def _execute(statements: list[str]) -> None:
             cursor.execute(statement)
 
 
-def retrying(work: Callable[[], T], *, for_s: float = 20.0) -> T:
-    """`work()`, tried again while the database is locked or away, for `for_s` seconds; then its last error.
+def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` gives, tried again while the database is locked or away, for RETRY_FOR_S; then its last error.
 
     `work` must be one transaction that can be run again.
     """
-    ends_at = time.monotonic() + for_s
+    ends_at = time.monotonic() + RETRY_FOR_S
     while True:
         try:
-            return work()
+            return work(*args, **kwargs)
         except (OperationalError, InterfaceError) as error:
             if time.monotonic() > ends_at:
                 raise

@@ -33,7 +33,7 @@ LAYERS = [
         "files_api.apps",
     },
     {"batches.intake", "batches.executor", "batches.output", "batches.presence"},
-    {"batches.claims"},
+    {"batches.claims", "batches.inputs"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency"},
     {"batches.models", "files_api.retention"},
@@ -97,7 +97,7 @@ def test_imports_point_down(module, path):
 
 
 @pytest.mark.parametrize(
-    "name", ["intake", "executor", "claims", "output", "lifecycle", "leases", "ordering", "presence"]
+    "name", ["intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"]
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
     foreign = {each.split(".")[0] for each in imports(ROOT / "batches" / f"{name}.py")}

@@ -1,7 +1,7 @@
 """What every kind of model server has in common: how a body is made ready, and what a reply means for its line."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
@@ -126,6 +126,15 @@ class BackendKind:
     def missing_model_hint(self, model: str) -> str:
         return "It is not among the models that the model server lists; MODEL_ALIASES can map its name to one that is."
 
+    def unsupported(self, endpoint: str, body: JSON) -> str:
+        """What of a body this server would ignore, misread or fetch from elsewhere, in a sentence; empty if nothing.
+
+        Such a line is refused: a clear error is better than an answer to another question.
+        """
+        if any(url.lower().startswith(("http:", "https:")) for url in _urls(body)):
+            return "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
+        return ""
+
     def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
         """The body to send for a line's body: whole answers only, and the model by the server's own name for it."""
         sent = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
@@ -204,6 +213,19 @@ def listed_models(ask: Ask) -> list[Model] | None:
             owner = str(each.get("owned_by") or "unknown")
             models.append(Model(each["id"], created if isinstance(created, int) else 0, owner))
     return models
+
+
+def _urls(body: JSON) -> Iterator[str]:
+    """The addresses in the content parts of a chat's messages or of a response's input."""
+    messages = body.get("messages") or body.get("input")
+    for message in messages if isinstance(messages, list) else []:
+        parts = message.get("content") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else []:
+            for name in ("image_url", "file_url", "video_url", "audio_url"):
+                place = part.get(name) if isinstance(part, dict) else None
+                url = place.get("url") if isinstance(place, dict) else place
+                if isinstance(url, str):
+                    yield url
 
 
 def _parse(content: bytes) -> JSON | None:

@@ -1,8 +1,27 @@
 """Ollama. Its behaviour is read from its source (server/routes.go, server/sched.go, openai/openai.go)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from batches.backends.base import JSON, SERVER_ERRORS, Ask, BackendKind, Rule, State, Verdict, listed_models
+
+# endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
+IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
+    "/v1/chat/completions": {
+        "n": (1,),
+        "tool_choice": ("auto", "none"),
+        "logit_bias": ({},),
+        "modalities": (["text"],),
+        "prediction": (),
+    },
+    "/v1/completions": {"n": (1,), "best_of": (1,), "echo": (False,), "logit_bias": ({},)},
+    "/v1/responses": {
+        "previous_response_id": (),
+        "conversation": (),
+        "background": (False,),
+        "tool_choice": ("auto", "none"),
+        "truncation": ("disabled",),
+    },
+}
 
 
 class Ollama(BackendKind):
@@ -51,12 +70,25 @@ class Ollama(BackendKind):
     def missing_model_hint(self, model: str) -> str:
         return f"Install it: ollama pull {model}"
 
+    def unsupported(self, endpoint: str, body: JSON) -> str:
+        if problem := super().unsupported(endpoint, body):
+            return problem
+        # openai.go's request structs have none of these: they would be dropped without a word.
+        for name, harmless in IGNORED.get(endpoint, {}).items():
+            if body.get(name) not in (None, *harmless):
+                return f"Ollama ignores '{name}'; leave it out."
+        return ""
+
     def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
         sent = super().prepare(endpoint, body, model)
         # Not in openai.go ChatCompletionRequest: it would be ignored, and the answer be unbounded.
         limit = sent.pop("max_completion_tokens", None)
         if sent.get("max_tokens") is None and limit is not None:
             sent["max_tokens"] = limit
+        if isinstance(sent.get("messages"), list):
+            sent["messages"] = [_flattened(message) for message in sent["messages"]]
+        if endpoint == "/v1/completions" and isinstance(sent.get("prompt"), list) and len(sent["prompt"]) == 1:
+            sent["prompt"] = sent["prompt"][0]  # its prompt is a string
         return sent
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
@@ -75,3 +107,14 @@ class Ollama(BackendKind):
             # allowedHostsMiddleware: an empty 403 for a Host header that is neither loopback nor a local name.
             return "Ollama refuses our Host header (HTTP 403). Start it with OLLAMA_HOST=0.0.0.0, or use its address."
         return super().misconfigured_hint(status)
+
+
+def _flattened(message: Any) -> Any:
+    """A message whose content is text parts alone, as one text: Ollama makes a message of each part."""
+    parts = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(parts, list) or not parts:
+        return message
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        return message
+    return message | {"content": "\n".join(filter(None, texts))}

@@ -1,0 +1,36 @@
+"""The requests of claimed lines, read from the input files where validation found them."""
+
+from typing import Any
+
+from batches import jsonl
+from batches.models import Line
+from files_api.models import File
+
+# What a file that was removed or damaged since validation can raise.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+
+
+class InputFiles:
+    """The bodies of claimed lines, read from the input files at the lines' offsets. A few files stay open."""
+
+    MOST_OPEN = 8
+
+    def __init__(self) -> None:
+        self._open: dict[str, Any] = {}
+
+    def body(self, line: Line) -> dict[str, Any]:
+        """Raises one of UNREADABLE if the file is gone or is not what was validated."""
+        if line.batch_id not in self._open:
+            while len(self._open) >= self.MOST_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            file = File.objects.all().held(line.batch.input_file_id, line.batch_id)
+            if file is None:
+                raise FileNotFoundError(line.batch.input_file_id)
+            self._open[line.batch_id] = file.content.open("rb")
+        stream = self._open[line.batch_id]
+        stream.seek(line.offset)
+        return jsonl.parse_body(stream.read(line.length))
+
+    def close(self) -> None:
+        for stream in self._open.values():
+            stream.close()
