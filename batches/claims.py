@@ -30,6 +30,12 @@ MOST_BACKEND_CRASHES = 3
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 
 
+def is_wanted(endpoint: str, model: str) -> bool:
+    """Some line of a batch in progress is still to be answered by this model at this endpoint."""
+    batches = Batch.objects.all().in_progress().filter(endpoint=endpoint)
+    return Line.objects.all().open().filter(batch__in=batches, model=model).exists()
+
+
 def claim(lease: Lease, most: int) -> list[Line]:
     """Up to `most` lines for `lease`, whose turn it is; none if the lease is not alive any more."""
     with transaction.atomic():
@@ -81,6 +87,11 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
+def is_last_try(line: Line, reply: Reply) -> bool:
+    """This failure would finish the line."""
+    return outcome(line, reply, busy=0)["state"] is LineState.FAILED
+
+
 def outcome(line: Line, reply: Reply, *, busy: int) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
@@ -105,9 +116,11 @@ def outcome(line: Line, reply: Reply, *, busy: int) -> dict[str, Any]:
 
 def refund(charged: list[tuple[int, Verdict]]) -> None:
     """Take back what lines were charged with that turned out not to be theirs to pay; finished ones stay finished."""
-    for pk, verdict in charged:
-        counter = "backend_crashes" if verdict is Verdict.CRASHED else "attempts"
-        Line.objects.filter(pk=pk, state=LineState.PENDING, **{f"{counter}__gt": 0}).update(**{counter: F(counter) - 1})
+    with transaction.atomic():
+        for pk, verdict in charged:
+            counter = "backend_crashes" if verdict is Verdict.CRASHED else "attempts"
+            pending = Line.objects.filter(pk=pk, state=LineState.PENDING, **{f"{counter}__gt": 0})
+            pending.update(**{counter: F(counter) - 1})
 
 
 def _finished(state: LineState, reply: Reply) -> dict[str, Any]:

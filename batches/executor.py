@@ -35,6 +35,10 @@ MOST_GROUP_S = 0.2
 GROUP_LINES = 64
 # Answers that speak for other lines too: they are stored before another line is sent.
 BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING)
+# Answers that do not wait for a trial: whatever it shows, they stay as they are.
+BEYOND_DOUBT = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING, Verdict.BUSY, Verdict.CUT)
+# A backend that refuses a trial is in order too; what the next line has to say is its own affair.
+PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
 # So many lines that fail in a row are the backend's fault until a trial request shows that it is in order.
 SUSPICIOUS_LINES = 5
 
@@ -205,9 +209,14 @@ class Drive:
         return self._suspect() is not None or any(_verdict(call) in BAD_NEWS for call in self.answered)
 
     def _suspect(self) -> Call | None:
-        """A call whose answer puts the backend itself in doubt."""
-        if len({call.key.pk for call in self.failing}) >= SUSPICIOUS_LINES:
-            return self.failing[-1]
+        """A call whose answer puts the backend itself in doubt: it looks like a matter of configuration, it is one of
+        many failures in a row, or it would end its line."""
+        if self.failing:
+            last = self.failing[-1]
+            many = len({call.key.pk for call in self.failing}) >= SUSPICIOUS_LINES
+            ends = last in self.answered and last.reply is not None and claims.is_last_try(last.key, last.reply)
+            if many or ends:
+                return last
         return next((call for call in self.answered if _verdict(call) is Verdict.MISCONFIGURED), None)
 
     def _store(self) -> None:
@@ -217,14 +226,17 @@ class Drive:
         if suspect := self._suspect():
             self._settle_doubt(suspect)
         group, self.answered = self.answered, []
+        self._record(group)
+        if any(_verdict(call) is Verdict.UNREACHABLE for call in group):
+            self._pause(backends.unreachable_hint())
+
+    def _record(self, group: list[Call]) -> None:
         started = time.monotonic()
         retrying(claims.store, self.lease, group, busy=self.busy)
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))
         # Fast answers come in groups, and are claimed in groups as large.
         self.claim_size = min(GROUP_LINES, max(WINDOW, len(group)))
-        if any(_verdict(call) is Verdict.UNREACHABLE for call in group):
-            self._pause(backends.unreachable_hint())
 
     def _pause(self, reason: str) -> None:
         self.paused = True
@@ -235,16 +247,21 @@ class Drive:
 
     def _settle_doubt(self, suspect: Call) -> None:
         """Find out by a trial whose fault it is: the lines pay for their own, and nobody for the backend's."""
+        # A trial may take as long as a line: what needs none is stored before it.
+        self._record([call for call in self.answered if _verdict(call) in BEYOND_DOUBT])
+        self.answered = [call for call in self.answered if _verdict(call) not in BEYOND_DOUBT]
         trial = self._try(suspect.endpoint, suspect.body["model"])
-        if trial.verdict is Verdict.ANSWERED:
+        if trial.verdict in PASSES:
             # The backend is in order: what looked like its configuration is this line's affair.
             self._judge_again({Verdict.MISCONFIGURED: Verdict.REFUSED})
         else:
+            charged = [(call.key.pk, _verdict(call)) for call in self.failing if call not in self.answered]
             again = Verdict.BUSY
             self._judge_again({Verdict.MISCONFIGURED: again, Verdict.FAILED: again, Verdict.CRASHED: again})
-            stored = [(call.key.pk, _verdict(call)) for call in self.failing if call not in self.answered]
-            retrying(claims.refund, stored)
-            self._pause_after(trial, suspect)
+            self._record(self.answered)
+            self.answered = []
+            retrying(claims.refund, charged)
+            self._pause_after(trial, suspect.endpoint, suspect.body["model"])
         self.failing.clear()
 
     def _judge_again(self, changes: dict[Verdict, Verdict]) -> None:
@@ -263,32 +280,36 @@ class Drive:
             retrying(self._look)
         return trial.reply or Reply(Verdict.CUT)
 
-    def _pause_after(self, trial: Reply, suspect: Call) -> None:
+    def _pause_after(self, trial: Reply, endpoint: str, model: str) -> None:
+        """Pause as a trial that went wrong demands; not at all if it was cut because we are to stop."""
         if trial.verdict is Verdict.CUT:
             return
         if trial.verdict is Verdict.UNREACHABLE:
             self._pause(backends.unreachable_hint())
             return
         what = f"HTTP {trial.status}" if trial.status else trial.code
-        reason = trial.message if trial.verdict is Verdict.MISCONFIGURED else ""
-        reason = reason or (
-            f"{self.kind.title} fails every request of {suspect.body['model']}, the plainest too ({what}). See its log."
-        )
+        if trial.verdict is Verdict.MISCONFIGURED:
+            reason = trial.message
+        elif trial.verdict is Verdict.BUSY:
+            reason = f"{self.kind.title} is too busy to answer for {model} ({what})."
+        else:
+            reason = f"{self.kind.title} fails every request of {model}, the plainest too ({what}). See its log."
         self.paused = True
-        retrying(self.backend.pause_after_trial, reason, suspect.endpoint, suspect.body["model"])
+        retrying(self.backend.pause_after_trial, reason, endpoint, model)
         logger.warning("paused: %s", reason)
 
     def _passes_pending_trial(self) -> bool:
-        """True unless the backend was paused for failing a trial and fails it again."""
+        """False if the trial that the backend failed last time is still of interest and fails again."""
         endpoint, model = self.backend.trial_endpoint, self.backend.trial_model
         if not model:
             return True
-        trial = self._try(endpoint, model)
-        if trial.verdict is Verdict.ANSWERED:
-            retrying(self.backend.passed_trial)
-            return True
-        self._pause_after(trial, Call(None, endpoint, {"model": model}, 0.0))
-        return False
+        if retrying(claims.is_wanted, endpoint, model):
+            trial = self._try(endpoint, model)
+            if trial.verdict not in PASSES:
+                self._pause_after(trial, endpoint, model)
+                return False
+        retrying(self.backend.passed_trial, endpoint, model)
+        return True
 
 
 def _verdict(call: Call) -> Verdict:

@@ -247,29 +247,34 @@ class Backend(models.Model):
 
     def pause(self, reason: str) -> None:
         """Send nothing more until the backend answers its worker again."""
-        self._store(paused_at=timezone.now(), pause_reason=reason)
+        self._store(paused_at=timezone.now(), pause_reason=reason, resume_at=None)
 
     def pause_after_trial(self, reason: str, endpoint: str, model: str) -> None:
-        """Likewise, for a while that doubles with each failed trial; the next drive begins with the same trial."""
+        """Send nothing more for a while that doubles with each failed trial. The next drive begins with this one."""
+        self.refresh_from_db(fields=["failed_trials"])  # another drive may have tried meanwhile
         for_ = min(self.LONGEST_PAUSE, self.FIRST_PAUSE * 2 ** min(self.failed_trials, 10))
         self._store(
+            paused_at=timezone.now(),
+            pause_reason=reason,
+            resume_at=timezone.now() + for_,
             trial_endpoint=endpoint,
             trial_model=model,
             failed_trials=self.failed_trials + 1,
-            resume_at=timezone.now() + for_,
         )
-        self.pause(reason)
 
-    def passed_trial(self) -> None:
-        self._store(trial_endpoint="", trial_model="", failed_trials=0)
+    def passed_trial(self, endpoint: str, model: str) -> None:
+        """Forget this trial; one of another model that was stored meanwhile stays."""
+        passed = Backend.objects.filter(pk=self.pk, trial_endpoint=endpoint, trial_model=model)
+        passed.update(trial_endpoint="", trial_model="", failed_trials=0)
 
     def resume(self) -> None:
         self._store(paused_at=None, pause_reason="", resume_at=None)
 
     def _store(self, **values: Any) -> None:
+        # The row first: where the database does not answer this is done again, from the same values.
+        Backend.objects.filter(pk=self.pk).update(**values)
         for name, value in values.items():
             setattr(self, name, value)
-        self.save(update_fields=list(values))
 
 
 class Pulse(models.Model):

@@ -119,7 +119,8 @@ def test_a_200_that_is_no_answer_is_tried_again_and_then_given_up(create, work, 
     _, errors = results(work, batch)
     assert errors["a"]["response"] is None
     assert errors["a"]["error"]["code"] == "incomplete_response"
-    assert len(backend.seen) == 3
+    # Before the last failure counts, a trial shows that the backend is in order.
+    assert backend.arrived() == ["a", "a", "a", TRIAL]
 
 
 @pytest.mark.parametrize("action", [Action(reset=True), Action(cut_after=20)], ids=["reset", "cut short"])
@@ -260,6 +261,81 @@ def test_a_backend_that_fails_everything_pauses_and_charges_nobody(create, work,
     backend.forget()
     assert work.run(batch["id"])["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
     assert Backend.objects.get().failed_trials == 0
+
+
+def test_a_few_lines_on_a_backend_that_fails_everything_lose_none(create, work, backend):
+    for key in ("a", "b", TRIAL):
+        backend.always(key, Action(500, b"out of memory"))
+    batch = create([line("a"), line("b")])
+    work.validate(batch["id"])
+    for _ in range(6):
+        Line.objects.update(not_before=None)
+        work.drive()
+    assert {state for state, _, _ in charges()} == {LineState.PENDING}
+    assert Backend.objects.get().is_paused
+    backend.forget()
+    assert work.run(batch["id"])["request_counts"]["completed"] == 2
+
+
+@pytest.mark.parametrize(
+    "action", [Action(400, error_body("no max_tokens")), Action(404, error_body("model 'x' gone"))]
+)
+def test_a_backend_that_refuses_a_trial_is_in_order(create, work, backend, action):
+    backend.always(TRIAL, action)
+    for number in range(6):
+        backend.always(f"bad-{number}", Action(500, b"no"))
+    batch = work.run(create([line(f"bad-{number}") for number in range(6)] + [line("good")])["id"])
+    assert batch["request_counts"] == {"total": 7, "completed": 1, "failed": 6}
+
+
+def test_nobody_waits_for_a_model_that_nobody_wants_any_more(api, create, work, backend):
+    backend.models = ["gemma3:12b", "other:1b"]
+    for key in ("a", TRIAL):
+        backend.always(key, Action(500, b"out of memory"))
+    broken = create([line("a")])["id"]
+    work.validate(broken)
+    for _ in range(3):
+        Line.objects.update(not_before=None)
+        work.drive()
+    assert Backend.objects.get().trial_model == "gemma3:12b"
+
+    api.post(f"/v1/batches/{broken}/cancel")
+    work.finalize(broken)
+    other = work.run(create([line("b", body={"model": "other:1b"})])["id"])
+
+    assert other["request_counts"]["completed"] == 1
+    assert Backend.objects.get().trial_model == ""
+
+
+def test_good_answers_are_stored_before_a_trial(create, work, backend):
+    backend.always("c", Action(403, b""))
+    stored = []
+
+    def look():
+        if TRIAL in backend.arrived():
+            stored.append(Batch.objects.get().completed)
+        return False
+
+    backend.on(TRIAL, Action(delay_s=1.5))
+    batch = create([line(each) for each in "abc"])
+    work.validate(batch["id"])
+    work.drive(should_stop=look)
+    assert stored[0] == 2
+
+
+def test_a_backend_that_was_restarted_is_tried_at_once(create, work, backend):
+    for key in ("a", TRIAL):
+        backend.on(key, *[Action(500, b"out of memory")] * 3)
+    batch = create([line("a")])
+    work.validate(batch["id"])
+    for _ in range(3):
+        Line.objects.update(not_before=None)
+        work.drive()
+    assert Backend.objects.get().resume_at is not None
+    backend.stop()
+    assert "does not answer" in presence.report_backend().pause_reason
+    backend.start()
+    assert not presence.report_backend().is_paused
 
 
 def test_many_bad_lines_in_a_row_do_not_pause_a_backend_in_order(create, work, backend):
