@@ -19,7 +19,7 @@ from django.conf import settings
 from django.core.management.base import CommandError
 
 from batches.management.commands import _fixed_latency_backend as fixed_latency
-from batches.management.commands.run_batch import FINAL, Client
+from batches.management.commands._client import FINAL, Client
 from batchserver.supervisor import Child
 
 ENDPOINT = "/v1/chat/completions"

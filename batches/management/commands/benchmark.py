@@ -25,8 +25,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
+from batches.management.commands._client import FINAL
 from batches.management.commands._workbench import ENDPOINT, workbench
-from batches.management.commands.run_batch import FINAL
 
 REPORT = "docs/benchmarks.md"
 INTRODUCTION = """# Benchmarks
