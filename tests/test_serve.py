@@ -86,8 +86,10 @@ def test_a_server_that_was_killed_leaves_nothing_that_stops_the_next(stack, fake
     kill(server.process.pid)
     server.process.wait()
 
-    server.start()
-
+    # Until its port is free the children of the first server may still answer on it: ask for the second one's own word.
+    server.start(ready=False)
+    eventually(lambda: server.log.read_text().count("is up.") == 2, what="a second start")
+    eventually(server._is_ready, what="a ready server")
     assert server.health()["status"] == "ok"
     eventually(lambda: not set(children) & set(server.pids()), what="the end of the first server's children")
 
