@@ -61,8 +61,8 @@ class _Finalizer:
     def run(self) -> None:
         try:
             self._settle_open_lines()
-            output = self._write("output", self._output_lines())
-            errors = self._write("error", self._error_lines())
+            output = self._write("output", [LineState.SUCCEEDED])
+            errors = self._write("error", [LineState.FAILED, LineState.CANCELLED, LineState.EXPIRED])
         except _LeaseLost:
             logger.warning("%s: finalizing was taken over", self.batch.pk)
             return
@@ -98,17 +98,12 @@ class _Finalizer:
                 self._pause()
             number = page[-1][0]
 
-    def _output_lines(self) -> Iterator[str]:
-        return (result_line(line) for line in self._pages([LineState.SUCCEEDED]))
-
-    def _error_lines(self) -> Iterator[str]:
-        return (result_line(line) for line in self._pages([LineState.FAILED, LineState.CANCELLED, LineState.EXPIRED]))
-
-    def _write(self, name: str, lines: Iterator[str]) -> File | None:
-        """The file of these lines, in place on disk but without a row yet; None if there are no lines.
+    def _write(self, name: str, states: list[LineState]) -> File | None:
+        """The file of the lines in these states, in place on disk but without a row yet; None if there are no lines.
 
         Its id comes from the batch; its stored name holds our token, so that nobody else writes to it.
         """
+        lines = (result_line(line) for line in self._pages(states))
         first = next(lines, None)
         if first is None:
             return None

@@ -30,6 +30,7 @@ def report_backend() -> Backend:
     Each of its questions has seconds to be answered. A pause that has an end is not lifted before it: that the backend
     lists its models says nothing of whether it can run them.
     """
+    fields = ["worker", "worker_seen_at"]
     try:
         state = backends.probe()
     except backends.Unreachable as error:
@@ -42,13 +43,13 @@ def report_backend() -> Backend:
         backend.kind, backend.version = state.kind, state.version
         backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
         backend.seen_at = timezone.now()
-        backend.save(update_fields=["kind", "version", "listed", "loaded_names", "seen_at"])
+        fields += ["kind", "version", "listed", "loaded_names", "seen_at"]
         if backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
     backend.worker = socket.gethostname()
     backend.worker_seen_at = timezone.now()
-    backend.save(update_fields=["worker", "worker_seen_at"])
+    backend.save(update_fields=fields)
     return backend
 
 

@@ -1,6 +1,5 @@
 """/v1/batches: create, list, retrieve, cancel; and /v1/models."""
 
-import hashlib
 import json
 from typing import Any
 
@@ -54,8 +53,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
             transaction.on_commit(lambda: tasks.wake_control(batch.pk))
             return Response(BatchSerializer(batch).data)
 
-        asked = json.dumps(request.data, sort_keys=True)
-        return idempotency.once(request, hashlib.sha256(asked.encode()).hexdigest(), create)
+        return idempotency.once(request, json.dumps(request.data, sort_keys=True), create)
 
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())

@@ -1,5 +1,6 @@
 """`Idempotency-Key`: a create that is sent twice under one key happens once, and is answered twice alike."""
 
+import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -16,10 +17,10 @@ KEPT_FOR = timedelta(hours=24)
 LONGEST_KEY = 255
 
 
-def once(request: Request, fingerprint: str, create: Callable[[], Response]) -> Response:
+def once(request: Request, asked: str, create: Callable[[], Response]) -> Response:
     """The answer of `create`, or the one that the same key got within the last 24 hours.
 
-    `fingerprint` stands for what is asked: the same key with another one is a 409. Without the header this is `create`.
+    `asked` is all that was asked for, as text: the same key with another is a 409. Without the header this is `create`.
     The key is stored in the transaction of what it creates, so a request that fails leaves no key behind, and of two at
     once the second waits for the first and gets its answer.
     """
@@ -28,6 +29,7 @@ def once(request: Request, fingerprint: str, create: Callable[[], Response]) -> 
         return create()
     if len(key) > LONGEST_KEY:
         raise errors.too_long("Idempotency-Key", key, LONGEST_KEY)
+    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
     scope = f"{request.path} {request.auth.pk if isinstance(request.auth, ApiKey) else ''}"
     forget_old()
     try:

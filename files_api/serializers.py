@@ -50,10 +50,10 @@ class FileUploadSerializer(serializers.Serializer[File]):
         return attrs
 
     @property
-    def fingerprint(self) -> tuple[object, ...]:
+    def asked(self) -> tuple[object, ...]:
         """All that was asked for: equal for two uploads that mean the same."""
-        asked = self.validated_data
-        return asked["file"].sha256, asked["file"].name, asked["purpose"], asked.get("expires_after")
+        data = self.validated_data
+        return data["file"].sha256, data["file"].name, data["purpose"], data.get("expires_after")
 
     def create(self, validated_data: dict[str, Any]) -> File:
         upload: MeasuredFile = validated_data["file"]

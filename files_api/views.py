@@ -1,6 +1,5 @@
 """/v1/files: upload, list, retrieve, delete, download."""
 
-import hashlib
 from typing import Any
 
 from django.conf import settings
@@ -49,8 +48,7 @@ class FileViewSet(viewsets.GenericViewSet[File]):
             raise errors.too_large(settings.MAX_FILE_BYTES)
         upload = FileUploadSerializer.from_form(request.data)
         upload.is_valid(raise_exception=True)
-        asked = hashlib.sha256(repr(upload.fingerprint).encode()).hexdigest()
-        return idempotency.once(request, asked, lambda: Response(FileSerializer(upload.save()).data))
+        return idempotency.once(request, repr(upload.asked), lambda: Response(FileSerializer(upload.save()).data))
 
     def list(self, request: Request) -> Response:
         files = self.get_queryset()

@@ -53,6 +53,13 @@ def backend(settings: Any) -> Iterator[FakeBackend]:
         yield fake
 
 
+@pytest.fixture
+def fake() -> Iterator[FakeBackend]:
+    """A fake model server that a whole server is pointed at by its environment."""
+    with FakeBackend() as backend:
+        yield backend
+
+
 def line(custom_id: str, *, url: str = CHAT, **changes: Any) -> dict[str, Any]:
     """A good request whose text is its custom_id; `changes` replace members of the line, `body=` of its body."""
     body: dict[str, Any] = {"model": "gemma3:12b", "max_tokens": 8}

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from tests.conftest import line
-from tests.fake_backend import Action, FakeBackend
+from tests.fake_backend import Action
 from tests.stack import eventually
 from tests.test_whole_server import client_of, finish, submit
 
@@ -22,12 +22,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver on the PATH"),
 ]
-
-
-@pytest.fixture
-def fake():
-    with FakeBackend() as backend:
-        yield backend
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 
 from tests.conftest import line
 from tests.environment import start_postgres
-from tests.fake_backend import FakeBackend
 from tests.stack import eventually, kill
 from tests.test_whole_server import check, client_of, finish, submit
 
@@ -18,10 +17,9 @@ IDS = [each["custom_id"] for each in LINES]
 
 
 @pytest.fixture
-def fake():
-    with FakeBackend() as backend:
-        backend.delay_s = 0.25
-        yield backend
+def fake(fake):
+    fake.delay_s = 0.25
+    return fake
 
 
 def sent_again(fake):

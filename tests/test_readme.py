@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from tests.fake_backend import FakeBackend
 from tests.stack import ROOT, Stack, eventually, free_port
 
 README = (ROOT / "README.md").read_text()
@@ -23,12 +22,6 @@ def commands():
     """What the README types at a prompt, continuation lines joined."""
     typed = "\n".join(blocks("console")).replace("\\\n", " ")
     return [line.removeprefix("$ ") for line in typed.splitlines() if line.startswith("$ ")]
-
-
-@pytest.fixture
-def fake():
-    with FakeBackend() as backend:
-        yield backend
 
 
 def shell(command, **environment):

@@ -8,14 +8,8 @@ import sys
 import pytest
 
 from tests.conftest import jsonl, line
-from tests.fake_backend import Action, FakeBackend
+from tests.fake_backend import Action
 from tests.stack import ROOT, Stack, free_port
-
-
-@pytest.fixture
-def fake():
-    with FakeBackend() as backend:
-        yield backend
 
 
 @pytest.fixture

@@ -15,12 +15,6 @@ from tests.fake_backend import MODEL, FakeBackend
 from tests.stack import ROOT, Stack, command_line, eventually, kill
 
 
-@pytest.fixture
-def fake():
-    with FakeBackend() as backend:
-        yield backend
-
-
 def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
     server = stack(OLLAMA_BASE_URL=fake.url)
 

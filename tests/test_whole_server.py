@@ -18,12 +18,6 @@ from tests.stack import eventually, free_port
 FINAL = ("completed", "failed", "expired", "cancelled")
 
 
-@pytest.fixture
-def fake():
-    with FakeBackend() as backend:
-        yield backend
-
-
 def client_of(server):
     return openai.OpenAI(base_url=f"{server.base}/v1", api_key="any", _strict_response_validation=True, max_retries=10)
 
