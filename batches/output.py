@@ -1,10 +1,9 @@
 """Rows to result files, once a batch has nothing left to send; and what is let go afterwards."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import chain
 
 from django.core.files.storage import default_storage
 from django.db import transaction
@@ -103,7 +102,7 @@ class _Finalizer:
 
         Its id comes from the batch; its stored name holds our token, so that nobody else writes to it.
         """
-        lines = (result_line(line) for line in self._pages(states))
+        lines = (result_line(line).encode("ascii") for line in self._pages(states))
         first = next(lines, None)
         if first is None:
             return None
@@ -115,14 +114,12 @@ class _Finalizer:
             created_at=now,
             expires_at=now + self.batch.output_lifetime if self.batch.output_lifetime else None,
         )
-        with temporary_file() as stream:
-            measured = _Measured(stream)
-            measured.write(first)
-            for line in lines:
-                measured.write(line)
-            file.bytes, file.sha256 = measured.bytes, measured.digest.hexdigest()
-            stream.seek(0)
-            file.content.save(f".{self.lease.pk}", stream, save=False)
+        with temporary_file() as content:
+            for line in chain([first], lines):
+                content.write(line)
+            content.seek(0)
+            file.bytes, file.sha256 = content.size, content.sha256
+            file.content.save(f".{self.lease.pk}", content, save=False)
         return file
 
     def _finish(self, output: File | None, errors: File | None, files: list[File]) -> bool:
@@ -156,19 +153,6 @@ def _parts(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield first, number
             if index < len(page) - 1:
                 first, size = page[index + 1][0], 0
-
-
-class _Measured:
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-        self.bytes = 0
-        self.digest = hashlib.sha256()
-
-    def write(self, line: str) -> None:
-        content = line.encode("ascii")
-        self.stream.write(content)
-        self.digest.update(content)
-        self.bytes += len(content)
 
 
 def result_line(line: Line) -> str:

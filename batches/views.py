@@ -12,8 +12,8 @@ from rest_framework.response import Response
 from batches import lifecycle, presence, tasks
 from batches.models import Batch, BatchQuerySet
 from batches.serializers import BatchCreateSerializer, BatchSerializer
-from batchserver import errors, idempotency
-from batchserver.api import CursorPagination
+from batchserver import idempotency
+from batchserver.api import CursorPagination, json_object
 from batchserver.errors import ApiError
 
 
@@ -43,9 +43,8 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         return batch
 
     def create(self, request: Request) -> Response:
-        if not isinstance(request.data, dict):
-            raise errors.invalid_type("body", "an object", request.data)
-        form = BatchCreateSerializer(data=request.data)
+        asked = json_object(request)
+        form = BatchCreateSerializer(data=asked)
         form.is_valid(raise_exception=True)
 
         def create() -> Response:
@@ -53,7 +52,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
             transaction.on_commit(lambda: tasks.wake_control(batch.pk))
             return Response(BatchSerializer(batch).data)
 
-        return idempotency.once(request, json.dumps(request.data, sort_keys=True), create)
+        return idempotency.once(request, json.dumps(asked, sort_keys=True), create)
 
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())

@@ -115,6 +115,13 @@ class CursorPagination(BasePagination):
         return Q(**{f"created_at__{way}": created_at}) | Q(created_at=created_at, **{f"pk__{way}": after})
 
 
+def json_object(request: Request) -> dict[str, Any]:
+    """The JSON body, which has to be an object."""
+    if not isinstance(request.data, dict):
+        raise errors.invalid_type("body", "an object", request.data)
+    return request.data
+
+
 BAD_JSON = (
     "We could not parse the JSON body of your request. The API expects a JSON payload, but what was sent was not valid "
     "JSON."

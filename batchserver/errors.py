@@ -90,11 +90,11 @@ def out_of_range(param: str, value: int, *, least: int, most: int) -> ApiError |
     return ApiError(message, param=param, code=code)
 
 
-def too_large(limit_bytes: int) -> ApiError:
+def too_large(param: str, most_bytes: int) -> ApiError:
     return ApiError(
-        f"The file is larger than this server accepts: at most {limit_bytes} bytes (MAX_FILE_BYTES).",
+        f"Invalid '{param}': larger than this server accepts. Expected at most {most_bytes} bytes.",
         status=413,
-        param="file",
+        param=param,
         code="file_too_large",
     )
 

@@ -20,18 +20,53 @@ class TextField(serializers.Field[str, Any, str, Any]):
         self.max_length = max_length
 
     def to_internal_value(self, data: Any) -> str:
-        name = str(self.field_name)
-        if not isinstance(data, str):
-            raise errors.invalid_type(name, "a string", data)
-        if self.supported is not None and data not in self.supported:
-            raise errors.invalid_value(name, data, self.supported)
-        if len(data) > self.max_length:
-            raise errors.too_long(name, data, self.max_length)
-        if not is_storable(data):
-            raise errors.not_storable(name)
-        return data
+        text = _text(str(self.field_name), data, self.max_length)
+        if self.supported is not None and text not in self.supported:
+            raise errors.invalid_value(str(self.field_name), text, self.supported)
+        return text
 
     def to_representation(self, value: str) -> str:
+        return value
+
+
+class TextListField(serializers.Field[list[str], Any, list[str], Any]):
+    """A JSON array of strings."""
+
+    def __init__(self, *, max_length: int = 255, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.max_length = max_length
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if not isinstance(data, list):
+            raise errors.invalid_type(str(self.field_name), "an array", data)
+        return [_text(f"{self.field_name}[{index}]", item, self.max_length) for index, item in enumerate(data)]
+
+    def to_representation(self, value: list[str]) -> list[str]:
+        return value
+
+
+def _text(name: str, data: Any, most: int) -> str:
+    if not isinstance(data, str):
+        raise errors.invalid_type(name, "a string", data)
+    if len(data) > most:
+        raise errors.too_long(name, data, most)
+    if not is_storable(data):
+        raise errors.not_storable(name)
+    return data
+
+
+class ByteCountField(serializers.Field[int, Any, int, Any]):
+    """A JSON integer from 0."""
+
+    def to_internal_value(self, data: Any) -> int:
+        name = str(self.field_name)
+        if not isinstance(data, int) or isinstance(data, bool):
+            raise errors.invalid_type(name, "an integer", data)
+        if refusal := errors.out_of_range(name, data, least=0, most=2**63 - 1):
+            raise refusal
+        return data
+
+    def to_representation(self, value: int) -> int:
         return value
 
 

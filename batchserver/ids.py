@@ -15,6 +15,14 @@ def new_batch_id() -> str:
     return "batch_" + secrets.token_hex(16)
 
 
+def new_upload_id() -> str:
+    return "upload_" + secrets.token_hex(16)
+
+
+def new_part_id() -> str:
+    return "part_" + secrets.token_hex(16)
+
+
 def new_request_id() -> str:
     return "req_" + secrets.token_hex(16)
 

@@ -296,10 +296,10 @@ STORAGES = {
     "default": {"BACKEND": "files_api.storage.DurableFileSystemStorage", "OPTIONS": {"location": str(FILES_DIR)}},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
-FILE_UPLOAD_HANDLERS = ["files_api.uploads.MeasuringUploadHandler"]
+FILE_UPLOAD_HANDLERS = ["files_api.upload_handler.MeasuringUploadHandler"]
 FILE_UPLOAD_TEMP_DIR = str(UPLOAD_DIR)
 FILE_UPLOAD_PERMISSIONS = 0o600
-DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20  # JSON bodies and form fields; file parts are bounded by MAX_FILE_BYTES
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20  # JSON bodies and form fields; file parts have limits of their own
 DATA_UPLOAD_MAX_NUMBER_FILES = 1
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step

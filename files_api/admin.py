@@ -3,7 +3,7 @@
 from django.contrib import admin
 
 from batchserver.admin import LookOnly
-from files_api.models import File
+from files_api.models import File, Upload
 
 
 @admin.register(File)
@@ -14,3 +14,12 @@ class FileAdmin(LookOnly):
     ordering = ("-created_at",)
     date_hierarchy = "created_at"
     fields = ("id", "filename", "purpose", "bytes", "sha256", "created_at", "expires_at", "deleted_at")
+
+
+@admin.register(Upload)
+class UploadAdmin(LookOnly):
+    list_display = ("id", "filename", "purpose", "bytes", "status", "created_at", "file")
+    search_fields = ("id", "filename")
+    ordering = ("-created_at",)
+    fields = ("id", "filename", "purpose", "bytes", "status", "created_at", "expires_at", "cancelled_at", "file")
+    list_select_related = ("file",)

@@ -1,5 +1,7 @@
-"""File: bytes with an id. Knows nothing of batches; whoever still needs the bytes takes a hold on them."""
+"""File: bytes with an id, and Upload: a File that comes in parts. Knows nothing of batches; whoever still needs a
+file's bytes takes a hold on them."""
 
+from datetime import datetime, timedelta
 from typing import ClassVar
 
 from django.db import models, transaction
@@ -103,3 +105,63 @@ class FileHold(models.Model):
 
     def __str__(self) -> str:
         return f"{self.file_id} held by {self.holder}"
+
+
+UPLOAD_LIFETIME = timedelta(hours=1)
+
+
+def upload_expiry() -> datetime:
+    return timezone.now() + UPLOAD_LIFETIME
+
+
+class Upload(models.Model):
+    """A file that arrives in parts: pending for an hour, until it is completed or cancelled."""
+
+    id = models.CharField(primary_key=True, max_length=64, default=ids.new_upload_id, editable=False)
+    filename = models.CharField(max_length=255)
+    purpose = models.CharField(max_length=32)
+    bytes = models.BigIntegerField(help_text="As announced; the parts have to have so many together.")
+    file_lifetime = models.DurationField(null=True, blank=True, help_text="Of the File, from its creation.")
+    created_at = models.DateTimeField(default=timezone.now)
+    expires_at = models.DateTimeField(default=upload_expiry)
+    cancelled_at = models.DateTimeField(null=True)
+    file = models.ForeignKey(File, models.SET_NULL, null=True, related_name="+")
+    joined_part_ids = models.JSONField(default=list, help_text="The parts that the File was made of, in order.")
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def status(self) -> str:
+        if self.file_id is not None:
+            return "completed"
+        if self.cancelled_at is not None:
+            return "cancelled"
+        return "expired" if self.expires_at <= timezone.now() else "pending"
+
+
+class UploadPartQuerySet(models.QuerySet["UploadPart"]):
+    def discardable(self) -> "UploadPartQuerySet":
+        """Parts of uploads that are over; of expired ones after a while, for they may just be joined."""
+        over = Q(upload__file__isnull=False) | Q(upload__cancelled_at__isnull=False)
+        return self.filter(over | Q(upload__expires_at__lte=timezone.now() - UPLOAD_LIFETIME))
+
+
+def stored_part_name(part: "UploadPart", filename: str) -> str:
+    """Beside the files' directories, which are named by two characters each."""
+    return f"parts/{part.pk}"
+
+
+class UploadPart(models.Model):
+    """A piece of an upload, with its bytes in place; it has no number, completing the upload gives the order."""
+
+    id = models.CharField(primary_key=True, max_length=64, default=ids.new_part_id, editable=False)
+    upload = models.ForeignKey(Upload, models.CASCADE, related_name="parts")
+    bytes = models.BigIntegerField()
+    content = models.FileField(upload_to=stored_part_name, max_length=255)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    objects = UploadPartQuerySet.as_manager()
+
+    def __str__(self) -> str:
+        return f"{self.id} of {self.upload_id}"

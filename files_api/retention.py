@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from django.conf import settings
 
-from files_api.models import File, FileHold
+from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +23,26 @@ def release(holder: str) -> None:
             file.discard()
 
 
+def remove(parts: UploadPartQuerySet) -> None:
+    """Remove parts, bytes first: a row that is left behind by a kill is found again."""
+    for part in parts:
+        part.content.delete(save=False)
+        part.delete()
+
+
 def sweep(most: int = 100) -> None:
-    """Remove the bytes of up to `most` hidden files, and temporary files left by killed processes."""
+    """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and temporary files
+    left by killed processes."""
     for file in File.objects.all().discardable()[:most]:
         try:
             if file.discard():
                 logger.info("%s: bytes removed", file.pk)
         except OSError as error:
             logger.error("%s: the bytes cannot be removed: %s", file.pk, error.strerror)
+    try:
+        remove(UploadPart.objects.all().discardable()[:most])
+    except OSError as error:
+        logger.error("the parts of an upload cannot be removed: %s", error.strerror)
     settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in settings.UPLOAD_DIR.iterdir():
         # Gone already: its upload just finished, or another sweep was faster.

@@ -1,42 +1,28 @@
-"""A file upload in, a file object out."""
+"""Uploads in, file objects out."""
 
-import json
-from datetime import timedelta
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError
-from django.utils import timezone
 from rest_framework import serializers
 
 from batchserver import errors
-from batchserver.errors import ApiError
-from batchserver.fields import ExpiresAfterField, TextField
-from files_api.models import PURPOSES, File
-from files_api.uploads import MeasuredFile
-
-BATCH_FILE_LIFETIME = timedelta(days=30)
+from batchserver.fields import ByteCountField, ExpiresAfterField, TextField, TextListField
+from files_api.accept import accept, check_filename
+from files_api.models import PURPOSES, File, Upload, UploadPart
+from files_api.storage import MeasuredFile
 
 
-class UploadField(serializers.Field[MeasuredFile, Any, Any, Any]):
-    def to_internal_value(self, data: Any) -> MeasuredFile:
-        if not isinstance(data, MeasuredFile):
-            raise errors.invalid_type("file", "a file", data)
-        return data
+class FileCreateSerializer(serializers.Serializer[File]):
+    """What POST /v1/files says beside the bytes; `save(content=…)` stores both."""
 
-
-class FileUploadSerializer(serializers.Serializer[File]):
-    """POST /v1/files. A batch file has to be named *.jsonl or have no extension (the SDKs name raw bytes `upload`), and
-    its first line has to be JSON; the other lines are read when a batch is created from it."""
-
-    file = UploadField()
     purpose = TextField(supported=PURPOSES)
     expires_after = ExpiresAfterField(required=False)
 
     @classmethod
-    def from_form(cls, data: Any) -> "FileUploadSerializer":
+    def from_form(cls, data: Any) -> "FileCreateSerializer":
         """From multipart fields, in which an object's members are named `expires_after[seconds]`."""
-        fields: dict[str, Any] = {key: data[key] for key in ("file", "purpose") if key in data}
+        fields: dict[str, Any] = {"purpose": data["purpose"]} if "purpose" in data else {}
         members = {
             key: data[f"expires_after[{key}]"] for key in ("anchor", "seconds") if f"expires_after[{key}]" in data
         }
@@ -44,57 +30,49 @@ class FileUploadSerializer(serializers.Serializer[File]):
             fields["expires_after"] = members
         return cls(data=fields)
 
+    def create(self, validated_data: dict[str, Any]) -> File:
+        content: MeasuredFile = validated_data["content"]
+        return accept(
+            content,
+            filename=content.name or "upload",
+            purpose=validated_data["purpose"],
+            lifetime=validated_data.get("expires_after"),
+        )
+
+
+class UploadCreateSerializer(serializers.Serializer[Upload]):
+    """POST /v1/uploads. Which `mime_type` goes with a purpose is not checked: the official examples send `txt`."""
+
+    filename = TextField()
+    purpose = TextField(supported=PURPOSES)
+    bytes = ByteCountField()
+    mime_type = TextField()
+    expires_after = ExpiresAfterField(required=False, allow_null=True)
+
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if attrs["purpose"] == "batch":
-            _check_batch_file(attrs["file"])
+        if attrs["bytes"] > settings.MAX_FILE_BYTES:
+            raise errors.too_large("bytes", settings.MAX_FILE_BYTES)
+        check_filename(attrs["filename"], attrs["purpose"])
         return attrs
 
-    @property
-    def asked(self) -> tuple[object, ...]:
-        """All that was asked for: equal for two uploads that mean the same."""
-        data = self.validated_data
-        return data["file"].sha256, data["file"].name, data["purpose"], data.get("expires_after")
-
-    def create(self, validated_data: dict[str, Any]) -> File:
-        upload: MeasuredFile = validated_data["file"]
-        now = timezone.now()
-        lifetime = validated_data.get("expires_after")
-        if lifetime is None and validated_data["purpose"] == "batch":
-            lifetime = BATCH_FILE_LIFETIME
-        file = File(
-            filename=upload.name or "upload",
+    def create(self, validated_data: dict[str, Any]) -> Upload:
+        return Upload.objects.create(
+            filename=validated_data["filename"],
             purpose=validated_data["purpose"],
-            bytes=upload.size or 0,
-            sha256=upload.sha256,
-            created_at=now,
-            expires_at=now + lifetime if lifetime else None,
+            bytes=validated_data["bytes"],
+            file_lifetime=validated_data.get("expires_after"),
         )
-        # The bytes are in place and fsynced before the row that points at them is committed.
-        file.content.save("", upload, save=False)
-        try:
-            file.save(force_insert=True)
-        except DatabaseError:
-            file.content.delete(save=False)
-            raise
-        return file
 
 
-def _check_batch_file(file: MeasuredFile) -> None:
-    refusal = ApiError("Invalid file format for Batch API. Must be .jsonl")
-    stem, dot, extension = (file.name or "").rpartition(".")
-    if dot and stem and extension.lower() != "jsonl":
-        raise refusal
-    first = file.readline(settings.MAX_LINE_BYTES + 1)
-    file.seek(0)
-    if len(first) > settings.MAX_LINE_BYTES:
-        return  # validation names the over-long line
-    try:
-        json.loads(first.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise ApiError(
-            "Invalid file format for Batch API. The first line is not valid JSON; the file must be .jsonl, one JSON "
-            "object on each line."
-        ) from None
+class UploadCompleteSerializer(serializers.Serializer[Upload]):
+    """POST /v1/uploads/{id}/complete."""
+
+    part_ids = TextListField(max_length=64)
+    md5 = TextField(required=False, allow_null=True, max_length=64)
+
+
+def _seconds(moment: datetime) -> int:
+    return int(moment.timestamp())
 
 
 class FileSerializer(serializers.BaseSerializer[File]):
@@ -105,10 +83,37 @@ class FileSerializer(serializers.BaseSerializer[File]):
             "id": instance.pk,
             "object": "file",
             "bytes": instance.bytes,
-            "created_at": int(instance.created_at.timestamp()),
-            "expires_at": int(instance.expires_at.timestamp()) if instance.expires_at else None,
+            "created_at": _seconds(instance.created_at),
+            "expires_at": _seconds(instance.expires_at) if instance.expires_at else None,
             "filename": instance.filename,
             "purpose": instance.purpose,
             "status": "processed",
             "status_details": None,
+        }
+
+
+class UploadSerializer(serializers.BaseSerializer[Upload]):
+    """The upload object; `file` is null until it is completed."""
+
+    def to_representation(self, instance: Upload) -> dict[str, Any]:
+        return {
+            "id": instance.pk,
+            "object": "upload",
+            "bytes": instance.bytes,
+            "created_at": _seconds(instance.created_at),
+            "expires_at": _seconds(instance.expires_at),
+            "filename": instance.filename,
+            "purpose": instance.purpose,
+            "status": instance.status,
+            "file": FileSerializer(instance.file).data if instance.file else None,
+        }
+
+
+class UploadPartSerializer(serializers.BaseSerializer[UploadPart]):
+    def to_representation(self, instance: UploadPart) -> dict[str, Any]:
+        return {
+            "id": instance.pk,
+            "object": "upload.part",
+            "created_at": _seconds(instance.created_at),
+            "upload_id": instance.upload_id,
         }

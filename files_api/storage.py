@@ -1,5 +1,6 @@
 """Bytes on disk: a file is there whole, under its final name and fsynced, or not at all."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,35 @@ from typing import Any
 from django.core.files.base import File as Content
 from django.core.files.storage import FileSystemStorage
 from django.core.files.uploadedfile import TemporaryUploadedFile
+
+
+class MeasuredFile(TemporaryUploadedFile):
+    """A temporary file that is written once, from its start: `size` and `sha256` are those of what was written.
+
+    It lies in UPLOAD_DIR under a name of its own making.
+    """
+
+    size: int
+    file: Any
+
+    def __init__(self) -> None:
+        super().__init__("file", "application/octet-stream", 0, None)
+        self._digest = hashlib.sha256()
+
+    def write(self, content: bytes) -> None:  # type: ignore[override]  # a method here, a property in Django's mixin
+        self.file.write(content)
+        self._digest.update(content)
+        self.size += len(content)
+
+    def sync(self) -> None:
+        """Have what was written reach the disk, and go to the start."""
+        self.file.flush()
+        os.fsync(self.fileno())
+        self.seek(0)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 class DurableFileSystemStorage(FileSystemStorage):
@@ -38,12 +68,12 @@ class DurableFileSystemStorage(FileSystemStorage):
 
 
 @contextmanager
-def temporary_file() -> Iterator[TemporaryUploadedFile]:
-    """A temporary file to write to and hand to a FileField inside the block; removed at its end if nobody took it.
+def temporary_file() -> Iterator[MeasuredFile]:
+    """A file to write to and hand to a FileField inside the block; removed at its end if nobody took it.
 
     A process that is killed meanwhile leaves it behind for `retention.sweep`.
     """
-    file = TemporaryUploadedFile("file", "application/octet-stream", 0, None)
+    file = MeasuredFile()
     try:
         yield file
     finally:

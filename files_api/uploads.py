@@ -1,52 +1,126 @@
-"""Taking in a file's bytes: streamed to disk, counted and hashed on the way."""
+"""The life of an upload: parts arrive in any order, several at once; completing names the order and makes one File."""
 
 import hashlib
-from typing import Any
 
-from django.conf import settings
-from django.core.files.uploadedfile import TemporaryUploadedFile
-from django.core.files.uploadhandler import FileUploadHandler
+from django.db import DatabaseError, transaction
+from django.utils import timezone
 
-from batchserver import errors
+from batchserver.errors import ApiError
+from files_api import retention
+from files_api.accept import accept
+from files_api.models import Upload, UploadPart
+from files_api.storage import MeasuredFile, temporary_file
+
+MOST_PART_BYTES = 64 * 2**20
+OVER = ("completed", "cancelled", "expired")
 
 
-class MeasuredFile(TemporaryUploadedFile):
-    """An upload on disk, with the SHA-256 of what arrived."""
+def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
+    """Store a part. Raises ApiError if the upload takes none any more. The same bytes sent again are another part."""
+    _refuse(upload, *OVER)
+    part = UploadPart(upload=upload, bytes=content.size)
+    part.content.save("", content, save=False)
+    try:
+        with transaction.atomic():
+            # An upload that was completed or cancelled meanwhile would leave this part to nobody.
+            _refuse(_locked(upload), *OVER)
+            part.save(force_insert=True)
+    except (ApiError, DatabaseError):
+        part.content.delete(save=False)
+        raise
+    return part
 
-    sha256 = ""
 
+def complete(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
+    """The upload with its File, joined of these parts in this order.
 
-class MeasuringUploadHandler(FileUploadHandler):
-    """Stream a file part to UPLOAD_DIR and refuse it as soon as it is larger than MAX_FILE_BYTES.
-
-    The temporary name owes nothing to the client's file name.
+    Raises ApiError, and leaves the upload pending, if they are not what was announced. Safe to run twice and at once:
+    an upload that was completed with the same parts stays as it is.
     """
+    if _is_joined_of(upload, part_ids):
+        return upload
+    _refuse(upload, *OVER)
+    try:
+        upload = _join(upload, part_ids, md5)
+    except (ApiError, FileNotFoundError):
+        # Another request may have completed or cancelled it meanwhile, and removed the parts.
+        upload.refresh_from_db()
+        if _is_joined_of(upload, part_ids):
+            return upload
+        _refuse(upload, *OVER)
+        raise
+    retention.remove(upload.parts.all())
+    return upload
 
-    chunk_size = 2**18
-    file: MeasuredFile
 
-    def new_file(self, *args: Any, **kwargs: Any) -> None:
-        super().new_file(*args, **kwargs)
-        self.file = MeasuredFile("file", self.content_type, 0, self.charset, self.content_type_extra)
-        self.digest = hashlib.sha256()
-        self.received_bytes = 0
+def cancel(upload: Upload) -> Upload:
+    """The upload, cancelled, without its parts. Again is fine; one that is completed or expired is refused."""
+    with transaction.atomic():
+        upload = _locked(upload)
+        if upload.cancelled_at is None:
+            _refuse(upload, *OVER)
+            upload.cancelled_at = timezone.now()
+            upload.save(update_fields=["cancelled_at"])
+    retention.remove(upload.parts.all())
+    return upload
 
-    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
-        self.received_bytes += len(raw_data)
-        if self.received_bytes > settings.MAX_FILE_BYTES:
-            self.upload_interrupted()
-            raise errors.too_large(settings.MAX_FILE_BYTES)
-        self.digest.update(raw_data)
-        self.file.write(raw_data)
 
-    def file_complete(self, file_size: int) -> MeasuredFile:
-        self.file.flush()
-        self.file.seek(0)
-        self.file.size = file_size
-        self.file.sha256 = self.digest.hexdigest()
-        self.file.name = self.file_name
-        return self.file
+def _locked(upload: Upload) -> Upload:
+    return Upload.objects.select_for_update().get(pk=upload.pk)
 
-    def upload_interrupted(self) -> None:
-        if hasattr(self, "file"):
-            self.file.close()
+
+def _is_joined_of(upload: Upload, part_ids: list[str]) -> bool:
+    return upload.file_id is not None and upload.joined_part_ids == part_ids
+
+
+def _refuse(upload: Upload, *statuses: str) -> None:
+    if upload.status in statuses:
+        raise ApiError(f"The upload '{upload.pk}' is {upload.status}: it cannot be changed any more.")
+
+
+def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
+    parts = _in_order(upload, part_ids)
+    digest = hashlib.md5(usedforsecurity=False)
+    with temporary_file() as content:
+        for part in parts:
+            with part.content.open("rb") as stream:
+                for chunk in stream.chunks():
+                    content.write(chunk)
+                    digest.update(chunk)
+        if md5 is not None and md5.lower() != digest.hexdigest():
+            raise ApiError(
+                f"Invalid 'md5': expected '{digest.hexdigest()}', that of the parts in this order, but got '{md5}'.",
+                param="md5",
+                code="invalid_value",
+            )
+        content.sync()  # gigabytes, before the lock on the database and not under it
+        with transaction.atomic():
+            upload = _locked(upload)
+            if not _is_joined_of(upload, part_ids):
+                # Not if it expired: the client asked in time, and joining gigabytes takes a while.
+                _refuse(upload, "completed", "cancelled")
+                upload.file = accept(
+                    content, filename=upload.filename, purpose=upload.purpose, lifetime=upload.file_lifetime
+                )
+                upload.joined_part_ids = part_ids
+                upload.save(update_fields=["file", "joined_part_ids"])
+    return upload
+
+
+def _in_order(upload: Upload, part_ids: list[str]) -> list[UploadPart]:
+    parts = {part.pk: part for part in upload.parts.filter(pk__in=part_ids)}
+    for number, part_id in enumerate(part_ids):
+        if part_id not in parts:
+            raise ApiError(
+                f"The upload '{upload.pk}' has no part '{part_id}'.", param=f"part_ids[{number}]", code="invalid_value"
+            )
+    if len(parts) < len(part_ids):
+        raise ApiError("Invalid 'part_ids': it names a part twice.", param="part_ids", code="invalid_value")
+    total = sum(part.bytes for part in parts.values())
+    if total != upload.bytes:
+        raise ApiError(
+            f"The upload was created for {upload.bytes} bytes, but these parts have {total} bytes.",
+            param="part_ids",
+            code="invalid_value",
+        )
+    return [parts[part_id] for part_id in part_ids]

@@ -1,5 +1,6 @@
-"""/v1/files: upload, list, retrieve, delete, download."""
+"""/v1/files: upload, list, retrieve, delete, download; and /v1/uploads: a file that comes in parts."""
 
+import json
 from typing import Any
 
 from django.conf import settings
@@ -10,13 +11,20 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batchserver import errors, idempotency
-from batchserver.api import CursorPagination
+from batchserver import idempotency
+from batchserver.api import CursorPagination, json_object
 from batchserver.errors import ApiError
-from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet
-from files_api.serializers import FileSerializer, FileUploadSerializer
-
-MULTIPART_OVERHEAD_BYTES = 2**16
+from files_api import uploads
+from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
+from files_api.serializers import (
+    FileCreateSerializer,
+    FileSerializer,
+    UploadCompleteSerializer,
+    UploadCreateSerializer,
+    UploadPartSerializer,
+    UploadSerializer,
+)
+from files_api.upload_handler import receive
 
 
 class FilePagination(CursorPagination):
@@ -41,14 +49,11 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         return file
 
     def create(self, request: Request) -> Response:
-        # An honest Content-Length is refused before its bytes arrive; any other upload is counted as it streams.
-        length = int(request.META.get("CONTENT_LENGTH") or 0)
-        chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
-        if not chunked and length > settings.MAX_FILE_BYTES + MULTIPART_OVERHEAD_BYTES:
-            raise errors.too_large(settings.MAX_FILE_BYTES)
-        upload = FileUploadSerializer.from_form(request.data)
-        upload.is_valid(raise_exception=True)
-        return idempotency.once(request, repr(upload.asked), lambda: Response(FileSerializer(upload.save()).data))
+        content = receive(request, "file", settings.MAX_FILE_BYTES)
+        form = FileCreateSerializer.from_form(request.data)
+        form.is_valid(raise_exception=True)
+        asked = repr((content.sha256, content.name, form.validated_data))
+        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save(content=content)).data))
 
     def list(self, request: Request) -> Response:
         files = self.get_queryset()
@@ -76,3 +81,40 @@ class FileViewSet(viewsets.GenericViewSet[File]):
             # Deleted between our look and the opening.
             raise ApiError(f"No such File object: {pk}", status=404, param="id") from None
         return FileResponse(stream, as_attachment=True, filename=file.filename, content_type="application/octet-stream")
+
+
+class UploadViewSet(viewsets.GenericViewSet[Upload]):
+    serializer_class = UploadSerializer
+    lookup_value_regex = r"[^/\x00]+"
+
+    def get_object(self) -> Upload:
+        upload = Upload.objects.filter(pk=self.kwargs["pk"]).first()
+        if upload is None:
+            raise ApiError(f"No such Upload object: {self.kwargs['pk']}", status=404, param="id")
+        return upload
+
+    def create(self, request: Request) -> Response:
+        asked = json_object(request)
+        form = UploadCreateSerializer(data=asked)
+        form.is_valid(raise_exception=True)
+        return idempotency.once(
+            request, json.dumps(asked, sort_keys=True), lambda: Response(UploadSerializer(form.save()).data)
+        )
+
+    @action(detail=True, methods=["post"], parser_classes=[MultiPartParser])
+    def parts(self, request: Request, pk: str) -> Response:
+        upload = self.get_object()
+        part = uploads.add_part(upload, receive(request, "data", uploads.MOST_PART_BYTES))
+        return Response(UploadPartSerializer(part).data)
+
+    @action(detail=True, methods=["post"])
+    def complete(self, request: Request, pk: str) -> Response:
+        upload = self.get_object()
+        form = UploadCompleteSerializer(data=json_object(request))
+        form.is_valid(raise_exception=True)
+        upload = uploads.complete(upload, form.validated_data["part_ids"], form.validated_data.get("md5"))
+        return Response(UploadSerializer(upload).data)
+
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        return Response(UploadSerializer(uploads.cancel(self.get_object())).data)

@@ -1,0 +1,61 @@
+"""Receiving a form's file part: streamed to disk, measured on the way, refused as soon as it is too large."""
+
+from typing import Any, cast
+
+from django.core.files.uploadhandler import FileUploadHandler
+from django.http import QueryDict
+from rest_framework.request import Request
+
+from batchserver import errors
+from files_api.storage import MeasuredFile
+
+# What a form may hold beside its file: boundaries, headers, short fields.
+MULTIPART_OVERHEAD_BYTES = 2**16
+
+
+class MeasuringUploadHandler(FileUploadHandler):
+    """Give the file part as a MeasuredFile. The temporary name owes nothing to the client's file name."""
+
+    chunk_size = 2**18
+    most_bytes = 0  # set by `receive`; a form that is read without it takes no file
+    file: MeasuredFile
+
+    def new_file(self, *args: Any, **kwargs: Any) -> None:
+        super().new_file(*args, **kwargs)
+        self.file = MeasuredFile()
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        if self.file.size + len(raw_data) > self.most_bytes:
+            self.upload_interrupted()
+            raise errors.too_large(str(self.field_name), self.most_bytes)
+        self.file.write(raw_data)
+
+    def file_complete(self, file_size: int) -> MeasuredFile:
+        self.file.sync()
+        self.file.name = self.file_name
+        return self.file
+
+    def upload_interrupted(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
+    """The form's file part of this name, of at most so many bytes. Call it before anything reads the form.
+
+    An honest Content-Length is refused before its bytes arrive; any other upload is counted as it streams.
+    """
+    length = int(request.META.get("CONTENT_LENGTH") or 0)
+    chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    if not chunked and length > most_bytes + MULTIPART_OVERHEAD_BYTES:
+        raise errors.too_large(param, most_bytes)
+    handler = MeasuringUploadHandler(request._request)
+    handler.most_bytes = most_bytes
+    request.upload_handlers = [handler]
+    form = cast("QueryDict", request.data)
+    content = form.get(param)
+    if content is None:
+        raise errors.missing_parameter(param)
+    if not isinstance(content, MeasuredFile):
+        raise errors.invalid_type(param, "a file", content)
+    return content
