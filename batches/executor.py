@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db.models.functions import Now
 
 from batches import backends, claims, leases, lifecycle
-from batches.backends.base import Reply, Verdict
+from batches.backends.base import Reply, Verdict, refused
 from batches.backends.calls import Call
 from batches.inputs import UNREADABLE, InputFiles
 from batches.models import Backend, Batch, Lease, Line, Status
@@ -171,17 +171,16 @@ class Drive:
             except UNREADABLE as error:
                 # Validation read this very line: the file was damaged since.
                 logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
-                self._refuse(line, "input_unreadable", "The input file cannot be read any more.")
+                message = "The input file cannot be read any more."
+                self._answer_unsent(line, Reply(Verdict.REFUSED, code="input_unreadable", message=message))
                 continue
             if problem:
-                self._refuse(line, "unsupported_parameter", problem)
+                self._answer_unsent(line, refused("unsupported_parameter", problem))
                 continue
             body = self.kind.prepare(endpoint, body, line.model)
             self.calls.submit(Call(line, endpoint, body, settings.LINE_TIMEOUT_S))
 
-    def _refuse(self, line: Line, code: str, message: str) -> None:
-        """Answer a line without sending it."""
-        reply = Reply(Verdict.REFUSED, code=code, message=message)
+    def _answer_unsent(self, line: Line, reply: Reply) -> None:
         self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
 
     # Record

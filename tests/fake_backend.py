@@ -54,6 +54,7 @@ class FakeBackend:
     def __init__(self, port: int = 0) -> None:
         self.models = [MODEL]
         self.delay_s = 0.0
+        self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
         self.seen: list[Seen] = []
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
         self._always: dict[str, Action] = {}
@@ -160,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
                     for name in self.fake.models
                 ],
             },
-            "/api/ps": {"models": [{"name": name} for name in self.fake.models[:1]]},
+            "/api/ps": {
+                "models": [{"name": name, "context_length": self.fake.context} for name in self.fake.models[:1]]
+            },
         }
         if self.path in routes:
             self._send(200, json.dumps(routes[self.path]).encode())
@@ -169,6 +172,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/api/chat":
+            self._send(*native_answer(body, self.fake.context))
+            return
         seen = Seen(_key(body), self.path, body, dict(self.headers))
         action = self.fake.take(seen)
         if action.delay_s:
@@ -182,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             self.close_connection = True
             return
-        content = action.body if action.body is not None else answer(self.path, body)
+        content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
         if action.drip_s:
@@ -241,11 +247,25 @@ def _key(body: dict[str, Any]) -> str:
     return str(body.get("prompt") or body.get("input"))
 
 
-def answer(path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """A good answer in the shape of the endpoint: 7 tokens in, 3 out."""
+def native_answer(body: dict[str, Any], context: int) -> tuple[int, bytes]:
+    """What /api/chat answers to a request with `truncate: false`."""
+    assert body["truncate"] is False
+    tokens = len(_key(body))
+    if tokens <= context:
+        return 200, b'{"prompt_eval_count": %d}' % tokens
+    # JSON in a string, as Ollama hands on what its runner says.
+    message = f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it"
+    error = {"code": 400, "message": message, "type": "exceed_context_size_error", "n_prompt_tokens": tokens}
+    return 400, json.dumps({"error": json.dumps({"error": error | {"n_ctx": context}})}).encode()
+
+
+def answer(path: str, body: dict[str, Any], context: int = 4096) -> dict[str, Any]:
+    """A good answer in the shape of the endpoint: 7 tokens in, 3 out; of a long prompt, a token a letter."""
     text = f"answer to {_key(body)}"
     model = body.get("model")
-    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    length = len(_key(body))
+    prompt_tokens = 7 if length < 512 else length if length <= context else context // 2 + 2
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 3, "total_tokens": prompt_tokens + 3}
     match path:
         case "/v1/chat/completions":
             message = {"role": "assistant", "content": text}

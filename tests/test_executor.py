@@ -555,6 +555,7 @@ def test_max_completion_tokens_reaches_ollama_under_the_name_it_knows(create, wo
             },
             "data: URL",
         ),
+        ("/v1/completions", {"prompt": ""}, "empty 'prompt'"),
         (
             "/v1/responses",
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "https://x/y.png"}]}]},
@@ -566,9 +567,11 @@ def test_what_ollama_would_ignore_or_fetch_is_refused_and_not_sent(create, work,
     batch = work.run(create([line("a", url=endpoint, body=body), line("b", url=endpoint)], endpoint=endpoint)["id"])
     assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
     _, errors = results(work, batch)
-    assert errors["a"]["response"] is None
-    assert errors["a"]["error"]["code"] == "unsupported_parameter"
-    assert said in errors["a"]["error"]["message"]
+    # As the endpoint itself would have refused it.
+    assert (errors["a"]["error"], errors["a"]["response"]["status_code"]) == (None, 400)
+    refusal = errors["a"]["response"]["body"]["error"]
+    assert (refusal["type"], refusal["code"]) == ("invalid_request_error", "unsupported_parameter")
+    assert said in refusal["message"]
     assert backend.arrived() == ["b"]
 
 

@@ -1,6 +1,5 @@
 """The only HTTP to a model server: one class a kind, behind one small interface."""
 
-import json
 from typing import Any
 
 import requests
@@ -25,8 +24,6 @@ __all__ = [
     "resolve_alias",
     "unreachable_hint",
 ]
-
-PROBE_TIMEOUT_S = 3.0
 
 # In the order in which a server is asked whether it is one; the last takes any server that lists models.
 KINDS: list[BackendKind] = [Ollama(), Vllm(), LlamaServer(), BackendKind()]
@@ -66,12 +63,10 @@ def probe() -> State:
     """
     connection = connect()
 
+    exchange = connection.exchange(None)
+
     def ask(path: str) -> tuple[int, Any]:
-        status, content = connection.get(path, timeout_s=PROBE_TIMEOUT_S)
-        try:
-            return status, json.loads(content)
-        except ValueError:
-            return status, None
+        return exchange(path, None)
 
     try:
         for kind in KINDS:

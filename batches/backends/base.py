@@ -12,6 +12,8 @@ JSON = dict[str, Any]
 
 # A way to ask the server something: path -> status and parsed body (None where it is not JSON).
 Ask = Callable[[str], tuple[int, Any]]
+# The same with a body to POST, or None for a GET.
+Exchange = Callable[[str, JSON | None], tuple[int, Any]]
 
 
 class Unreachable(Exception):
@@ -147,7 +149,7 @@ class BackendKind:
             problem = "The reply is not JSON." if body is None else self.incomplete(endpoint, body)
             if problem or body is None:
                 return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
-            return Reply(Verdict.ANSWERED, status, _compact(body), usage=usage_of(body))
+            return Reply(Verdict.ANSWERED, status, _compact(self.hand_out(body)), usage=usage_of(body))
         text = content[:10_000].decode(errors="replace")
         rule = next(
             (
@@ -163,6 +165,17 @@ class BackendKind:
         if rule.verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
+
+    def hand_out(self, body: JSON) -> JSON:
+        """What users get of a whole answer: all of it, with ids that no other answer has."""
+        return body
+
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
+        """What this server left out of the prompt without saying so, and what to do about it; empty if nothing.
+
+        Asked for each answer. May put a question to the server, and lets through what `exchange` raises.
+        """
+        return ""
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         """Why a 200 is no answer after all; empty if it is one."""
@@ -199,6 +212,12 @@ class BackendKind:
         if status in (401, 403):
             return f"{self.title} refused our key (HTTP {status}). Set BACKEND_API_KEY."
         return f"{self.title} sends us elsewhere (HTTP {status}). Check BACKEND_URL."
+
+
+def refused(code: str, message: str) -> Reply:
+    """The line's own fault, as the endpoint itself would have said it."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return Reply(Verdict.REFUSED, 400, _compact({"error": error}))
 
 
 def listed_models(ask: Ask) -> list[Model] | None:

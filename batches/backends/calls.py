@@ -11,7 +11,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from batches.backends.base import BackendKind, Reply, Verdict
+from batches.backends.base import BackendKind, Reply, Verdict, refused
 from batches.backends.connection import Connection, Cut, ReplyTooLarge
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,17 @@ class CallPool:
             # A body cut short, broken chunks, undecodable compression.
             message = f"The reply broke off ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
-        return self.kind.judge(call.endpoint, status, content)
+        reply = self.kind.judge(call.endpoint, status, content)
+        if reply.verdict is Verdict.ANSWERED:
+            try:
+                problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, reply.usage)
+            except Cut:
+                return Reply(Verdict.CUT)
+            except (requests.RequestException, OSError, ReplyTooLarge):
+                problem = ""  # it went away after a good answer
+            if problem:
+                return refused("context_length_exceeded", problem)
+        return reply
 
 
 def _was_never_sent(error: requests.ConnectionError) -> bool:

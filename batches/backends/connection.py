@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 CONNECT_TIMEOUT_S = 5.0
+QUESTION_TIMEOUT_S = 3.0
 # A kept connection that the server closed while idle fails at once; one that fails later failed under our request.
 STALE_WITHIN_S = 1.0
 
@@ -78,6 +80,21 @@ class Connection:
         finally:
             with self._guard:
                 self._call = None
+
+    def exchange(self, call: object) -> Callable[[str, dict[str, Any] | None], tuple[int, Any]]:
+        """Questions that belong to `call` and are cut with it: path and body (None: GET) to status and parsed JSON."""
+
+        def ask(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+            if body is None:
+                status, content = self.get(path, timeout_s=QUESTION_TIMEOUT_S)
+            else:
+                status, content = self.post(path, body, call=call)
+            try:
+                return status, json.loads(content)
+            except ValueError:
+                return status, None
+
+        return ask
 
     def cut(self, call: object) -> None:
         """End `call`, or keep it from starting. Shutting the socket wakes the blocked reader, before any header came

@@ -1,8 +1,22 @@
 """Ollama. Its behaviour is read from its source (server/routes.go, server/sched.go, openai/openai.go)."""
 
+import re
+import secrets
 from typing import Any, ClassVar
 
-from batches.backends.base import JSON, SERVER_ERRORS, Ask, BackendKind, Rule, State, Verdict, listed_models
+from batches.backends import ollama_context
+from batches.backends.base import (
+    JSON,
+    SERVER_ERRORS,
+    Ask,
+    BackendKind,
+    Exchange,
+    Rule,
+    State,
+    Usage,
+    Verdict,
+    listed_models,
+)
 
 # endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
 IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
@@ -73,6 +87,9 @@ class Ollama(BackendKind):
     def unsupported(self, endpoint: str, body: JSON) -> str:
         if problem := super().unsupported(endpoint, body):
             return problem
+        # GenerateHandler: an empty prompt is an order to load the model, answered with finish_reason "load".
+        if endpoint == "/v1/completions" and body.get("prompt") in (None, "", [], [""]):
+            return "Ollama only loads the model for an empty 'prompt'."
         # openai.go's request structs have none of these: they would be dropped without a word.
         for name, harmless in IGNORED.get(endpoint, {}).items():
             if body.get(name) not in (None, *harmless):
@@ -91,6 +108,16 @@ class Ollama(BackendKind):
             sent["prompt"] = sent["prompt"][0]  # its prompt is a string
         return sent
 
+    def hand_out(self, body: JSON) -> JSON:
+        # middleware/openai.go draws ids from 999 numbers, so that two lines of a batch may have the same.
+        items = body.get("output")
+        if isinstance(items, list):
+            body = body | {"output": [_with_own_id(item) if isinstance(item, dict) else item for item in items]}
+        return _with_own_id(body)
+
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
+        return ollama_context.cut_prompt(exchange, endpoint, sent, usage.input_tokens)
+
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):
             return problem
@@ -107,6 +134,12 @@ class Ollama(BackendKind):
             # allowedHostsMiddleware: an empty 403 for a Host header that is neither loopback nor a local name.
             return "Ollama refuses our Host header (HTTP 403). Start it with OLLAMA_HOST=0.0.0.0, or use its address."
         return super().misconfigured_hint(status)
+
+
+def _with_own_id(thing: JSON) -> JSON:
+    """`thing` with an id that keeps its prefix (`chatcmpl-`, `resp_`) and is random behind it."""
+    prefix = re.match(r"[a-z]+[-_]", str(thing.get("id")))
+    return thing | {"id": prefix[0] + secrets.token_hex(16)} if prefix else thing
 
 
 def _flattened(message: Any) -> Any:

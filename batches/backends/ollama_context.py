@@ -1,0 +1,131 @@
+"""Whether Ollama answered a prompt that it had cut to fit the context, without a word: HTTP 200, wrong data.
+
+Under /v1 an over-long prompt loses its oldest messages (server/prompt.go chatPrompt), then its middle
+(llm/llama_server.go), and an embedding's input its end (server/routes.go EmbedHandler). The native endpoints refuse
+instead where `truncate` is false, and say by how much. They count before they compute, so asking costs some 50 ms; it
+is done only where the numbers leave room for a cut.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from batches.backends.base import JSON, Exchange
+
+Question = tuple[str, JSON]
+
+LEAST_CONTEXT = 512  # tokens; a prompt that fits into this is not looked at
+IMAGE_TOKENS = 4096  # at most, of one image
+EMBEDDING_BATCH = 2048  # tokens; an input is cut to this where the context is larger
+SPECIAL_TOKENS = 8
+
+
+def cut_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> str:
+    """What was cut, and what to do about it; empty if the prompt went in whole as far as can be told."""
+    ask = _about_embedding if endpoint == "/v1/embeddings" else _about_prompt
+    question = ask(exchange, endpoint, sent, prompt_tokens)
+    if question is None:
+        return ""
+    path, body = question
+    status, answer = exchange(path, body | {"model": sent["model"], "truncate": False, "stream": False})
+    refusal = str(answer.get("error")) if isinstance(answer, dict) else ""
+    if status != 400 or "context" not in refusal:
+        return ""
+    numbers = re.search(r"\((\d+) tokens\)\D+\((\d+) tokens\)", refusal)
+    excess = f"has {numbers[1]} tokens and the context {numbers[2]}" if numbers else "is longer than the context"
+    return (
+        f"The prompt {excess}. Ollama cut it without a word, so its answer was thrown away. Give the model a larger "
+        "context (OLLAMA_CONTEXT_LENGTH, or num_ctx in its Modelfile), or shorten the prompt."
+    )
+
+
+def _about_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> Question | None:
+    # A token has a byte at least. One message is cut to half a context or more, a history to anything.
+    most_tokens = sum(_most_tokens(text) for text in _texts([sent.get(name) for name in PROMPT]))
+    if most_tokens < LEAST_CONTEXT:
+        return None
+    context = _context(exchange, sent["model"])
+    messages = _native_messages(endpoint, sent)
+    is_history = sum(message["role"] != "system" for message in messages) > 1
+    if most_tokens < context or (prompt_tokens < context // 2 and not is_history):
+        return None
+    asked: JSON = {"options": {"num_predict": 1}}
+    if endpoint == "/v1/completions":
+        return "/api/generate", asked | {name: sent[name] for name in ("prompt", "suffix") if sent.get(name)}
+    tools = sent.get("tools") if endpoint == "/v1/chat/completions" else None
+    return "/api/chat", asked | {"messages": messages} | ({"tools": tools} if tools else {})
+
+
+def _about_embedding(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> Question | None:
+    texts = sent["input"] if isinstance(sent.get("input"), list) else [sent.get("input")]
+    long = [text for text in texts if isinstance(text, str) and _most_tokens(text) >= LEAST_CONTEXT]
+    if not long:
+        return None
+    least_cut = min(_context(exchange, sent["model"]), EMBEDDING_BATCH) - SPECIAL_TOKENS
+    long = [text for text in long if _most_tokens(text) >= least_cut]
+    return ("/api/embed", {"input": long}) if long and prompt_tokens >= least_cut else None
+
+
+PROMPT = ("messages", "prompt", "suffix", "input", "instructions", "tools")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _most_tokens(text: str) -> int:
+    return IMAGE_TOKENS if text.startswith("data:") else len(text.encode(errors="replace"))
+
+
+def _context(exchange: Exchange, model: str) -> int:
+    """The context of the loaded model, in tokens; the smallest of all loaded ones where it goes by another name."""
+    _, answer = exchange("/api/ps", None)
+    listed = answer.get("models") if isinstance(answer, dict) else None
+    sizes = {
+        str(each.get("name")): each["context_length"]
+        for each in listed or []
+        if isinstance(each, dict) and isinstance(each.get("context_length"), int)
+    }
+    return sizes.get(model) or sizes.get(f"{model}:latest") or min(sizes.values(), default=LEAST_CONTEXT)
+
+
+def _native_messages(endpoint: str, sent: JSON) -> list[JSON]:
+    """The messages as /api/chat takes them: text, images and tool calls, near enough to be counted."""
+    if endpoint == "/v1/chat/completions":
+        return [_native(message) for message in sent.get("messages") or [] if isinstance(message, dict)]
+    items = sent.get("input")
+    said = [_native(item) for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    if isinstance(items, str):
+        said = [{"role": "user", "content": items}]
+    return ([{"role": "system", "content": sent["instructions"]}] if sent.get("instructions") else []) + said
+
+
+def _native(message: JSON) -> JSON:
+    content = message.get("content") or message.get("output") or ""
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    native: JSON = {"role": message.get("role") or "tool", "content": "\n".join(texts)}
+    images = [url.partition(",")[2] for url in _texts(content) if url.startswith("data:")]
+    if images:
+        native["images"] = images
+    called = [call.get("function") for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+    if message.get("type") == "function_call":
+        native, called = {"role": "assistant", "content": ""}, [message]
+    calls = [
+        {"function": {"name": each.get("name"), "arguments": _parsed(each.get("arguments"))}}
+        for each in called
+        if isinstance(each, dict)
+    ]
+    return native | ({"tool_calls": calls} if calls else {})
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments)
+    except (TypeError, ValueError):
+        return {}

@@ -1,0 +1,206 @@
+"""A prompt that Ollama cut without a word is an error line. The numbers are those of Ollama 0.32.14 and 0.24.0."""
+
+import json
+
+import pytest
+
+from batches.backends import kind_named
+from batches.backends.base import Usage
+from tests.conftest import custom_ids, line
+
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+LONG = "word " * 2000
+EXCEEDED = json.dumps(
+    {
+        "error": {
+            "code": 400,
+            "message": "request (16399 tokens) exceeds the available context size (4096 tokens), try increasing it",
+            "type": "exceed_context_size_error",
+        }
+    }
+)
+
+
+class Server:
+    """What Ollama answers to the questions of `cut_prompt`, and what it was asked."""
+
+    def __init__(self, status=200, body=None, *, loaded=(("gemma3:12b", 4096),)):
+        self.answer = (status, body if body is not None else {"prompt_eval_count": 1})
+        self.loaded = [{"name": name, "context_length": context} for name, context in loaded]
+        self.asked = []
+
+    def __call__(self, path, body):
+        if path == "/api/ps":
+            assert body is None
+            return 200, {"models": self.loaded}
+        self.asked.append((path, body))
+        return self.answer
+
+
+def cut(server, prompt_tokens, endpoint=CHAT, **body):
+    return kind_named("ollama").cut_prompt(server, endpoint, {"model": "gemma3:12b"} | body, Usage(prompt_tokens))
+
+
+def say(*texts, role="user"):
+    return [{"role": role, "content": text} for text in texts]
+
+
+def test_a_message_that_was_halved_is_found():
+    server = Server(400, {"error": EXCEEDED})
+    problem = cut(server, 2050, messages=say(LONG))
+    assert problem.startswith("The prompt has 16399 tokens and the context 4096.")
+    assert "OLLAMA_CONTEXT_LENGTH" in problem
+    path, asked = server.asked[0]
+    assert path == "/api/chat"
+    assert asked == {
+        "model": "gemma3:12b",
+        "messages": [{"role": "user", "content": LONG}],
+        "truncate": False,
+        "stream": False,
+        "options": {"num_predict": 1},
+    }
+
+
+def test_the_words_of_the_older_engine_are_known():
+    server = Server(400, {"error": "the input length exceeds the context length"})
+    assert cut(server, 4096, messages=say(LONG)).startswith("The prompt is longer than the context.")
+
+
+def test_a_history_that_lost_its_beginning_is_found_however_little_is_left():
+    assert cut(Server(400, {"error": EXCEEDED}), 30, messages=say(LONG, "ok", "what?"))
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "messages"),
+    [
+        (7, say("hi")),  # too short to be cut
+        (2047, say(LONG)),  # a single message is cut to half the context or more
+        (1000, say("word " * 700)),  # fewer bytes than the context has tokens
+        (2047, [*say("be brief", role="system"), *say(LONG)]),
+    ],
+)
+def test_where_nothing_can_have_been_cut_nothing_is_asked(prompt_tokens, messages):
+    server = Server(400, {"error": EXCEEDED})
+    assert cut(server, prompt_tokens, messages=messages) == ""
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        Server(),
+        Server(400, {"error": "gemma3:12b does not support tools"}),
+        Server(500, {"error": EXCEEDED}),
+        Server(503, None),
+    ],
+)
+def test_another_answer_says_nothing_against_the_result(server):
+    assert cut(server, 3000, messages=say(LONG)) == ""
+    assert len(server.asked) == 1
+
+
+def test_the_context_is_that_of_the_model_or_the_smallest_loaded():
+    for loaded, asked in (
+        ([("gemma3:12b", 32768), ("tiny", 512)], 0),
+        ([("other", 32768), ("tiny", 512)], 1),
+        ([("gemma3:12b:latest", 32768)], 0),
+        ([], 1),
+    ):
+        server = Server(loaded=loaded)
+        cut(server, 9000, messages=say(LONG))
+        assert len(server.asked) == asked, loaded
+
+
+def test_a_completion_is_asked_by_generate():
+    server = Server(400, {"error": EXCEEDED})
+    assert cut(server, 2050, COMPLETIONS, prompt=LONG, max_tokens=5)
+    path, asked = server.asked[0]
+    assert path == "/api/generate"
+    assert asked["prompt"] == LONG
+
+
+def test_responses_are_asked_as_a_chat():
+    for given in (LONG, [{"role": "user", "content": [{"type": "input_text", "text": LONG}]}]):
+        server = Server(400, {"error": EXCEEDED})
+        assert cut(server, 2050, "/v1/responses", input=given, instructions="be brief")
+        assert server.asked[0][1]["messages"] == [*say("be brief", role="system"), *say(LONG)]
+
+
+def test_tools_images_and_calls_go_along():
+    server = Server()
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    picture = [
+        {"type": "text", "text": LONG},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}},
+    ]
+    messages = [
+        {"role": "user", "content": picture},
+        {"role": "assistant", "content": None, "tool_calls": [call, "odd"]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "result"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    cut(server, 3000, messages=messages, tools=tools)
+    asked = server.asked[0][1]
+    assert asked["tools"] == tools
+    assert asked["messages"] == [
+        {"role": "user", "content": LONG, "images": ["QUJD"]},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"role": "tool", "content": "result"},
+    ]
+
+    server = Server()
+    items = [
+        {"type": "message", "role": "user", "content": LONG},
+        {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "not json"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "result"},
+    ]
+    cut(server, 3000, "/v1/responses", input=items)
+    assert server.asked[0][1]["messages"][1:] == [
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "content": "result"},
+    ]
+
+
+def test_an_embedding_that_lost_its_end_is_found():
+    server = Server(400, {"error": "the input length exceeds the context length"})
+    assert cut(server, 2046, EMBEDDINGS, input=["hi", LONG])
+    assert server.asked == [
+        ("/api/embed", {"model": "gemma3:12b", "input": [LONG], "truncate": False, "stream": False})
+    ]
+    server = Server(400, {"error": "the input length exceeds the context length"})
+    assert cut(server, 1900, EMBEDDINGS, input=LONG) == ""
+    assert cut(server, 2100, EMBEDDINGS, input=["hi"] * 2100) == ""
+    assert server.asked == []
+
+
+def test_its_line_is_an_error_line_and_not_an_answer(create, work, backend):
+    long, fitting = "x" * 5000, "y" * 4000
+    lines = [line(name, body={"messages": say(text)}) for name, text in (("long", long), ("fits", fitting), ("a", "a"))]
+    batch = work.run(create(lines)["id"])
+    assert custom_ids(work.content(batch["output_file_id"])) == ["fits", "a"]
+    (error,) = work.content(batch["error_file_id"])
+    assert (error["custom_id"], error["error"]) == ("long", None)
+    assert error["response"]["status_code"] == 400
+    refusal = error["response"]["body"]["error"]
+    assert (refusal["type"], refusal["code"]) == ("invalid_request_error", "context_length_exceeded")
+    assert "has 5000 tokens and the context 4096" in refusal["message"]
+    # Asked once: it is nobody's fault but the line's.
+    assert backend.arrived() == [long, fitting, "a"]
+
+
+def test_every_answer_has_an_id_of_its_own(create, work, backend):
+    batch = work.run(create([line(name) for name in "abc"])["id"])
+    ids = [each["response"]["body"]["id"] for each in work.content(batch["output_file_id"])]
+    assert len(set(ids)) == 3
+    assert all(id_.startswith("chatcmpl-") and len(id_) == len("chatcmpl-") + 32 for id_ in ids)
+
+
+def test_the_items_of_a_response_have_ids_of_their_own_too():
+    body = {"id": "resp_246835", "output": [{"id": "msg_473801", "type": "message"}, "odd"], "model": "m"}
+    one, two = (kind_named("ollama").hand_out(body) for _ in range(2))
+    assert one["id"].startswith("resp_")
+    assert one["output"][0]["id"].startswith("msg_")
+    assert one["output"][1] == "odd"
+    assert {one["id"], one["output"][0]["id"]}.isdisjoint({two["id"], two["output"][0]["id"], "resp_246835"})
+    assert kind_named("vllm").hand_out(body) == body
+    assert kind_named("ollama").hand_out({"object": "list"}) == {"object": "list"}
