@@ -3,6 +3,7 @@
 A value that cannot be used raises ImproperlyConfigured naming the variable, the value and what is allowed.
 """
 
+import base64
 import hashlib
 import logging
 import os
@@ -68,14 +69,32 @@ def _switch(name: str, default: bool) -> bool:
 
 def _url(name: str, default: str) -> str:
     value = _text(name, default).rstrip("/")
+    _check_address(name, value, "http://localhost:11434")
+    return value
+
+
+def _check_address(name: str, value: str, example: str) -> None:
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
     if not usable:
-        raise ImproperlyConfigured(f"{name}={value!r}: expected an address like http://localhost:11434.")
-    return value
+        raise ImproperlyConfigured(f"{name}={value!r}: expected an address like {example}.")
+
+
+def _check_webhook_secret(value: str) -> None:
+    """Its error does not hold the value. Without `whsec_`, libraries differ on what the key is."""
+    how = "make one with: echo whsec_$(openssl rand -base64 32)"
+    if not value:
+        raise ImproperlyConfigured(f"WEBHOOK_SECRET is not set, and WEBHOOK_URL needs it; {how}")
+    prefix, _, encoded = value.partition("_")
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if prefix != "whsec" or len(key) < 24:
+        raise ImproperlyConfigured(f"WEBHOOK_SECRET: expected whsec_ and at least 24 bytes in base64; {how}")
 
 
 def _pairs(name: str) -> dict[str, str]:
@@ -188,6 +207,13 @@ MAX_CONCURRENT_BATCHES = _whole("MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
 LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S") or 1800.0
 LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
+
+# Where the ends of batches are told. The path stays as it was typed: a slash at its end can mean something there.
+WEBHOOK_URL = _text("WEBHOOK_URL")
+WEBHOOK_SECRET = _text("WEBHOOK_SECRET")
+if WEBHOOK_URL:
+    _check_address("WEBHOOK_URL", WEBHOOK_URL, "https://example.org/hook")
+    _check_webhook_secret(WEBHOOK_SECRET)
 
 # Limits
 MAX_FILE_BYTES = _whole("MAX_FILE_BYTES", 8 * 2**30, least=1)
