@@ -47,7 +47,7 @@ class Connection:
         self._session.trust_env = False
         if api_key:
             self._session.headers["Authorization"] = f"Bearer {api_key}"
-        adapter = _WatchedAdapter(self)
+        adapter = WatchedAdapter(self.connected)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -142,26 +142,26 @@ class Connection:
             return response.status_code, bytes(content)
 
 
-class _WatchedAdapter(HTTPAdapter):
-    """Tells its Connection which socket is in use. There is one at a time: the pool holds one connection."""
+class WatchedAdapter(HTTPAdapter):
+    """Tells `on_connect` which socket is in use. There is one at a time: the pool holds one connection."""
 
-    def __init__(self, owner: Connection) -> None:
-        self.owner = owner
+    def __init__(self, on_connect: Callable[[socket.socket], None]) -> None:
+        self.on_connect = on_connect
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        owner = self.owner
+        on_connect = self.on_connect
 
         class Http(HTTPConnection):
             def connect(self) -> None:
                 super().connect()
-                owner.connected(self.sock)
+                on_connect(self.sock)
 
         class Https(HTTPSConnection):
             def connect(self) -> None:
                 super().connect()
-                owner.connected(self.sock)
+                on_connect(self.sock)
 
         class HttpPool(HTTPConnectionPool):
             ConnectionCls = Http
