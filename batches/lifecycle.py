@@ -13,15 +13,20 @@
     cancelled     output, likewise, with whatever was finished
 
 Each move is one conditional UPDATE: of two processes that try the same move one wins, and the other gets False.
+A move to a final status stores the event that WEBHOOK_URL is told, in the same transaction.
 """
 
 import logging
 from typing import Any
 
+from django.conf import settings
+from django.db import transaction
 from django.db.models import Q
+from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches.models import Batch, Lease, Status
+from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
+from batchserver import ids
 from batchserver.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +50,13 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
         batches = batches.filter(lease=lease)
     if only_if is not None:
         batches = batches.filter(only_if)
-    moved = batches.update(status=to, **{f"{to}_at": timezone.now()}, **fields) == 1
+    now = timezone.now()
+    with transaction.atomic():
+        moved = batches.update(status=to, **{f"{to}_at": now}, **fields) == 1
+        if moved and to in FINAL and settings.WEBHOOK_URL:
+            event = f"batch.{to}"
+            event_id = ids.derived_id("evt_", batch_id, event)
+            WebhookDelivery.objects.create(id=event_id, batch_id=batch_id, event=event, created_at=now, next_at=Now())
     if moved:
         logger.info("%s: %s", batch_id, to)
     return moved
