@@ -17,7 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from batches import executor, intake, leases, lifecycle, output, presence
+from batches import executor, intake, leases, lifecycle, output, presence, webhooks
 from batches.models import FINAL, Backend, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
@@ -59,6 +59,7 @@ def validate(batch_id: str) -> None:
     if intake.validate(batch_id):
         wake(validate, batch_id)
     else:
+        webhooks.deliver_due()
         wake_control(batch_id)
         if executor.has_work():
             wake(drive)
@@ -89,6 +90,7 @@ def drive() -> None:
 @app.task
 def finalize(batch_id: str) -> None:
     output.finalize(batch_id, breathe=tick_between())
+    webhooks.deliver_due()
     wake_control(batch_id)
 
 
@@ -108,6 +110,7 @@ def tick() -> None:
         wake(finalize, batch_id)
     _nudge_control()
     _wake_drives()
+    webhooks.deliver_due()
     idempotency.forget_old()
     retention.sweep()
     Pulse.stamp("ticked")  # for /health: a tick that breaks off has not ticked

@@ -33,7 +33,7 @@ LAYERS = [
         "files_api.urls",
         "files_api.apps",
     },
-    {"batches.intake", "batches.executor", "batches.output", "batches.presence"},
+    {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.claims", "batches.inputs"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency"},
@@ -99,7 +99,8 @@ def test_imports_point_down(module, path):
 
 
 @pytest.mark.parametrize(
-    "name", ["intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"]
+    "name",
+    ["intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence", "webhooks"],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
     foreign = {each.split(".")[0] for each in imports(ROOT / "batches" / f"{name}.py")}

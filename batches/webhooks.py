@@ -1,0 +1,219 @@
+"""Events to the operator's WEBHOOK_URL: a row each, signed as Standard Webhooks says, sent until they are taken.
+
+    lifecycle.move ── row ──> due ── claim ──> sending ── 2xx ──> delivered
+                               ^                  │ └── 410, or the day is over ──> given up
+                               └── anything else ─┘  later each time
+
+At least once: a sender that is killed before it stored the answer leaves a row that is sent again. The event's id and
+every byte of its body stay the same, so a receiver can tell.
+"""
+
+import base64
+import hmac
+import json
+import logging
+import random
+import socket
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import requests
+from django.conf import settings
+from django.db import Error, connection
+from django.db.models import QuerySet
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from batches.backends.connection import CONNECT_TIMEOUT_S, WatchedAdapter
+from batches.models import WebhookDelivery
+from batchserver.database import from_now, retrying
+
+logger = logging.getLogger(__name__)
+
+THREAD = "webhooks"
+DEADLINE_S = 20.0
+# How long a claim keeps others off: longer than any attempt takes.
+CLAIMED_FOR = timedelta(seconds=60)
+# After the first attempt, the second, and so on; the last one from there on.
+BACKOFF_S = (5, 30, 120, 600, 1800, 3600, 7200)
+GIVEN_UP_AFTER = timedelta(hours=24)
+
+
+def deliver_due() -> None:
+    """Let a thread of this process send what is due, one thread at most; returns at once.
+
+    For processes that do not fork. What comes while the thread is ending waits for the next call.
+    """
+    if not settings.WEBHOOK_URL or not WebhookDelivery.objects.all().due().exists():
+        return
+    if not any(thread.name == THREAD for thread in threading.enumerate()):
+        threading.Thread(target=_deliver, name=THREAD, daemon=True).start()
+
+
+def _deliver() -> None:
+    try:
+        send_due()
+    except Error as error:
+        logger.warning("webhooks: the database did not answer: %s", error)
+    finally:
+        connection.close()
+
+
+def send_due() -> None:
+    """Send what is due, one event after the other, until nothing is. Safe to run in many processes at once.
+
+    Raises the database's errors; what was being sent then is sent again.
+    """
+    while settings.WEBHOOK_URL and (delivery := retrying(_claim)):
+        retrying(_store, delivery, _send(delivery))
+
+
+def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
+    """Make them due, whatever became of them. One that is older than a day gets a single attempt."""
+    deliveries.update(next_at=Now())
+
+
+def _claim() -> WebhookDelivery | None:
+    """What has been due for longest, not due for others until CLAIMED_FOR is over; None if nothing is due."""
+    while delivery := WebhookDelivery.objects.all().due().order_by("next_at").first():
+        unclaimed = WebhookDelivery.objects.all().due().filter(pk=delivery.pk, attempts=delivery.attempts)
+        delivery.attempts += 1
+        if unclaimed.update(attempts=delivery.attempts, next_at=from_now(CLAIMED_FOR)):
+            return delivery
+    return None
+
+
+def _store(delivery: WebhookDelivery, values: dict[str, Any]) -> None:
+    """Nothing is stored if the claim ran out and somebody else has it: theirs is the newer word."""
+    WebhookDelivery.objects.filter(pk=delivery.pk, attempts=delivery.attempts).update(**values)
+
+
+def _send(delivery: WebhookDelivery) -> dict[str, Any]:
+    """One attempt; the new values of the row. Neither they nor the log hold the URL, which may contain a key."""
+    try:
+        status, wait_s = _post(delivery)
+    except _TooSlow:
+        return _again(delivery, f"no answer within {DEADLINE_S:g} s")
+    except (requests.RequestException, OSError) as error:
+        return _again(delivery, f"no answer ({_kind(error)})")
+    if 200 <= status < 300:
+        logger.info("%s: %s was delivered", delivery.batch_id, delivery.event)
+        return {"next_at": None, "delivered_at": timezone.now(), "last_error": ""}
+    if status == 410:
+        return _given_up(delivery, "HTTP 410")
+    return _again(delivery, f"HTTP {status}", wait_s)
+
+
+def _again(delivery: WebhookDelivery, problem: str, wait_s: float = 0.0) -> dict[str, Any]:
+    backoff_s = BACKOFF_S[min(delivery.attempts, len(BACKOFF_S)) - 1] * random.uniform(0.75, 1.25)
+    backoff = timedelta(seconds=max(backoff_s, min(wait_s, BACKOFF_S[-1])))
+    if timezone.now() + backoff > delivery.created_at + GIVEN_UP_AFTER:
+        return _given_up(delivery, problem)
+    logger.warning("%s: %s was not delivered: %s", delivery.batch_id, delivery.event, problem)
+    return {"next_at": from_now(backoff), "last_error": problem}
+
+
+def _given_up(delivery: WebhookDelivery, problem: str) -> dict[str, Any]:
+    logger.error("%s: %s is given up: %s", delivery.batch_id, delivery.event, problem)
+    return {"next_at": None, "last_error": f"{problem}; given up"}
+
+
+def _kind(error: Exception) -> str:
+    """The name of what went wrong below requests' own wrapping: NameResolutionError says more than ConnectionError."""
+    cause = error.args[0] if error.args else None
+    return type(getattr(cause, "reason", None) or error).__name__
+
+
+# The request
+
+
+def _content(delivery: WebhookDelivery) -> bytes:
+    event = {
+        "id": delivery.pk,
+        "object": "event",
+        "type": delivery.event,
+        "created_at": int(delivery.created_at.timestamp()),
+        "data": {"id": delivery.batch_id},
+    }
+    return json.dumps(event).encode("ascii")
+
+
+def _signature(event_id: str, timestamp: str, content: bytes) -> str:
+    key = base64.b64decode(settings.WEBHOOK_SECRET.removeprefix("whsec_"))
+    signed = f"{event_id}.{timestamp}.".encode() + content
+    return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+
+
+def _post(delivery: WebhookDelivery) -> tuple[int, float]:
+    """The target's status, and the seconds that it asks to wait. Its body is not read, and no redirect followed.
+
+    Raises _TooSlow, requests' own errors or OSError.
+    """
+    content = _content(delivery)
+    timestamp = str(int(time.time()))
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "ollama-batch-server",
+        "webhook-id": delivery.pk,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": _signature(delivery.pk, timestamp, content),
+    }
+    # Without a session: nothing of the environment, such as a proxy or a .netrc, comes in.
+    request = requests.Request("POST", settings.WEBHOOK_URL, headers, data=content).prepare()
+    with _Deadline() as deadline:
+        adapter = WatchedAdapter(deadline.watch)
+        try:
+            with adapter.send(request, stream=True, timeout=(CONNECT_TIMEOUT_S, None)) as response:
+                wait = response.headers.get("Retry-After", "")
+                return response.status_code, float(wait) if wait.isascii() and wait.isdigit() else 0.0
+        finally:
+            adapter.close()
+
+
+class _TooSlow(Exception):
+    pass
+
+
+class _Deadline:
+    """Ends the request inside after DEADLINE_S, wherever it stands: _TooSlow comes out of it then.
+
+    A timeout of requests' starts anew with each byte that arrives. Shutting the socket wakes the reader, before any
+    header came too.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_over = False
+        self._timer = threading.Timer(DEADLINE_S, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._guard:
+            if self._is_over:
+                # Whatever was read until then may be half of it.
+                raise _TooSlow
+
+    def watch(self, connected: socket.socket) -> None:
+        with self._guard:
+            self._socket = connected
+            if self._is_over:
+                self._shut()
+
+    def _end(self) -> None:
+        with self._guard:
+            self._is_over = True
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it may be closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
