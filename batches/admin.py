@@ -1,4 +1,4 @@
-"""Batches, lines and backends in the admin: to look at and to cancel, not to edit."""
+"""Batches, lines, backends and webhook deliveries in the admin: to look at, to cancel and to repeat, not to edit."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 
-from batches import lifecycle, tasks
-from batches.models import Backend, Batch, Line
+from batches import lifecycle, tasks, webhooks
+from batches.models import Backend, Batch, Line, WebhookDelivery
 from batchserver.admin import LookOnly
 from batchserver.errors import ApiError
 
@@ -119,3 +119,28 @@ class LineAdmin(LookOnly):
 @admin.register(Backend)
 class BackendAdmin(LookOnly):
     list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")
+
+
+@admin.register(WebhookDelivery)
+class WebhookDeliveryAdmin(LookOnly):
+    list_display = ("id", "event", "batch_link", "attempts", "delivered_at", "next_at", "last_error")
+    fields = ("id", "event", "batch_link", "created_at", "attempts", "delivered_at", "next_at", "last_error")
+    ordering = ("-created_at",)
+    list_filter = ("event",)
+    search_fields = ("id", "=batch__id")
+    actions = ("send_again",)
+
+    def has_send_again_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("batches.change_webhookdelivery")
+
+    @admin.action(description="Send selected events again", permissions=["send_again"])
+    def send_again(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:
+        webhooks.send_again(queryset)
+        for delivery in queryset:
+            self.message_user(request, f"Sending {delivery}.", messages.SUCCESS)
+
+    @admin.display(description="Batch")
+    def batch_link(self, delivery: WebhookDelivery) -> str:
+        return format_html(
+            '<a href="{}">{}</a>', reverse("admin:batches_batch_change", args=[delivery.batch_id]), delivery.batch_id
+        )

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from batches.models import Backend, Batch, Status
+from batches.models import Backend, Batch, Status, WebhookDelivery
 
 PREFIX = "ollama_batch_server"
 
@@ -52,6 +52,11 @@ class BatchCollector(Collector):
             f"{PREFIX}_lines_open",
             "Lines of batches in progress that have no result yet.",
             value=open_lines["total"] - open_lines["completed"] - open_lines["failed"],
+        )
+        yield GaugeMetricFamily(
+            f"{PREFIX}_webhooks_waiting",
+            "Webhook events neither delivered nor given up.",
+            value=WebhookDelivery.objects.all().waiting().count(),
         )
         up = GaugeMetricFamily(
             f"{PREFIX}_backend_up", "1 if the backend takes lines, 0 if it is paused.", labels=["url"]

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import openai
 import pytest
 from django.db import IntegrityError, connection
+from django.urls import reverse
 from django.utils import timezone
 
 from batches import lifecycle, webhooks
@@ -420,6 +421,45 @@ def test_a_thread_sends_and_ends(failed, hook):
     thread.join(20)
     assert not thread.is_alive()
     assert WebhookDelivery.objects.get().delivered_at is not None
+
+
+# What a person sees
+
+
+def test_the_admin_shows_deliveries_and_sends_them_again(failed, hook, admin_client, django_user_model):
+    webhooks.send_due()
+    url = reverse("admin:batches_webhookdelivery_changelist")
+    page = admin_client.get(url).text
+    assert reverse("admin:batches_batch_change", args=[failed["id"]]) in page
+    delivery = WebhookDelivery.objects.get()
+    assert SECRET not in admin_client.get(reverse("admin:batches_webhookdelivery_change", args=[delivery.pk])).text
+
+    again = {"action": "send_again", "_selected_action": [delivery.pk]}
+    assert f"Sending batch.failed of {failed['id']}." in admin_client.post(url, again, follow=True).text
+    webhooks.send_due()
+    assert len(hook.seen) == 2
+    assert hook.seen[0].body == hook.seen[1].body
+
+    looker = django_user_model.objects.create_user("looker", is_staff=True)
+    looker.user_permissions.add(*_permissions("view_webhookdelivery"))
+    admin_client.force_login(looker)
+    admin_client.post(url, again)
+    assert not WebhookDelivery.objects.all().due().exists()
+    looker.user_permissions.add(*_permissions("change_webhookdelivery"))
+    admin_client.post(url, again)
+    assert WebhookDelivery.objects.all().due().exists()
+
+
+def _permissions(codename):
+    from django.contrib.auth.models import Permission
+
+    return Permission.objects.filter(codename=codename)
+
+
+def test_the_metrics_tell_how_many_wait(failed, hook, api):
+    assert "ollama_batch_server_webhooks_waiting 1.0" in api.get("/metrics").content.decode()
+    webhooks.send_due()
+    assert "ollama_batch_server_webhooks_waiting 0.0" in api.get("/metrics").content.decode()
 
 
 # Settings
