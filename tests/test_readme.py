@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from tests.conftest import line
 from tests.stack import ROOT, Stack, eventually, free_port
+from tests.test_whole_server import client_of, finish, submit
 
 README = (ROOT / "README.md").read_text()
 
@@ -114,10 +117,35 @@ def output_of(server, batch_id):
 @pytest.mark.parametrize("source", ["README", "examples/client.py"])
 def test_the_python(stack, fake, source):
     server = stack(OLLAMA_BASE_URL=fake.url)
-    (code,) = blocks("python") if source == "README" else [(ROOT / source).read_text()]
+    code = blocks("python")[0] if source == "README" else (ROOT / source).read_text()
     code = code.replace("http://localhost:4080", server.base)
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count('"custom_id"') == 10
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_webhook_receiver(stack, fake, tmp_path):
+    port, secret = free_port(), "whsec_" + "A" * 44
+    server = stack(OLLAMA_BASE_URL=fake.url, WEBHOOK_URL=f"http://127.0.0.1:{port}/", WEBHOOK_SECRET=secret)
+    _, code = blocks("python")
+    for written, here in (("localhost:4080", f"127.0.0.1:{server.port}"), ("whsec_…", secret), ("5000", str(port))):
+        assert written in code
+        code = code.replace(written, here)
+    with (tmp_path / "said").open("w") as said:
+        receiver = subprocess.Popen([sys.executable, "-c", code], stdout=said)
+    try:
+        eventually(lambda: listens(port), what="a receiver")
+        client = client_of(server)
+        batch = finish(client, submit(client, [line("a")]).id)
+        wanted = f"batch.completed {batch.output_file_id}\n"
+        eventually(lambda: (tmp_path / "said").read_text() == wanted, what="the event")
+    finally:
+        receiver.kill()
+        receiver.wait()
