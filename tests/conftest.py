@@ -10,6 +10,7 @@ from rest_framework.test import APIClient
 from batches import executor, intake, output, presence
 from batches.models import Backend, Batch, Status
 from tests import environment
+from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
 from tests.stack import Stack
 
@@ -39,9 +40,9 @@ def _files_of_its_own(tmp_path: Path, settings: Any) -> None:
 
 
 @pytest.fixture
-def api(db: None) -> APIClient:
-    """HTTP to the views, without a server process."""
-    return APIClient(raise_request_exception=False)
+def api(db: None) -> ContractClient:
+    """HTTP to the views, without a server process; every answer is checked against OpenAI's schemas."""
+    return ContractClient()
 
 
 @pytest.fixture
@@ -149,7 +150,10 @@ class Work:
             return []
         answer = self.api.get(f"/v1/files/{file_id}/content")
         assert answer.status_code == 200
-        return [json.loads(each) for each in answer.getvalue().splitlines()]
+        lines = [json.loads(each) for each in answer.getvalue().decode().splitlines()]
+        for each in lines:
+            conform("BatchRequestOutput", each)
+        return lines
 
 
 @pytest.fixture

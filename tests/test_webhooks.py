@@ -23,6 +23,7 @@ from batches import lifecycle, webhooks
 from batches.models import Batch, Status, WebhookDelivery
 from batchserver import ids
 from tests.conftest import line
+from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port
 from tests.test_whole_server import client_of, finish, submit
 
@@ -181,7 +182,7 @@ def test_each_end_is_told_once_and_the_official_client_takes_it(
     assert event.created_at == told[f"{status}_at"]
     assert request.headers["webhook-id"] == event.id
     assert event.id.startswith("evt_")
-    assert list(json.loads(request.body)) == ["id", "object", "type", "created_at", "data"]
+    conform(f"WebhookBatch{status.capitalize()}", json.loads(request.body))
     delivery = WebhookDelivery.objects.get()
     assert (delivery.attempts, delivery.next_at, delivery.last_error) == (1, None, "")
     assert delivery.delivered_at is not None
