@@ -103,6 +103,10 @@ def judge(kind, status, body, endpoint=CHAT):
     return backends.kind_named(kind).judge(endpoint, status, content)
 
 
+ASKED = {"model": "m", "input": "x", "prompt": "x", "messages": [{"content": "x"}]}
+ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+
+
 @pytest.mark.parametrize(
     ("kind", "status", "body", "endpoint", "verdict"),
     [
@@ -134,6 +138,10 @@ def judge(kind, status, body, endpoint=CHAT):
         ("llama-server", 503, error_body("Loading model"), CHAT, Verdict.BUSY),
         ("openai", 302, b"", CHAT, Verdict.MISCONFIGURED),
         ("openai", 200, b"", CHAT, Verdict.FAILED),
+        # A runner that repeats itself is stopped without a final record: no finish_reason, or no tokens.
+        ("ollama", 200, answer(CHAT, ASKED) | {"usage": ZERO}, CHAT, Verdict.FAILED),
+        ("ollama", 200, answer("/v1/completions", ASKED) | {"usage": ZERO}, "/v1/completions", Verdict.FAILED),
+        ("ollama", 200, answer("/v1/responses", ASKED) | {"usage": ZERO}, "/v1/responses", Verdict.FAILED),
     ],
 )
 def test_verdicts(kind, status, body, endpoint, verdict):
@@ -150,7 +158,7 @@ def test_an_error_that_is_no_json_is_put_in_the_envelope():
 
 @pytest.mark.parametrize("endpoint", [CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses"])
 def test_a_good_answer_of_each_endpoint(endpoint):
-    body = answer(endpoint, {"model": "m", "input": "x", "prompt": "x", "messages": [{"content": "x"}]})
+    body = answer(endpoint, ASKED)
     reply = judge("ollama", 200, body, endpoint)
     assert (reply.verdict, reply.usage.input_tokens) == (Verdict.ANSWERED, 7)
     handed_out = json.loads(reply.body)

@@ -16,6 +16,7 @@ from batches.backends.base import (
     Usage,
     Verdict,
     listed_models,
+    usage_of,
 )
 
 # endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
@@ -122,10 +123,7 @@ class Ollama(BackendKind):
         if problem := super().incomplete(endpoint, body):
             return problem
         # routes.go ends a stream of repeated tokens without its final record: a 200 whose usage is all zero.
-        usage = body.get("usage")
-        if endpoint in ("/v1/chat/completions", "/v1/completions") and (
-            not isinstance(usage, dict) or not usage.get("completion_tokens")
-        ):
+        if endpoint != "/v1/embeddings" and not usage_of(body).output_tokens:
             return "The reply broke off: it counts no tokens."
         return ""
 
