@@ -17,13 +17,9 @@ from batchserver.api import CursorPagination, json_object
 from batchserver.errors import ApiError
 
 
-class BatchPagination(CursorPagination):
-    least_limit = 0  # OpenAI answers limit=0 with an empty page
-
-
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
     serializer_class = BatchSerializer
-    pagination_class = BatchPagination
+    pagination_class = CursorPagination
     lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> BatchQuerySet:

@@ -61,11 +61,10 @@ class AlwaysJson(BaseContentNegotiation):
 class CursorPagination(BasePagination):
     """OpenAI's list envelope: `after` is an object's id, newest first unless `order=asc`, ties settled by id.
 
-    Subclasses set the bounds of `limit`. An `after` that names nothing is refused: starting over at page one
-    would send both official SDKs round for ever.
+    Subclasses bound `limit` from above; 0 gives an empty page, as with OpenAI. An `after` that names nothing is
+    refused: starting over at page one would send both official SDKs round for ever.
     """
 
-    least_limit = 1
     most_limit = 100
     default_limit = 20
     orders: tuple[str, ...] = ("desc",)
@@ -100,7 +99,7 @@ class CursorPagination(BasePagination):
             limit = int(text)
         except ValueError:
             raise errors.not_an_integer("limit", text) from None
-        if refusal := errors.out_of_range("limit", limit, least=self.least_limit, most=self.most_limit):
+        if refusal := errors.out_of_range("limit", limit, least=0, most=self.most_limit):
             raise refusal
         return limit
 

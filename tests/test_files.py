@@ -71,11 +71,16 @@ def test_it_gives_an_empty_page(api):
     }
 
 
+def test_it_lists_nothing_for_a_limit_of_zero(api, upload):
+    upload(LINES)
+    assert ids(api.get("/v1/files", {"limit": 0})) == []
+
+
 def test_it_refuses_bad_cursors_limits_and_orders(api):
     for query, param, code in (
         ({"after": "file-nope"}, "after", "invalid_value"),
         ({"after": "file-\x00"}, "after", "invalid_value"),
-        ({"limit": "0"}, "limit", "integer_below_min_value"),
+        ({"limit": "-1"}, "limit", "integer_below_min_value"),
         ({"limit": "10001"}, "limit", "integer_above_max_value"),
         ({"limit": "many"}, "limit", "invalid_type"),
         ({"order": "up"}, "order", "invalid_value"),
