@@ -54,3 +54,19 @@ setup_node_client() {
     done
     echo "Installing it failed; npm says why above." >&2
 }
+
+# The tests that openai-python has for itself: they are in its source archive, not in its wheel. Likewise.
+setup_openai_suite() {
+    local name into=.venv/openai-suite
+    name=$(sed -n 's/^openai==/openai-/p' requirements-dev.txt)
+    [ -d "$into/$name" ] && return
+    echo "Fetching the tests of $name into .venv…"
+    rm -rf "$into"
+    mkdir -p "$into/new"
+    if .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary openai \
+        --dest "$into" "${name/-/==}" && tar -xzf "$into/$name.tar.gz" -C "$into/new"; then
+        mv "$into/new/$name" "$into"
+        return
+    fi
+    echo "Fetching them failed; pip says why above." >&2
+}
