@@ -6,10 +6,12 @@ the rest. `--outcomes` names a file for what became of each test.
 
 import hashlib
 import json
+import secrets
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import django
 import pytest
@@ -22,7 +24,7 @@ from django.db import connection, transaction  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
 from batches.models import Batch, Status  # noqa: E402
-from files_api.models import File  # noqa: E402
+from files_api.models import File, Upload, UploadPart  # noqa: E402
 
 CONTENT = b'{"custom_id": "a"}\n'
 
@@ -34,6 +36,7 @@ def seed() -> None:
         seed_file(file_id)
     seed_batch("batch_id")
     seed_batch("after")
+    seed_upload("upload_abc123", "string")
 
 
 def seed_file(file_id: str) -> None:
@@ -42,9 +45,14 @@ def seed_file(file_id: str) -> None:
     File.objects.filter(pk=file_id).delete()
     file = File(pk=file_id, filename="a.jsonl", purpose="batch", bytes=len(CONTENT))
     file.sha256 = hashlib.sha256(CONTENT).hexdigest()
-    # Under a name of its own: those that are made from ids expect longer ids.
-    file.content.name = file.content.storage.save(f"seeded/{file_id}", ContentFile(CONTENT))
+    store(file)
     file.save(force_insert=True)
+
+
+def store(row: Any) -> None:
+    """The bytes of a file or a part under a new name: those that are made from ids expect longer ids, and what was
+    seeded before under this id may just be removed."""
+    row.content.name = row.content.storage.save(f"seeded/{secrets.token_hex(8)}", ContentFile(CONTENT))
 
 
 def seed_batch(batch_id: str) -> None:
@@ -78,6 +86,20 @@ def seed_batch(batch_id: str) -> None:
         batch.lines.create(
             number=1, custom_id="a", offset=0, length=len(CONTENT) - 1, model=batch.model, not_before=batch.expires_at
         )
+
+
+def seed_upload(upload_id: str, part_id: str) -> None:
+    """A pending upload with one part, which is all of it."""
+    upload = Upload.objects.filter(pk=upload_id).first()
+    if upload is not None and upload.status == "pending":
+        return
+    with transaction.atomic():
+        if upload is not None:
+            upload.delete()
+        upload = Upload.objects.create(pk=upload_id, filename="filename", purpose="assistants", bytes=len(CONTENT))
+        part = UploadPart(pk=part_id, upload=upload, bytes=len(CONTENT))
+        store(part)
+        part.save(force_insert=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

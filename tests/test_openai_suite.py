@@ -13,9 +13,10 @@ from tests.conftest import needs
 from tests.stack import ROOT
 
 SUITE = Path(sys.prefix) / "openai-suite" / f"openai-{openai.__version__}"
-FILES = [f"tests/api_resources/test_{name}.py" for name in ("batches", "files", "models")]
+TESTS = [*(f"test_{name}.py" for name in ("batches", "files", "models", "uploads")), "uploads"]
 
 NO_DELETE = "Not allowed to DELETE on /v1/models/"
+NO_MD5 = "but got 'md5'"  # it completes an upload with a checksum that no content has
 
 # What fails, in every mode of the client, and in which words: the README lists the same differences.
 EXPECTED_FAILURES = {
@@ -25,6 +26,8 @@ EXPECTED_FAILURES = {
     "test_models.py::TestAsyncModels::test_method_delete": NO_DELETE,
     "test_models.py::TestAsyncModels::test_raw_response_delete": NO_DELETE,
     "test_models.py::TestAsyncModels::test_streaming_response_delete": NO_DELETE,
+    "test_uploads.py::TestUploads::test_method_complete_with_all_params": NO_MD5,
+    "test_uploads.py::TestAsyncUploads::test_method_complete_with_all_params": NO_MD5,
 }
 
 NO_MOCK = "aiohttp client is not compatible with respx2_mock"
@@ -51,7 +54,7 @@ def test_openai_pythons_own_tests_pass(stack, fake, tmp_path):
             *plugins,
             "--override-ini=addopts=--tb=short",
             f"--outcomes={outcomes}",
-            *FILES,
+            *(f"tests/api_resources/{each}" for each in TESTS),
         ],
         cwd=SUITE,
         env=os.environ
@@ -76,7 +79,7 @@ def test_openai_pythons_own_tests_pass(stack, fake, tmp_path):
     assert {test.partition("[")[0] for test in found["passed"]}.isdisjoint(EXPECTED_FAILURES)
     assert found["skipped"].keys() == EXPECTED_SKIPS.keys()
     assert all(reason in found["skipped"][test] for test, reason in EXPECTED_SKIPS.items())
-    assert {outcome: len(tests) for outcome, tests in found.items()} == {"passed": 237, "failed": 15, "skipped": 3}
+    assert {outcome: len(tests) for outcome, tests in found.items()} == {"passed": 317, "failed": 20, "skipped": 3}
 
 
 def is_expected(test, text):

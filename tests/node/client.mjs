@@ -4,6 +4,7 @@
 // What the server has: the models gemma3:12b and hf.co/user/repo:Q4; the line "refused" is refused by the model server,
 // and "hangs" is never answered.
 import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
 import diagnostics from 'node:diagnostics_channel';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -66,8 +67,11 @@ async function refusal(kind, properties, call) {
     (error) => error,
   );
   assert.ok(error instanceof kind, `expected ${kind.name}, got ${error}`);
-  const { status, type, param, code, message } = error;
-  assert.deepEqual({ status, type, param, code, message }, { type: 'invalid_request_error', ...properties });
+  const { message, ...others } = properties;
+  const { status, type, param, code } = error;
+  assert.deepEqual({ status, type, param, code }, { type: 'invalid_request_error', ...others });
+  if (message instanceof RegExp) assert.match(error.message, message);
+  else assert.equal(error.message, message);
   assert.match(error.requestID, /^req_[0-9a-f]{32}$/);
   assert.equal(sent.length - before, 1, `${kind.name} after ${sent.length - before} requests`);
   return error;
@@ -143,6 +147,43 @@ const checks = {
     const batch = await wait(id, 'cancelled');
     assert.ok(batch.error_file_id);
     assert.equal((await client.batches.cancel(id)).status, 'cancelled');
+  },
+
+  async 'an upload in parts becomes a file that a batch runs'() {
+    const content = Buffer.from(['p', 'q', 'r'].map(requestLine).join(''));
+    const pieces = [content.subarray(0, 100), content.subarray(100, 101), content.subarray(101)];
+    const upload = await client.uploads.create({
+      filename: 'parts.jsonl',
+      purpose: 'batch',
+      bytes: content.length,
+      mime_type: 'application/jsonl',
+    });
+    assert.equal(upload.status, 'pending');
+    const parts = await Promise.all(
+      pieces.map(async (piece) => client.uploads.parts.create(upload.id, { data: await toFile(piece) })),
+    );
+    assert.ok(parts.every((part) => part.object === 'upload.part' && part.upload_id === upload.id));
+
+    const md5 = createHash('md5').update(content).digest('hex');
+    const wrong = { part_ids: ids(parts).toReversed(), md5 };
+    await refusal(
+      OpenAI.BadRequestError,
+      { status: 400, param: 'md5', code: 'invalid_value', message: /^400 Invalid 'md5': / },
+      () => client.uploads.complete(upload.id, wrong),
+    );
+    const { status, file } = await client.uploads.complete(upload.id, { part_ids: ids(parts), md5 });
+    assert.equal(status, 'completed');
+    assert.deepEqual(file, await client.files.retrieve(file.id));
+    assert.ok(Buffer.from(await (await client.files.content(file.id)).arrayBuffer()).equals(content));
+    const batch = await wait((await createBatch(file.id)).id, 'completed', 'failed');
+    assert.deepEqual(batch.request_counts, { total: 3, completed: 3, failed: 0 });
+
+    // A part from a stream, of unknown length; and an upload that comes to nothing.
+    const more = { filename: 'a.txt', purpose: 'user_data', bytes: 1, mime_type: 'text/plain' };
+    const other = await client.uploads.create(more);
+    await client.uploads.parts.create(other.id, { data: fs.createReadStream(write('part', ['s'])) });
+    assert.equal(sent.at(-1).length, null);
+    assert.equal((await client.uploads.cancel(other.id)).status, 'cancelled');
   },
 
   async 'lists page to their end'() {
