@@ -1,7 +1,7 @@
 """File: bytes with an id, and Upload: a File that comes in parts. Knows nothing of batches; whoever still needs a
 file's bytes takes a hold on them."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import ClassVar
 
 from django.db import models, transaction
@@ -110,10 +110,6 @@ class FileHold(models.Model):
 UPLOAD_LIFETIME = timedelta(hours=1)
 
 
-def upload_expiry() -> datetime:
-    return timezone.now() + UPLOAD_LIFETIME
-
-
 class Upload(models.Model):
     """A file that arrives in parts: pending for an hour, until it is completed or cancelled."""
 
@@ -123,7 +119,7 @@ class Upload(models.Model):
     bytes = models.BigIntegerField(help_text="As announced; the parts have to have so many together.")
     file_lifetime = models.DurationField(null=True, blank=True, help_text="Of the File, from its creation.")
     created_at = models.DateTimeField(default=timezone.now)
-    expires_at = models.DateTimeField(default=upload_expiry)
+    expires_at = models.DateTimeField()
     cancelled_at = models.DateTimeField(null=True)
     file = models.ForeignKey(File, models.SET_NULL, null=True, related_name="+")
     joined_part_ids = models.JSONField(default=list, help_text="The parts that the File was made of, in order.")

@@ -4,12 +4,13 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
+from django.utils import timezone
 from rest_framework import serializers
 
 from batchserver import errors
 from batchserver.fields import ByteCountField, ExpiresAfterField, TextField, TextListField
 from files_api.accept import accept, check_filename
-from files_api.models import PURPOSES, File, Upload, UploadPart
+from files_api.models import PURPOSES, UPLOAD_LIFETIME, File, Upload, UploadPart
 from files_api.storage import MeasuredFile
 
 
@@ -56,11 +57,14 @@ class UploadCreateSerializer(serializers.Serializer[Upload]):
         return attrs
 
     def create(self, validated_data: dict[str, Any]) -> Upload:
+        now = timezone.now()
         return Upload.objects.create(
             filename=validated_data["filename"],
             purpose=validated_data["purpose"],
             bytes=validated_data["bytes"],
             file_lifetime=validated_data.get("expires_after"),
+            created_at=now,
+            expires_at=now + UPLOAD_LIFETIME,
         )
 
 

@@ -96,7 +96,13 @@ def seed_upload(upload_id: str, part_id: str) -> None:
     with transaction.atomic():
         if upload is not None:
             upload.delete()
-        upload = Upload.objects.create(pk=upload_id, filename="filename", purpose="assistants", bytes=len(CONTENT))
+        upload = Upload.objects.create(
+            pk=upload_id,
+            filename="filename",
+            purpose="assistants",
+            bytes=len(CONTENT),
+            expires_at=timezone.now() + timedelta(hours=1),
+        )
         part = UploadPart(pk=part_id, upload=upload, bytes=len(CONTENT))
         store(part)
         part.save(force_insert=True)

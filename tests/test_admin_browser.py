@@ -10,7 +10,7 @@ from selenium.common.exceptions import NoSuchElementException, StaleElementRefer
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from tests.conftest import line
+from tests.conftest import line, needs
 from tests.fake_backend import Action
 from tests.stack import eventually
 from tests.test_whole_server import client_of, finish, submit
@@ -18,14 +18,12 @@ from tests.test_whole_server import client_of, finish, submit
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver on the PATH"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
 def browser(tmp_path):
+    needs(CHROMIUM and DRIVER, "Chromium and chromedriver on the PATH")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for switch in (

@@ -163,7 +163,7 @@ def as_json(value):
         ("POST", "/v1/files", as_json({}), 415),
         ("POST", "/v1/files", {"data": "x", "content_type": "multipart/form-data; boundary=b"}, 400),
         ("PATCH", "/v1/files", {}, 405),
-        ("GET", "/v1/files?limit=0", {}, 400),
+        ("GET", "/v1/files?limit=10001", {}, 400),
         ("GET", "/v1/files?order=up", {}, 400),
         ("GET", "/v1/files?after=file-none", {}, 400),
         ("GET", "/v1/files/file-none", {}, 404),

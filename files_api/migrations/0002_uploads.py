@@ -23,7 +23,7 @@ class Migration(migrations.Migration):
                 ('bytes', models.BigIntegerField(help_text='As announced; the parts have to have so many together.')),
                 ('file_lifetime', models.DurationField(blank=True, help_text='Of the File, from its creation.', null=True)),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
-                ('expires_at', models.DateTimeField(default=files_api.models.upload_expiry)),
+                ('expires_at', models.DateTimeField()),
                 ('cancelled_at', models.DateTimeField(null=True)),
                 ('joined_part_ids', models.JSONField(default=list, help_text='The parts that the File was made of, in order.')),
                 ('file', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to='files_api.file')),
