@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 
 from batches import lifecycle, tasks, webhooks
-from batches.models import Backend, Batch, Line, WebhookDelivery
+from batches.models import Backend, Batch, Line, PausedModel, WebhookDelivery
 from batchserver.admin import LookOnly
 from batchserver.errors import ApiError
 
@@ -119,6 +119,11 @@ class LineAdmin(LookOnly):
 @admin.register(Backend)
 class BackendAdmin(LookOnly):
     list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")
+
+
+@admin.register(PausedModel)
+class PausedModelAdmin(LookOnly):
+    list_display = ("model", "endpoint", "backend", "reason", "since", "failed_trials", "resume_at")
 
 
 @admin.register(WebhookDelivery)

@@ -21,13 +21,18 @@ from django.utils import timezone
 from batches import ordering
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
-from batches.models import FINAL, Batch, Lease, Line, LineState
+from batches.models import FINAL, Backend, Batch, Lease, Line, LineState
 from batchserver.database import from_now
 
 logger = logging.getLogger(__name__)
 
-MOST_BACKEND_CRASHES = 3
+MOST_BACKEND_CRASHES = 2
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+
+
+def has_work(backend: Backend) -> bool:
+    """A drive of this backend would find a line to send, or a paused model to try again."""
+    return ordering.next_lines(backend).exists() or backend.paused_models.all().due().exists()
 
 
 def is_wanted(endpoint: str, model: str) -> bool:
@@ -36,12 +41,14 @@ def is_wanted(endpoint: str, model: str) -> bool:
     return Line.objects.all().open().filter(batch__in=batches, model=model).exists()
 
 
-def claim(lease: Lease, most: int) -> list[Line]:
+def claim(lease: Lease, backend: Backend, most: int) -> list[Line]:
     """Up to `most` lines for `lease`, whose turn it is; none if the lease is not alive any more."""
     with transaction.atomic():
         # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
         ids = list(
-            ordering.next_lines().select_for_update(skip_locked=True, of=("self",)).values_list("pk", flat=True)[:most]
+            ordering.next_lines(backend)
+            .select_for_update(skip_locked=True, of=("self",))
+            .values_list("pk", flat=True)[:most]
         )
         if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
             return []
@@ -67,7 +74,7 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
             line, reply = call.key, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = outcome(line, reply, busy=busy)
+            values = outcome(line, reply, is_charged=call.is_charged, busy=busy)
             if values["state"] is not LineState.PENDING:
                 values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
             if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
@@ -80,47 +87,38 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
             elif values["state"] is LineState.FAILED:
                 tally["failed"] += 1
             if reply.verdict is Verdict.MODEL_MISSING:
-                tally["failed"] += fail_model(line, reply)
+                tally["failed"] += _fail_waiting(line.batch_id, line.model, reply)
         for batch_id, tally in tallies.items():
             changes = {name: F(name) + count for name, count in tally.items() if count}
             if changes:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
-def is_last_try(line: Line, reply: Reply) -> bool:
-    """This failure would finish the line."""
-    return outcome(line, reply, busy=0)["state"] is LineState.FAILED
-
-
-def outcome(line: Line, reply: Reply, *, busy: int) -> dict[str, Any]:
+def outcome(line: Line, reply: Reply, *, is_charged: bool, busy: int) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
         case Verdict.REFUSED | Verdict.MODEL_MISSING:
             return _finished(LineState.FAILED, reply)
-        case Verdict.FAILED:
+        case Verdict.FAILED if is_charged:
             attempts = line.attempts + 1
+            if reply.code == "request_timeout":
+                # It took the time of many lines: one more try is all it gets.
+                attempts = max(attempts, settings.LINE_MAX_ATTEMPTS - 1)
             if attempts >= settings.LINE_MAX_ATTEMPTS:
                 return _finished(LineState.FAILED, reply) | {"attempts": attempts}
-            return _again(attempts) | {"attempts": attempts}
-        case Verdict.CRASHED:
+            return _again(attempts) | {"attempts": attempts, "needs_trial": True}
+        case Verdict.CRASHED if is_charged:
             crashes = line.backend_crashes + 1
             if crashes >= MOST_BACKEND_CRASHES:
                 return _finished(LineState.FAILED, reply) | {"backend_crashes": crashes}
-            return _again(crashes) | {"backend_crashes": crashes}
+            return _again(crashes) | {"backend_crashes": crashes, "needs_trial": True}
+        case Verdict.FAILED | Verdict.CRASHED:
+            return _again(1) | {"needs_trial": True}
         case Verdict.BUSY:
             return _again(min(busy, 7) + 1)
     return {"state": LineState.PENDING}
-
-
-def refund(charged: list[tuple[int, Verdict]]) -> None:
-    """Take back what lines were charged with that turned out not to be theirs to pay; finished ones stay finished."""
-    with transaction.atomic():
-        for pk, verdict in charged:
-            counter = "backend_crashes" if verdict is Verdict.CRASHED else "attempts"
-            pending = Line.objects.filter(pk=pk, state=LineState.PENDING, **{f"{counter}__gt": 0})
-            pending.update(**{counter: F(counter) - 1})
 
 
 def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
@@ -139,7 +137,15 @@ def _again(times: int) -> dict[str, Any]:
     return {"state": LineState.PENDING, "not_before": from_now(timedelta(seconds=backoff_s))}
 
 
-def fail_model(line: Line, reply: Reply) -> int:
-    """Fail the pending lines of this line's batch that want the same missing model; how many."""
-    waiting = Line.objects.filter(batch=line.batch_id, model=line.model, state=LineState.PENDING)
+def give_up(endpoint: str, model: str, reply: Reply) -> None:
+    """Fail all lines that wait for a model which cannot be loaded, with the backend's word for it."""
+    for batch_id in Batch.objects.all().in_progress().filter(endpoint=endpoint).values_list("pk", flat=True):
+        with transaction.atomic():
+            if failed := _fail_waiting(batch_id, model, reply):
+                Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(failed=F("failed") + failed)
+
+
+def _fail_waiting(batch_id: str, model: str, reply: Reply) -> int:
+    """Fail the pending lines of a batch that want this model; how many."""
+    waiting = Line.objects.filter(batch=batch_id, model=model, state=LineState.PENDING)
     return waiting.update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))

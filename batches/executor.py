@@ -9,18 +9,21 @@ expired batches, a pause, and the order to stop.
 
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from django.conf import settings
 from django.db.models.functions import Now
 
-from batches import backends, claims, leases, lifecycle
+from batches import backends, claims, leases, lifecycle, pauses
 from batches.backends.base import Reply, Verdict, refused
 from batches.backends.calls import Call
+from batches.doubt import Doubt
 from batches.inputs import UNREADABLE, InputFiles
-from batches.models import Backend, Batch, Lease, Line, Status
+from batches.models import Backend, Batch, Lease, Line, PausedModel
+from batches.pace import Pace
 from batchserver.database import relaxed_commits, retrying
 
 logger = logging.getLogger(__name__)
@@ -34,13 +37,13 @@ GROUP_OVER_COST = 10
 MOST_GROUP_S = 0.2
 GROUP_LINES = 64
 # Answers that speak for other lines too: they are stored before another line is sent.
-BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING)
-# Answers that do not wait for a trial: whatever it shows, they stay as they are.
-BEYOND_DOUBT = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING, Verdict.BUSY, Verdict.CUT)
-# A backend that refuses a trial is in order too; what the next line has to say is its own affair.
+BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING, Verdict.UNLOADABLE)
+# What speaks against the backend or the model, unless a trial goes well: then it is the line's own affair, as this.
+SUSPECT = {Verdict.MISCONFIGURED: Verdict.REFUSED, Verdict.UNLOADABLE: Verdict.FAILED}
+# Replies to a question of ours that let lines be sent: what the next one has to say to a refusal is its own affair.
 PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
-# So many lines that fail in a row are the backend's fault until a trial request shows that it is in order.
-SUSPICIOUS_LINES = 5
+# A loaded model answers a trial within this time, or the server is stuck.
+TRIAL_TIMEOUT_S = 120.0
 
 
 class LeaseLost(Exception):
@@ -64,19 +67,22 @@ class Drive:
         self.answered: list[Call] = []
         self.inputs = InputFiles()
         self.claim_size = WINDOW
-        self.failing: list[Call] = []  # without an answer in between
+        self.doubts: defaultdict[tuple[str, str], Doubt] = defaultdict(Doubt)  # by endpoint and model
+        self.paces: defaultdict[str, Pace] = defaultdict(Pace)  # by model
+        self.loaded_model = ""  # as far as this drive knows
+        self.to_retry: list[PausedModel] = []
         self.busy = 0  # times in a row
         self.paused = False
         self.stops_at: float | None = None
-        self.looked_at = self.renewed_at = self.group_ends_at = time.monotonic()
+        self.renewed_at = self.group_ends_at = time.monotonic()
+        self.looked_at = self.renewed_at - LOOK_EVERY_S
 
     def run(self) -> None:
         with relaxed_commits():
             self.lease = leases.acquire(PURPOSE)
             self.calls = backends.open_calls(self.backend.kind, WINDOW)
             try:
-                if self._passes_pending_trial():
-                    self._loop()
+                self._loop()
             except LeaseLost:
                 logger.warning("lease %s was lost; dropping what was in flight", self.lease.pk)
             finally:
@@ -117,6 +123,7 @@ class Drive:
                 raise LeaseLost
             self.renewed_at = self.looked_at
         self.paused = Backend.objects.filter(pk=self.backend.pk, paused_at__isnull=False).exists()
+        self.to_retry = list(self.backend.paused_models.all().due())
         self._close_finished_batches()
         self._drop_stopped_batches()
         if self.should_stop():
@@ -152,7 +159,7 @@ class Drive:
     def _claim(self) -> None:
         if self.paused or self.stops_at is not None or len(self.ready) * 2 > self.claim_size:
             return
-        self.ready.extend(retrying(claims.claim, self.lease, self.claim_size))
+        self.ready.extend(retrying(claims.claim, self.lease, self.backend, self.claim_size))
 
     def _hand_back(self) -> None:
         if self.ready:
@@ -162,7 +169,17 @@ class Drive:
     # Send
 
     def _send(self) -> None:
-        while self.ready and len(self.calls.in_flight) < WINDOW and not self.paused:
+        while self._has_room() and (self.to_retry or self.ready):
+            if self.to_retry or not self._is_ready_for(self.ready[0]):
+                # A question may take as long as a line, and change what is ready: answers are stored before it, and
+                # all is looked at again after it.
+                if self.answered:
+                    self._store()
+                elif self.to_retry:
+                    self._retry(self.to_retry.pop())
+                else:
+                    self._make_ready_for(self.ready[0])
+                continue
             line = self.ready.popleft()
             endpoint = line.batch.endpoint
             try:
@@ -177,8 +194,11 @@ class Drive:
             if problem:
                 self._answer_unsent(line, refused("unsupported_parameter", problem))
                 continue
-            body = self.kind.prepare(endpoint, body, line.model)
-            self.calls.submit(Call(line, endpoint, body, settings.LINE_TIMEOUT_S))
+            sent = self.kind.prepare(endpoint, body, line.model)
+            self.calls.submit(Call(line, endpoint, sent, self.paces[line.model].deadline_s(sent)))
+
+    def _has_room(self) -> bool:
+        return len(self.calls.in_flight) < WINDOW and not self.paused and self.stops_at is None
 
     def _answer_unsent(self, line: Line, reply: Reply) -> None:
         self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
@@ -187,14 +207,15 @@ class Drive:
 
     def _note(self, call: Call) -> None:
         self.answered.append(call)
-        match _verdict(call):
-            case Verdict.ANSWERED | Verdict.REFUSED:
-                self.failing.clear()
-                self.busy = 0
-            case Verdict.FAILED | Verdict.CRASHED:
-                self.failing.append(call)
-            case Verdict.BUSY:
-                self.busy += 1
+        self._doubt(call.key).note(call)
+        if call.verdict is Verdict.ANSWERED:
+            self.paces[call.key.model].note(call)
+            self.busy = 0
+        elif call.verdict is Verdict.BUSY:
+            self.busy += 1
+
+    def _doubt(self, line: Line) -> Doubt:
+        return self.doubts[line.batch.endpoint, line.model]
 
     def _group_is_due(self) -> bool:
         return bool(self.answered) and (
@@ -205,29 +226,20 @@ class Drive:
         )
 
     def _has_bad_news(self) -> bool:
-        return self._suspect() is not None or any(_verdict(call) in BAD_NEWS for call in self.answered)
+        return any(self._is_bad_news(call) for call in self.answered)
 
-    def _suspect(self) -> Call | None:
-        """A call whose answer puts the backend itself in doubt: it looks like a matter of configuration, it is one of
-        many failures in a row, or it would end its line."""
-        if self.failing:
-            last = self.failing[-1]
-            many = len({call.key.pk for call in self.failing}) >= SUSPICIOUS_LINES
-            ends = last in self.answered and last.reply is not None and claims.is_last_try(last.key, last.reply)
-            if many or ends:
-                return last
-        return next((call for call in self.answered if _verdict(call) is Verdict.MISCONFIGURED), None)
+    def _is_bad_news(self, call: Call) -> bool:
+        return call.verdict in BAD_NEWS or self._doubt(call.key).is_grave
 
     def _store(self) -> None:
-        if self._has_bad_news():
+        group, self.answered = self.answered, []
+        bad_news = [call for call in group if self._is_bad_news(call)]
+        if bad_news:
             # It may settle lines that are claimed already, or pause them.
             retrying(self._hand_back)
-        if suspect := self._suspect():
-            self._settle_doubt(suspect)
-        group, self.answered = self.answered, []
-        self._record(group)
-        if any(_verdict(call) is Verdict.UNREACHABLE for call in group):
-            self._pause(backends.unreachable_hint())
+        self._record([call for call in group if call.verdict not in SUSPECT])
+        for call in bad_news:
+            self._react(call)
 
     def _record(self, group: list[Call]) -> None:
         started = time.monotonic()
@@ -237,87 +249,75 @@ class Drive:
         # Fast answers come in groups, and are claimed in groups as large.
         self.claim_size = min(GROUP_LINES, max(WINDOW, len(group)))
 
-    def _pause(self, reason: str) -> None:
-        self.paused = True
-        retrying(self.backend.pause, reason)
-        logger.warning("paused: %s", reason)
+    def _react(self, call: Call) -> None:
+        """Find out what a failure says of the model or the whole backend, and act on it."""
+        line: Line = call.key
+        endpoint, model = line.batch.endpoint, line.model
+        if call.verdict in SUSPECT:
+            if self._passes_trial(endpoint, model) and call.reply is not None:
+                call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
+            self._record([call])
+        elif call.verdict is Verdict.UNREACHABLE and not self.paused:
+            self._pause_after(endpoint, model, call.reply or Reply(call.verdict))
+        elif self._doubt(line).is_grave:
+            self._passes_trial(endpoint, model)
 
-    # Doubt
+    # Questions to the backend
 
-    def _settle_doubt(self, suspect: Call) -> None:
-        """Find out by a trial whose fault it is: the lines pay for their own, and nobody for the backend's."""
-        # A trial may take as long as a line: what needs none is stored before it.
-        self._record([call for call in self.answered if _verdict(call) in BEYOND_DOUBT])
-        self.answered = [call for call in self.answered if _verdict(call) not in BEYOND_DOUBT]
-        trial = self._try(suspect.endpoint, suspect.body["model"])
-        if trial.verdict in PASSES:
-            # The backend is in order: what looked like its configuration is this line's affair.
-            self._judge_again({Verdict.MISCONFIGURED: Verdict.REFUSED})
-        else:
-            charged = [(call.key.pk, _verdict(call)) for call in self.failing if call not in self.answered]
-            again = Verdict.BUSY
-            self._judge_again({Verdict.MISCONFIGURED: again, Verdict.FAILED: again, Verdict.CRASHED: again})
-            self._record(self.answered)
-            self.answered = []
-            retrying(claims.refund, charged)
-            self._pause_after(trial, suspect.endpoint, suspect.body["model"])
-        self.failing.clear()
+    def _is_ready_for(self, line: Line) -> bool:
+        """Its model is loaded, and known to be in order if the line failed before."""
+        return line.model == self.loaded_model and (self._doubt(line).is_proven or not line.needs_trial)
 
-    def _judge_again(self, changes: dict[Verdict, Verdict]) -> None:
-        for call in self.answered:
-            if call.reply is not None and call.reply.verdict in changes:
-                call.reply = replace(call.reply, verdict=changes[call.reply.verdict])
+    def _make_ready_for(self, line: Line) -> None:
+        """Load its model or give it a trial; if that fails, what the line needs is paused and the line handed back."""
+        endpoint, model = line.batch.endpoint, line.model
+        if model == self.loaded_model:
+            self._passes_trial(endpoint, model)
+            return
+        if loading := self.kind.load(endpoint, model):
+            reply = self._ask(*loading, timeout_s=settings.MODEL_LOAD_TIMEOUT_S)
+            if reply.verdict not in PASSES:
+                self._pause_after(endpoint, model, reply)
+                return
+        self.loaded_model = model
 
-    def _try(self, endpoint: str, model: str) -> Reply:
-        """The reply to a trial request; CUT if we are to stop first."""
-        trial = Call(None, endpoint, self.kind.trial(endpoint, model), settings.LINE_TIMEOUT_S)
-        self.calls.submit(trial)
-        while trial in self.calls.in_flight:
+    def _passes_trial(self, endpoint: str, model: str) -> bool:
+        """Whether a request is answered that any server in order answers. If not, what it shows to be out of order
+        pauses."""
+        timeout_s = TRIAL_TIMEOUT_S if model == self.loaded_model else settings.MODEL_LOAD_TIMEOUT_S
+        reply = self._ask(endpoint, self.kind.trial(endpoint, model), timeout_s=timeout_s)
+        if reply.verdict in PASSES:
+            self.doubts[endpoint, model].prove()
+            self.loaded_model = model
+            return True
+        self.doubts.pop((endpoint, model), None)  # it is settled
+        self._pause_after(endpoint, model, reply)
+        return False
+
+    def _ask(self, endpoint: str, body: dict[str, Any], *, timeout_s: float) -> Reply:
+        """The reply to a request of our own; CUT if we are to stop first."""
+        question = Call(None, endpoint, body, timeout_s)
+        self.calls.submit(question)
+        while question in self.calls.in_flight:
             for call in self.calls.wait(LOOK_EVERY_S):
-                if call is not trial:
+                if call is not question:
                     self._note(call)
             retrying(self._look)
-        return trial.reply or Reply(Verdict.CUT)
+        return question.reply or Reply(Verdict.CUT)
 
-    def _pause_after(self, trial: Reply, endpoint: str, model: str) -> None:
-        """Pause as a trial that went wrong demands; not at all if it was cut because we are to stop."""
-        if trial.verdict is Verdict.CUT:
-            return
-        if trial.verdict is Verdict.UNREACHABLE:
-            self._pause(backends.unreachable_hint())
-            return
-        what = f"HTTP {trial.status}" if trial.status else trial.code
-        if trial.verdict is Verdict.MISCONFIGURED:
-            reason = trial.message
-        elif trial.verdict is Verdict.BUSY:
-            reason = f"{self.kind.title} is too busy to answer for {model} ({what})."
-        else:
-            reason = f"{self.kind.title} fails every request of {model}, the plainest too ({what}). See its log."
-        self.paused = True
-        retrying(self.backend.pause_after_trial, reason, endpoint, model)
-        logger.warning("paused: %s", reason)
+    def _retry(self, paused: PausedModel) -> None:
+        endpoint, model = paused.endpoint, paused.model
+        if not retrying(claims.is_wanted, endpoint, model) or self._passes_trial(endpoint, model):
+            retrying(paused.delete)
 
-    def _passes_pending_trial(self) -> bool:
-        """False if the trial that the backend failed last time is still of interest and fails again."""
-        endpoint, model = self.backend.trial_endpoint, self.backend.trial_model
-        if not model:
-            return True
-        if retrying(claims.is_wanted, endpoint, model):
-            trial = self._try(endpoint, model)
-            if trial.verdict not in PASSES:
-                self._pause_after(trial, endpoint, model)
-                return False
-        retrying(self.backend.passed_trial, endpoint, model)
-        return True
-
-
-def _verdict(call: Call) -> Verdict:
-    return call.reply.verdict if call.reply is not None else Verdict.CUT
-
-
-def has_work() -> bool:
-    """A drive would find a line to send."""
-    return Line.objects.all().claimable().filter(batch__status=Status.IN_PROGRESS).exists()
+    def _pause_after(self, endpoint: str, model: str, reply: Reply) -> None:
+        if reply.verdict is Verdict.CUT:
+            return  # we are to stop
+        retrying(self._hand_back)
+        self.loaded_model = ""
+        self.to_retry.clear()  # the next look knows what is still due
+        retrying(pauses.pause_after, self.backend, endpoint, model, reply)
+        self.paused = self.backend.is_paused
 
 
 def drives_running() -> int:

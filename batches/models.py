@@ -174,7 +174,8 @@ class Line(models.Model):
         Lease, models.DO_NOTHING, db_constraint=False, db_index=False, null=True, related_name="+"
     )
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Charged for the line's own faults only.")
-    backend_crashes = models.PositiveSmallIntegerField(default=0, help_text="Times the backend went away under it.")
+    backend_crashes = models.PositiveSmallIntegerField(default=0, help_text="Times it brought the backend down.")
+    needs_trial = models.BooleanField(default=False, help_text="It failed: sent again only to a model in order.")
     lost_claims = models.PositiveSmallIntegerField(default=0, help_text="Times a worker died that held it.")
     not_before = models.DateTimeField(null=True)
 
@@ -256,14 +257,9 @@ class Backend(models.Model):
     seen_at = models.DateTimeField(null=True, help_text="When it last answered.")
     paused_at = models.DateTimeField(null=True)
     pause_reason = models.TextField(default="", help_text="Why no line is sent, and what to do about it.")
-    # After a failed trial: what was tried, how often in a row it failed, and when it is tried again.
-    trial_endpoint = models.CharField(max_length=64, default="")
-    trial_model = models.CharField(max_length=255, default="")
-    failed_trials = models.PositiveIntegerField(default=0)
-    resume_at = models.DateTimeField(null=True)
+    resume_at = models.DateTimeField(null=True, help_text="A pause is not lifted before.")
 
     FRESH = timedelta(seconds=20)
-    FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=5)
 
     def __str__(self) -> str:
         return self.name
@@ -281,27 +277,10 @@ class Backend(models.Model):
     def is_paused(self) -> bool:
         return self.paused_at is not None
 
-    def pause(self, reason: str) -> None:
-        """Send nothing more until the backend answers its worker again."""
-        self._store(paused_at=timezone.now(), pause_reason=reason, resume_at=None)
-
-    def pause_after_trial(self, reason: str, endpoint: str, model: str) -> None:
-        """Send nothing more for a while that doubles with each failed trial. The next drive begins with this one."""
-        self.refresh_from_db(fields=["failed_trials"])  # another drive may have tried meanwhile
-        for_ = min(self.LONGEST_PAUSE, self.FIRST_PAUSE * 2 ** min(self.failed_trials, 10))
-        self._store(
-            paused_at=timezone.now(),
-            pause_reason=reason,
-            resume_at=timezone.now() + for_,
-            trial_endpoint=endpoint,
-            trial_model=model,
-            failed_trials=self.failed_trials + 1,
-        )
-
-    def passed_trial(self, endpoint: str, model: str) -> None:
-        """Forget this trial; one of another model that was stored meanwhile stays."""
-        passed = Backend.objects.filter(pk=self.pk, trial_endpoint=endpoint, trial_model=model)
-        passed.update(trial_endpoint="", trial_model="", failed_trials=0)
+    def pause(self, reason: str, *, at_least: timedelta | None = None) -> None:
+        """Send nothing more until the backend answers its worker again, and for `at_least` so long."""
+        now = timezone.now()
+        self._store(paused_at=now, pause_reason=reason, resume_at=now + at_least if at_least else None)
 
     def resume(self) -> None:
         self._store(paused_at=None, pause_reason="", resume_at=None)
@@ -311,6 +290,49 @@ class Backend(models.Model):
         Backend.objects.filter(pk=self.pk).update(**values)
         for name, value in values.items():
             setattr(self, name, value)
+
+
+class PausedModelQuerySet(models.QuerySet["PausedModel"]):
+    def due(self) -> "PausedModelQuerySet":
+        """To be tried again."""
+        return self.filter(resume_at__lte=Now())
+
+
+class PausedModel(models.Model):
+    """A model that fails everything on a backend, at one endpoint: its lines wait, those of other models go on."""
+
+    backend = models.ForeignKey(Backend, models.CASCADE, related_name="paused_models")
+    endpoint = models.CharField(max_length=64)
+    model = models.CharField(max_length=255)
+    reason = models.TextField()
+    since = models.DateTimeField(default=timezone.now)
+    failed_trials = models.PositiveIntegerField(default=0)
+    resume_at = models.DateTimeField()
+
+    objects = PausedModelQuerySet.as_manager()
+
+    FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=5)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["backend", "endpoint", "model"], name="one_pause_a_model"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.endpoint}"
+
+    @classmethod
+    def pause(cls, backend: Backend, endpoint: str, model: str, reason: str) -> "PausedModel":
+        """Pause it, or again: for a while that doubles with each failed trial."""
+        paused, _ = cls.objects.get_or_create(
+            backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
+        )
+        for_ = min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10))
+        paused.reason, paused.failed_trials = reason, paused.failed_trials + 1
+        cls.objects.filter(pk=paused.pk).update(
+            reason=reason, failed_trials=paused.failed_trials, resume_at=from_now(for_)
+        )
+        return paused
 
 
 class Pulse(models.Model):

@@ -46,6 +46,7 @@ def report_backend() -> Backend:
         fields += ["kind", "version", "listed", "loaded_names", "seen_at"]
         if backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
+            backend.paused_models.update(resume_at=timezone.now())  # a restart may have mended them
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
     backend.worker = socket.gethostname()
     backend.worker_seen_at = timezone.now()
@@ -89,7 +90,8 @@ def health() -> dict[str, Any]:
         status = "waiting"
         reasons.append("No inference worker has reported lately.")
     for backend in backends_seen:
-        if reason := backend.pause_reason or missing_default_model(backend):
+        troubles = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
+        for reason in filter(None, troubles) if any(troubles) else filter(None, [missing_default_model(backend)]):
             status = "waiting" if status == "ok" else status
             reasons.append(reason)
     return {

@@ -17,7 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from batches import executor, intake, leases, lifecycle, output, presence, webhooks
+from batches import claims, executor, intake, leases, lifecycle, output, presence, webhooks
 from batches.models import FINAL, Backend, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
@@ -61,7 +61,7 @@ def validate(batch_id: str) -> None:
     else:
         webhooks.deliver_due()
         wake_control(batch_id)
-        if executor.has_work():
+        if _has_work():
             wake(drive)
     # The next tick's message waits behind the slices of all batches that are being validated, and may expire there.
     tick()
@@ -140,9 +140,10 @@ def _nudge_control() -> None:
 
 def _wake_drives() -> None:
     """One message in a while as long as fewer drives run than could: each worker process has room for one."""
-    backends = list(Backend.objects.all())
-    if backends and all(backend.is_paused for backend in backends):
-        return
     room = settings.MAX_CONCURRENT_BATCHES * max(1, len(presence.live_backends()))
-    if executor.drives_running() < room and executor.has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
+    if executor.drives_running() < room and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
+
+
+def _has_work() -> bool:
+    return any(claims.has_work(backend) for backend in Backend.objects.filter(paused_at=None))

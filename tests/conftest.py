@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from batches import executor, intake, output, presence
-from batches.models import Backend, Batch, Status
+from batches.models import Backend, Batch, PausedModel, Status
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -142,6 +143,7 @@ class Work:
                 break
             Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # backoffs and pauses are over at once
             Backend.objects.update(resume_at=None)
+            PausedModel.objects.update(resume_at=timezone.now())
             self.drive()
         self.finalize(batch_id)
         return self.batch(batch_id)

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "gemma3:12b"
+TRIAL = "Hi"  # what a trial request says
 
 
 @dataclass
@@ -56,6 +57,9 @@ class FakeBackend:
         self.delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
         self.seen: list[Seen] = []
+        self.loads: list[str] = []  # the models that it was asked to load
+        self.load_paths: list[str] = []  # and where
+        self.on_load: deque[Action] = deque()  # what to do to the next such requests, one each
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
         self._always: dict[str, Action] = {}
         self._lock = threading.Lock()
@@ -175,6 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/api/chat":
             self._send(*native_answer(body, self.fake.context))
             return
+        if self.path in ("/api/generate", "/api/embed"):
+            self._load(body)
+            return
         seen = Seen(_key(body), self.path, body, dict(self.headers))
         action = self.fake.take(seen)
         if action.delay_s:
@@ -200,6 +207,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(action.status, content, action.headers)
             seen.answered = True
+
+    def _load(self, body: dict[str, Any]) -> None:
+        self.fake.loads.append(body["model"])
+        self.fake.load_paths.append(self.path)
+        action = self.fake.on_load.popleft() if self.fake.on_load else Action()
+        self.fake.wait(action.delay_s)
+        content = action.body if action.body is not None else {"model": body["model"], "done_reason": "load"}
+        self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 
     def _hang(self, seen: Seen) -> None:
         self.connection.settimeout(0.1)

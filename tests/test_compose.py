@@ -26,7 +26,7 @@ NOT_IN_ENV_FILE = {"ENV_FILE"}
 # The default depends on other settings or is made at the first start; an empty value stands for it.
 UNSET = {
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
-    *("BACKEND_API_KEY", "MODEL_ALIASES", "OPENAI_API_KEY", "WEBHOOK_URL", "WEBHOOK_SECRET"),
+    *("LINE_TIMEOUT_S", "BACKEND_API_KEY", "MODEL_ALIASES", "OPENAI_API_KEY", "WEBHOOK_URL", "WEBHOOK_SECRET"),
 }
 
 Config = dict[str, Any]

@@ -33,6 +33,7 @@ class Verdict(Enum):
         "misconfigured"  # likewise, and a person has to act; unless a trial shows it is the line's own fault
     )
     MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of after a night
+    UNLOADABLE = "unloadable"  # the model cannot be loaded at present: it waits and others go on; nobody is charged
     CUT = "cut"  # we ended the call ourselves
 
 
@@ -195,6 +196,10 @@ class BackendKind:
                     return "The reply has no output."
         return ""
 
+    def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
+        """Path and body of a request that loads the model and does nothing else; None where the server has none."""
+        return None
+
     def trial(self, endpoint: str, model: str) -> JSON:
         """A body so small and plain that a server in order answers it, whatever is wrong with the users' lines."""
         match endpoint:
@@ -207,6 +212,10 @@ class BackendKind:
             case _:
                 asked = {"input": "Hi"}
         return asked | {"model": model}
+
+    def stuck_hint(self) -> str:
+        """What to type where the server takes requests and does not answer them."""
+        return "Restart it."
 
     def misconfigured_hint(self, status: int) -> str:
         if status in (401, 403):

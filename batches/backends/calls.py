@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Call:
-    """One line's request. `timeout_s` is its total deadline, whatever arrives meanwhile."""
+    """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its total deadline."""
 
     key: Any
     endpoint: str
@@ -31,6 +31,11 @@ class Call:
     timed_out: bool = False
     duration_s: float = 0.0
     reply: Reply | None = None
+    is_charged: bool = False  # its line pays for the failure
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.reply.verdict if self.reply is not None else Verdict.CUT
 
     @property
     def is_overdue(self) -> bool:
@@ -119,7 +124,7 @@ class CallPool:
             message = f"The reply broke off ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
         reply = self.kind.judge(call.endpoint, status, content)
-        if reply.verdict is Verdict.ANSWERED:
+        if reply.verdict is Verdict.ANSWERED and call.key is not None:
             try:
                 problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, reply.usage)
             except Cut:

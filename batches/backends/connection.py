@@ -15,8 +15,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 CONNECT_TIMEOUT_S = 5.0
 QUESTION_TIMEOUT_S = 3.0
-# A kept connection that the server closed while idle fails at once; one that fails later failed under our request.
-STALE_WITHIN_S = 1.0
+# A kept connection that the server is just closing fails at once; one that fails later failed under our request.
+STALE_WITHIN_S = 0.1
 
 
 class ReplyTooLarge(Exception):
@@ -69,10 +69,14 @@ class Connection:
                 raise Cut
             try:
                 return self._request("POST", path, content, None)
-            except requests.ConnectionError:
+            except requests.ConnectionError as broken:
                 if self._cut_meanwhile() or self._is_new or time.monotonic() > started + STALE_WITHIN_S:
                     raise
-                return self._request("POST", path, content, None)
+                try:
+                    return self._request("POST", path, content, None)
+                except requests.ConnectionError as error:
+                    # Gone altogether: what broke the kept connection may have been this very request.
+                    raise broken from error
         except (requests.RequestException, OSError) as error:
             if self._cut_meanwhile():
                 raise Cut from error

@@ -38,6 +38,8 @@ IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
     },
 }
 
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
 
 class Ollama(BackendKind):
     name = "ollama"
@@ -56,6 +58,24 @@ class Ollama(BackendKind):
                 "no longer running",
                 "unexpected server status",
                 "no slots available",
+            ),
+        ),
+        # The runner did not come up: no room on the card, a damaged or unsuitable model (llm/llama_server.go).
+        Rule(
+            Verdict.UNLOADABLE,
+            SERVER_ERRORS,
+            (
+                "out of memory",
+                "cudaMalloc failed",
+                "requires more system memory",
+                "memory layout cannot be allocated",
+                "unable to load full model",
+                "timed out waiting for",
+                "may be incompatible with your version",
+                "failed to load model",
+                "error starting llama-server",
+                "process has terminated",
+                "exceeds file size",
             ),
         ),
         # EmbedHandler answers 400 for whatever fails, a dead runner included.
@@ -109,6 +129,12 @@ class Ollama(BackendKind):
             sent["prompt"] = sent["prompt"][0]  # its prompt is a string
         return sent
 
+    def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
+        # Without a prompt the handlers only load. A model for embeddings knows no other way.
+        if endpoint == "/v1/embeddings":
+            return "/api/embed", {"model": model, "input": []}
+        return "/api/generate", {"model": model, "stream": False}
+
     def hand_out(self, body: JSON) -> JSON:
         # middleware/openai.go draws ids from 999 numbers, so that two lines of a batch may have the same.
         items = body.get("output")
@@ -123,9 +149,12 @@ class Ollama(BackendKind):
         if problem := super().incomplete(endpoint, body):
             return problem
         # routes.go ends a stream of repeated tokens without its final record: a 200 whose usage is all zero.
-        if endpoint != "/v1/embeddings" and not usage_of(body).output_tokens:
+        if endpoint in GENERATING and not usage_of(body).output_tokens:
             return "The reply broke off: it counts no tokens."
         return ""
+
+    def stuck_hint(self) -> str:
+        return "Restart it: systemctl restart ollama (in Docker: docker compose restart ollama)."
 
     def misconfigured_hint(self, status: int) -> str:
         if status == 403:

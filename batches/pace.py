@@ -1,0 +1,49 @@
+"""How long an answer may take, judged by how long answers of the same model took."""
+
+from collections import deque
+from typing import Any
+
+from django.conf import settings
+
+from batches.backends.calls import Call
+
+LEAST_S, MOST_S = 120.0, 1800.0
+REMEMBERED = 50
+# A deadline is so many times what the slowest of the remembered answers suggests.
+MARGIN = 4.0
+# Reading a token of the prompt takes a tenth of writing one, or less.
+READING = 0.1
+BYTES_PER_TOKEN = 2
+# Where a line sets no limit: its answer may be so many times as long as the longest one yet.
+UNLIMITED = 10
+LEAST_UNLIMITED_TOKENS = 2048
+
+
+class Pace:
+    """The speed of one model, from the answers that one drive saw."""
+
+    def __init__(self) -> None:
+        self._seconds_per_token: deque[float] = deque(maxlen=REMEMBERED)
+        self._longest = 0
+
+    def note(self, call: Call) -> None:
+        if call.reply is None:
+            return
+        usage = call.reply.usage
+        tokens = usage.output_tokens + usage.input_tokens * READING
+        if tokens >= 1:
+            self._seconds_per_token.append(call.duration_s / tokens)
+            self._longest = max(self._longest, usage.output_tokens)
+
+    def deadline_s(self, body: dict[str, Any]) -> float:
+        """For the answer to this body, in seconds: LINE_TIMEOUT_S if it is set, MOST_S while nothing was measured."""
+        if settings.LINE_TIMEOUT_S is not None:
+            return float(settings.LINE_TIMEOUT_S)
+        if not self._seconds_per_token:
+            return MOST_S
+        asked = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
+        limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
+        written = min(limits) if limits else max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
+        read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / BYTES_PER_TOKEN
+        expected = max(self._seconds_per_token) * (written + read * READING)
+        return min(MOST_S, max(LEAST_S, MARGIN * expected))

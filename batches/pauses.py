@@ -1,0 +1,58 @@
+"""What a failed question to the backend pauses: all of it, or one model whose lines then wait while others go on.
+
+A pause of the backend ends when it answers its worker again (presence); that of a model when it passes a trial, which
+the drive gives it in growing intervals.
+"""
+
+import logging
+from datetime import timedelta
+
+from django.utils import timezone
+
+from batches import backends, claims
+from batches.backends.base import Reply, Verdict
+from batches.models import Backend, PausedModel
+
+logger = logging.getLogger(__name__)
+
+MISCONFIGURED_FOR = timedelta(seconds=30)
+# A model that could not be loaded for so long never will be: its lines fail.
+UNLOADABLE_FOR = timedelta(hours=1)
+
+
+def pause_after(backend: Backend, endpoint: str, model: str, reply: Reply) -> None:
+    """Pause what this reply to a question shows to be out of order. Safe to run twice."""
+    match reply.verdict:
+        case Verdict.UNREACHABLE:
+            _pause(backend, backends.unreachable_hint())
+        case Verdict.MISCONFIGURED:
+            _pause(backend, reply.message, at_least=MISCONFIGURED_FOR)
+        case _:
+            _pause_model(backend, endpoint, model, reply)
+
+
+def _pause(backend: Backend, reason: str, *, at_least: timedelta | None = None) -> None:
+    backend.pause(reason, at_least=at_least)
+    logger.warning("paused: %s", reason)
+
+
+def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply) -> None:
+    reason = _what_is_wrong(backend, model, reply)
+    paused = PausedModel.pause(backend, endpoint, model, reason)
+    logger.warning("paused: %s", reason)
+    if reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR:
+        logger.error("%s could not be loaded for too long: its lines fail", model)
+        claims.give_up(endpoint, model, reply)
+        paused.delete()
+
+
+def _what_is_wrong(backend: Backend, model: str, reply: Reply) -> str:
+    kind = backends.kind_named(backend.kind)
+    what = f"HTTP {reply.status}" if reply.status else reply.code
+    if reply.verdict is Verdict.UNLOADABLE:
+        return f"{kind.title} cannot load {model} ({what}). See its log."
+    if reply.verdict is Verdict.BUSY:
+        return f"{kind.title} is too busy to answer for {model} ({what})."
+    if reply.code == "request_timeout":
+        return f"{kind.title} takes requests for {model} and does not answer them. {kind.stuck_hint()}"
+    return f"{kind.title} fails every request of {model}, the plainest too ({what}). See its log."
