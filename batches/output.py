@@ -43,6 +43,9 @@ def finalize(batch_id: str, *, breathe: Callable[[], None]) -> None:
         waiting = Batch.objects.filter(pk=batch_id, status__in=[Status.FINALIZING, Status.CANCELLING], lease=None)
         if waiting.update(lease=lease):
             _Finalizer(Batch.objects.get(pk=batch_id), lease, breathe).run()
+    except OSError as error:
+        # A full disk, most likely: the tick asks again until there is room.
+        logger.error("%s: the result files cannot be written yet: %s", batch_id, error.strerror)
     finally:
         leases.release(lease)
 

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from batches import backends
 from batches.models import Backend, Batch, Pulse, Status
+from files_api.storage import no_room_hint
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,11 @@ def report_backend() -> Backend:
         backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
         backend.seen_at = timezone.now()
         fields += ["kind", "version", "listed", "loaded_names", "seen_at"]
-        if backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
+        if no_room := no_room_hint():
+            if backend.pause_reason != no_room:
+                logger.warning("paused: %s", no_room)
+            backend.pause(no_room)
+        elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
             backend.paused_models.update(resume_at=timezone.now())  # a restart may have mended them
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)

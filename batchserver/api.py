@@ -172,7 +172,7 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
             )
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             logger.error("no room to store a file: %s", exc)
-            return ApiError("The server has no room to store this file.", status=507, type="server_error")
+            return errors.no_room()
     return None
 
 

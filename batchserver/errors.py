@@ -99,6 +99,10 @@ def too_large(param: str, most_bytes: int) -> ApiError:
     )
 
 
+def no_room() -> ApiError:
+    return ApiError("The server has no room to store this file.", status=507, type="server_error")
+
+
 def batch_error(code: str, message: str, *, param: str | None = None, line: int | None = None) -> dict[str, Any]:
     """One entry of a failed batch's `errors.data`. `line` is 1-based, None where the whole file is meant."""
     return {"code": code, "message": message, "param": param, "line": line}

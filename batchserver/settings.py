@@ -221,6 +221,7 @@ MAX_FILE_BYTES = _whole("MAX_FILE_BYTES", 8 * 2**30, least=1)
 MAX_BATCH_LINES = _whole("MAX_BATCH_LINES", 1_000_000, least=1)
 MAX_LINE_BYTES = _whole("MAX_LINE_BYTES", 16 * 2**20, least=1024)
 MAX_REPLY_BYTES = _whole("MAX_REPLY_BYTES", 64 * 2**20, least=1024)
+MIN_FREE_BYTES = _whole("MIN_FREE_BYTES", 512 * 2**20)
 
 INSTALLED_APPS = [
     "batchserver",

@@ -2,13 +2,15 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.files.base import File as Content
-from django.core.files.storage import FileSystemStorage
+from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.files.uploadedfile import TemporaryUploadedFile
 
 
@@ -65,6 +67,25 @@ class DurableFileSystemStorage(FileSystemStorage):
         os.replace(content.temporary_file_path(), final)
         _fsync(final.parent)
         return name
+
+
+def missing_bytes(wanted: int = 0) -> int:
+    """How many bytes the disk lacks to take `wanted` more and keep MIN_FREE_BYTES free; 0 if it has them, or where the
+    storage is no disk of this machine."""
+    try:
+        free = shutil.disk_usage(default_storage.path("")).free
+    except (NotImplementedError, OSError):
+        return 0
+    return max(0, settings.MIN_FREE_BYTES + wanted - free)
+
+
+def no_room_hint() -> str:
+    """What to do about a disk that is nearly full, as long as it is; empty otherwise."""
+    if not missing_bytes():
+        return ""
+    return (
+        f"The disk of DATA_DIR has less than {settings.MIN_FREE_BYTES // 2**20} MiB left (MIN_FREE_BYTES). Make room."
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from django.http import QueryDict
 from rest_framework.request import Request
 
 from batchserver import errors
-from files_api.storage import MeasuredFile
+from files_api.storage import MeasuredFile, missing_bytes
 
 # What a form may hold beside its file: boundaries, headers, short fields.
 MULTIPART_OVERHEAD_BYTES = 2**16
@@ -28,7 +28,11 @@ class MeasuringUploadHandler(FileUploadHandler):
         if self.file.size + len(raw_data) > self.most_bytes:
             self.upload_interrupted()
             raise errors.too_large(str(self.field_name), self.most_bytes)
-        self.file.write(raw_data)
+        try:
+            self.file.write(raw_data)
+        except OSError:
+            self.upload_interrupted()
+            raise
 
     def file_complete(self, file_size: int) -> MeasuredFile:
         self.file.sync()
@@ -49,6 +53,8 @@ def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
     chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
     if not chunked and length > most_bytes + MULTIPART_OVERHEAD_BYTES:
         raise errors.too_large(param, most_bytes)
+    if missing_bytes(0 if chunked else length):
+        raise errors.no_room()
     handler = MeasuringUploadHandler(request._request)
     handler.most_bytes = most_bytes
     request.upload_handlers = [handler]
