@@ -74,7 +74,7 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
             line, reply = call.key, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = outcome(line, reply, is_charged=call.is_charged, busy=busy)
+            values = outcome(line, reply, call, busy=busy)
             if values["state"] is not LineState.PENDING:
                 values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
             if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
@@ -94,31 +94,48 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
-def outcome(line: Line, reply: Reply, *, is_charged: bool, busy: int) -> dict[str, Any]:
+def outcome(line: Line, reply: Reply, call: Call, *, busy: int) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
         case Verdict.REFUSED | Verdict.MODEL_MISSING:
             return _finished(LineState.FAILED, reply)
-        case Verdict.FAILED if is_charged:
-            attempts = line.attempts + 1
-            if reply.code == "request_timeout":
-                # It took the time of many lines: one more try is all it gets.
-                attempts = max(attempts, settings.LINE_MAX_ATTEMPTS - 1)
-            if attempts >= settings.LINE_MAX_ATTEMPTS:
-                return _finished(LineState.FAILED, reply) | {"attempts": attempts}
-            return _again(attempts) | {"attempts": attempts, "needs_trial": True}
-        case Verdict.CRASHED if is_charged:
-            crashes = line.backend_crashes + 1
-            if crashes >= MOST_BACKEND_CRASHES:
-                return _finished(LineState.FAILED, reply) | {"backend_crashes": crashes}
-            return _again(crashes) | {"backend_crashes": crashes, "needs_trial": True}
+        case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
+            charge, tries_left = _charge(line, reply)
+            backoff = _backoff(*charge.values())
+            # Another try that would end after the window is none: the line's own error says more than "expired".
+            ends_at = timezone.now() + backoff + timedelta(seconds=call.duration_s)
+            if tries_left <= 0 or ends_at >= line.batch.expires_at:
+                return _finished(LineState.FAILED, reply) | charge
+            return _again(backoff) | charge | {"needs_trial": True}
         case Verdict.FAILED | Verdict.CRASHED:
-            return _again(1) | {"needs_trial": True}
+            return _again(_backoff(1)) | {"needs_trial": True}
         case Verdict.BUSY:
-            return _again(min(busy, 7) + 1)
+            return _again(_backoff(min(busy, 7) + 1))
     return {"state": LineState.PENDING}
+
+
+def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:
+    """The counter that a failure of the line's own moves, and how many tries are left then."""
+    if reply.verdict is Verdict.CRASHED:
+        crashes = line.backend_crashes + 1
+        return {"backend_crashes": crashes}, MOST_BACKEND_CRASHES - crashes
+    attempts = line.attempts + 1
+    if reply.code == "request_timeout":
+        # It took the time of many lines: one more try is all it gets.
+        attempts = max(attempts, settings.LINE_MAX_ATTEMPTS - 1)
+    return {"attempts": attempts}, settings.LINE_MAX_ATTEMPTS - attempts
+
+
+def _backoff(times: int) -> timedelta:
+    """Doubles with each time; jittered, so that lines do not come back in step."""
+    seconds = min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1))
+    return timedelta(seconds=seconds * random.uniform(0.75, 1.25))
+
+
+def _again(backoff: timedelta) -> dict[str, Any]:
+    return {"state": LineState.PENDING, "not_before": from_now(backoff)}
 
 
 def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
@@ -129,12 +146,6 @@ def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
         "error_code": reply.code,
         "error_message": reply.message,
     }
-
-
-def _again(times: int) -> dict[str, Any]:
-    """Pending, not before a while that doubles with each time; jittered, so that lines do not come back in step."""
-    backoff_s = min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)) * random.uniform(0.75, 1.25)
-    return {"state": LineState.PENDING, "not_before": from_now(timedelta(seconds=backoff_s))}
 
 
 def give_up(endpoint: str, model: str, reply: Reply) -> None:

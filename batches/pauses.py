@@ -37,7 +37,7 @@ def _pause(backend: Backend, reason: str, *, at_least: timedelta | None = None) 
 
 
 def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply) -> None:
-    reason = _what_is_wrong(backend, model, reply)
+    reason = _what_is_wrong(backend, endpoint, model, reply)
     paused = PausedModel.pause(backend, endpoint, model, reason)
     logger.warning("paused: %s", reason)
     if reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR:
@@ -46,13 +46,15 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply) -> N
         paused.delete()
 
 
-def _what_is_wrong(backend: Backend, model: str, reply: Reply) -> str:
+def _what_is_wrong(backend: Backend, endpoint: str, model: str, reply: Reply) -> str:
     kind = backends.kind_named(backend.kind)
     what = f"HTTP {reply.status}" if reply.status else reply.code
     if reply.verdict is Verdict.UNLOADABLE:
         return f"{kind.title} cannot load {model} ({what}). See its log."
     if reply.verdict is Verdict.BUSY:
         return f"{kind.title} is too busy to answer for {model} ({what})."
+    if reply.status == 404:
+        return f"{kind.title} at {backend.url} has no {endpoint} (HTTP 404). Update it, or check its address."
     if reply.code == "request_timeout":
         return f"{kind.title} takes requests for {model} and does not answer them. {kind.stuck_hint()}"
     return f"{kind.title} fails every request of {model}, the plainest too ({what}). See its log."

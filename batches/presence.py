@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches import backends
@@ -51,7 +52,7 @@ def report_backend() -> Backend:
             backend.pause(no_room)
         elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
-            backend.paused_models.update(resume_at=timezone.now())  # a restart may have mended them
+            backend.paused_models.update(resume_at=Now())  # a restart may have mended them
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
     backend.worker = socket.gethostname()
     backend.worker_seen_at = timezone.now()

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class Work:
                 break
             Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # backoffs and pauses are over at once
             Backend.objects.update(resume_at=None)
-            PausedModel.objects.update(resume_at=timezone.now())
+            PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
             self.drive()
         self.finalize(batch_id)
         return self.batch(batch_id)

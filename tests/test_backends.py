@@ -118,7 +118,12 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
             "/v1/embeddings",
             Verdict.MODEL_MISSING,
         ),
-        ("ollama", 404, b"404 page not found", "/v1/responses", Verdict.REFUSED),
+        # No word of the API: an old Ollama without this endpoint, or a wrong address.
+        ("ollama", 404, b"404 page not found", "/v1/responses", Verdict.FAILED),
+        ("vllm", 404, error_body("no such thing"), CHAT, Verdict.REFUSED),
+        ("ollama", 400, error_body("embedding contains NaN or Inf"), "/v1/embeddings", Verdict.FAILED),
+        ("ollama", 500, error_body("model requires more system memory"), CHAT, Verdict.UNLOADABLE),
+        ("ollama", 500, error_body("llama-server process has terminated: signal: killed"), CHAT, Verdict.UNLOADABLE),
         ("ollama", 403, b"", CHAT, Verdict.MISCONFIGURED),
         ("ollama", 403, {"error": "cloud models are disabled"}, CHAT, Verdict.REFUSED),
         ("ollama", 401, {"error": "unauthorized"}, CHAT, Verdict.REFUSED),

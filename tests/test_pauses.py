@@ -23,7 +23,7 @@ def again(work):
     """Another drive, with all waiting over."""
     Line.objects.update(not_before=None)
     Backend.objects.update(resume_at=None)
-    PausedModel.objects.update(resume_at=timezone.now())
+    PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
     work.drive()
 
 
@@ -125,6 +125,18 @@ def test_a_few_lines_of_a_model_that_fails_everything_lose_none(create, work, ba
     assert [backend.arrived().count(key) for key in ("a", "b")] == [1, 1]
     backend.forget()
     assert work.run(batch)["request_counts"]["completed"] == 2
+
+
+def test_an_endpoint_that_the_server_does_not_have_is_named(create, work, backend):
+    for key in ("a", TRIAL):
+        backend.always(key, Action(404, b"404 page not found"))
+    work.validate(create([line("a", url="/v1/responses")], endpoint="/v1/responses")["id"])
+    other = create([line("b")])["id"]
+    work.validate(other)
+    for _ in range(2):
+        again(work)
+    assert "has no /v1/responses (HTTP 404). Update it, or check its address." in PausedModel.objects.get().reason
+    assert work.run(other)["request_counts"]["completed"] == 1
 
 
 def test_other_models_go_on(create, work, backend):
@@ -315,6 +327,16 @@ def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     assert done["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
     assert error_lines(work, done)["a"]["error"]["code"] == "request_timeout"
     assert backend.arrived().count("a") == 2
+
+
+def test_a_try_that_would_end_after_the_window_is_not_begun(create, work, backend):
+    backend.on("b", BOOM)
+    batch = prepared(create, work, "ab")
+    Batch.objects.update(expires_at=timezone.now() + timedelta(seconds=0.7))  # a backoff is longer
+    work.drive()
+    assert charges(custom_id="b") == {(LineState.FAILED, 1, 0)}
+    done = work.run(batch)
+    assert (done["status"], error_lines(work, done)["b"]["response"]["status_code"]) == ("completed", 500)
 
 
 def test_a_line_that_is_killed_with_its_worker_a_hundred_times_is_not_given_up(create, work, backend):

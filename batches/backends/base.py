@@ -103,6 +103,8 @@ class BackendKind:
     # Evaluated top to bottom; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
+        Rule(Verdict.REFUSED, (404,), ("error",)),
+        Rule(Verdict.FAILED, (404,)),  # not the API's own word: this address is not there
         Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),
         Rule(Verdict.BUSY, (429, 499, 502, 503)),
         Rule(Verdict.REFUSED, (501,)),

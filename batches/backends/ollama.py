@@ -85,6 +85,7 @@ class Ollama(BackendKind):
             ("do embedding request", "EOF", "connection refused", "context canceled"),
             endpoint="/v1/embeddings",
         ),
+        Rule(Verdict.FAILED, (400,), ("NaN or Inf",), endpoint="/v1/embeddings"),
         # A cloud model is refused with a body; without one it is our Host header that is refused.
         Rule(Verdict.REFUSED, (401, 403), ("error",)),
         *BackendKind.rules,
