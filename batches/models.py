@@ -127,6 +127,10 @@ class Batch(models.Model):
         return self.id
 
     @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @property
     def is_final(self) -> bool:
         return self.status in FINAL
 

@@ -1,27 +1,37 @@
 """A batch request in, the batch object of the OpenAI API out: every key always there, times in Unix seconds."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
+from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from batches.jsonl import ENDPOINTS
 from batches.models import Batch, Status
 from batchserver import errors
 from batchserver.errors import ApiError
-from batchserver.fields import ExpiresAfterField, TextField
+from batchserver.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
 from batchserver.strict_json import is_storable
 from files_api.models import File
 
 LONGEST_WINDOW = timedelta(days=30)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_WINDOW = "([1-9][0-9]{0,5})([mhd])"
 
 
 class CompletionWindowField(TextField):
     """OpenAI's `24h`, and beyond it `<n>m`, `<n>h` or `<n>d` up to 30 days: 170,000 lines take a home GPU days."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "string",
+            "pattern": f"^{_WINDOW}$",
+            "description": "Minutes, hours or days, up to 30 days.",
+            "examples": ["24h", "90m", "7d"],
+        }
 
     def to_internal_value(self, data: Any) -> str:
         window = super().to_internal_value(data)
@@ -36,17 +46,25 @@ class CompletionWindowField(TextField):
 
 
 def window_length(window: str) -> timedelta | None:
-    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", window)
+    match = re.fullmatch(_WINDOW, window)
     if match is None:
         return None
     length = timedelta(**{_UNITS[match[2]]: int(match[1])})
     return length if length <= LONGEST_WINDOW else None
 
 
-class MetadataField(serializers.Field[dict[str, str], Any, Any, Any]):
+class MetadataField(ApiField[dict[str, str], Any]):
     """At most 16 pairs of strings, refused in OpenAI's words."""
 
     MOST_PAIRS, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
+
+    def json_schema(self) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "maxProperties": self.MOST_PAIRS,
+            "propertyNames": text_schema(self.LONGEST_KEY),
+            "additionalProperties": text_schema(self.LONGEST_VALUE),
+        }
 
     def to_internal_value(self, data: Any) -> dict[str, str]:
         if not isinstance(data, dict):
@@ -105,41 +123,79 @@ class BatchCreateSerializer(serializers.Serializer[Batch]):
         return batch
 
 
-def _seconds(moment: datetime | None) -> int | None:
-    return None if moment is None else int(moment.timestamp())
+class BatchErrorSerializer(serializers.Serializer[dict[str, Any]]):
+    code = serializers.CharField()
+    message = serializers.CharField()
+    param = serializers.CharField(allow_null=True)
+    line = serializers.IntegerField(allow_null=True)
 
 
-class BatchSerializer(serializers.BaseSerializer[Batch]):
-    def to_representation(self, instance: Batch) -> dict[str, Any]:
-        batch = instance
-        failed = batch.status == Status.FAILED
-        return {
-            "id": batch.pk,
-            "object": "batch",
-            "endpoint": batch.endpoint,
-            "model": batch.model,
-            "errors": {"object": "list", "data": batch.errors} if failed else None,
-            "input_file_id": batch.input_file_id,
-            "completion_window": batch.completion_window,
-            "status": batch.status,
-            "output_file_id": batch.output_file_id,
-            "error_file_id": batch.error_file_id,
-            "created_at": _seconds(batch.created_at),
-            "in_progress_at": _seconds(batch.in_progress_at),
-            "expires_at": _seconds(batch.expires_at),
-            "finalizing_at": _seconds(batch.finalizing_at),
-            "completed_at": _seconds(batch.completed_at),
-            "failed_at": _seconds(batch.failed_at),
-            "expired_at": _seconds(batch.expired_at),
-            "cancelling_at": _seconds(batch.cancelling_at),
-            "cancelled_at": _seconds(batch.cancelled_at),
-            "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
-            "usage": {
-                "input_tokens": batch.input_tokens,
-                "input_tokens_details": {"cached_tokens": batch.cached_tokens},
-                "output_tokens": batch.output_tokens,
-                "output_tokens_details": {"reasoning_tokens": batch.reasoning_tokens},
-                "total_tokens": batch.input_tokens + batch.output_tokens,
-            },
-            "metadata": batch.metadata,
-        }
+class BatchErrorsSerializer(serializers.Serializer[Batch]):
+    """Null unless validation is over and failed."""
+
+    object = ConstantField("list")
+    data = BatchErrorSerializer(many=True, source="errors")  # type: ignore[assignment]  # a field, taken off the class
+
+    def get_attribute(self, instance: Batch) -> Batch | None:
+        return instance if instance.status == Status.FAILED else None
+
+
+class RequestCountsSerializer(serializers.Serializer[Batch]):
+    total = serializers.IntegerField()
+    completed = serializers.IntegerField()
+    failed = serializers.IntegerField()
+
+
+class InputTokensDetailsSerializer(serializers.Serializer[Batch]):
+    cached_tokens = serializers.IntegerField()
+
+
+class OutputTokensDetailsSerializer(serializers.Serializer[Batch]):
+    reasoning_tokens = serializers.IntegerField()
+
+
+class UsageSerializer(serializers.Serializer[Batch]):
+    input_tokens = serializers.IntegerField()
+    input_tokens_details = InputTokensDetailsSerializer(source="*")
+    output_tokens = serializers.IntegerField()
+    output_tokens_details = OutputTokensDetailsSerializer(source="*")
+    total_tokens = serializers.IntegerField()
+
+
+class BatchSerializer(serializers.Serializer[Batch]):
+    id = serializers.CharField()
+    object = ConstantField("batch")
+    endpoint = TextField(supported=ENDPOINTS)
+    model = serializers.CharField(allow_null=True)
+    errors = BatchErrorsSerializer(allow_null=True)  # type: ignore[assignment]  # as above
+    input_file_id = serializers.CharField()
+    completion_window = serializers.CharField()
+    status = TextField(supported=Status.values)
+    output_file_id = serializers.CharField(allow_null=True)
+    error_file_id = serializers.CharField(allow_null=True)
+    created_at = UnixTimeField()
+    in_progress_at = UnixTimeField(allow_null=True)
+    expires_at = UnixTimeField()
+    finalizing_at = UnixTimeField(allow_null=True)
+    completed_at = UnixTimeField(allow_null=True)
+    failed_at = UnixTimeField(allow_null=True)
+    expired_at = UnixTimeField(allow_null=True)
+    cancelling_at = UnixTimeField(allow_null=True)
+    cancelled_at = UnixTimeField(allow_null=True)
+    request_counts = RequestCountsSerializer(source="*")
+    usage = UsageSerializer(source="*")
+    metadata = MetadataField(allow_null=True)
+
+
+@extend_schema_serializer(component_name="Model")
+class ModelObjectSerializer(serializers.Serializer[dict[str, Any]]):
+    id = serializers.CharField()
+    object = ConstantField("model")
+    created = serializers.IntegerField()
+    owned_by = serializers.CharField()
+
+
+@extend_schema_serializer(many=False)
+class ModelListSerializer(serializers.Serializer[dict[str, Any]]):
+    object = ConstantField("list")
+    data = ModelObjectSerializer(many=True)  # type: ignore[assignment]  # as above

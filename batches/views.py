@@ -1,7 +1,6 @@
 """/v1/batches: create, list, retrieve, cancel; and /v1/models."""
 
 import json
-from typing import Any
 
 from django.db import transaction
 from rest_framework import viewsets
@@ -11,10 +10,16 @@ from rest_framework.response import Response
 
 from batches import lifecycle, presence, tasks
 from batches.models import Batch, BatchQuerySet
-from batches.serializers import BatchCreateSerializer, BatchSerializer
+from batches.serializers import (
+    BatchCreateSerializer,
+    BatchSerializer,
+    ModelListSerializer,
+    ModelObjectSerializer,
+)
 from batchserver import idempotency
 from batchserver.api import CursorPagination, json_object
 from batchserver.errors import ApiError
+from batchserver.openapi import IDEMPOTENCY_KEY, operation
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
@@ -38,6 +43,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
             raise ApiError(f"No batch found with id '{batch_id}'.", status=404)
         return batch
 
+    @operation("Create a batch", BatchSerializer, request=BatchCreateSerializer, parameters=[IDEMPOTENCY_KEY])
     def create(self, request: Request) -> Response:
         asked = json_object(request)
         form = BatchCreateSerializer(data=asked)
@@ -50,13 +56,16 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
         return idempotency.once(request, json.dumps(asked, sort_keys=True), create)
 
+    @operation("List batches", BatchSerializer)
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())
-        return self.get_paginated_response([BatchSerializer(batch).data for batch in page or []])
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
+    @operation("Retrieve a batch", BatchSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
         return Response(BatchSerializer(self.get_object()).data)
 
+    @operation("Cancel a batch", BatchSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         batch = self.get_object()
@@ -71,15 +80,13 @@ class ModelViewSet(viewsets.ViewSet):
 
     lookup_value_regex = r"[^\x00]+"
 
+    @operation("List the models that lines can name", ModelListSerializer)
     def list(self, request: Request) -> Response:
-        return Response({"object": "list", "data": [_model_object(model) for model in presence.known_models()]})
+        return Response(ModelListSerializer({"data": presence.known_models()}).data)
 
+    @operation("Retrieve a model's object", ModelObjectSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
         for model in presence.known_models():
             if model["id"] == pk:
-                return Response(_model_object(model))
+                return Response(ModelObjectSerializer(model).data)
         raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")
-
-
-def _model_object(model: dict[str, Any]) -> dict[str, Any]:
-    return {"id": model["id"], "object": "model", "created": model["created"], "owned_by": model["owned_by"]}

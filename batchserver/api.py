@@ -93,6 +93,23 @@ class CursorPagination(BasePagination):
             }
         )
 
+    def get_schema_operation_parameters(self, view: Any) -> list[Any]:
+        limit = {"minimum": 0, "maximum": self.most_limit, "default": self.default_limit}
+        schemas: dict[str, dict[str, Any]] = {"after": {"type": "string"}, "limit": {"type": "integer"} | limit}
+        if "asc" in self.orders:
+            schemas["order"] = {"type": "string", "enum": list(self.orders), "default": "desc"}
+        return [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
+
+    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
+        properties = {
+            "object": {"const": "list"},
+            "data": schema,
+            "first_id": {"type": ["string", "null"]},
+            "last_id": {"type": ["string", "null"]},
+            "has_more": {"type": "boolean"},
+        }
+        return {"type": "object", "properties": properties, "required": list(properties)}
+
     def _limit(self, request: Request) -> int:
         text = request.query_params.get("limit") or str(self.default_limit)
         try:

@@ -234,6 +234,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
+    "drf_spectacular",
     "django_prometheus",
 ]
 MIDDLEWARE = [
@@ -343,6 +344,19 @@ REST_FRAMEWORK = {
     "STRICT_JSON": True,
     "UNICODE_JSON": False,  # whatever is echoed can be encoded
     "DEFAULT_METADATA_CLASS": None,  # OPTIONS is not part of the API
+    "DEFAULT_SCHEMA_CLASS": "batchserver.openapi.ApiSchema",
+}
+# The OpenAPI document. Docstrings are for readers of the code and stay out of it.
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Ollama Batch Server",
+    "DESCRIPTION": "The OpenAI Batch API in front of Ollama.",
+    "VERSION": "0.1.0",
+    "OAS_VERSION": "3.1.0",
+    "SCHEMA_PATH_PREFIX": "/v1",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "DISABLE_DOCSTRING_DESCRIPTIONS": True,
+    "POSTPROCESSING_HOOKS": [],
+    "SERVE_INCLUDE_SCHEMA": False,
 }
 
 USE_TZ = True

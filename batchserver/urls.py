@@ -3,12 +3,19 @@
 from django.contrib import admin
 from django.urls import include, path
 from django_prometheus.exports import ExportToDjangoView
+from drf_spectacular.renderers import OpenApiJsonRenderer2
+from drf_spectacular.views import SpectacularAPIView
 
 from batchserver import views
+
+# Open even where keys are needed: it names no data, and says how a key is sent.
+document = SpectacularAPIView.as_view(authentication_classes=[], renderer_classes=[OpenApiJsonRenderer2])
+
 
 urlpatterns = [
     path("v1/", include("files_api.urls")),
     path("v1/", include("batches.urls")),
+    path("v1/openapi.json", document),
     path("admin/", admin.site.urls),
     path("health", views.health),
     path("metrics", ExportToDjangoView),

@@ -1,6 +1,5 @@
 """Uploads in, file objects out."""
 
-from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -8,22 +7,32 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from batchserver import errors
-from batchserver.fields import ByteCountField, ExpiresAfterField, TextField, TextListField
+from batchserver.fields import (
+    ByteCountField,
+    ConstantField,
+    ExpiresAfterField,
+    FilePartField,
+    TextField,
+    TextListField,
+    UnixTimeField,
+)
 from files_api.accept import accept, check_filename
-from files_api.models import PURPOSES, UPLOAD_LIFETIME, File, Upload, UploadPart
+from files_api.models import PURPOSES, RESULTS, UPLOAD_LIFETIME, File, Upload, UploadPart
 from files_api.storage import MeasuredFile
+from files_api.uploads import OVER
 
 
 class FileCreateSerializer(serializers.Serializer[File]):
-    """What POST /v1/files says beside the bytes; `save(content=…)` stores both."""
+    """POST /v1/files."""
 
+    file = FilePartField()
     purpose = TextField(supported=PURPOSES)
     expires_after = ExpiresAfterField(required=False)
 
     @classmethod
     def from_form(cls, data: Any) -> "FileCreateSerializer":
         """From multipart fields, in which an object's members are named `expires_after[seconds]`."""
-        fields: dict[str, Any] = {"purpose": data["purpose"]} if "purpose" in data else {}
+        fields: dict[str, Any] = {name: data[name] for name in ("file", "purpose") if name in data}
         members = {
             key: data[f"expires_after[{key}]"] for key in ("anchor", "seconds") if f"expires_after[{key}]" in data
         }
@@ -32,7 +41,7 @@ class FileCreateSerializer(serializers.Serializer[File]):
         return cls(data=fields)
 
     def create(self, validated_data: dict[str, Any]) -> File:
-        content: MeasuredFile = validated_data["content"]
+        content: MeasuredFile = validated_data["file"]
         return accept(
             content,
             filename=content.name or "upload",
@@ -75,49 +84,42 @@ class UploadCompleteSerializer(serializers.Serializer[Upload]):
     md5 = TextField(required=False, allow_null=True, max_length=64)
 
 
-def _seconds(moment: datetime) -> int:
-    return int(moment.timestamp())
-
-
-class FileSerializer(serializers.BaseSerializer[File]):
+class FileSerializer(serializers.Serializer[File]):
     """The file object of the OpenAI API; times are Unix seconds."""
 
-    def to_representation(self, instance: File) -> dict[str, Any]:
-        return {
-            "id": instance.pk,
-            "object": "file",
-            "bytes": instance.bytes,
-            "created_at": _seconds(instance.created_at),
-            "expires_at": _seconds(instance.expires_at) if instance.expires_at else None,
-            "filename": instance.filename,
-            "purpose": instance.purpose,
-            "status": "processed",
-            "status_details": None,
-        }
+    id = serializers.CharField()
+    object = ConstantField("file")
+    bytes = serializers.IntegerField()
+    created_at = UnixTimeField()
+    expires_at = UnixTimeField(allow_null=True)
+    filename = serializers.CharField()
+    purpose = TextField(supported=[*PURPOSES, RESULTS])
+    status = ConstantField("processed")
+    status_details = ConstantField(None)
 
 
-class UploadSerializer(serializers.BaseSerializer[Upload]):
+class FileDeletedSerializer(serializers.Serializer[File]):
+    id = serializers.CharField()
+    object = ConstantField("file")
+    deleted = ConstantField(True)
+
+
+class UploadSerializer(serializers.Serializer[Upload]):
     """The upload object; `file` is null until it is completed."""
 
-    def to_representation(self, instance: Upload) -> dict[str, Any]:
-        return {
-            "id": instance.pk,
-            "object": "upload",
-            "bytes": instance.bytes,
-            "created_at": _seconds(instance.created_at),
-            "expires_at": _seconds(instance.expires_at),
-            "filename": instance.filename,
-            "purpose": instance.purpose,
-            "status": instance.status,
-            "file": FileSerializer(instance.file).data if instance.file else None,
-        }
+    id = serializers.CharField()
+    object = ConstantField("upload")
+    bytes = serializers.IntegerField()
+    created_at = UnixTimeField()
+    expires_at = UnixTimeField()
+    filename = serializers.CharField()
+    purpose = TextField(supported=PURPOSES)
+    status = TextField(supported=["pending", *OVER])
+    file = FileSerializer(allow_null=True)
 
 
-class UploadPartSerializer(serializers.BaseSerializer[UploadPart]):
-    def to_representation(self, instance: UploadPart) -> dict[str, Any]:
-        return {
-            "id": instance.pk,
-            "object": "upload.part",
-            "created_at": _seconds(instance.created_at),
-            "upload_id": instance.upload_id,
-        }
+class UploadPartSerializer(serializers.Serializer[UploadPart]):
+    id = serializers.CharField()
+    object = ConstantField("upload.part")
+    created_at = UnixTimeField()
+    upload_id = serializers.CharField()

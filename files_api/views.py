@@ -5,6 +5,8 @@ from typing import Any
 
 from django.conf import settings
 from django.http import FileResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
 from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.parsers import MultiPartParser
@@ -14,10 +16,13 @@ from rest_framework.response import Response
 from batchserver import idempotency
 from batchserver.api import CursorPagination, json_object
 from batchserver.errors import ApiError
+from batchserver.fields import FilePartField
+from batchserver.openapi import IDEMPOTENCY_KEY, operation
 from files_api import uploads
 from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
 from files_api.serializers import (
     FileCreateSerializer,
+    FileDeletedSerializer,
     FileSerializer,
     UploadCompleteSerializer,
     UploadCreateSerializer,
@@ -48,28 +53,44 @@ class FileViewSet(viewsets.GenericViewSet[File]):
             raise ApiError(f"No such File object: {self.kwargs['pk']}", status=404, param="id")
         return file
 
+    @operation(
+        "Upload a file",
+        FileSerializer,
+        # `expires_after[seconds]`: what `from_form` reads.
+        request={
+            "multipart/form-data": OpenApiRequest(
+                FileCreateSerializer, {"expires_after": {"style": "deepObject", "explode": True}}
+            )
+        },
+        parameters=[IDEMPOTENCY_KEY],
+    )
     def create(self, request: Request) -> Response:
         content = receive(request, "file", settings.MAX_FILE_BYTES)
         form = FileCreateSerializer.from_form(request.data)
         form.is_valid(raise_exception=True)
-        asked = repr((content.sha256, content.name, form.validated_data))
-        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save(content=content)).data))
+        fields = form.validated_data
+        asked = repr((content.sha256, content.name, fields["purpose"], fields.get("expires_after")))
+        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save()).data))
 
+    @operation("List files", FileSerializer, parameters=[OpenApiParameter("purpose")])
     def list(self, request: Request) -> Response:
         files = self.get_queryset()
         if purpose := request.query_params.get("purpose"):
             files = files.filter(purpose=purpose) if purpose in [*PURPOSES, RESULTS] else files.none()
         page = self.paginate_queryset(files)
-        return self.get_paginated_response([FileSerializer(file).data for file in page or []])
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
+    @operation("Retrieve a file's object", FileSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
         return Response(FileSerializer(self.get_object()).data)
 
+    @operation("Delete a file", FileDeletedSerializer)
     def destroy(self, request: Request, pk: str) -> Response:
         file = self.get_object()
         file.hide()
-        return Response({"id": file.pk, "object": "file", "deleted": True})
+        return Response(FileDeletedSerializer(file).data)
 
+    @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True)
     def content(self, request: Request, pk: str) -> Any:
         file = self.get_object()
@@ -93,6 +114,9 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
             raise ApiError(f"No such Upload object: {self.kwargs['pk']}", status=404, param="id")
         return upload
 
+    @operation(
+        "Begin an upload in parts", UploadSerializer, request=UploadCreateSerializer, parameters=[IDEMPOTENCY_KEY]
+    )
     def create(self, request: Request) -> Response:
         asked = json_object(request)
         form = UploadCreateSerializer(data=asked)
@@ -101,12 +125,16 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
             request, json.dumps(asked, sort_keys=True), lambda: Response(UploadSerializer(form.save()).data)
         )
 
+    @operation(
+        "Add a part", UploadPartSerializer, request=inline_serializer("UploadPartCreate", {"data": FilePartField()})
+    )
     @action(detail=True, methods=["post"], parser_classes=[MultiPartParser])
     def parts(self, request: Request, pk: str) -> Response:
         upload = self.get_object()
         part = uploads.add_part(upload, receive(request, "data", uploads.MOST_PART_BYTES))
         return Response(UploadPartSerializer(part).data)
 
+    @operation("Join the parts to a file", UploadSerializer, request=UploadCompleteSerializer)
     @action(detail=True, methods=["post"])
     def complete(self, request: Request, pk: str) -> Response:
         upload = self.get_object()
@@ -115,6 +143,7 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
         upload = uploads.complete(upload, form.validated_data["part_ids"], form.validated_data.get("md5"))
         return Response(UploadSerializer(upload).data)
 
+    @operation("Cancel an upload", UploadSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         return Response(UploadSerializer(uploads.cancel(self.get_object())).data)

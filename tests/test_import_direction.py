@@ -37,7 +37,7 @@ LAYERS = [
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
-    {"batchserver.api", "batchserver.checks", "batchserver.idempotency"},
+    {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
     {"batches.models", "files_api.uploads"},
     {"files_api.accept", "files_api.retention"},
     {"files_api.models", "batchserver.models"},
