@@ -98,7 +98,7 @@ class ByteCountField(ApiField[int, int]):
 
 
 class ExpiresAfterField(ApiField[timedelta, Any]):
-    """`{"anchor": "created_at", "seconds": 3600…2592000}` as a timedelta. Form fields send the number as text."""
+    """`{"anchor": "created_at", "seconds": 3600…2592000}` as a timedelta."""
 
     def json_schema(self) -> dict[str, Any]:
         anchor = {"type": "string", "enum": ["created_at"]}
@@ -116,8 +116,6 @@ class ExpiresAfterField(ApiField[timedelta, Any]):
         if data["anchor"] != "created_at":
             raise errors.invalid_value(f"{name}.anchor", data["anchor"], ["created_at"])
         seconds = data["seconds"]
-        if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit() and len(seconds) < 20:
-            seconds = int(seconds)
         if not isinstance(seconds, int) or isinstance(seconds, bool):
             raise errors.invalid_type(f"{name}.seconds", "an integer", seconds)
         if refusal := errors.out_of_range(f"{name}.seconds", seconds, least=LEAST_EXPIRY_S, most=MOST_EXPIRY_S):

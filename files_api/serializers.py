@@ -31,12 +31,15 @@ class FileCreateSerializer(serializers.Serializer[File]):
 
     @classmethod
     def from_form(cls, data: Any) -> "FileCreateSerializer":
-        """From multipart fields, in which an object's members are named `expires_after[seconds]`."""
-        fields: dict[str, Any] = {name: data[name] for name in ("file", "purpose") if name in data}
+        """From multipart fields: an object's members are named `expires_after[seconds]`, and a number is text."""
+        fields: dict[str, Any] = {name: data[name] for name in ("file", "purpose", "expires_after") if name in data}
         members = {
             key: data[f"expires_after[{key}]"] for key in ("anchor", "seconds") if f"expires_after[{key}]" in data
         }
         if members:
+            text = members.get("seconds")
+            if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 20:
+                members["seconds"] = int(text)
             fields["expires_after"] = members
         return cls(data=fields)
 

@@ -119,6 +119,12 @@ GOOD = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
             "invalid_type",
             None,
         ),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": "3600"}},
+            "output_expires_after.seconds",
+            "invalid_type",
+            None,
+        ),
     ],
 )
 def test_it_refuses(api, change, param, code, message):

@@ -129,6 +129,12 @@ def test_it_refuses_expiries_outside_the_bounds(api):
         refused(answer, param="expires_after.seconds", code=code)
 
 
+def test_it_refuses_an_expiry_that_is_not_in_fields_of_its_own(api):
+    form = {"purpose": "batch", "expires_after": '{"anchor": "created_at", "seconds": 3600}'}
+    answer = api.post("/v1/files", form | {"file": SimpleUploadedFile("a.jsonl", GOOD)})
+    refused(answer, param="expires_after", code="invalid_type")
+
+
 def test_it_refuses_two_files(api):
     files = [SimpleUploadedFile("a.jsonl", GOOD), SimpleUploadedFile("b.jsonl", GOOD)]
     refused(api.post("/v1/files", {"purpose": "batch", "file": files[0], "other": files[1]}))
