@@ -98,7 +98,8 @@ class CursorPagination(BasePagination):
         schemas: dict[str, dict[str, Any]] = {"after": {"type": "string"}, "limit": {"type": "integer"} | limit}
         if "asc" in self.orders:
             schemas["order"] = {"type": "string", "enum": list(self.orders), "default": "desc"}
-        return [{"name": name, "in": "query", "schema": schema} for name, schema in schemas.items()]
+        query = {"in": "query", "allowEmptyValue": True}  # taken for none: `?after=$last` of a script's first round
+        return [query | {"name": name, "schema": schema} for name, schema in schemas.items()]
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
         properties = {

@@ -34,7 +34,9 @@ class FileCreateSerializer(serializers.Serializer[File]):
         """From multipart fields: an object's members are named `expires_after[seconds]`, and a number is text."""
         fields: dict[str, Any] = {name: data[name] for name in ("file", "purpose", "expires_after") if name in data}
         members = {
-            key: data[f"expires_after[{key}]"] for key in ("anchor", "seconds") if f"expires_after[{key}]" in data
+            key.removeprefix("expires_after[").removesuffix("]"): data[key]
+            for key in data
+            if key.startswith("expires_after[")
         }
         if members:
             text = members.get("seconds")

@@ -135,6 +135,12 @@ def test_it_refuses_an_expiry_that_is_not_in_fields_of_its_own(api):
     refused(answer, param="expires_after", code="invalid_type")
 
 
+def test_it_refuses_an_expiry_with_a_misspelt_member(api):
+    form = {"purpose": "batch", "expires_after[second]": "3600"}
+    answer = api.post("/v1/files", form | {"file": SimpleUploadedFile("a.jsonl", GOOD)})
+    refused(answer, param="expires_after.anchor", code="missing_required_parameter")
+
+
 def test_it_refuses_two_files(api):
     files = [SimpleUploadedFile("a.jsonl", GOOD), SimpleUploadedFile("b.jsonl", GOOD)]
     refused(api.post("/v1/files", {"purpose": "batch", "file": files[0], "other": files[1]}))
