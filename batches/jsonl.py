@@ -47,15 +47,18 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
     A line longer than `max_line_bytes` is read past, not into memory.
     """
     file.seek(offset)
-    while chunk := file.readline(max_line_bytes + len(b"\r\n")):
+    if offset == 0 and file.read(len(BOM)) == BOM:
+        offset = len(BOM)
+    file.seek(offset)
+    most = max_line_bytes + len(b"\r\n")
+    while chunk := file.readline(most):
         number += 1
         start, offset = offset, offset + len(chunk)
         content = chunk.rstrip(b"\r\n")
-        too_long = len(content) > max_line_bytes
+        # A piece without an end goes on behind it, whatever stands at its own: it may be a run of carriage returns.
+        too_long = len(content) > max_line_bytes or (len(chunk) == most and not chunk.endswith(b"\n"))
         while too_long and not chunk.endswith(b"\n") and (chunk := file.readline(2**16)):
             offset += len(chunk)
-        if start == 0 and content.startswith(BOM):
-            start, content = len(BOM), content[len(BOM) :]
         if too_long:
             yield RawLine(number, start, None, offset)
         elif content.strip():

@@ -6,8 +6,8 @@ from typing import Any
 
 
 def loads(content: bytes) -> Any:
-    """Raises ValueError for what is not JSON in UTF-8 (NaN, Infinity and numbers too large for a double included), and
-    RecursionError for what is nested too deep."""
+    """Raises ValueError for what is not JSON in UTF-8 (NaN, Infinity, a float too large for a double and an integer of
+    more than 4300 digits included), and RecursionError for what is nested too deep."""
     return json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
 
 

@@ -41,10 +41,16 @@ def test_it_reads_past_a_line_that_is_too_long(end):
     assert [(each.number, each.content) for each in read(content, limit=10)] == [(1, b"a"), (2, None), (3, b"b")]
 
 
+def test_carriage_returns_at_the_limit_do_not_end_a_line():
+    content = b"a\n" + b"x" * 8 + b"\r" * 5 + b"x\nb"
+    assert [(each.number, each.content) for each in read(content, limit=10)] == [(1, b"a"), (2, None), (3, b"b")]
+
+
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 def test_the_limit_is_the_longest_line_that_is_taken(end):
     assert [each.content for each in read(b"x" * 10 + end, limit=10)] == [b"x" * 10]
     assert [each.content for each in read(b"x" * 11 + end, limit=10)] == [None]
+    assert [each.content for each in read(jsonl.BOM + b"x" * 10 + end, limit=10)] == [b"x" * 10]
 
 
 def parse(content, *, default_model="", endpoint=CHAT):
