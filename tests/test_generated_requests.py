@@ -83,6 +83,7 @@ def run(server, document, *phases, examples=1):
         "base-url": server.base,
         "continue-on-failure": True,
         "cache": {"enabled": False},
+        "suppress-health-check": ["too_slow"],
         "checks": checks,
         "generation": {"deterministic": True, "max-examples": examples, "no-shrink": True, "database": "none"},
         "phases": {name: {"enabled": name in phases} | more for name, more in options.items()},
