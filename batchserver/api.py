@@ -103,7 +103,7 @@ class CursorPagination(BasePagination):
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
         properties = {
-            "object": {"const": "list"},
+            "object": {"type": "string", "const": "list"},
             "data": schema,
             "first_id": {"type": ["string", "null"]},
             "last_id": {"type": ["string", "null"]},

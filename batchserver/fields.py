@@ -154,7 +154,9 @@ class ConstantField(ApiField[Any, Any]):
         self.constant = constant
 
     def json_schema(self) -> dict[str, Any]:
-        return {"const": self.constant} if self.constant is not None else {"type": "null"}
+        if self.constant is None:
+            return {"type": "null"}
+        return {"type": "boolean" if isinstance(self.constant, bool) else "string", "const": self.constant}
 
     def to_representation(self, value: Any) -> Any:
         return self.constant

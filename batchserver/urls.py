@@ -11,7 +11,6 @@ from batchserver import views
 # Open even where keys are needed: it names no data, and says how a key is sent.
 document = SpectacularAPIView.as_view(authentication_classes=[], renderer_classes=[OpenApiJsonRenderer2])
 
-
 urlpatterns = [
     path("v1/", include("files_api.urls")),
     path("v1/", include("batches.urls")),
