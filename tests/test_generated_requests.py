@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import requests
 import schemathesis
+from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.transport.requests import REQUESTS_TRANSPORT, multipart_serializer
 
@@ -17,6 +18,9 @@ from tests.conftest import line
 from tests.fake_backend import MODEL, Action
 from tests.stack import ROOT, eventually
 from tests.test_whole_server import client_of, finish, submit
+
+BY_GUNICORN = {414, 431}
+MODELS = [MODEL, "hf.co/user/repo:Q4"]
 
 
 @schemathesis.check
@@ -29,14 +33,23 @@ def every_refusal_is_the_envelope(ctx, response, case):
         assert set(body["error"]) == {"message", "type", "param", "code"}
 
 
+@schemathesis.hook
+def filter_failure(context, failure, case, response):
+    """Passes over what is no fault: gunicorn refuses by itself, in HTML, a request line or headers longer than any that
+    clients send; and of a parameter that is repeated Django reads the last, which may be a good one."""
+    repeated = any(isinstance(value, list) for value in (case.query or {}).values())
+    return response.status_code not in BY_GUNICORN and not (repeated and isinstance(failure, AcceptedNegativeData))
+
+
 @REQUESTS_TRANSPORT.serializer("multipart/form-data")
 def form(ctx, value):
     """Forms with an object in `style: deepObject`; schemathesis knows that of query strings alone."""
-    members = value.get("expires_after") if isinstance(value, dict) else None
-    if isinstance(members, dict) and members:
-        value = {name: each for name, each in value.items() if name != "expires_after"}
-        for name, each in members.items():
-            value[f"expires_after[{name}]"] = each if isinstance(each, str) else json.dumps(each)
+    if isinstance(value, dict) and "expires_after" in value:
+        value = dict(value)
+        given = value.pop("expires_after")
+        members = {f"expires_after[{name}]": each for name, each in given.items()} if isinstance(given, dict) else {}
+        for name, each in (members or {"expires_after": given}).items():
+            value[name] = each if isinstance(each, str) else json.dumps(each)
     return multipart_serializer(ctx, value)
 
 
@@ -75,6 +88,8 @@ def run(server, document, *phases, examples=1):
     checks = {
         # A good request is refused for many reasons that no schema holds: an id that is not there, a part too many.
         "positive_data_acceptance": {"enabled": False},
+        # An answer that is given again under its Idempotency-Key may name a file that was deleted meanwhile.
+        "ensure_resource_availability": {"enabled": False},
         # 413: `bytes` of an upload; the document leaves out what is a setting.
         "negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 409, 413, 415]},
     }
@@ -143,6 +158,7 @@ while os.getppid() == parent and leases.renew(lease):
 
 @pytest.fixture
 def server(stack, fake):
+    fake.models = MODELS
     return stack(OLLAMA_BASE_URL=fake.url)
 
 
@@ -197,7 +213,7 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     document.prefer("uploads_parts", [upload(), expired_upload])
     document.prefer("uploads_complete", [complete, expired_upload])
     document.prefer("uploads_cancel", [upload(), expired_upload])
-    document.prefer("models_retrieve", [MODEL])
+    document.prefer("models_retrieve", MODELS)
     document.example("uploads_parts", {"data": "{}"})
     document.example("uploads_complete", {"part_ids": [part]})
     document.example("files_create", {"file": "{}", "purpose": "evals"})
@@ -209,7 +225,7 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     assert not result.problems, "\n\n".join(result.problems[:10])
     assert result.answers.total() >= 2000
     assert {label for label, status in result.answers if status == 200} == document.labels
-    assert {status for _, status in result.answers} == {200, 400, 404, 405, 409, 413, 415}
+    assert {status for _, status in result.answers} - BY_GUNICORN == {200, 400, 404, 405, 409, 413, 415}
 
 
 def test_without_a_key_everything_is_refused(server):
