@@ -31,6 +31,7 @@ OPERATIONS = [
     ("POST", r"/v1/batches/[^/]+/cancel", "Batch"),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),
+    ("GET", r"/v1/openapi\.json", None),
 ]
 
 # Members that the live API leaves out; all others are always sent, null where there is nothing to say.

@@ -52,6 +52,7 @@ def test_every_operation_answers_as_the_schema_says(api, work, backend, upload, 
     assert api.post(f"/v1/batches/{create([line('a')])['id']}/cancel").json()["status"] == "cancelling"
     assert [model["id"] for model in api.get("/v1/models").json()["data"]] == backend.models
     assert api.get(f"/v1/models/{backend.models[0]}").status_code == 200
+    assert api.get("/v1/openapi.json").json()["openapi"] == "3.1.0"
 
     assert {operation for operation, status in api.seen if status == 200} == {
         f"{method} {pattern}" for method, pattern, _ in contract.OPERATIONS
