@@ -128,7 +128,7 @@ class PausedModelAdmin(LookOnly):
 
 @admin.register(WebhookDelivery)
 class WebhookDeliveryAdmin(LookOnly):
-    list_display = ("id", "event", "batch_link", "attempts", "delivered_at", "next_at", "last_error")
+    list_display = ("created_at", "event", "batch_link", "attempts", "delivered_at", "last_error")
     fields = ("id", "event", "batch_link", "created_at", "attempts", "delivered_at", "next_at", "last_error")
     ordering = ("-created_at",)
     list_filter = ("event",)
