@@ -112,7 +112,8 @@ def outcome(line: Line, reply: Reply, call: Call, *, busy: int) -> dict[str, Any
         case Verdict.FAILED | Verdict.CRASHED:
             return _again(_backoff(1)) | {"needs_trial": True}
         case Verdict.BUSY:
-            return _again(_backoff(min(busy, 7) + 1))
+            asked = timedelta(seconds=min(reply.retry_after_s, MOST_BACKOFF_S))
+            return _again(max(asked, _backoff(min(busy, 7) + 1)))
     return {"state": LineState.PENDING}
 
 

@@ -148,6 +148,13 @@ def test_a_busy_backend_charges_nobody(create, work, backend):
     assert Line.objects.get().attempts == 0
 
 
+def test_a_busy_backend_says_when_to_come_back(create, work, backend):
+    backend.on("a", Action(429, error_body("slow down"), headers={"Retry-After": "40"}))
+    work.validate(create([line("a")])["id"])
+    work.drive()
+    assert Line.objects.get().not_before - timezone.now() > timedelta(seconds=35)
+
+
 def test_a_missing_model_fails_all_its_lines_at_once(create, work, backend):
     missing = Action(404, error_body("model 'gone' not found", "not_found_error"))
     lines = [line(f"gone-{n}", body={"model": "gone"}) for n in range(20)] + [line("a")]

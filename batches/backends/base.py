@@ -56,6 +56,7 @@ class Reply:
     code: str = ""
     message: str = ""
     usage: Usage = field(default_factory=Usage)
+    retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True)

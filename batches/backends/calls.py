@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import requests
@@ -123,7 +123,7 @@ class CallPool:
             # A body cut short, broken chunks, undecodable compression.
             message = f"The reply broke off ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
-        reply = self.kind.judge(call.endpoint, status, content)
+        reply = replace(self.kind.judge(call.endpoint, status, content), retry_after_s=connection.retry_after_s)
         if reply.verdict is Verdict.ANSWERED and call.key is not None:
             try:
                 problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, reply.usage)

@@ -37,6 +37,7 @@ class Connection:
     def __init__(self, base_url: str, *, api_key: str = "", max_reply_bytes: int = 2**26) -> None:
         self.base_url = base_url
         self.max_reply_bytes = max_reply_bytes
+        self.retry_after_s = 0.0  # what the last answer asked for; 0 where it did not
         self._guard = threading.Lock()
         self._socket: socket.socket | None = None
         self._call: object = None
@@ -137,6 +138,8 @@ class Connection:
             allow_redirects=False,
             stream=True,
         ) as response:
+            wait = response.headers.get("Retry-After", "")
+            self.retry_after_s = float(wait) if wait.isascii() and wait.isdigit() else 0.0
             content = bytearray()
             # Counted after decompression: a small reply may unpack into a huge one.
             for chunk in response.iter_content(2**16):
