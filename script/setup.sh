@@ -44,8 +44,11 @@ setup_node_client() {
     wanted=$(cksum <tests/node/package-lock.json)
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
     echo "Installing the official Node client into tests/node…"
-    # The machine's npm first: it may be set up for a proxy in a way that the one in .venv does not see.
-    for npm in npm own_npm; do
+    # Node has certificates of its own; a proxy's are among the system's.
+    local system=/etc/ssl/certs/ca-certificates.crt
+    [ -e "$system" ] && export NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-$system}"
+    # Then the machine's npm: it may be set up for a proxy in a way that the one in .venv does not see.
+    for npm in own_npm npm; do
         command -v "$npm" >/dev/null || continue
         if "$npm" ci --prefix tests/node --loglevel=error --no-audit --no-fund >/dev/null; then
             echo "$wanted" >"$stamp"
