@@ -50,7 +50,7 @@ setup_node_client() {
     # Then the machine's npm: it may be set up for a proxy in a way that the one in .venv does not see.
     for npm in own_npm npm; do
         command -v "$npm" >/dev/null || continue
-        if "$npm" ci --prefix tests/node --loglevel=error --no-audit --no-fund >/dev/null; then
+        if "$npm" ci --prefix tests/node --loglevel=error --no-audit --no-fund --no-update-notifier >/dev/null; then
             echo "$wanted" >"$stamp"
             return
         fi
