@@ -220,7 +220,7 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     new_batch = {"input_file_id": files[0], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     document.example("batches_create", new_batch)
 
-    result = run(server, document.raw, "examples", "coverage", "fuzzing", "stateful", examples=200)
+    result = run(server, document.raw, "examples", "coverage", "fuzzing", "stateful", examples=150)
 
     assert not result.problems, "\n\n".join(result.problems[:10])
     assert result.answers.total() >= 2000
