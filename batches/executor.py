@@ -98,7 +98,7 @@ class Drive:
             self._send()
             # The next lines are at hand before an answer comes: the backend does not wait for a claim.
             self._claim()
-            if not self.calls.in_flight and not self.answered:
+            if not self.calls.in_flight and not self.answered and not (self.ready and self._has_room()):
                 break
             for call in self.calls.wait(self._patience_s()):
                 self._note(call)
@@ -195,7 +195,8 @@ class Drive:
                 self._answer_unsent(line, refused("unsupported_parameter", problem))
                 continue
             sent = self.kind.prepare(endpoint, body, line.model)
-            self.calls.submit(Call(line, endpoint, sent, self.paces[line.model].deadline_s(sent)))
+            deadline_s = self.paces[line.model].deadline_s(sent, is_retry=line.attempts > 0)
+            self.calls.submit(Call(line, endpoint, sent, deadline_s))
 
     def _has_room(self) -> bool:
         return len(self.calls.in_flight) < WINDOW and not self.paused and self.stops_at is None
@@ -258,7 +259,7 @@ class Drive:
                 call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
             self._record([call])
         elif call.verdict is Verdict.UNREACHABLE and not self.paused:
-            self._pause_after(endpoint, model, call.reply or Reply(call.verdict))
+            self._pause_after(endpoint, model, call)
         elif self._doubt(line).is_grave:
             self._passes_trial(endpoint, model)
 
@@ -275,9 +276,9 @@ class Drive:
             self._passes_trial(endpoint, model)
             return
         if loading := self.kind.load(endpoint, model):
-            reply = self._ask(*loading, timeout_s=settings.MODEL_LOAD_TIMEOUT_S)
-            if reply.verdict not in PASSES:
-                self._pause_after(endpoint, model, reply)
+            question = self._ask(*loading, timeout_s=settings.MODEL_LOAD_TIMEOUT_S)
+            if question.verdict not in PASSES:
+                self._pause_after(endpoint, model, question)
                 return
         self.loaded_model = model
 
@@ -285,17 +286,17 @@ class Drive:
         """Whether a request is answered that any server in order answers. If not, what it shows to be out of order
         pauses."""
         timeout_s = TRIAL_TIMEOUT_S if model == self.loaded_model else settings.MODEL_LOAD_TIMEOUT_S
-        reply = self._ask(endpoint, self.kind.trial(endpoint, model), timeout_s=timeout_s)
-        if reply.verdict in PASSES:
+        question = self._ask(endpoint, self.kind.trial(endpoint, model), timeout_s=timeout_s)
+        if question.verdict in PASSES:
             self.doubts[endpoint, model].prove()
             self.loaded_model = model
             return True
         self.doubts.pop((endpoint, model), None)  # it is settled
-        self._pause_after(endpoint, model, reply)
+        self._pause_after(endpoint, model, question)
         return False
 
-    def _ask(self, endpoint: str, body: dict[str, Any], *, timeout_s: float) -> Reply:
-        """The reply to a request of our own; CUT if we are to stop first."""
+    def _ask(self, endpoint: str, body: dict[str, Any], *, timeout_s: float) -> Call:
+        """A request of our own, replied to; CUT if we are to stop first."""
         question = Call(None, endpoint, body, timeout_s)
         self.calls.submit(question)
         while question in self.calls.in_flight:
@@ -303,20 +304,23 @@ class Drive:
                 if call is not question:
                     self._note(call)
             retrying(self._look)
-        return question.reply or Reply(Verdict.CUT)
+        return question
 
     def _retry(self, paused: PausedModel) -> None:
         endpoint, model = paused.endpoint, paused.model
+        if not retrying(paused.take):
+            return  # another drive has just tried
         if not retrying(claims.is_wanted, endpoint, model) or self._passes_trial(endpoint, model):
             retrying(paused.delete)
+            self.to_retry.clear()  # the looks during the trial saw it still due
 
-    def _pause_after(self, endpoint: str, model: str, reply: Reply) -> None:
-        if reply.verdict is Verdict.CUT:
+    def _pause_after(self, endpoint: str, model: str, failed: Call) -> None:
+        if failed.verdict is Verdict.CUT:
             return  # we are to stop
         retrying(self._hand_back)
         self.loaded_model = ""
         self.to_retry.clear()  # the next look knows what is still due
-        retrying(pauses.pause_after, self.backend, endpoint, model, reply)
+        retrying(pauses.pause_after, self.backend, endpoint, model, failed)
         self.paused = self.backend.is_paused
 
 

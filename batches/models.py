@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.db import models
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -309,7 +309,7 @@ class PausedModel(models.Model):
     endpoint = models.CharField(max_length=64)
     model = models.CharField(max_length=255)
     reason = models.TextField()
-    since = models.DateTimeField(default=timezone.now)
+    since = models.DateTimeField(default=timezone.now, help_text="Failing for this reason, while the backend answers.")
     failed_trials = models.PositiveIntegerField(default=0)
     resume_at = models.DateTimeField()
 
@@ -326,17 +326,23 @@ class PausedModel(models.Model):
         return f"{self.model} at {self.endpoint}"
 
     @classmethod
-    def pause(cls, backend: Backend, endpoint: str, model: str, reason: str) -> "PausedModel":
+    def pause(cls, backend: Backend, endpoint: str, model: str, reason: str, *, at_least: timedelta) -> "PausedModel":
         """Pause it, or again: for a while that doubles with each failed trial."""
         paused, _ = cls.objects.get_or_create(
             backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
         )
-        for_ = min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10))
-        paused.reason, paused.failed_trials = reason, paused.failed_trials + 1
+        for_ = max(at_least, min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10)))
+        if paused.reason != reason:
+            paused.reason, paused.since = reason, timezone.now()
         cls.objects.filter(pk=paused.pk).update(
-            reason=reason, failed_trials=paused.failed_trials, resume_at=from_now(for_)
+            reason=reason, since=paused.since, failed_trials=F("failed_trials") + 1, resume_at=from_now(for_)
         )
         return paused
+
+    def take(self) -> bool:
+        """The right to try it again, for one of several drives; the others find it due later."""
+        mine = PausedModel.objects.filter(pk=self.pk).due()
+        return mine.update(resume_at=from_now(self.LONGEST_PAUSE)) == 1
 
 
 class Pulse(models.Model):

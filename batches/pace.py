@@ -30,16 +30,18 @@ class Pace:
         if call.reply is None:
             return
         usage = call.reply.usage
-        tokens = usage.output_tokens + usage.input_tokens * READING
+        # A prompt that the server had read before costs nothing, and it does not always say so.
+        tokens = usage.output_tokens or usage.input_tokens * READING
         if tokens >= 1:
             self._seconds_per_token.append(call.duration_s / tokens)
             self._longest = max(self._longest, usage.output_tokens)
 
-    def deadline_s(self, body: dict[str, Any]) -> float:
-        """For the answer to this body, in seconds: LINE_TIMEOUT_S if it is set, MOST_S while nothing was measured."""
+    def deadline_s(self, body: dict[str, Any], *, is_retry: bool = False) -> float:
+        """For the answer to this body, in seconds: LINE_TIMEOUT_S if it is set, MOST_S while nothing was measured, and
+        for a line that failed before, which may be the long one among short ones."""
         if settings.LINE_TIMEOUT_S is not None:
             return float(settings.LINE_TIMEOUT_S)
-        if not self._seconds_per_token:
+        if is_retry or not self._seconds_per_token:
             return MOST_S
         asked = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
         limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]

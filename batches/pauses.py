@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from batches import backends, claims
 from batches.backends.base import Reply, Verdict
+from batches.backends.calls import Call
 from batches.models import Backend, PausedModel
 
 logger = logging.getLogger(__name__)
@@ -20,15 +21,16 @@ MISCONFIGURED_FOR = timedelta(seconds=30)
 UNLOADABLE_FOR = timedelta(hours=1)
 
 
-def pause_after(backend: Backend, endpoint: str, model: str, reply: Reply) -> None:
-    """Pause what this reply to a question shows to be out of order. Safe to run twice."""
+def pause_after(backend: Backend, endpoint: str, model: str, failed: Call) -> None:
+    """Pause what this reply shows to be out of order. Safe to run twice."""
+    reply = failed.reply or Reply(failed.verdict)
     match reply.verdict:
         case Verdict.UNREACHABLE:
             _pause(backend, backends.unreachable_hint())
         case Verdict.MISCONFIGURED:
             _pause(backend, reply.message, at_least=MISCONFIGURED_FOR)
         case _:
-            _pause_model(backend, endpoint, model, reply)
+            _pause_model(backend, endpoint, model, reply, took=timedelta(seconds=failed.duration_s))
 
 
 def _pause(backend: Backend, reason: str, *, at_least: timedelta | None = None) -> None:
@@ -36,9 +38,10 @@ def _pause(backend: Backend, reason: str, *, at_least: timedelta | None = None) 
     logger.warning("paused: %s", reason)
 
 
-def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply) -> None:
+def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, took: timedelta) -> None:
     reason = _what_is_wrong(backend, endpoint, model, reply)
-    paused = PausedModel.pause(backend, endpoint, model, reason)
+    # At least as long as the question took: one that hangs leaves half of the time to other models.
+    paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took)
     logger.warning("paused: %s", reason)
     if reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR:
         logger.error("%s could not be loaded for too long: its lines fail", model)

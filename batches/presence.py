@@ -52,7 +52,7 @@ def report_backend() -> Backend:
             backend.pause(no_room)
         elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
-            backend.paused_models.update(resume_at=Now())  # a restart may have mended them
+            backend.paused_models.update(resume_at=Now(), since=Now())  # a restart may have mended them
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
     backend.worker = socket.gethostname()
     backend.worker_seen_at = timezone.now()

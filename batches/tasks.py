@@ -18,7 +18,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from batches import claims, executor, intake, leases, lifecycle, output, presence, webhooks
-from batches.models import FINAL, Backend, Batch, Pulse, Status
+from batches.models import FINAL, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
 from files_api import retention
@@ -146,4 +146,4 @@ def _wake_drives() -> None:
 
 
 def _has_work() -> bool:
-    return any(claims.has_work(backend) for backend in Backend.objects.filter(paused_at=None))
+    return any(claims.has_work(backend) for backend in presence.live_backends() if not backend.is_paused)

@@ -26,6 +26,7 @@ from django.db import Error, connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
+from urllib3.exceptions import HTTPError
 
 from batches.backends.connection import CONNECT_TIMEOUT_S, WatchedAdapter
 from batches.models import WebhookDelivery
@@ -97,7 +98,7 @@ def _send(delivery: WebhookDelivery) -> dict[str, Any]:
         status, wait_s = _post(delivery)
     except _TooSlow:
         return _again(delivery, f"no answer within {DEADLINE_S:g} s")
-    except (requests.RequestException, OSError) as error:
+    except (requests.RequestException, HTTPError, ValueError, OSError) as error:
         return _again(delivery, f"no answer ({_kind(error)})")
     if 200 <= status < 300:
         logger.info("%s: %s was delivered", delivery.batch_id, delivery.event)

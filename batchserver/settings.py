@@ -69,18 +69,18 @@ def _switch(name: str, default: bool) -> bool:
 
 def _url(name: str, default: str) -> str:
     value = _text(name, default).rstrip("/")
-    _check_address(name, value, "http://localhost:11434")
+    _check_address(f"{name}={value!r}", value, "http://localhost:11434")
     return value
 
 
-def _check_address(name: str, value: str, example: str) -> None:
+def _check_address(what: str, value: str, example: str) -> None:
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
     if not usable:
-        raise ImproperlyConfigured(f"{name}={value!r}: expected an address like {example}.")
+        raise ImproperlyConfigured(f"{what}: expected an address like {example}.")
 
 
 def _check_webhook_secret(value: str) -> None:
@@ -213,7 +213,7 @@ SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
 WEBHOOK_URL = _text("WEBHOOK_URL")
 WEBHOOK_SECRET = _text("WEBHOOK_SECRET")
 if WEBHOOK_URL:
-    _check_address("WEBHOOK_URL", WEBHOOK_URL, "https://example.org/hook")
+    _check_address("WEBHOOK_URL (not shown, it may hold a key)", WEBHOOK_URL, "https://example.org/hook")
     _check_webhook_secret(WEBHOOK_SECRET)
 
 # Limits

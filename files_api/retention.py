@@ -26,8 +26,11 @@ def release(holder: str) -> None:
 def remove(parts: UploadPartQuerySet) -> None:
     """Remove parts, bytes first: a row that is left behind by a kill is found again."""
     for part in parts:
-        part.content.delete(save=False)
-        part.delete()
+        try:
+            part.content.delete(save=False)
+            part.delete()
+        except OSError as error:
+            logger.error("%s: the bytes cannot be removed: %s", part.pk, error.strerror)
 
 
 def sweep(most: int = 100) -> None:
@@ -39,10 +42,7 @@ def sweep(most: int = 100) -> None:
                 logger.info("%s: bytes removed", file.pk)
         except OSError as error:
             logger.error("%s: the bytes cannot be removed: %s", file.pk, error.strerror)
-    try:
-        remove(UploadPart.objects.all().discardable()[:most])
-    except OSError as error:
-        logger.error("the parts of an upload cannot be removed: %s", error.strerror)
+    remove(UploadPart.objects.all().discardable()[:most])
     settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in settings.UPLOAD_DIR.iterdir():
         # Gone already: its upload just finished, or another sweep was faster.

@@ -11,6 +11,8 @@ from files_api.storage import MeasuredFile, missing_bytes
 
 # What a form may hold beside its file: boundaries, headers, short fields.
 MULTIPART_OVERHEAD_BYTES = 2**16
+# How often an upload of unknown length looks whether the disk still has room.
+LOOK_EVERY_BYTES = 2**24
 
 
 class MeasuringUploadHandler(FileUploadHandler):
@@ -28,6 +30,10 @@ class MeasuringUploadHandler(FileUploadHandler):
         if self.file.size + len(raw_data) > self.most_bytes:
             self.upload_interrupted()
             raise errors.too_large(str(self.field_name), self.most_bytes)
+        size = self.file.size + len(raw_data)
+        if size // LOOK_EVERY_BYTES > self.file.size // LOOK_EVERY_BYTES and missing_bytes():
+            self.upload_interrupted()
+            raise errors.no_room()
         try:
             self.file.write(raw_data)
         except OSError:

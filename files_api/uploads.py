@@ -5,11 +5,12 @@ import hashlib
 from django.db import DatabaseError, transaction
 from django.utils import timezone
 
+from batchserver import errors
 from batchserver.errors import ApiError
 from files_api import retention
 from files_api.accept import accept
-from files_api.models import Upload, UploadPart
-from files_api.storage import MeasuredFile, temporary_file
+from files_api.models import File, Upload, UploadPart
+from files_api.storage import MeasuredFile, missing_bytes, temporary_file
 
 MOST_PART_BYTES = 64 * 2**20
 OVER = ("completed", "cancelled", "expired")
@@ -80,6 +81,8 @@ def _refuse(upload: Upload, *statuses: str) -> None:
 
 def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
     parts = _in_order(upload, part_ids)
+    if missing_bytes(upload.bytes):
+        raise errors.no_room()
     digest = hashlib.md5(usedforsecurity=False)
     with temporary_file() as content:
         for part in parts:
@@ -94,16 +97,22 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
                 code="invalid_value",
             )
         content.sync()  # gigabytes, before the lock on the database and not under it
-        with transaction.atomic():
-            upload = _locked(upload)
-            if not _is_joined_of(upload, part_ids):
-                # Not if it expired: the client asked in time, and joining gigabytes takes a while.
-                _refuse(upload, "completed", "cancelled")
-                upload.file = accept(
-                    content, filename=upload.filename, purpose=upload.purpose, lifetime=upload.file_lifetime
-                )
-                upload.joined_part_ids = part_ids
-                upload.save(update_fields=["file", "joined_part_ids"])
+        file: File | None = None
+        try:
+            with transaction.atomic():
+                upload = _locked(upload)
+                if not _is_joined_of(upload, part_ids):
+                    # Not if it expired: the client asked in time, and joining gigabytes takes a while.
+                    _refuse(upload, "completed", "cancelled")
+                    file = accept(
+                        content, filename=upload.filename, purpose=upload.purpose, lifetime=upload.file_lifetime
+                    )
+                    upload.file, upload.joined_part_ids = file, part_ids
+                    upload.save(update_fields=["file", "joined_part_ids"])
+        except DatabaseError:
+            if file is not None:
+                file.content.delete(save=False)
+            raise
     return upload
 
 

@@ -55,6 +55,7 @@ class FakeBackend:
     def __init__(self, port: int = 0) -> None:
         self.models = [MODEL]
         self.delay_s = 0.0
+        self.native_delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
         self.seen: list[Seen] = []
         self.loads: list[str] = []  # the models that it was asked to load
@@ -177,6 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/api/chat":
+            self.fake.wait(self.fake.native_delay_s)
             self._send(*native_answer(body, self.fake.context))
             return
         if self.path in ("/api/generate", "/api/embed"):

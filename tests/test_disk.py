@@ -1,6 +1,8 @@
 """A disk that is full, or nearly: nothing is lost and nothing half written, and work goes on once there is room."""
 
+import io
 import resource
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -67,6 +69,40 @@ def test_with_too_little_left_uploads_are_refused(api, nearly_full):
     upload_id = api.post("/v1/uploads", upload, format="json").json()["id"]
     part = {"data": SimpleUploadedFile("upload", b"{}\n")}
     assert api.post(f"/v1/uploads/{upload_id}/parts", part).status_code == 507
+
+
+def test_an_upload_of_unknown_length_is_refused_on_the_way(api, settings, monkeypatch):
+    monkeypatch.setattr("files_api.upload_handler.LOOK_EVERY_BYTES", 100_000)
+    free = shutil.disk_usage(settings.FILES_DIR).free
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + b"{}\n" * 200_000
+    settings.MIN_FREE_BYTES = free - 100_000_000  # enough when it begins
+
+    class Filling(io.BytesIO):
+        def read(self, *args):
+            settings.MIN_FREE_BYTES = 2**62  # and too little meanwhile
+            return super().read(*args)
+
+    answer = api.generic(
+        "POST",
+        "/v1/files",
+        body + b"\r\n--b--\r\n",
+        content_type="multipart/form-data; boundary=b",
+        HTTP_TRANSFER_ENCODING="chunked",
+        **{"wsgi.input": Filling(body + b"\r\n--b--\r\n")},
+    )
+    assert answer.status_code == 507
+    assert stored(settings) == []
+
+
+def test_joining_needs_room_too(api, settings):
+    upload = {"filename": "a.jsonl", "purpose": "batch", "bytes": 3, "mime_type": "text/jsonl"}
+    upload_id = api.post("/v1/uploads", upload, format="json").json()["id"]
+    part = api.post(f"/v1/uploads/{upload_id}/parts", {"data": SimpleUploadedFile("upload", b"{}\n")}).json()["id"]
+    settings.MIN_FREE_BYTES = 2**62
+    complete = {"part_ids": [part]}
+    assert api.post(f"/v1/uploads/{upload_id}/complete", complete, format="json").status_code == 507
+    settings.MIN_FREE_BYTES = 0
+    assert api.post(f"/v1/uploads/{upload_id}/complete", complete, format="json").status_code == 200
 
 
 def test_with_too_little_left_batches_wait_and_go_on_later(create, work, backend, settings):

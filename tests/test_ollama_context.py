@@ -89,7 +89,8 @@ def test_where_nothing_can_have_been_cut_nothing_is_asked(prompt_tokens, message
     "server",
     [
         Server(),
-        Server(400, {"error": "gemma3:12b does not support tools"}),
+        Server(400, {"error": "long-context:7b does not support tools"}),
+        Server(400, {"error": "do embedding request: context canceled"}),
         Server(500, {"error": EXCEEDED}),
         Server(503, None),
     ],
@@ -186,6 +187,14 @@ def test_its_line_is_an_error_line_and_not_an_answer(create, work, backend):
     assert "has 5000 tokens and the context 4096" in refusal["message"]
     # Asked once: it is nobody's fault but the line's.
     assert backend.arrived() == [long, fitting, "a"]
+
+
+def test_an_answer_in_time_counts_though_the_question_about_it_takes_too_long(create, work, backend, settings):
+    settings.LINE_TIMEOUT_S = 1.0
+    backend.native_delay_s = 2.0
+    batch = work.run(create([line("long", body={"messages": say("x" * 3000, "x" * 3000)})])["id"])
+    assert batch["request_counts"]["completed"] == 1
+    assert len(backend.arrived()) == 1
 
 
 def test_every_answer_has_an_id_of_its_own(create, work, backend):

@@ -54,5 +54,15 @@ def test_without_a_limit_the_longest_answer_yet_is_the_measure():
     assert paced((0, 300, 30)).deadline_s({"max_tokens": None}) == pytest.approx(4 * 300)
 
 
+def test_a_line_that_failed_before_gets_the_longest():
+    assert paced((10, 100, 2)).deadline_s({"max_tokens": 16}, is_retry=True) == MOST_S
+
+
+def test_a_prompt_that_may_have_been_read_before_does_not_count():
+    """2000 tokens of a shared prompt, in the cache: the 20 that were written took the time."""
+    assert paced((2000, 20, 5.5)).deadline_s({"max_tokens": 1000}) == pytest.approx(4 * 275)
+    assert paced((2000, 0, 1)).deadline_s({}) == LEAST_S  # an embedding
+
+
 def test_it_is_never_longer_than_the_longest():
     assert paced((0, 10, 100)).deadline_s({"max_tokens": 100_000}) == MOST_S

@@ -111,8 +111,10 @@ def test_a_model_that_fails_everything_pauses_and_charges_nobody(create, work, b
     assert backend.arrived().count(TRIAL) == 4
 
     backend.forget()
-    assert work.run(batch)["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+    again(work)
+    assert backend.arrived().count(TRIAL) == 5  # one is enough
     assert not PausedModel.objects.exists()
+    assert work.run(batch)["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
 
 
 def test_a_few_lines_of_a_model_that_fails_everything_lose_none(create, work, backend):
@@ -152,6 +154,29 @@ def test_other_models_go_on(create, work, backend):
     assert PausedModel.objects.get().model == "gemma3:12b"
     assert work.run(later)["status"] == "completed"
     assert work.batch(broken)["request_counts"] == {"total": 2, "completed": 1, "failed": 0}
+
+
+def test_other_models_get_their_turn_beside_one_that_hangs(create, work, backend, settings):
+    """Each trial of it takes as long as a loading may, and is followed by as long a time for the others."""
+    settings.MODEL_LOAD_TIMEOUT_S = 1.0
+    backend.models = ["gemma3:12b", "other:1b"]
+    backend.on_load.append(Action(delay_s=2))
+    batch = create([line("a"), line("b", body={"model": "other:1b"})])["id"]
+    work.validate(batch)
+    work.drive()
+    assert backend.arrived() == ["b"]  # by the same drive
+    assert backend.loads == ["gemma3:12b", "other:1b"]
+    PausedModel.objects.update(failed_trials=0)
+    PausedModel.pause(Backend.objects.get(), "/v1/chat/completions", "gemma3:12b", "x", at_least=timedelta(minutes=15))
+    assert PausedModel.objects.get().resume_at > timezone.now() + timedelta(minutes=14)
+
+
+def test_of_two_drives_one_tries_a_paused_model_again(db):
+    paused = PausedModel.pause(presence.own_backend(), "/v1/embeddings", "m", "x", at_least=timedelta())
+    assert not paused.take()  # too early
+    PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
+    assert paused.take()
+    assert not paused.take()
 
 
 @pytest.mark.parametrize(
@@ -275,6 +300,28 @@ def test_lines_of_a_model_that_cannot_be_loaded_for_an_hour_fail_with_the_reason
     assert not PausedModel.objects.exists()
 
 
+def test_the_hour_begins_anew_with_another_reason_and_when_the_backend_comes_back(create, work, backend):
+    for key in ("a", TRIAL):
+        backend.always(key, BOOM)
+    batch = prepared(create, work, "a")
+    for _ in range(2):
+        again(work)
+    hour_ago = timezone.now() - timedelta(minutes=61)
+    PausedModel.objects.update(since=hour_ago)
+    backend.always(TRIAL, NO_ROOM)
+    again(work)
+    assert charges() == UNCHARGED
+    PausedModel.objects.update(since=hour_ago)
+    backend.stop()
+    presence.report_backend()
+    backend.start()
+    presence.report_backend()
+    again(work)
+    assert charges() == UNCHARGED
+    backend.forget()
+    assert work.run(batch)["request_counts"]["completed"] == 1
+
+
 def test_what_looks_like_no_room_is_the_lines_affair_if_a_trial_goes_well(create, work, backend):
     """A prompt so long that its own context does not fit beside the model, say."""
     backend.always("a", NO_ROOM)
@@ -312,8 +359,8 @@ def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbour
 def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     create, work, backend, settings, monkeypatch
 ):
-    settings.LINE_TIMEOUT_S = 0.3
-    monkeypatch.setattr(executor, "TRIAL_TIMEOUT_S", 0.3)
+    settings.LINE_TIMEOUT_S = 1.0
+    monkeypatch.setattr(executor, "TRIAL_TIMEOUT_S", 1.0)
     hang = Action(hang=True)
     backend.always("a", hang)
     backend.on(TRIAL, hang)

@@ -148,7 +148,7 @@ def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path, environment, sa
         ("LINE_TIMEOUT_S", "-1", "LINE_TIMEOUT_S='-1': expected a number of seconds above 0."),
         ("MODEL_ALIASES", "gpt-4o", "MODEL_ALIASES: 'gpt-4o' is not of the form alias=model."),
         ("DATABASE_URL", "nonsense", "DATABASE_URL: expected"),
-        ("WEBHOOK_URL", "x.org/hook", "WEBHOOK_URL='x.org/hook': expected an address like https://example.org/hook."),
+        ("WEBHOOK_URL", "x.org/h?key=k", "WEBHOOK_URL (not shown, it may hold a key): expected an address like https:"),
         ("WEBHOOK_URL", "https://x.org", "WEBHOOK_SECRET is not set, and WEBHOOK_URL needs it; make one with: echo"),
     ],
 )

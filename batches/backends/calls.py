@@ -128,7 +128,9 @@ class CallPool:
             try:
                 problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, reply.usage)
             except Cut:
-                return Reply(Verdict.CUT)
+                if not call.timed_out:
+                    return Reply(Verdict.CUT)
+                problem = ""  # the answer came in time; only the question about it did not
             except (requests.RequestException, OSError, ReplyTooLarge):
                 problem = ""  # it went away after a good answer
             if problem:

@@ -2,8 +2,9 @@
 
 Under /v1 an over-long prompt loses its oldest messages (server/prompt.go chatPrompt), then its middle
 (llm/llama_server.go), and an embedding's input its end (server/routes.go EmbedHandler). The native endpoints refuse
-instead where `truncate` is false, and say by how much. They count before they compute, so asking costs some 50 ms; it
-is done only where the numbers leave room for a cut.
+instead where `truncate` is false, and say by how much. They count before they compute, so a chat that fits costs some
+50 ms more, its prompt being in the cache; inputs that fit are embedded twice. It is done only where the numbers leave
+room for a cut.
 """
 
 import json
@@ -30,7 +31,7 @@ def cut_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int
     path, body = question
     status, answer = exchange(path, body | {"model": sent["model"], "truncate": False, "stream": False})
     refusal = str(answer.get("error")) if isinstance(answer, dict) else ""
-    if status != 400 or "context" not in refusal:
+    if status != 400 or not re.search(r"context (length|size)|exceed_context", refusal):
         return ""
     numbers = re.search(r"\((\d+) tokens\)\D+\((\d+) tokens\)", refusal)
     excess = f"has {numbers[1]} tokens and the context {numbers[2]}" if numbers else "is longer than the context"

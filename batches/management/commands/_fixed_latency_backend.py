@@ -26,7 +26,7 @@ ANSWER = {
 QUESTIONS: dict[str, Any] = {
     "/api/version": {"version": "0.0.0"},
     "/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 1, "owned_by": "library"}]},
-    "/api/ps": {"models": [{"name": MODEL}]},
+    "/api/ps": {"models": [{"name": MODEL, "context_length": 8192}]},
 }
 
 
@@ -47,6 +47,10 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
+        if not self.path.startswith("/v1/"):  # an order to load the model
+            self._body()
+            self._answer({})
+            return
         self.server.arrivals.append(time.monotonic())
         self._body()
         # A thread's sleep is exact to some 0.1 ms; an event loop would round it up to whole milliseconds.
