@@ -22,6 +22,7 @@ from batches import ordering
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState
+from batchserver import failpoints
 from batchserver.database import from_now
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def claim(lease: Lease, backend: Backend, most: int) -> list[Line]:
         if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
             return []
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
+    failpoints.reach("after_claim")
     # Read again: only what we really got.
     return list(Line.objects.all().held_by(lease).filter(pk__in=ids).select_related("batch").order_by("number"))
 
@@ -88,6 +90,7 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
                 tally["failed"] += 1
             if reply.verdict is Verdict.MODEL_MISSING:
                 tally["failed"] += _fail_waiting(line.batch_id, line.model, reply)
+        failpoints.reach("mid_store")
         for batch_id, tally in tallies.items():
             changes = {name: F(name) + count for name, count in tally.items() if count}
             if changes:

@@ -24,6 +24,7 @@ from batches.doubt import Doubt
 from batches.inputs import UNREADABLE, InputFiles
 from batches.models import Backend, Batch, Lease, Line, PausedModel
 from batches.pace import Pace
+from batchserver import failpoints
 from batchserver.database import relaxed_commits, retrying
 
 logger = logging.getLogger(__name__)
@@ -195,6 +196,7 @@ class Drive:
                 self._answer_unsent(line, refused("unsupported_parameter", problem))
                 continue
             sent = self.kind.prepare(endpoint, body, line.model)
+            failpoints.reach("before_send")
             deadline_s = self.paces[line.model].deadline_s(sent, is_retry=line.attempts > 0)
             self.calls.submit(Call(line, endpoint, sent, deadline_s))
 
@@ -244,7 +246,9 @@ class Drive:
 
     def _record(self, group: list[Call]) -> None:
         started = time.monotonic()
+        failpoints.reach("after_answer")
         retrying(claims.store, self.lease, group, busy=self.busy)
+        failpoints.reach("after_store")
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))
         # Fast answers come in groups, and are claimed in groups as large.

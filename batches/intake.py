@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from batches import backends, jsonl, leases, lifecycle
 from batches.models import Backend, Batch, Lease, Line, Status
+from batchserver import failpoints
 from batchserver.errors import batch_error
 from files_api.models import File
 
@@ -66,6 +67,7 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> bool:
         for group in _groups(lines, batch):
             if not _store(batch, lease, check, group):
                 return False
+            failpoints.reach("mid_validation")
             if batch.total + batch.error_count > settings.MAX_BATCH_LINES:
                 message = f"The file has more than {settings.MAX_BATCH_LINES} lines (MAX_BATCH_LINES)."
                 return _fail_whole(batch, lease, batch_error("too_many_lines", message))

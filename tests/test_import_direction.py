@@ -43,7 +43,7 @@ LAYERS = [
     {"files_api.models", "batchserver.models"},
     {"batches.backends", "batches.jsonl", "files_api.storage"},
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
-    {"batchserver.errors", "batchserver.ids", "batchserver.strict_json"},
+    {"batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"},
     {"batchserver", "batches", "files_api"},
 ]
 
