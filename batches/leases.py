@@ -54,7 +54,8 @@ def reap() -> int:
         with transaction.atomic():
             lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
             lines.update(state=LineState.PENDING, lease=None, lost_claims=F("lost_claims") + 1)
-            Batch.objects.filter(lease=token).update(lease=None)
+            # Nobody is on the way to it any more: the next step is asked for at once.
+            Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
             Lease.objects.filter(pk=token).delete()
     return len(dead)
 

@@ -40,6 +40,15 @@ def test_creating_asks_for_validation(create, sent, work):
     assert sent == [("validate", batch["id"])]
 
 
+def test_what_a_dead_process_was_at_is_asked_for_at_once(create, sent):
+    batch = create([line("a")])["id"]
+    Batch.objects.update(lease=leases.acquire("validate"))
+    Lease.objects.update(expires_at=timezone.now())
+    sent.clear()
+    tick()
+    assert sent == [("validate", batch)]
+
+
 def test_a_lost_message_of_any_step_is_sent_again_once_in_a_while(create, work, backend, sent):
     batch = create([line("a")])["id"]
     for step, status in (("validate", "validating"), ("finalize", "finalizing"), ("tidy", "completed")):
