@@ -1,8 +1,10 @@
 """Removing bytes that nobody can reach or needs any more. Every function is safe to run twice, in any process."""
 
 import logging
+import random
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from django.conf import settings
 
@@ -34,8 +36,8 @@ def remove(parts: UploadPartQuerySet) -> None:
 
 
 def sweep(most: int = 100) -> None:
-    """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and temporary files
-    left by killed processes."""
+    """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and what killed
+    processes left: temporary files, and bytes whose row was never committed."""
     for file in File.objects.all().discardable()[:most]:
         try:
             if file.discard():
@@ -49,3 +51,24 @@ def sweep(most: int = 100) -> None:
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
                 path.unlink()
+    _remove_orphans(most)
+
+
+def _remove_orphans(most: int) -> None:
+    """Remove up to `most` leftovers without a row from one directory, drawn anew each time: there are thousands."""
+    directories = [path for path in settings.FILES_DIR.iterdir() if path.is_dir() and path != settings.UPLOAD_DIR]
+    if not directories:
+        return
+    directory = random.choice(directories)
+    old: dict[str, Path] = {}
+    with suppress(FileNotFoundError):  # removed by somebody else meanwhile
+        for path in directory.iterdir():
+            if path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
+                old[f"{directory.name}/{path.name}"] = path
+    looked_at = random.sample(list(old), min(most, len(old)))
+    # Bytes are named by the id of their row: this asks for primary keys.
+    keys = [old[name].name.partition(".")[0] for name in looked_at]
+    kept = {row.content.name for model in (File, UploadPart) for row in model._default_manager.filter(pk__in=keys)}
+    for name in set(looked_at) - kept:
+        old[name].unlink(missing_ok=True)
+        logger.info("%s: bytes without a row removed", name)

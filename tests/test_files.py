@@ -4,6 +4,7 @@ import os
 import time
 from datetime import timedelta
 
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 
 from files_api import retention
@@ -183,3 +184,29 @@ def test_the_sweep_removes_what_killed_uploads_left_a_day_ago(db, settings):
     os.utime(old, (day_ago, day_ago))
     retention.sweep()
     assert list(settings.UPLOAD_DIR.iterdir()) == [young]
+
+
+def test_the_sweep_removes_old_bytes_without_a_row_and_no_others(api, upload, settings):
+    """An upload, or a part of one, whose process was killed between storing the bytes and committing the row."""
+    kept = upload(LINES)["id"]
+    part = new_part(api)
+    directory = settings.FILES_DIR / kept[5:7]
+    orphans = [directory / "file-orphan", settings.FILES_DIR / "parts" / "part_orphan"]
+    for path in orphans:
+        path.write_bytes(b"x")
+    (directory / "file-young").write_bytes(b"x")
+    day_ago = time.time() - retention.LEFTOVER_AGE_S - 1
+    for path in [*orphans, directory / kept, settings.FILES_DIR / "parts" / part]:
+        os.utime(path, (day_ago, day_ago))
+
+    for _ in range(100):  # each sweep looks into one directory
+        retention.sweep()
+
+    assert sorted(path.name for path in stored_bytes(settings)) == sorted([kept, "file-young", part])
+
+
+def new_part(api):
+    asked = {"filename": "in.jsonl", "purpose": "batch", "bytes": 1, "mime_type": "application/jsonl"}
+    upload = api.post("/v1/uploads", asked, format="json").json()
+    part = api.post(f"/v1/uploads/{upload['id']}/parts", {"data": SimpleUploadedFile("a", b"x")})
+    return part.json()["id"]
