@@ -34,8 +34,9 @@ def eventually(check: Callable[[], Any], *, within_s: float = 60.0, what: str = 
 
 
 class Stack:
-    def __init__(self, data_dir: Path, environment: dict[str, str]) -> None:
+    def __init__(self, data_dir: Path, environment: dict[str, str], *, root: Path = ROOT) -> None:
         self.data_dir = data_dir
+        self.root = root
         self.port = free_port()
         self.environment = {
             "DATA_DIR": str(data_dir),
@@ -58,7 +59,7 @@ class Stack:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command or [sys.executable, "manage.py", "serve"],
-                cwd=ROOT,
+                cwd=self.root,
                 env=os.environ | self.environment,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,41 @@
+"""The scenarios that a change breaks first, on SQLite and on Postgres. `script/test --faults` plays them all."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from tests.conftest import needs
+from tests.faults import scenarios
+from tests.faults.scenarios import Outcome, Scenario
+from tests.faults.world import Postgres
+
+# They mostly wait: for a worker to come back, for a tick.
+AT_ONCE = 3
+QUICK = [scenario for scenario in scenarios.ALL if scenario.quick]
+DATABASES = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> Iterator[dict[tuple[str, str], Future[Outcome]]]:
+    """All of them are played beside each other, from the first test on."""
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres()) if Postgres.is_installed() else None
+        pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
+        played = {}
+        for scenario in QUICK:
+            played[scenario.name, "sqlite"] = pool.submit(scenarios.run, scenario, None)
+            if postgres is not None:
+                played[scenario.name, "postgres"] = pool.submit(scenarios.run, scenario, postgres)
+        yield played
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("database", DATABASES)
+@pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
+def test_scenario(scenario: Scenario, database: str, outcomes: dict[tuple[str, str], Future[Outcome]]) -> None:
+    if database == "postgres":
+        needs(Postgres.is_installed(), "the Postgres wheel")
+    outcome = outcomes[scenario.name, database].result()
+    assert outcome.is_good, f"{outcome}\n{outcome.log[-5000:]}"

@@ -1,0 +1,438 @@
+"""A whole server under observation: real processes on SQLite or Postgres, a model server that keeps a log and can be
+told to misbehave, and watchers who note what the API says and what the rows say, ten times a second."""
+
+import importlib.util
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import requests
+
+from tests.conftest import CHAT, jsonl, line
+from tests.fake_backend import Action, FakeBackend, Seen, answer
+from tests.stack import ROOT, Stack, eventually
+
+FINAL = ("completed", "failed", "expired", "cancelled")
+LOOK_EVERY_S = 0.1
+# What a read may take; an outage that a scenario announces may last so long at most.
+READ_S = 1.0
+OUTAGE_S = 30.0
+# How long after the end of the fault everything has to be over.
+STUCK_AFTER_S = 60.0
+
+
+class Backend(FakeBackend):
+    """Each good answer has a number of its own, so that one can be told from another to the same line.
+
+    `dial` is what is done to every request, whatever its text; None: good answers, after `delay_s`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dial: Action | None = None
+
+    def take(self, seen: Seen) -> Action:
+        action = super().take(seen)
+        if self.dial is not None and not self._actions[seen.key] and seen.key not in self._always:
+            action = self.dial
+        if action.status == 200 and action.body is None:
+            body = answer(seen.path, seen.body, self.context)
+            body["system_fingerprint"] = f"answer {len(self.seen)}"
+            action = Action(**vars(action) | {"body": body})
+            seen.headers["answer"] = f"answer {len(self.seen)}"
+        return action
+
+
+class Postgres:
+    """A real Postgres with a database for each world. Use as a context manager."""
+
+    def __init__(self) -> None:
+        # Not in pytest's directory, which only its owner can enter, and short: the path of its socket is limited.
+        self._directory = tempfile.TemporaryDirectory(prefix="pg")
+        with warnings.catch_warnings(action="ignore"):
+            import pgserver
+
+            self._server = pgserver.get_server(Path(self._directory.name), cleanup_mode="stop")
+        self._made = 0
+
+    def __enter__(self) -> "Postgres":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.cleanup()
+        self._directory.cleanup()
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Not every platform has the wheel."""
+        return importlib.util.find_spec("pgserver") is not None
+
+    def new_database(self) -> str:
+        """Its URL."""
+        self._made += 1
+        name = f"world{self._made}"
+        with closing(psycopg.connect(self._server.get_uri(), autocommit=True)) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        url: str = self._server.get_uri(database=name)
+        return url
+
+    def crash(self, away_s: float) -> None:
+        """End it as `pg_ctl stop -m immediate` does, without a checkpoint, and start it again after a while."""
+        from pgserver._commands import pg_ctl
+
+        directory, user = self._server.pgdata, self._server.system_user
+        pg_ctl(["-m", "immediate", "-w", "stop"], pgdata=directory, user=user)
+        time.sleep(away_s)
+        self._server.ensure_postgres_running()
+
+
+class Rows:
+    """The server's own database, read beside it."""
+
+    def __init__(self, data_dir: Path, url: str) -> None:
+        self._path, self._url = data_dir / "db.sqlite3", url
+        self.is_postgres = bool(url)
+
+    def all(self, query: str) -> list[tuple[Any, ...]]:
+        with self._connect() as connection:
+            return list(connection.execute(query).fetchall())
+
+    def execute(self, statement: str) -> None:
+        with self._connect() as connection:
+            connection.execute(statement)
+
+    @contextmanager
+    def _connect(self) -> Iterator[Any]:
+        if self.is_postgres:
+            connection: Any = psycopg.connect(self._url, autocommit=True, connect_timeout=5)
+        else:
+            connection = sqlite3.connect(self._path, timeout=20, isolation_level=None)
+        with closing(connection):
+            yield connection
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep everybody else from writing."""
+        with self._connect() as connection:
+            connection.execute("BEGIN" if self.is_postgres else "BEGIN IMMEDIATE")
+            if self.is_postgres:
+                for table in ("batches_line", "batches_batch", "batches_lease"):
+                    connection.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+            yield
+            connection.execute("ROLLBACK")
+
+
+@dataclass
+class Answered:
+    """What the API said to one read of a watcher."""
+
+    took_s: float
+    problem: str  # empty if it was a 200
+    allowed: bool  # an outage was announced
+
+
+@dataclass
+class Submitted:
+    """A batch that the scenario created, and what has to become of it."""
+
+    wanted: list[str]
+    status: str = "completed"
+    failed: int = 0  # lines that have to be in the error file, at least
+
+
+@dataclass
+class FinishedRow:
+    """A line's row as it was first seen finished."""
+
+    value: tuple[Any, ...]
+    seen_at: float
+
+
+@dataclass
+class Notes:
+    """What the watchers saw."""
+
+    reads: list[Answered] = field(default_factory=list)
+    statuses: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    finished: dict[str, FinishedRow] = field(default_factory=dict)
+    rewritten: list[str] = field(default_factory=list)
+
+
+class World:
+    """Use as a context manager: the server is up inside, and nothing of it runs afterwards."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        postgres: Postgres | None = None,
+        failpoints: str = "",
+        root: Path = ROOT,
+        **environment: str,
+    ) -> None:
+        self.directory = directory
+        self.postgres = postgres
+        self.backend = Backend()
+        self.backend.delay_s = 0.15
+        self.failpoints = failpoints
+        database_url = postgres.new_database() if postgres else ""
+        self.rows = Rows(directory / "data", database_url)
+        self.backend.start()
+        self.server = Stack(
+            directory / "data",
+            {"OLLAMA_BASE_URL": self.backend.url, "DATABASE_URL": database_url, "FAILPOINTS": failpoints} | environment,
+            root=root,
+        )
+        self.notes = Notes()
+        self.batches: dict[str, Submitted] = {}
+        self.refused: list[str] = []  # metadata of creates that were answered by a 5xx
+        self.kills = 0
+        self.stops = 0
+        self.fault_ended_at = 0.0
+        self.clock_is_stepped = False
+        self._outage_until = 0.0
+        self._extra: list[subprocess.Popen[bytes]] = []
+        self._is_over = threading.Event()
+        self._watchers = [threading.Thread(target=self._watch, args=(look,)) for look in (self._read_api, self._read)]
+        self._session = requests.Session()
+        self._made = 0
+
+    def __enter__(self) -> "World":
+        try:
+            self.server.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        for watcher in self._watchers:
+            watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for watcher in self._watchers:
+            if watcher.ident is not None:
+                watcher.join()
+        for pid in self.server.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        for worker in self._extra:
+            worker.kill()
+            worker.wait()
+        self.server.stop()
+        self.backend.stop()
+        self._session.close()
+
+    # What clients do
+
+    def upload(self, content: bytes) -> requests.Response:
+        form = {"file": ("in.jsonl", io.BytesIO(content))}
+        return self._ask("POST", "/v1/files", data={"purpose": "batch"}, files=form)
+
+    def create(self, file_id: str, label: str, *, key: str = "", window: str = "24h") -> requests.Response:
+        request = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": window}
+        request["metadata"] = {"label": label}  # type: ignore[assignment]
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._ask("POST", "/v1/batches", json=request, headers=headers)
+
+    def submit(self, lines: int, *, within_s: float = 60.0, **outcome: Any) -> str:
+        """A batch of so many good lines; each step is tried until it is answered well, as a careful client would.
+        Its id."""
+        self._made += 1
+        wanted = [f"b{self._made}-{number}" for number in range(lines)]
+        label = f"b{self._made}"
+        content = jsonl([line(custom_id) for custom_id in wanted])
+        file_id = eventually(lambda: self._id(self.upload(content)), within_s=within_s, what="an upload")
+
+        def create() -> str:
+            answered = self.create(file_id, label, key=label, window=outcome.get("window", "24h"))
+            if answered.status_code >= 500:
+                self.refused.append(label)
+            return self._id(answered)
+
+        batch_id: str = eventually(create, within_s=within_s, what="a batch")
+        # The same key: an answer that was lost, and one by a 5xx, belong to the same request.
+        self.refused = [each for each in self.refused if each != label]
+        outcome.pop("window", None)
+        self.batches[batch_id] = Submitted(wanted, **outcome)
+        return batch_id
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        """The batch object; empty if there was no answer."""
+        answered = self._ask("GET", f"/v1/batches/{batch_id}")
+        body: dict[str, Any] = answered.json() if answered.status_code == 200 else {}
+        return body
+
+    def cancel(self, batch_id: str) -> None:
+        eventually(lambda: self._ask("POST", f"/v1/batches/{batch_id}/cancel").status_code == 200, what="a cancel")
+        self.batches[batch_id].status = "cancelled"
+
+    def content(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        answered = self._ask("GET", f"/v1/files/{file_id}/content")
+        assert answered.status_code == 200, f"{file_id}: HTTP {answered.status_code}"
+        return [json.loads(each) for each in answered.content.splitlines()]
+
+    def await_lines(self, count: int, batch_id: str, within_s: float = 60.0) -> None:
+        """Until so many of the batch's lines are finished."""
+
+        def finished() -> int:
+            counts = self.batch(batch_id).get("request_counts", {})
+            return int(counts.get("completed", 0) + counts.get("failed", 0))
+
+        eventually(lambda: finished() >= count, within_s=within_s, what=f"{count} finished lines")
+
+    def await_status(self, status: str, batch_id: str, within_s: float = 60.0) -> None:
+        eventually(lambda: self.batch(batch_id).get("status") == status, within_s=within_s, what=status)
+
+    def _ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        """The answer; a 599 of our own if the connection broke."""
+        try:
+            return self._session.request(method, f"{self.server.base}{path}", timeout=30, **options)
+        except requests.RequestException:
+            broken = requests.Response()
+            broken.status_code = 599
+            return broken
+
+    def _id(self, answered: requests.Response) -> str:
+        assert answered.status_code == 200 or answered.status_code >= 500, answered.text
+        return str(answered.json()["id"]) if answered.status_code == 200 else ""
+
+    # What goes wrong
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        """The API need not answer inside, nor afterwards until it did once, within OUTAGE_S."""
+        self._outage_until = time.monotonic() + 3600
+        try:
+            yield
+        finally:
+            ends_at = time.monotonic() + OUTAGE_S
+            while time.monotonic() < ends_at and not self._answers():
+                time.sleep(0.05)
+            self._outage_until = time.monotonic()
+
+    def _answers(self) -> bool:
+        return self._ask("GET", "/v1/batches?limit=1").status_code == 200
+
+    def kill(self, part: str) -> None:
+        """kill -9 to what holds `part` in its command line."""
+        pids = eventually(lambda: self.server.kill(part), what=f"a process {part}")
+        self.kills += bool(pids)
+
+    def kill_all(self) -> None:
+        """kill -9 to every process at once, and a new start."""
+        with self.outage():
+            self.server.kill("manage.py serve")
+            for pid in self.server.pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert self.server.process is not None
+            self.server.process.wait()
+            self.kills += 1
+            self.server.start()
+
+    def start_worker(self, queue: str) -> None:
+        """One more worker beside those that the server has."""
+        celery = [sys.executable, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
+        celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
+        with self.server.log.open("ab") as log:
+            self._extra.append(
+                subprocess.Popen(
+                    [*celery, "-Q", queue, "-c", "1", "-n", f"{queue}{len(self._extra)}@%h"],
+                    cwd=self.server.root,
+                    env=os.environ | self.server.environment,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+
+    def await_failpoint(self, name: str, within_s: float = 60.0) -> int:
+        """The pid of the process that came to the failpoint, once it did."""
+        marker = self._marker(name)
+        return int(eventually(lambda: marker.exists() and marker.read_text(), within_s=within_s, what=f"{name}"))
+
+    def await_kills(self, within_s: float = 90.0) -> None:
+        """Until every failpoint was reached; each is counted as a kill."""
+        for item in self.failpoints.split(","):
+            self.await_failpoint(item.partition(":")[0], within_s)
+            self.kills += 1
+
+    def wake(self, pid: int) -> None:
+        """Let a process that stopped at a failpoint go on."""
+        self.stops += 1
+        os.kill(pid, signal.SIGCONT)
+
+    def _marker(self, failpoint: str) -> Path:
+        return self.server.data_dir / "failpoints" / failpoint
+
+    def hold_back(self, failpoint: str) -> None:
+        """Let every process pass it until `arm`."""
+        self._marker(failpoint).parent.mkdir(parents=True, exist_ok=True)
+        self._marker(failpoint).touch()
+
+    def arm(self, failpoint: str) -> None:
+        self._marker(failpoint).unlink()
+
+    def let_leases_expire(self) -> None:
+        """As if their time had passed for whoever cannot renew them: a stopped process."""
+        past = "now() - interval '1 second'" if self.rows.is_postgres else "datetime('now', '-1 second')"
+        self.rows.execute(f"UPDATE batches_lease SET expires_at = {past}")
+
+    # The watchers
+
+    def _watch(self, look: Callable[[], None]) -> None:
+        while not self._is_over.wait(LOOK_EVERY_S):
+            look()
+
+    def _read_api(self) -> None:
+        started = time.monotonic()
+        problem = ""
+        body: dict[str, Any] = {"data": []}
+        try:
+            answered = requests.get(f"{self.server.base}/v1/batches?limit=100", timeout=10)
+            if answered.status_code == 200:
+                body = answered.json()
+            else:
+                problem = f"HTTP {answered.status_code}"
+        except requests.RequestException as error:
+            problem = type(error).__name__
+        took_s = time.monotonic() - started
+        self.notes.reads.append(Answered(took_s, problem, started < self._outage_until))
+        for batch in body["data"]:
+            statuses = self.notes.statuses.setdefault(batch["id"], [])
+            if statuses[-1:] != [batch["status"]]:
+                statuses.append(batch["status"])
+            counts = self.notes.counts.setdefault(batch["id"], [])
+            now = (*batch["request_counts"].values(),)
+            if counts[-1:] != [now]:
+                counts.append(now)
+
+    def _read(self) -> None:
+        """Which lines are finished, and whether a finished one was written again."""
+        query = "SELECT custom_id, state, finished_at, output_tokens, duration_ms FROM batches_line WHERE state > 1"
+        try:
+            rows = self.rows.all(query)
+        except (sqlite3.Error, psycopg.Error):
+            return
+        now = time.monotonic()
+        for custom_id, *value in rows:
+            known = self.notes.finished.setdefault(custom_id, FinishedRow(tuple(value), now))
+            if known.value != tuple(value):
+                self.notes.rewritten.append(custom_id)
+                known.value = tuple(value)
