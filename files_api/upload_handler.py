@@ -1,5 +1,7 @@
 """Receiving a form's file part: streamed to disk, measured on the way, refused as soon as it is too large."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 from django.core.files.uploadhandler import FileUploadHandler
@@ -34,20 +36,28 @@ class MeasuringUploadHandler(FileUploadHandler):
         if size // LOOK_EVERY_BYTES > self.file.size // LOOK_EVERY_BYTES and missing_bytes():
             self.upload_interrupted()
             raise errors.no_room()
-        try:
+        with self._nothing_left():
             self.file.write(raw_data)
-        except OSError:
-            self.upload_interrupted()
-            raise
 
     def file_complete(self, file_size: int) -> MeasuredFile:
-        self.file.sync()
+        with self._nothing_left():
+            self.file.sync()
         self.file.name = self.file_name
         return self.file
 
     def upload_interrupted(self) -> None:
         if hasattr(self, "file"):
             self.file.close()
+
+    @contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Where the disk is full, what was received goes at once: Django closes whole files only."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):  # closing writes what is buffered: that fails again, and removes the file
+                self.upload_interrupted()
+            raise
 
 
 def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:

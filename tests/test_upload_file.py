@@ -1,5 +1,7 @@
 import hashlib
+import resource
 
+import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from files_api.models import File
@@ -157,3 +159,19 @@ def test_it_refuses_a_form_without_a_boundary(api):
 def test_it_refuses_a_form_that_breaks_off(api):
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{"a"'
     refused(api.generic("POST", "/v1/files", body, content_type="multipart/form-data; boundary=b"))
+
+
+@pytest.mark.parametrize("mebibytes", [1.5, 3], ids=["found at the end", "found on the way"])
+def test_an_upload_that_finds_no_room_leaves_nothing(api, settings, mebibytes):
+    content = GOOD * int(mebibytes * 2**20 / len(GOOD))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(1.4 * 2**20), hard))
+    try:
+        answer = api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("in.jsonl", content)})
+        left = list(settings.UPLOAD_DIR.iterdir())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert (answer.status_code, answer.json()["error"]["type"]) == (507, "server_error")
+    assert left == []
+    assert not File.objects.exists()
