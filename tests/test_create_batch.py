@@ -151,3 +151,15 @@ def test_it_refuses_a_body_that_is_too_large(api):
     answer = api.generic("POST", "/v1/batches", body, content_type="application/json")
     assert answer.status_code == 413
     assert "error" in answer.json()
+
+
+def test_a_wake_up_that_fails_does_not_take_the_batch_back(api, upload, transactional_db, monkeypatch):
+    """It is committed by then and will run: a 5xx would have the client create it once more."""
+
+    def broken(batch_id):
+        raise RuntimeError
+
+    monkeypatch.setattr("batches.tasks.wake_control", broken)
+    request = {"input_file_id": upload([line("a")])["id"], "endpoint": CHAT, "completion_window": "24h"}
+    assert api.post("/v1/batches", request, format="json").status_code == 200
+    assert Batch.objects.count() == 1
