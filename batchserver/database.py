@@ -26,23 +26,22 @@ def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
 
 @contextmanager
 def relaxed_commits() -> Iterator[None]:
-    """Let commits of this connection survive kill -9 but not a power cut, and wait at most 5 s for a locked database.
+    """On SQLite let commits of this connection survive kill -9 but not a power cut, and wait at most 5 s for a lock.
 
     For what a drive writes: a lost result is asked again, and a lost move to finalizing is made again. An accepted
-    batch and the final moves keep the full fsync.
+    batch and the final moves keep the full fsync. So does everything on Postgres: without it, commits of the last
+    moments are in the server's own memory, and one of its processes that is killed takes them along.
     """
-    if connection.vendor == "sqlite":
-        relax = ["PRAGMA synchronous=NORMAL", "PRAGMA busy_timeout=5000"]
-        restore = ["PRAGMA synchronous=FULL", "PRAGMA busy_timeout=20000"]
-    else:
-        relax, restore = ["SET synchronous_commit=off"], ["SET synchronous_commit=on"]
-    _execute(relax)
+    if connection.vendor != "sqlite":
+        yield
+        return
+    _execute(["PRAGMA synchronous=NORMAL", "PRAGMA busy_timeout=5000"])
     try:
         yield
     finally:
         # A connection that was lost meanwhile took its settings with it.
         if connection.connection is not None and connection.is_usable():
-            _execute(restore)
+            _execute(["PRAGMA synchronous=FULL", "PRAGMA busy_timeout=20000"])
 
 
 def _execute(statements: list[str]) -> None:
