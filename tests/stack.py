@@ -51,6 +51,10 @@ class Stack:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def broker_socket(self) -> Path:
+        return self.data_dir / "broker" / "valkey.sock"
+
+    @property
     def log(self) -> Path:
         return self.data_dir / "serve.log"
 

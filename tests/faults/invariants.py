@@ -111,7 +111,7 @@ def nothing_finished_again(world: World) -> str | None:
         return f"sent after they were finished: {late}"
     good = Counter(seen.key for seen in world.backend.seen if seen.answered and "answer" in seen.headers)
     wasted = sum(count - 1 for key, count in good.items() if key in world.notes.finished)
-    if wasted > world.kills + 2 * world.stops:
+    if wasted > world.kills * world.lines_per_kill + 2 * world.stops:
         return f"{wasted} answers were wasted by {world.kills} kills and {world.stops} stops"
     return None
 

@@ -1,17 +1,23 @@
 """What goes wrong: a table of scenarios, each a small function that hurts a running server. Submitting work is part of
 it; when the function returns, the fault is over and the server has 60 s to put everything in order."""
 
+import os
+import random
+import resource
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batches import leases
+from tests.fake_backend import Action, error_body
 from tests.faults import invariants
-from tests.faults.world import Postgres, World
-from tests.stack import ROOT
+from tests.faults.world import FINAL, Postgres, World
+from tests.stack import ROOT, eventually
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,11 @@ class Scenario:
     failpoints: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     quick: bool = False  # part of `script/test`
+    disk_mb: int = 0
+    own_clock: bool = False
     only_on: str = ""  # the database, where the fault is its own
+    needs: Callable[[], bool] = lambda: True  # what it takes is there
+    is_long: bool = False  # minutes
 
 
 @dataclass
@@ -34,6 +44,11 @@ class Outcome:
     error: str = ""
     took_s: float = 0.0
     log: str = ""
+
+    def cell(self, column: str) -> str:
+        if column == "played":
+            return "FAILS" if self.error else "ok"
+        return "FAILS" if column in self.wrong else "ok"
 
     @property
     def is_good(self) -> bool:
@@ -51,10 +66,21 @@ def run(scenario: Scenario, postgres: Postgres | None, *, root: Path = ROOT) -> 
     directory = Path(tempfile.mkdtemp(prefix="fault-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        world = World(directory, postgres=postgres, failpoints=scenario.failpoints, root=root, **scenario.environment)
+        world = World(
+            directory,
+            postgres=postgres,
+            failpoints=scenario.failpoints,
+            root=root,
+            disk_mb=scenario.disk_mb,
+            own_clock=scenario.own_clock,
+            **scenario.environment,
+        )
         try:
             stack.enter_context(world)
-            scenario.act(world)
+            try:
+                scenario.act(world)
+            except AssertionError as error:
+                outcome.error = str(error)
             world.fault_ended_at = time.monotonic()
             for name, invariant in invariants.ALL.items():
                 if problem := invariant(world):
@@ -78,6 +104,95 @@ def _web_killed_at_failpoints(world: World) -> None:
     with world.outage():
         world.submit(5)
         world.await_kills()
+
+
+def _in_each_phase(hurt: Callable[[World], None]) -> Callable[[World], None]:
+    """Do it while a worker is held up for a moment in each phase of one batch."""
+
+    def act(world: World) -> None:
+        world.submit(20)
+        for item in PHASES.split(","):
+            world.await_failpoint(item.partition(":")[0])
+            hurt(world)
+
+    return act
+
+
+def _each_process_in_turn(world: World) -> None:
+    """At any moment, and for the workers now the pool's child alone and now the whole."""
+    batch = world.submit(30)
+    world.await_lines(2, batch)
+    for hurt in (
+        lambda: world.kill("-Q inference"),
+        lambda: world.kill("-Q control"),
+        world.kill_broker,
+        world.kill_web,
+        lambda: os.kill(world.pids_of("-Q inference")[-1], signal.SIGKILL),
+        world.kill_all,
+    ):
+        hurt()
+        time.sleep(1.0)
+    world.kills += 1
+
+
+def _hundred_random_kills(world: World) -> None:
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    world.backend.delay_s = 0.05
+    world.lines_per_kill = 64  # answers that come this fast are stored in groups
+    batch = world.submit(2000)
+    victims = ["-Q inference"] * 4 + ["-Q control"] * 2 + ["valkey", "gunicorn"]
+    try:
+        with world.outage():
+            while world.kills < 100 and world.batch(batch).get("status") not in FINAL:
+                time.sleep(chance.uniform(0.5, 4.0))
+                victim = chance.choice([*victims, "one child"])
+                if victim == "one child":
+                    os.kill(world.pids_of("-Q inference")[-1], signal.SIGKILL)
+                    world.kills += 1
+                else:
+                    world.kill(victim)
+        world.await_status("completed", batch, within_s=600)
+    except AssertionError as error:
+        raise AssertionError(f"{error} (seed {seed})") from error
+
+
+def _a_line_that_takes_its_worker_along(world: World) -> None:
+    """Like one whose body makes the worker run out of memory."""
+    world.backend.always("b1-2", Action(hang=True))
+    batch = world.submit(6, failed=1)
+    for _ in range(10):
+        arrived = world.backend.arrived().count("b1-2")
+        with suppress(AssertionError):
+            eventually(lambda seen=arrived: world.backend.arrived().count("b1-2") > seen, within_s=15)
+        if world.batch(batch).get("status") in FINAL:
+            return
+        world.kill("-Q inference")
+
+
+def _cancelled_and_killed(world: World) -> None:
+    batch = world.submit(40)
+    world.await_lines(3, batch)
+    world.cancel(batch)
+    world.kill_all()
+
+
+def _window_over_while_dead(world: World) -> None:
+    world.backend.delay_s = 5.0
+    batch = world.submit(40, window="1m", status="expired")
+    world.await_lines(3, batch)
+    world.kill("-Q inference")
+    world.kill("-Q control")
+    world.await_status("expired", batch, within_s=90)
+
+
+def _stopped_in_mid_line(world: World) -> None:
+    world.backend.delay_s = 0.5
+    batch = world.submit(12)
+    world.await_lines(3, batch)
+    with world.outage():
+        assert world.server.stop() == 0
+        world.server.start()
 
 
 # A process that is declared dead and comes back
@@ -110,6 +225,160 @@ def _zombie_finalizes(world: World) -> None:
     assert status == "finalizing", f"the finalizer that was declared dead moved the batch to {status}"
 
 
+def _sleeps_past_its_lease(failpoint: str, queue: str) -> Callable[[World], None]:
+    """By the clock, and long enough for another to finish the batch."""
+
+    def act(world: World) -> None:
+        world.start_worker(queue)
+        batch = world.submit(8)
+        stopped = world.await_failpoint(failpoint)
+        time.sleep(leases.LIFETIME.total_seconds() + 2)
+        world.await_status("completed", batch)
+        time.sleep(3.0)
+        world.wake(stopped)
+        time.sleep(3.0)
+
+    return act
+
+
+def _two_workers(world: World) -> None:
+    world.start_worker("inference")
+    world.submit(30)
+    world.submit(30)
+
+
+# The broker
+
+
+def _broker_flushed(world: World) -> None:
+    batch = world.submit(20)
+    for count in (0, 2, 5, 9):
+        world.await_lines(count, batch)
+        world.flush_broker()
+    world.submit(3)
+    world.flush_broker()
+
+
+def _broker_down(world: World) -> None:
+    """The supervisor starts it again and again, and each time it is killed."""
+    world.submit(20)
+    ends_at = time.monotonic() + 30
+    while time.monotonic() < ends_at:
+        world.server.kill("valkey")
+        time.sleep(0.1)
+        if ends_at - time.monotonic() < 20 and len(world.batches) < 2:
+            world.submit(3)
+
+
+def _broker_frozen(world: World) -> None:
+    world.submit(20)
+    [pid] = world.pids_of("valkey")
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(15)
+    world.submit(3)
+    time.sleep(15)
+    os.kill(pid, signal.SIGCONT)
+
+
+# The model server
+
+
+def _backend_is(dial: Action, for_s: float = 8.0) -> Callable[[World], None]:
+    """It does this to every request for a while, trials included; no line may pay for it."""
+
+    def act(world: World) -> None:
+        batch = world.submit(12)
+        world.await_lines(2, batch)
+        world.backend.dial = dial
+        time.sleep(for_s)
+        world.backend.dial = None
+
+    return act
+
+
+def _backend_refuses(world: World) -> None:
+    batch = world.submit(12)
+    world.await_lines(2, batch)
+    world.kills += 1  # the answer in flight
+    world.backend.stop()
+    time.sleep(8.0)
+    world.backend.start()
+
+
+def _backend_truncates(world: World) -> None:
+    """Each prompt is longer than the context and is cut without a word."""
+    world.backend.context = 300
+    world.submit(4, id_length=512, failed=4)
+
+
+NO_FINISH_REASON = {
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "half an"}, "finish_reason": None}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
+}
+RUNNER_DIED = error_body("model runner has unexpectedly stopped, this may be due to resource limitations")
+NO_MEMORY = error_body("model requires more system memory (9.9 GiB) than is available (3.1 GiB)")
+BUSY = error_body("server busy, please try again.  maximum pending requests exceeded")
+
+
+# The database, the disk, the clock
+
+
+def _postgres_crashes(world: World) -> None:
+    batch = world.submit(30)
+    assert world.postgres is not None
+    for count in (2, 5):
+        world.await_lines(count, batch)
+        with world.outage():
+            world.kills += 1
+            world.postgres.crash(away_s=3.0)
+
+
+def _database_locked(world: World) -> None:
+    batch = world.submit(20)
+    world.await_lines(2, batch)
+    with world.rows.locked():
+        time.sleep(10)
+
+
+def _upload_without_room(world: World) -> None:
+    """The kernel refuses the web process to write beyond 8 MiB of a file."""
+    for pid in world.pids_of("gunicorn"):
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (8 * 2**20, hard))
+    answered = world.upload(b'{"padding": "' + b"x" * 10 * 2**20 + b'"}\n')
+    assert (answered.status_code, answered.json()["error"]["type"]) == (507, "server_error"), answered.text
+    left = [path.name for path in (world.server.data_dir / "files").rglob("*") if path.is_file()]
+    assert not left, f"left behind: {left}"
+    for pid in world.pids_of("gunicorn"):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+    world.submit(3)
+
+
+def _disk_full(world: World) -> None:
+    """From the third line to the last, and while the result files are due."""
+    batch = world.submit(20)
+    world.await_lines(3, batch)
+    with world.full_disk():
+        answered = world.upload(b'{"a": 1}\n' * 100_000)
+        assert answered.status_code in (503, 507), f"HTTP {answered.status_code}"
+        time.sleep(12)
+
+
+def _clock_steps(world: World) -> None:
+    batch = world.submit(40)
+    for count, offset_s in ((2, 3600), (8, 0), (14, -3600), (20, 0)):
+        world.await_lines(count, batch)
+        world.step_clock(offset_s)
+
+
+def _has_compiler() -> bool:
+    return shutil.which("cc") is not None
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
 INFERENCE_STEPS = (
     "after_claim:kill9@2,before_send:kill9_parent@3,after_answer:kill9@2,mid_store:kill9@3,after_store:kill9@4"
 )
@@ -119,11 +388,55 @@ CONTROL_STEPS = (
 )
 WEB_STEPS = "after_upload_received:kill9,after_upload_stored:kill9,after_create_committed:kill9"
 
+PHASES = (
+    "mid_validation:sleep=2,after_claim:sleep=2@2,before_send:sleep=2@3,after_answer:sleep=2@2,"
+    "after_result_file:sleep=2"
+)
+
 ALL = [
     Scenario("inference worker, kill -9 at every step", _killed_at_failpoints, INFERENCE_STEPS, quick=True),
     Scenario("control worker, kill -9 at every step", _killed_at_failpoints, CONTROL_STEPS, quick=True),
     Scenario("web, kill -9 at every step", _web_killed_at_failpoints, WEB_STEPS, quick=True),
+    Scenario("web, kill -9 in each phase", _in_each_phase(World.kill_web), PHASES),
+    Scenario("broker, kill -9 in each phase", _in_each_phase(World.kill_broker), PHASES),
+    Scenario("backend, kill -9 in each phase", _in_each_phase(World.kill_backend), PHASES),
+    Scenario("everything, kill -9 in each phase", _in_each_phase(World.kill_all), PHASES),
+    Scenario("each process in turn, kill -9", _each_process_in_turn, quick=True),
+    Scenario("100 random kills, 2,000 lines", _hundred_random_kills, is_long=True),
+    Scenario("a line that takes its worker along", _a_line_that_takes_its_worker_along),
+    Scenario("cancelled, then everything killed", _cancelled_and_killed),
+    Scenario("window over while workers are dead", _window_over_while_dead),
+    Scenario("SIGTERM in mid-line, new start", _stopped_in_mid_line, quick=True),
     Scenario("zombie writes a line", _zombie_writes, "after_answer:stop@3", quick=True),
     Scenario("zombie finalizes", _zombie_finalizes, "after_result_file:stop,before_finalize_write:stop", quick=True),
+    Scenario(
+        "inference worker stopped past its lease",
+        _sleeps_past_its_lease("after_answer", "inference"),
+        "after_answer:stop@3",
+    ),
+    Scenario(
+        "control worker stopped past its lease",
+        _sleeps_past_its_lease("after_result_file", "control"),
+        "after_result_file:stop",
+    ),
+    Scenario("two inference workers, one backend", _two_workers, quick=True),
+    Scenario("broker FLUSHALL", _broker_flushed, quick=True),
+    Scenario("broker down 30 s", _broker_down),
+    Scenario("broker frozen 30 s", _broker_frozen),
+    Scenario("backend refuses connections", _backend_refuses),
+    Scenario("backend 503", _backend_is(Action(503, BUSY))),
+    Scenario("backend 500, runner died", _backend_is(Action(500, RUNNER_DIED)), quick=True),
+    Scenario("backend 500, no memory", _backend_is(Action(500, NO_MEMORY))),
+    Scenario("backend hangs", _backend_is(Action(hang=True)), environment={"LINE_TIMEOUT_S": "2"}),
+    Scenario("backend drips", _backend_is(Action(drip_s=1.0)), environment={"LINE_TIMEOUT_S": "2"}),
+    Scenario("backend cuts in mid-body", _backend_is(Action(cut_after=20))),
+    Scenario("backend answers garbage", _backend_is(Action(body=b"\x00garbage")), quick=True),
+    Scenario("backend gives no finish_reason", _backend_is(Action(body=NO_FINISH_REASON))),
+    Scenario("backend truncates without a word", _backend_truncates),
+    Scenario("upload without room (RLIMIT_FSIZE)", _upload_without_room),
+    Scenario("disk full for 12 s (tmpfs)", _disk_full, disk_mb=64, needs=_is_root),
+    Scenario("Postgres crashes twice", _postgres_crashes, only_on="postgres"),
+    Scenario("database locked for 10 s", _database_locked),
+    Scenario("clock steps by an hour, four times", _clock_steps, own_clock=True, needs=_has_compiler),
 ]
 BY_NAME = {scenario.name: scenario for scenario in ALL}

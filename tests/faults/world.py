@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import redis
 import requests
 
 from tests.conftest import CHAT, jsonl, line
@@ -28,6 +30,7 @@ from tests.stack import ROOT, Stack, eventually
 
 FINAL = ("completed", "failed", "expired", "cancelled")
 LOOK_EVERY_S = 0.1
+CLOCK = Path(__file__).with_name("clock.c")
 # What a read may take; an outage that a scenario announces may last so long at most.
 READ_S = 1.0
 OUTAGE_S = 30.0
@@ -183,6 +186,8 @@ class World:
         postgres: Postgres | None = None,
         failpoints: str = "",
         root: Path = ROOT,
+        disk_mb: int = 0,
+        own_clock: bool = False,
         **environment: str,
     ) -> None:
         self.directory = directory
@@ -190,21 +195,26 @@ class World:
         self.backend = Backend()
         self.backend.delay_s = 0.15
         self.failpoints = failpoints
+        self.disk_mb = disk_mb  # DATA_DIR is a file system of its own, of that size; needs root
         database_url = postgres.new_database() if postgres else ""
         self.rows = Rows(directory / "data", database_url)
         self.backend.start()
-        self.server = Stack(
-            directory / "data",
-            {"OLLAMA_BASE_URL": self.backend.url, "DATABASE_URL": database_url, "FAILPOINTS": failpoints} | environment,
-            root=root,
-        )
+        self._clock = directory / "clock"
+        self._clock.write_text("0")
+        clock = {}
+        if own_clock:
+            library = directory / "clock.so"
+            subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, CLOCK, "-ldl"], check=True)
+            clock = {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(self._clock)}
+        configured = {"OLLAMA_BASE_URL": self.backend.url, "DATABASE_URL": database_url, "FAILPOINTS": failpoints}
+        self.server = Stack(directory / "data", configured | clock | environment, root=root)
         self.notes = Notes()
         self.batches: dict[str, Submitted] = {}
         self.refused: list[str] = []  # metadata of creates that were answered by a 5xx
         self.kills = 0
         self.stops = 0
+        self.lines_per_kill = 1
         self.fault_ended_at = 0.0
-        self.clock_is_stepped = False
         self._outage_until = 0.0
         self._extra: list[subprocess.Popen[bytes]] = []
         self._is_over = threading.Event()
@@ -214,6 +224,8 @@ class World:
 
     def __enter__(self) -> "World":
         try:
+            if self.disk_mb:
+                self._mount()
             self.server.start()
         except BaseException:
             self.__exit__()
@@ -236,6 +248,30 @@ class World:
         self.server.stop()
         self.backend.stop()
         self._session.close()
+        if os.path.ismount(self.server.data_dir):
+            subprocess.run(["umount", self.server.data_dir], check=True)
+
+    def _mount(self) -> None:
+        self.server.data_dir.mkdir()
+        options = f"size={self.disk_mb}m"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.server.data_dir], check=True)
+
+    @contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Inside, the file system of DATA_DIR has no byte left."""
+        # Never the machine's own disk.
+        size = shutil.disk_usage(self.server.data_dir).total
+        assert os.path.ismount(self.server.data_dir)
+        assert size <= self.disk_mb * 2**20
+        ballast = self.server.data_dir / "ballast"
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(2**16)):
+                pass
+        with ballast.open("ab", buffering=0) as file, suppress(OSError):
+            while file.write(b"x"):
+                pass
+        yield
+        ballast.unlink()
 
     # What clients do
 
@@ -249,25 +285,24 @@ class World:
         headers = {"Idempotency-Key": key} if key else {}
         return self._ask("POST", "/v1/batches", json=request, headers=headers)
 
-    def submit(self, lines: int, *, within_s: float = 60.0, **outcome: Any) -> str:
+    def submit(self, lines: int, *, window: str = "24h", id_length: int = 0, **outcome: Any) -> str:
         """A batch of so many good lines; each step is tried until it is answered well, as a careful client would.
-        Its id."""
+        Its id. `outcome` is what has to become of it, where that is not a completed batch."""
         self._made += 1
-        wanted = [f"b{self._made}-{number}" for number in range(lines)]
+        wanted = [f"b{self._made}-{number}".ljust(id_length, "x") for number in range(lines)]
         label = f"b{self._made}"
         content = jsonl([line(custom_id) for custom_id in wanted])
-        file_id = eventually(lambda: self._id(self.upload(content)), within_s=within_s, what="an upload")
+        file_id = eventually(lambda: self._id(self.upload(content)), what="an upload")
 
         def create() -> str:
-            answered = self.create(file_id, label, key=label, window=outcome.get("window", "24h"))
+            answered = self.create(file_id, label, key=label, window=window)
             if answered.status_code >= 500:
                 self.refused.append(label)
             return self._id(answered)
 
-        batch_id: str = eventually(create, within_s=within_s, what="a batch")
+        batch_id: str = eventually(create, what="a batch")
         # The same key: an answer that was lost, and one by a 5xx, belong to the same request.
         self.refused = [each for each in self.refused if each != label]
-        outcome.pop("window", None)
         self.batches[batch_id] = Submitted(wanted, **outcome)
         return batch_id
 
@@ -334,6 +369,34 @@ class World:
         """kill -9 to what holds `part` in its command line."""
         pids = eventually(lambda: self.server.kill(part), what=f"a process {part}")
         self.kills += bool(pids)
+
+    def kill_web(self) -> None:
+        with self.outage():
+            self.kill("gunicorn")
+
+    def kill_broker(self) -> None:
+        self.kill("valkey")
+
+    def kill_backend(self) -> None:
+        """For a second nobody listens there."""
+        self.kills += 1
+        self.backend.stop()
+        time.sleep(1.0)
+        self.backend.start()
+
+    def flush_broker(self) -> None:
+        with closing(redis.Redis(unix_socket_path=str(self.server.broker_socket))) as broker:
+            broker.flushall()
+
+    def pids_of(self, part: str) -> list[int]:
+        pids: list[int] = eventually(lambda: self.server.find(part), what=f"a process {part}")
+        return pids
+
+    def step_clock(self, offset_s: int) -> None:
+        """Set every process's wall clock off by so many seconds. The monotonic clock goes on, as a real one does."""
+        new = self._clock.with_suffix(".new")
+        new.write_text(str(offset_s))
+        new.rename(self._clock)
 
     def kill_all(self) -> None:
         """kill -9 to every process at once, and a new start."""
