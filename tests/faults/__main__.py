@@ -1,9 +1,9 @@
 """Plays all scenarios on both databases and prints the table scenario x invariant:
 
-    python -m tests.faults [--write] [part of a scenario's name ...]
+    python -m tests.faults [part of a scenario's name ...]
 
-`script/test --faults` is the way to call it. The status is 1 if an invariant was broken. With --write the table in
-docs/reliability.md is replaced.
+`script/test --faults` is the way to call it. The status is 1 if an invariant was broken. All scenarios together, with
+no name given, replace the table in docs/reliability.md.
 """
 
 import argparse
@@ -33,14 +33,13 @@ Row = tuple[Scenario, str, Outcome | None]
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
-    parser.add_argument("--write", action="store_true", help="replace the table in docs/reliability.md")
     parser.add_argument("names", nargs="*", help="parts of names; all scenarios where there is none")
     options = parser.parse_args()
     chosen = [each for each in scenarios.ALL if any(part in each.name for part in options.names or [""])]
     rows = play(chosen)
     report = table(rows) + problems(rows)
     print(report)
-    if options.write:
+    if not options.names:
         kept = REPORT.read_text().partition(HEADING)[0]
         REPORT.write_text(f"{kept}{HEADING}\n{report}\n{provenance()}")
     return int(any(outcome is not None and not outcome.is_good for _, _, outcome in rows))

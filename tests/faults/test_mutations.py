@@ -1,45 +1,67 @@
 """The zombie scenarios see what they are there for: without the guard, in a copy of the source, they fail."""
 
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.faults import scenarios
+from tests.faults.scenarios import Outcome
 from tests.stack import ROOT
 
+
+@dataclass(frozen=True)
+class Mutation:
+    """`guarded` in the file at `path` becomes `unguarded`; then the scenario has to end with `seen`."""
+
+    name: str
+    path: str
+    guarded: str
+    unguarded: str
+    scenario: str
+    seen: str
+
+    def play(self, root: Path) -> Outcome:
+        for name in ("batches", "batchserver", "files_api"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "manage.py", root)
+        source = (root / self.path).read_text()
+        assert source.count(self.guarded) == 1, "the guard looks different now: mutate it as it is"
+        (root / self.path).write_text(source.replace(self.guarded, self.unguarded))
+        return scenarios.run(scenarios.BY_NAME[self.scenario], None, root=root)
+
+
 MUTATIONS = [
-    pytest.param(
-        "zombie writes a line",
+    Mutation(
+        "no lease check in the write",
         "batches/claims.py",
         "Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values)",
         "Line.objects.filter(pk=line.pk).update(lease=None, **values)",
+        "zombie writes a line",
         "again: written again",
-        id="no lease check in the write",
     ),
-    pytest.param(
-        "zombie finalizes",
+    Mutation(
+        "no fence in the final move",
         "batches/output.py",
         "self.batch.pk, final, lease=self.lease, output_file",
         "self.batch.pk, final, output_file",
+        "zombie finalizes",
         "declared dead moved the batch to completed",
-        id="no fence in the final move",
     ),
 ]
 
 
-@pytest.mark.parametrize(("scenario", "path", "guarded", "unguarded", "seen"), MUTATIONS)
-def test_the_scenario_fails_without_the_guard(
-    tmp_path: Path, scenario: str, path: str, guarded: str, unguarded: str, seen: str
-) -> None:
-    root = tmp_path / "source"
-    for name in ("batches", "batchserver", "files_api"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "manage.py", root)
-    source = (root / path).read_text()
-    assert source.count(guarded) == 1, "the guard looks different now: mutate it as it is"
-    (root / path).write_text(source.replace(guarded, unguarded))
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
+    """Played beside each other: they mostly wait."""
+    with ThreadPoolExecutor() as pool:
+        yield {each.name: pool.submit(each.play, tmp_path_factory.mktemp("mutated") / "source") for each in MUTATIONS}
 
-    outcome = scenarios.run(scenarios.BY_NAME[scenario], None, root=root)
 
-    assert seen in str(outcome), f"{outcome}\n{outcome.log[-5000:]}"
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_scenario_fails_without_the_guard(mutation: Mutation, outcomes: dict[str, Future[Outcome]]) -> None:
+    outcome = outcomes[mutation.name].result()
+    assert mutation.seen in str(outcome), f"{outcome}\n{outcome.log[-5000:]}"
