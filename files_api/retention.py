@@ -1,5 +1,6 @@
 """Removing bytes that nobody can reach or needs any more. Every function is safe to run twice, in any process."""
 
+import itertools
 import logging
 import random
 import time
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # No upload takes a day: what is older was left by a process that was killed.
 LEFTOVER_AGE_S = 24 * 3600
+# Whose turn it is among the directories; a process begins anywhere.
+_turns = itertools.count(random.randrange(10_000))
 
 
 def release(holder: str) -> None:
@@ -55,11 +58,11 @@ def sweep(most: int = 100) -> None:
 
 
 def _remove_orphans(most: int) -> None:
-    """Remove up to `most` leftovers without a row from one directory, drawn anew each time: there are thousands."""
-    directories = [path for path in settings.FILES_DIR.iterdir() if path.is_dir() and path != settings.UPLOAD_DIR]
+    """Remove up to `most` leftovers without a row from one directory, the next one each time: there are thousands."""
+    directories = sorted(path for path in settings.FILES_DIR.iterdir() if path.is_dir() and path != settings.UPLOAD_DIR)
     if not directories:
         return
-    directory = random.choice(directories)
+    directory = directories[next(_turns) % len(directories)]
     old: dict[str, Path] = {}
     with suppress(FileNotFoundError):  # removed by somebody else meanwhile
         for path in directory.iterdir():

@@ -152,6 +152,7 @@ def _hundred_random_kills(world: World) -> None:
                     world.kills += 1
                 else:
                     world.kill(victim)
+        assert world.kills == 100, f"the batch was over after {world.kills} kills"
         world.await_status("completed", batch, within_s=600)
     except AssertionError as error:
         raise AssertionError(f"{error} (seed {seed})") from error
