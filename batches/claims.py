@@ -65,10 +65,10 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
     held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
-def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
+def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
     """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
-    `busy` is how often in a row the backend was busy: the next try waits longer each time.
+    `busy_s` is how long the backend has been busy: the next try waits as long again.
     """
     tallies: dict[str, Counter[str]] = {}
     with transaction.atomic():
@@ -76,7 +76,7 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
             line, reply = call.key, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = outcome(line, reply, call, busy=busy)
+            values = outcome(line, reply, call, busy_s=busy_s)
             if values["state"] is not LineState.PENDING:
                 values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
             if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
@@ -97,7 +97,7 @@ def store(lease: Lease, calls: list[Call], *, busy: int = 0) -> None:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
-def outcome(line: Line, reply: Reply, call: Call, *, busy: int) -> dict[str, Any]:
+def outcome(line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:
@@ -115,8 +115,8 @@ def outcome(line: Line, reply: Reply, call: Call, *, busy: int) -> dict[str, Any
         case Verdict.FAILED | Verdict.CRASHED:
             return _again(_backoff(1)) | {"needs_trial": True}
         case Verdict.BUSY:
-            asked = timedelta(seconds=min(reply.retry_after_s, MOST_BACKOFF_S))
-            return _again(max(asked, _backoff(min(busy, 7) + 1)))
+            wait_s = max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s)
+            return _again(_jittered(min(MOST_BACKOFF_S, wait_s)))
     return {"state": LineState.PENDING}
 
 
@@ -133,9 +133,13 @@ def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:
 
 
 def _backoff(times: int) -> timedelta:
-    """Doubles with each time; jittered, so that lines do not come back in step."""
-    seconds = min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1))
-    return timedelta(seconds=seconds * random.uniform(0.75, 1.25))
+    """Doubles with each time."""
+    return _jittered(min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)))
+
+
+def _jittered(seconds: float) -> timedelta:
+    """So that lines do not come back in step; never sooner."""
+    return timedelta(seconds=seconds * random.uniform(1.0, 1.5))
 
 
 def _again(backoff: timedelta) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Drive:
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)  # by model
         self.loaded_model = ""  # as far as this drive knows
         self.to_retry: list[PausedModel] = []
-        self.busy = 0  # times in a row
+        self.busy_since: float | None = None
         self.paused = False
         self.stops_at: float | None = None
         self.renewed_at = self.group_ends_at = time.monotonic()
@@ -213,9 +213,9 @@ class Drive:
         self._doubt(call.key).note(call)
         if call.verdict is Verdict.ANSWERED:
             self.paces[call.key.model].note(call)
-            self.busy = 0
-        elif call.verdict is Verdict.BUSY:
-            self.busy += 1
+            self.busy_since = None
+        elif call.verdict is Verdict.BUSY and self.busy_since is None:
+            self.busy_since = time.monotonic()
 
     def _doubt(self, line: Line) -> Doubt:
         return self.doubts[line.batch.endpoint, line.model]
@@ -247,7 +247,8 @@ class Drive:
     def _record(self, group: list[Call]) -> None:
         started = time.monotonic()
         failpoints.reach("after_answer")
-        retrying(claims.store, self.lease, group, busy=self.busy)
+        busy_s = started - self.busy_since if self.busy_since is not None else 0.0
+        retrying(claims.store, self.lease, group, busy_s=busy_s)
         failpoints.reach("after_store")
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
+from django.db.migrations.recorder import MigrationRecorder
 
 from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet
 
@@ -58,15 +59,19 @@ def sweep(most: int = 100) -> None:
 
 
 def _remove_orphans(most: int) -> None:
-    """Remove up to `most` leftovers without a row from one directory, the next one each time: there are thousands."""
+    """Remove up to `most` leftovers without a row from one directory, the next one each time: there are thousands.
+
+    What is older than this database stays: it may be another database's, whose DATA_DIR this one was given.
+    """
     directories = sorted(path for path in settings.FILES_DIR.iterdir() if path.is_dir() and path != settings.UPLOAD_DIR)
     if not directories:
         return
     directory = directories[next(_turns) % len(directories)]
+    database_made_at = MigrationRecorder.Migration.objects.earliest("applied").applied.timestamp()
     old: dict[str, Path] = {}
     with suppress(FileNotFoundError):  # removed by somebody else meanwhile
         for path in directory.iterdir():
-            if path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
+            if database_made_at < path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
                 old[f"{directory.name}/{path.name}"] = path
     looked_at = random.sample(list(old), min(most, len(old)))
     # Bytes are named by the id of their row: this asks for primary keys.

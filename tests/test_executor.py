@@ -332,6 +332,15 @@ def test_a_dead_lease_claims_nothing(create, work):
     assert Line.objects.get().state == LineState.PENDING
 
 
+def test_a_line_that_was_lost_with_its_worker_often_comes_last_of_all(create, work, backend):
+    first, second = create([line("a"), line("b")])["id"], create([line("c")])["id"]
+    for batch in (first, second):
+        work.validate(batch)
+    Line.objects.filter(custom_id="a").update(lost_claims=3)
+    work.drive()
+    assert backend.arrived() == ["b", "c", "a"]
+
+
 def test_two_claims_share_no_line(create, work):
     batch = create([line(f"id-{n}") for n in range(5)])
     work.validate(batch["id"])

@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
                 ('endpoint', models.CharField(max_length=64)),
                 ('model', models.CharField(max_length=255)),
                 ('reason', models.TextField()),
-                ('since', models.DateTimeField(default=django.utils.timezone.now)),
+                ('since', models.DateTimeField(default=django.utils.timezone.now, help_text='Failing for this reason, while the backend answers.')),
                 ('failed_trials', models.PositiveIntegerField(default=0)),
                 ('resume_at', models.DateTimeField()),
                 ('backend', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='paused_models', to='batches.backend')),
