@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -80,7 +81,8 @@ def run(scenario: Scenario, postgres: Postgres | None, *, root: Path = ROOT) -> 
             try:
                 scenario.act(world)
             except AssertionError as error:
-                outcome.error = str(error)
+                # A bare assert says nothing outside pytest: then its own line has to.
+                outcome.error = str(error) or str(traceback.extract_tb(error.__traceback__)[-1].line)
             world.fault_ended_at = time.monotonic()
             for name, invariant in invariants.ALL.items():
                 if problem := invariant(world):
@@ -159,9 +161,9 @@ def _hundred_random_kills(world: World) -> None:
 
 
 def _a_line_that_takes_its_worker_along(world: World) -> None:
-    """As one whose answer makes the worker run out of memory, six times. It holds up no other, and is not given up: a
+    """As one whose answer makes the worker run out of memory, ten times. It holds up no other, and is not given up: a
     worker's death says nothing of the line."""
-    kills = 6
+    kills = 10
     world.backend.on("b1-2", *[Action(hang=True)] * kills)
     batch = world.submit(6)
     for number in range(1, kills + 1):
