@@ -76,7 +76,7 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
             line, reply = call.key, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = outcome(line, reply, call, busy_s=busy_s)
+            values = _outcome(line, reply, call, busy_s=busy_s)
             if values["state"] is not LineState.PENDING:
                 values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
             if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
@@ -97,7 +97,7 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
-def outcome(line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str, Any]:
+def _outcome(line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:

@@ -37,9 +37,7 @@ def report_backend() -> Backend:
         state = backends.probe()
     except backends.Unreachable as error:
         backend = own_backend()
-        if backend.pause_reason != str(error):
-            logger.warning("%s", error)
-            backend.pause(str(error))
+        _pause(backend, str(error))
     else:
         backend = own_backend()
         backend.kind, backend.version = state.kind, state.version
@@ -47,9 +45,7 @@ def report_backend() -> Backend:
         backend.seen_at = timezone.now()
         fields += ["kind", "version", "listed", "loaded_names", "seen_at"]
         if no_room := no_room_hint():
-            if backend.pause_reason != no_room:
-                logger.warning("paused: %s", no_room)
-            backend.pause(no_room)
+            _pause(backend, no_room)
         elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
             backend.resume()
             backend.paused_models.update(resume_at=Now(), since=Now())  # a restart may have mended them
@@ -58,6 +54,13 @@ def report_backend() -> Backend:
     backend.worker_seen_at = timezone.now()
     backend.save(update_fields=fields)
     return backend
+
+
+def _pause(backend: Backend, reason: str) -> None:
+    """Pause it and say so, once for as long as the reason stays."""
+    if backend.pause_reason != reason:
+        logger.warning("paused: %s", reason)
+        backend.pause(reason)
 
 
 def live_backends() -> list[Backend]:
@@ -97,9 +100,11 @@ def health() -> dict[str, Any]:
         reasons.append("No inference worker has reported lately.")
     for backend in backends_seen:
         troubles = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
-        for reason in filter(None, troubles) if any(troubles) else filter(None, [missing_default_model(backend)]):
+        if not any(troubles):
+            troubles = [missing_default_model(backend)]
+        if any(troubles):
             status = "waiting" if status == "ok" else status
-            reasons.append(reason)
+            reasons += filter(None, troubles)
     return {
         "status": status,
         "reason": " ".join(reasons) or None,

@@ -29,10 +29,10 @@ class MeasuringUploadHandler(FileUploadHandler):
         self.file = MeasuredFile()
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
-        if self.file.size + len(raw_data) > self.most_bytes:
+        size = self.file.size + len(raw_data)
+        if size > self.most_bytes:
             self.upload_interrupted()
             raise errors.too_large(str(self.field_name), self.most_bytes)
-        size = self.file.size + len(raw_data)
         if size // LOOK_EVERY_BYTES > self.file.size // LOOK_EVERY_BYTES and missing_bytes():
             self.upload_interrupted()
             raise errors.no_room()

@@ -20,6 +20,8 @@ LEAST_CONTEXT = 512  # tokens; a prompt that fits into this is not looked at
 IMAGE_TOKENS = 4096  # at most, of one image
 EMBEDDING_BATCH = 2048  # tokens; an input is cut to this where the context is larger
 SPECIAL_TOKENS = 8
+# What of a body the model reads.
+PROMPT = ("messages", "prompt", "suffix", "input", "instructions", "tools")
 
 
 def cut_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> str:
@@ -47,9 +49,11 @@ def _about_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: 
     if most_tokens < LEAST_CONTEXT:
         return None
     context = _context(exchange, sent["model"])
+    if most_tokens < context:
+        return None
     messages = _native_messages(endpoint, sent)
     is_history = sum(message["role"] != "system" for message in messages) > 1
-    if most_tokens < context or (prompt_tokens < context // 2 and not is_history):
+    if prompt_tokens < context // 2 and not is_history:
         return None
     asked: JSON = {"options": {"num_predict": 1}}
     if endpoint == "/v1/completions":
@@ -66,9 +70,6 @@ def _about_embedding(exchange: Exchange, endpoint: str, sent: JSON, prompt_token
     least_cut = min(_context(exchange, sent["model"]), EMBEDDING_BATCH) - SPECIAL_TOKENS
     long = [text for text in long if _most_tokens(text) >= least_cut]
     return ("/api/embed", {"input": long}) if long and prompt_tokens >= least_cut else None
-
-
-PROMPT = ("messages", "prompt", "suffix", "input", "instructions", "tools")
 
 
 def _texts(value: Any) -> Iterator[str]:
