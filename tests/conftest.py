@@ -1,11 +1,13 @@
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -18,6 +20,10 @@ from tests.stack import Stack
 
 CHAT = "/v1/chat/completions"
 Content = bytes | list[dict[str, Any]]
+# For what several threads do to the database of the tests; it runs in the pass on Postgres.
+several_connections = pytest.mark.skipif(
+    environment.DATABASE == "sqlite", reason="SQLite's database of the tests is one connection"
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -184,6 +190,19 @@ def stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
     yield start
     for server in started:
         server.stop()
+
+
+def at_once(times: int, ask: Callable[[], Any]) -> list[Any]:
+    """What `ask` gives in so many threads at the same time, each with a database connection of its own."""
+
+    def run() -> Any:
+        try:
+            return ask()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(times) as pool:
+        return [each.result() for each in [pool.submit(run) for _ in range(times)]]
 
 
 def custom_ids(lines: list[dict[str, Any]]) -> list[str]:

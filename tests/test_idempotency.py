@@ -1,18 +1,16 @@
 """Creates that are sent twice under one Idempotency-Key."""
 
-import threading
 from datetime import timedelta
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from batches.models import Batch
 from batchserver.models import ApiKey, RememberedAnswer
 from files_api.models import File
-from tests.conftest import CHAT, line
+from tests.conftest import CHAT, at_once, line, several_connections
 
 BODY = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"}
 
@@ -84,18 +82,9 @@ def test_without_a_key_nothing_is_remembered(api, create):
     assert not RememberedAnswer.objects.exists()
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite's database of the tests is one connection")
+@several_connections
 def test_of_two_at_once_one_creates_and_both_are_answered(transactional_db):
-    answers = []
-
-    def send():
-        answers.append(create_batch(APIClient()).json()["id"])
-        connection.close()
-
-    threads = [threading.Thread(target=send) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = at_once(4, lambda: create_batch(APIClient()).json()["id"])
+    assert len(answers) == 4
     assert len(set(answers)) == 1
     assert Batch.objects.count() == 1

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.conftest import line
+from tests.conftest import line, needs
 from tests.stack import ROOT, Stack, eventually, free_port
 from tests.test_whole_server import client_of, finish, submit
 
@@ -68,8 +68,8 @@ def test_the_first_command(tmp_path):
     assert Stack(state / "embedded", {}).pids() == []
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_server_and_the_curl_commands(tmp_path, fake):
+    needs(shutil.which("curl"), "curl")
     server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url})
     server.start(command=["script/server"])
     try:

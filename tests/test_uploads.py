@@ -1,19 +1,17 @@
 """/v1/uploads: a file that comes in parts."""
 
 import hashlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from files_api import retention, uploads
 from files_api.models import File, Upload, UploadPart
-from tests.conftest import custom_ids, jsonl, line
+from tests.conftest import at_once, custom_ids, jsonl, line, several_connections
 from tests.test_whole_server import client_of, finish, lines_of
 
 CONTENT = jsonl([line(name) for name in "abcdef"])
@@ -277,20 +275,11 @@ def test_a_second_completing_that_finds_the_parts_gone_gets_the_file(api, pendin
     assert uploads.complete(seen_pending, part_ids, None).file_id == first["file"]["id"]
 
 
-@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite's database of the tests is one connection")
+@several_connections
 def test_of_two_that_complete_at_once_both_get_one_file(transactional_db, api, pending):
     upload_id, part_ids = pending
-    answers = []
-
-    def run():
-        answers.append(complete(APIClient(), upload_id, part_ids).json()["file"]["id"])
-        connection.close()
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = at_once(4, lambda: complete(APIClient(), upload_id, part_ids).json()["file"]["id"])
+    assert len(answers) == 4
     assert len(set(answers)) == 1
     assert File.objects.count() == 1
 
