@@ -104,12 +104,12 @@ class LineAdmin(LookOnly):
     list_display = ("number", "custom_id", "state", "model", "http_status", "attempts", "duration_ms", "batch")
     list_display_links = ("number", "custom_id")
     list_filter = ("state",)
-    list_select_related = ("batch",)
+    list_select_related = ("batch", "part")
     search_fields = ("=custom_id", "=batch__id")
     search_help_text = "A custom_id or a batch id, whole."
     show_full_result_count = False
     ordering = ("batch", "number")
-    exclude = ("lease",)
+    exclude = ("lease", "order_key", "digest")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
         # A page of long replies would be as large as all of them.

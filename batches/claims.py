@@ -21,7 +21,7 @@ from django.utils import timezone
 from batches import ordering
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
-from batches.models import FINAL, Backend, Batch, Lease, Line, LineState
+from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part
 from batchserver import failpoints
 from batchserver.database import from_now
 
@@ -38,8 +38,8 @@ def has_work(backend: Backend) -> bool:
 
 def is_wanted(endpoint: str, model: str) -> bool:
     """Some line of a batch in progress is still to be answered by this model at this endpoint."""
-    batches = Batch.objects.all().in_progress().filter(endpoint=endpoint)
-    return Line.objects.all().open().filter(batch__in=batches, model=model).exists()
+    parts = Part.objects.filter(batch__in=Batch.objects.all().in_progress().filter(endpoint=endpoint), model=model)
+    return Line.objects.all().open().filter(part__in=parts).exists()
 
 
 def claim(lease: Lease, backend: Backend, most: int) -> list[Line]:
@@ -56,7 +56,8 @@ def claim(lease: Lease, backend: Backend, most: int) -> list[Line]:
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
     failpoints.reach("after_claim")
     # Read again: only what we really got.
-    return list(Line.objects.all().held_by(lease).filter(pk__in=ids).select_related("batch").order_by("number"))
+    lines = Line.objects.all().held_by(lease).filter(pk__in=ids).select_related("batch", "part")
+    return sorted(lines, key=lambda line: ids.index(line.pk))
 
 
 def hand_back(lease: Lease, lines: list[Line]) -> None:
@@ -89,7 +90,7 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
             elif values["state"] is LineState.FAILED:
                 tally["failed"] += 1
             if reply.verdict is Verdict.MODEL_MISSING:
-                tally["failed"] += _fail_waiting(line.batch_id, line.model, reply)
+                tally["failed"] += _fail_waiting(line.part, reply)
         failpoints.reach("mid_store")
         for batch_id, tally in tallies.items():
             changes = {name: F(name) + count for name, count in tally.items() if count}
@@ -158,13 +159,13 @@ def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
 
 def give_up(endpoint: str, model: str, reply: Reply) -> None:
     """Fail all lines that wait for a model which cannot be loaded, with the backend's word for it."""
-    for batch_id in Batch.objects.all().in_progress().filter(endpoint=endpoint).values_list("pk", flat=True):
+    for part in Part.objects.filter(batch__in=Batch.objects.all().in_progress().filter(endpoint=endpoint), model=model):
         with transaction.atomic():
-            if failed := _fail_waiting(batch_id, model, reply):
-                Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(failed=F("failed") + failed)
+            if failed := _fail_waiting(part, reply):
+                Batch.objects.filter(pk=part.batch_id).exclude(status__in=FINAL).update(failed=F("failed") + failed)
 
 
-def _fail_waiting(batch_id: str, model: str, reply: Reply) -> int:
-    """Fail the pending lines of a batch that want this model; how many."""
-    waiting = Line.objects.filter(batch=batch_id, model=model, state=LineState.PENDING)
+def _fail_waiting(part: Part, reply: Reply) -> int:
+    """Fail the pending lines of a part; how many."""
+    waiting = Line.objects.filter(part=part, state=LineState.PENDING)
     return waiting.update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))

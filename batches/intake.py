@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from batches import backends, jsonl, leases, lifecycle
-from batches.models import Backend, Batch, Lease, Line, Status
+from batches.models import Backend, Batch, Lease, Line, Part, Status
 from batchserver import failpoints
 from batchserver.errors import batch_error
 from files_api.models import File
@@ -130,11 +130,11 @@ def _store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group) -> bo
         Line.objects.bulk_create(
             Line(
                 batch=batch,
+                part=check.part(request.model),
                 number=request.number,
                 custom_id=request.custom_id,
                 offset=request.offset,
                 length=request.length,
-                model=backends.resolve_alias(request.model),
             )
             for request in good
         )
@@ -149,7 +149,7 @@ def _finish(batch: Batch, lease: Lease) -> bool:
             batch.errors.append(batch_error("more_errors", f"{more} more lines are invalid and not listed."))
         lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=batch.errors, total=0)
         return False
-    models = list(Line.objects.filter(batch=batch).order_by().values_list("model", flat=True).distinct()[:2])
+    models = list(batch.parts.values_list("model", flat=True)[:2])
     lifecycle.move(batch.pk, Status.IN_PROGRESS, lease=lease, model=models[0] if len(models) == 1 else None)
     return False
 
@@ -169,6 +169,14 @@ class _LineCheck:
         self.batch = batch
         self.backends = [backend for backend in Backend.objects.exclude(kind="") if backend.is_fresh]
         self.known_models: dict[str, bool] = {}
+        self.parts: dict[str, Part] = {}
+
+    def part(self, model: str) -> Part:
+        """The part of the batch for the lines that name this model; made if it is the first of them."""
+        name = backends.resolve_alias(model)
+        if name not in self.parts:
+            self.parts[name], _ = Part.objects.get_or_create(batch=self.batch, model=name)
+        return self.parts[name]
 
     def __call__(
         self, parsed: list[jsonl.Request | jsonl.LineRefused]

@@ -1,8 +1,8 @@
-"""Which line runs next: the oldest batch first, its lines in input order."""
+"""Which line runs next: the oldest batch first, its lines by model and by how they begin."""
 
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef
 
-from batches.models import Backend, Batch, Line, LineQuerySet
+from batches.models import Backend, Batch, Line, LineQuerySet, Part
 
 SUSPICIOUS_CLAIMS = 3
 
@@ -13,11 +13,13 @@ def next_lines(backend: Backend) -> LineQuerySet:
     Lines that were lost with their worker again and again come last of all, and in no order: one of them may be what
     kills it, and those that were only claimed beside it must not wait behind it for ever.
     """
-    waiting = Line.objects.all().claimable()
+    parts = Part.objects.filter(batch__in=Batch.objects.all().in_progress())
     for endpoint, model in backend.paused_models.values_list("endpoint", "model"):
-        waiting = waiting.exclude(Q(batch__endpoint=endpoint), model=model)
-    for lines, order in ((waiting.filter(lost_claims__lt=SUSPICIOUS_CLAIMS), "number"), (waiting, "?")):
-        batches = Batch.objects.all().in_progress().filter(Exists(lines.filter(batch=OuterRef("pk"))))
-        if batch_id := batches.order_by("created_at", "pk").values_list("pk", flat=True).first():
-            return lines.filter(batch=batch_id).order_by(order)
+        parts = parts.exclude(batch__endpoint=endpoint, model=model)
+    waiting = Line.objects.all().claimable()
+    in_order = ("order_key", "number")
+    for lines, order in ((waiting.filter(lost_claims__lt=SUSPICIOUS_CLAIMS), in_order), (waiting, ("?",))):
+        with_work = parts.filter(Exists(lines.filter(part=OuterRef("pk"))))
+        if part := with_work.order_by("batch__created_at", "batch", "pk").first():
+            return lines.filter(part=part).order_by(*order)
     return Line.objects.none()

@@ -83,8 +83,9 @@ def seed_batch(batch_id: str) -> None:
             in_progress_at=now,
             total=1,
         )
+        part = batch.parts.create(model=batch.model)
         batch.lines.create(
-            number=1, custom_id="a", offset=0, length=len(CONTENT) - 1, model=batch.model, not_before=batch.expires_at
+            part=part, number=1, custom_id="a", offset=0, length=len(CONTENT) - 1, not_before=batch.expires_at
         )
 
 

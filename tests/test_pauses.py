@@ -245,12 +245,12 @@ def test_good_answers_are_stored_before_a_trial(create, work, backend):
 # Loading
 
 
-def test_a_model_is_loaded_before_its_first_line_and_at_each_change(create, work, backend):
+def test_a_model_is_loaded_before_its_first_line_and_its_lines_stay_together(create, work, backend):
     backend.models = ["gemma3:12b", "other:1b"]
     models = ["gemma3:12b", "gemma3:12b", "other:1b", "gemma3:12b"]
     batch = work.run(create([line(f"id-{n}", body={"model": model}) for n, model in enumerate(models)])["id"])
     assert batch["request_counts"]["completed"] == 4
-    assert backend.loads == ["gemma3:12b", "other:1b", "gemma3:12b"]
+    assert backend.loads == ["gemma3:12b", "other:1b"]
 
 
 def test_a_model_for_embeddings_is_loaded_by_its_own_way(create, work, backend):

@@ -26,7 +26,7 @@ def test_it_makes_a_row_of_each_line(create, work):
     assert seen["request_counts"] == {"total": 2, "completed": 0, "failed": 0}
     assert seen["model"] is None  # lines name several
     assert seen["in_progress_at"] is not None
-    rows = Line.objects.order_by("number").values_list("number", "custom_id", "model", "state")
+    rows = Line.objects.order_by("number").values_list("number", "custom_id", "part__model", "state")
     assert list(rows) == [(1, "a", "gemma3:12b", 0), (2, "b", "qwen3:8b", 0)]
     assert not Lease.objects.exists()
 

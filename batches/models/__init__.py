@@ -1,0 +1,38 @@
+"""The truth about all work: whatever the broker or a process knows can be lost."""
+
+from batches.models.backend import Backend, Hold, PausedModel
+from batches.models.batch import (
+    FINAL,
+    OPEN,
+    Answer,
+    Batch,
+    BatchQuerySet,
+    Line,
+    LineQuerySet,
+    LineState,
+    Part,
+    Priority,
+    Status,
+)
+from batches.models.lease import Lease, Pulse
+from batches.models.webhook import WebhookDelivery
+
+__all__ = [
+    "FINAL",
+    "OPEN",
+    "Answer",
+    "Backend",
+    "Batch",
+    "BatchQuerySet",
+    "Hold",
+    "Lease",
+    "Line",
+    "LineQuerySet",
+    "LineState",
+    "Part",
+    "PausedModel",
+    "Priority",
+    "Pulse",
+    "Status",
+    "WebhookDelivery",
+]

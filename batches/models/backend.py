@@ -1,0 +1,152 @@
+"""Backend and what keeps its lines back: a pause, one model's pause, a hold."""
+
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from batches.models.lease import Lease
+from batchserver.database import from_now
+
+
+class Backend(models.Model):
+    """A model server as its worker last saw it. Window, loaded models and pause belong to it, not to a worker."""
+
+    name = models.CharField(max_length=255, unique=True)
+    url = models.CharField(max_length=255)
+    kind = models.CharField(max_length=32, default="", help_text="Found by asking; empty until it answered once.")
+    version = models.CharField(max_length=64, default="")
+    listed = models.JSONField(default=list, help_text="Its models: id, created, owned_by.")
+    loaded_names = models.JSONField(default=list)
+    worker = models.CharField(max_length=255, default="")
+    worker_seen_at = models.DateTimeField(null=True)
+    seen_at = models.DateTimeField(null=True, help_text="When it last answered.")
+    paused_at = models.DateTimeField(null=True)
+    pause_reason = models.TextField(default="", help_text="Why no line is sent, and what to do about it.")
+    resume_at = models.DateTimeField(null=True, help_text="A pause is not lifted before.")
+    loaded_model = models.CharField(max_length=255, default="", help_text="Made ready by its drives.")
+    parallel = models.PositiveIntegerField(null=True, help_text="Calls that it serves at once, if it says so.")
+    window = models.PositiveIntegerField(default=0, help_text="Calls in flight, of all its drives; 0: not known yet.")
+    window_changed_at = models.DateTimeField(null=True)
+    alone = models.ForeignKey(
+        Lease,
+        models.DO_NOTHING,
+        db_constraint=False,
+        null=True,
+        related_name="+",
+        help_text="The drive that has it to itself: to load another model, or to try a line that may bring it down.",
+    )
+
+    FRESH = timedelta(seconds=20)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def model_names(self) -> list[str]:
+        return [model["id"] for model in self.listed]
+
+    @property
+    def is_fresh(self) -> bool:
+        """Its list of models can be trusted: it answered a moment ago."""
+        return self.seen_at is not None and self.seen_at > timezone.now() - self.FRESH
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_at is not None
+
+    def pause(self, reason: str, *, at_least: timedelta | None = None) -> None:
+        """Send nothing more until the backend answers its worker again, and for `at_least` so long."""
+        now = timezone.now()
+        self._store(paused_at=now, pause_reason=reason, resume_at=now + at_least if at_least else None)
+
+    def resume(self) -> None:
+        self._store(paused_at=None, pause_reason="", resume_at=None)
+
+    def _store(self, **values: Any) -> None:
+        # The row first: where the database does not answer this is done again, from the same values.
+        Backend.objects.filter(pk=self.pk).update(**values)
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+class PausedModelQuerySet(models.QuerySet["PausedModel"]):
+    def due(self) -> "PausedModelQuerySet":
+        """To be tried again."""
+        return self.filter(resume_at__lte=Now())
+
+
+class PausedModel(models.Model):
+    """A model that fails everything on a backend, at one endpoint: its lines wait, those of other models go on."""
+
+    backend = models.ForeignKey(Backend, models.CASCADE, related_name="paused_models")
+    endpoint = models.CharField(max_length=64)
+    model = models.CharField(max_length=255)
+    reason = models.TextField()
+    since = models.DateTimeField(default=timezone.now, help_text="Failing for this reason, while the backend answers.")
+    failed_trials = models.PositiveIntegerField(default=0)
+    resume_at = models.DateTimeField()
+
+    objects = PausedModelQuerySet.as_manager()
+
+    FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=5)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["backend", "endpoint", "model"], name="one_pause_a_model"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} at {self.endpoint}"
+
+    @classmethod
+    def pause(cls, backend: Backend, endpoint: str, model: str, reason: str, *, at_least: timedelta) -> "PausedModel":
+        """Pause it, or again: for a while that doubles with each failed trial."""
+        paused, _ = cls.objects.get_or_create(
+            backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
+        )
+        for_ = max(at_least, min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10)))
+        if paused.reason != reason:
+            paused.reason, paused.since = reason, timezone.now()
+        cls.objects.filter(pk=paused.pk).update(
+            reason=reason, since=paused.since, failed_trials=F("failed_trials") + 1, resume_at=from_now(for_)
+        )
+        return paused
+
+    def take(self) -> bool:
+        """The right to try it again, for one of several drives; the others find it due later."""
+        mine = PausedModel.objects.filter(pk=self.pk).due()
+        return mine.update(resume_at=from_now(self.LONGEST_PAUSE)) == 1
+
+
+class HoldQuerySet(models.QuerySet["Hold"]):
+    def active(self) -> "HoldQuerySet":
+        return self.filter(Q(until=None) | Q(until__gt=Now()))
+
+    def of(self, backend: Backend) -> "HoldQuerySet":
+        """Active, and concerning this backend."""
+        return self.active().filter(Q(backend=None) | Q(backend=backend))
+
+
+class Hold(models.Model):
+    """While it is active no new line is sent: a person's request is at the backend, or a person paused everything."""
+
+    class Reason(models.TextChoices):
+        PERSON = "person"
+        PAUSED = "paused"
+
+    backend = models.ForeignKey(Backend, models.CASCADE, null=True, related_name="holds", help_text="Empty: all.")
+    reason = models.CharField(max_length=16, choices=Reason.choices)
+    created_at = models.DateTimeField(default=timezone.now)
+    until = models.DateTimeField(null=True, help_text="Renewed while it lasts; empty: until it is removed.")
+
+    objects = HoldQuerySet.as_manager()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["until"], name="hold_until")]
+
+    def __str__(self) -> str:
+        return self.reason

@@ -1,0 +1,56 @@
+"""Lease and Pulse: who may work on something, and who is the first to do it again."""
+
+from datetime import timedelta
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from batchserver.database import from_now
+
+
+class Lease(models.Model):
+    """The right of one process to work on something, until `expires_at` by the database's clock.
+
+    Its id is the fencing token: never used twice (AUTOINCREMENT), named by every write that the right allows.
+    `host`, `pid` and `started` tell whether the process is still there, to whoever runs on the same host.
+    """
+
+    purpose = models.CharField(max_length=32)
+    host = models.CharField(max_length=128)
+    pid = models.IntegerField()
+    started = models.CharField(max_length=32)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    backend = models.ForeignKey(
+        "Backend", models.DO_NOTHING, db_constraint=False, db_index=False, null=True, related_name="leases"
+    )
+    stands_by = models.BooleanField(
+        default=False, help_text="A drive with nothing in flight, which sends nothing while another is `alone`."
+    )
+
+    def __str__(self) -> str:
+        return f"{self.purpose} by {self.pid} on {self.host}"
+
+
+class Pulse(models.Model):
+    """When something that many may ask for was last done: one row, moved by whoever is first."""
+
+    name = models.CharField(primary_key=True, max_length=64)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def due(cls, name: str, every: timedelta) -> bool:
+        """True for one caller in each `every`, by the database's clock; the others leave it to that one."""
+        if cls.objects.filter(Q(at__lte=from_now(-every)) | Q(at__gt=Now()), pk=name).update(at=Now()):
+            return True
+        _, created = cls.objects.get_or_create(pk=name, defaults={"at": timezone.now()})
+        return created
+
+    @classmethod
+    def stamp(cls, name: str) -> None:
+        cls.objects.update_or_create(pk=name, defaults={"at": timezone.now()})
