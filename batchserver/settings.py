@@ -46,16 +46,17 @@ def _whole(name: str, default: int, *, least: int = 0, most: int = 2**63 - 1) ->
     return number
 
 
-def _seconds(name: str) -> float | None:
+def _seconds(name: str, *, may_be_0: bool = False) -> float | None:
     value = _text(name)
     if not value:
         return None
     try:
         number = float(value)
     except ValueError:
-        number = 0.0
-    if not 0 < number < 10**7:
-        raise ImproperlyConfigured(f"{name}={value!r}: expected a number of seconds above 0.")
+        number = -1.0
+    if not 0 <= number < 10**7 or (number == 0 and not may_be_0):
+        allowed = "of seconds, 0 or above" if may_be_0 else "of seconds above 0"
+        raise ImproperlyConfigured(f"{name}={value!r}: expected a number {allowed}.")
     return number
 
 
@@ -220,6 +221,8 @@ LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S")  # None: from the measured speed (ba
 MODEL_LOAD_TIMEOUT_S = _seconds("MODEL_LOAD_TIMEOUT_S") or 900.0
 LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
+_interactive_hold_s = _seconds("INTERACTIVE_HOLD_S", may_be_0=True)
+INTERACTIVE_HOLD_S = 10.0 if _interactive_hold_s is None else _interactive_hold_s
 
 # Where the ends of batches are told. The path stays as it was typed: a slash at its end can mean something there.
 WEBHOOK_URL = _text("WEBHOOK_URL")

@@ -36,7 +36,7 @@ LAYERS = [
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
-    {"batches.lifecycle", "batches.leases", "batches.ordering"},
+    {"batches.lifecycle", "batches.leases", "batches.ordering", "batches.holds"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
     {"batches.models", "files_api.uploads"},
     {"files_api.accept", "files_api.retention"},
@@ -101,7 +101,19 @@ def test_imports_point_down(module, path):
 
 @pytest.mark.parametrize(
     "name",
-    ["intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence", "webhooks"],
+    [
+        "intake",
+        "executor",
+        "claims",
+        "inputs",
+        "output",
+        "lifecycle",
+        "leases",
+        "ordering",
+        "presence",
+        "webhooks",
+        "holds",
+    ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
     foreign = {each.split(".")[0] for each in imports(ROOT / "batches" / f"{name}.py")}

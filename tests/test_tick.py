@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from batches import executor, leases, presence, tasks
-from batches.models import Backend, Batch, Lease, Line, LineState, Pulse, Status
+from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
 from tests.conftest import line
 
 
@@ -173,3 +173,12 @@ def test_a_broker_that_is_away_is_no_error(create, work, monkeypatch):
 
     monkeypatch.setattr("celery.app.task.Task.apply_async", refused)
     assert create([line("a")])["status"] == "validating"
+
+
+def test_holds_that_ended_are_forgotten(db, sent):
+    _over, lasting = (
+        Hold.objects.create(reason=Hold.Reason.PERSON, until=timezone.now() + timedelta(seconds=seconds))
+        for seconds in (-1, 5)
+    )
+    tick()
+    assert list(Hold.objects.all()) == [lasting]
