@@ -10,7 +10,7 @@ from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from batches.jsonl import ENDPOINTS
-from batches.models import Batch, Status
+from batches.models import Batch, Priority, Status
 from batchserver import errors
 from batchserver.errors import ApiError
 from batchserver.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
@@ -51,6 +51,12 @@ def window_length(window: str) -> timedelta | None:
         return None
     length = timedelta(**{_UNITS[match[2]]: int(match[1])})
     return length if length <= LONGEST_WINDOW else None
+
+
+def priority(metadata: dict[str, str] | None) -> Priority:
+    """What `metadata.priority` asks for; any value but a known name is metadata like any other."""
+    named = {"low": Priority.LOW, "high": Priority.HIGH}
+    return named.get((metadata or {}).get("priority", ""), Priority.NORMAL)
 
 
 class MetadataField(ApiField[dict[str, str], Any]):
@@ -107,13 +113,15 @@ class BatchCreateSerializer(serializers.Serializer[Batch]):
 
     def create(self, validated_data: dict[str, Any]) -> Batch:
         window = validated_data["completion_window"]
+        metadata = validated_data.get("metadata")
         now = timezone.now()
         with transaction.atomic():
             batch = Batch.objects.create(
                 input_file_id=validated_data["input_file_id"],
                 endpoint=validated_data["endpoint"],
                 completion_window=window,
-                metadata=validated_data.get("metadata"),
+                metadata=metadata,
+                priority=priority(metadata),
                 output_lifetime=validated_data.get("output_expires_after"),
                 created_at=now,
                 expires_at=now + (window_length(window) or LONGEST_WINDOW),

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from batches.models import Batch
+from batches.models import Batch, Priority
 from files_api.models import FileHold
 from tests.conftest import CHAT, line
 
@@ -163,3 +163,21 @@ def test_a_wake_up_that_fails_does_not_take_the_batch_back(api, upload, transact
     request = {"input_file_id": upload([line("a")])["id"], "endpoint": CHAT, "completion_window": "24h"}
     assert api.post("/v1/batches", request, format="json").status_code == 200
     assert Batch.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "priority"),
+    [
+        ({"priority": "high"}, Priority.HIGH),
+        ({"priority": "low"}, Priority.LOW),
+        ({"priority": "normal"}, Priority.NORMAL),
+        ({"priority": "HIGH"}, Priority.NORMAL),
+        ({"project": "high"}, Priority.NORMAL),
+        ({}, Priority.NORMAL),
+        (None, Priority.NORMAL),
+    ],
+)
+def test_its_metadata_may_ask_for_a_priority(api, metadata, priority):
+    answer = api.post("/v1/batches", GOOD | {"metadata": metadata}, format="json")
+    assert (answer.status_code, answer.json()["metadata"]) == (200, metadata)
+    assert Batch.objects.get().priority == priority

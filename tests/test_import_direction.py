@@ -37,11 +37,12 @@ LAYERS = [
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
     {"batches.lifecycle", "batches.leases", "batches.ordering", "batches.holds"},
+    {"batches.repeats"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
     {"batches.models", "files_api.uploads"},
     {"files_api.accept", "files_api.retention"},
     {"files_api.models", "batchserver.models"},
-    {"batches.backends", "batches.jsonl", "files_api.storage"},
+    {"batches.backends", "batches.jsonl", "batches.prefix", "files_api.storage"},
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
     {"batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"},
     {"batchserver", "batches", "files_api"},
@@ -113,6 +114,7 @@ def test_imports_point_down(module, path):
         "presence",
         "webhooks",
         "holds",
+        "repeats",
     ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
