@@ -36,14 +36,17 @@ LAYERS = [
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
-    {"batches.lifecycle", "batches.leases", "batches.ordering"},
+    {"batches.lifecycle", "batches.leases", "batches.ordering", "batches.gate", "batches.switch"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
     {"batches.models", "files_api.uploads"},
     {"files_api.accept", "files_api.retention"},
     {"files_api.models", "batchserver.models"},
     {"batches.backends", "batches.jsonl", "files_api.storage"},
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
-    {"batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"},
+    {
+        *("batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"),
+        "batches.quiet_hours",
+    },
     {"batchserver", "batches", "files_api"},
 ]
 
@@ -101,7 +104,10 @@ def test_imports_point_down(module, path):
 
 @pytest.mark.parametrize(
     "name",
-    ["intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence", "webhooks"],
+    [
+        *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
+        *("webhooks", "gate", "switch", "quiet_hours"),
+    ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
     foreign = {each.split(".")[0] for each in imports(ROOT / "batches" / f"{name}.py")}
