@@ -15,11 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
+from zoneinfo import ZoneInfo
 
 import dj_database_url
 import django_stubs_ext
+import tzlocal
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
+
+from batches.quiet_hours import QuietHours
 
 django_stubs_ext.monkeypatch()  # lets admin.ModelAdmin[Batch] and the like stand in the code, for mypy
 
@@ -107,6 +111,36 @@ def _pairs(name: str) -> dict[str, str]:
             raise ImproperlyConfigured(f"{name}: {item!r} is not of the form alias=model.")
         pairs[alias] = model
     return pairs
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ValueError, LookupError, OSError):  # a path that leads out, an unknown name, a directory
+        return False
+    return True
+
+
+def _zone(name: str) -> str:
+    if value := _text(name):
+        if not _is_zone(value):
+            raise ImproperlyConfigured(f"{name}={value!r}: expected a time zone's IANA name, such as Europe/Berlin.")
+        return value
+    with suppress(LookupError, ValueError, OSError):  # the machine contradicts itself, or says nothing that is a zone
+        if (own := tzlocal.get_localzone_name()) and _is_zone(own):
+            return own
+    return "UTC"
+
+
+def _quiet_hours(name: str, zone: str) -> QuietHours:
+    value = _text(name)
+    try:
+        return QuietHours(value, ZoneInfo(zone))
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name}={value!r}: {error}. Expected hours of the day such as 07:00-22:00, past midnight too, several "
+            "separated by commas, and not the whole day."
+        ) from error
 
 
 def _failpoints() -> dict[str, tuple[str, int]]:
@@ -223,6 +257,10 @@ LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = _seconds("INTERACTIVE_HOLD_S", may_be_0=True)
 INTERACTIVE_HOLD_S = 10.0 if _interactive_hold_s is None else _interactive_hold_s
+
+# People's clock: Django sets the process's own by TIME_ZONE. The API and the database have moments, not hours.
+TIME_ZONE = _zone("TIME_ZONE")
+QUIET_HOURS = _quiet_hours("QUIET_HOURS", TIME_ZONE)
 
 # Where the ends of batches are told. The path stays as it was typed: a slash at its end can mean something there.
 WEBHOOK_URL = _text("WEBHOOK_URL")
@@ -378,7 +416,6 @@ SPECTACULAR_SETTINGS = {
 }
 
 USE_TZ = True
-TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
 

@@ -27,6 +27,7 @@ NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS"}
 UNSET = {
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
     *("LINE_TIMEOUT_S", "BACKEND_API_KEY", "MODEL_ALIASES", "OPENAI_API_KEY", "WEBHOOK_URL", "WEBHOOK_SECRET"),
+    *("QUIET_HOURS", "TIME_ZONE"),
 }
 
 Config = dict[str, Any]
@@ -247,12 +248,13 @@ def test_the_image_runs_as_an_ordinary_user() -> None:
 
 def settings_keys() -> set[str]:
     """The environment's keys that settings.py reads, from its source."""
+    readers = ("_text", "_whole", "_seconds", "_switch", "_url", "_pairs", "_zone", "_quiet_hours")
     keys = set()
     for node in ast.walk(ast.parse((ROOT / "batchserver" / "settings.py").read_text())):
         if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
             continue
         called = ast.unparse(node.func)
-        if called in ("_text", "_whole", "_seconds", "_switch", "_url", "_pairs", "os.environ.get", "os.getenv"):
+        if called in readers or called in ("os.environ.get", "os.getenv"):
             keys.add(node.args[0].value)
     return keys
 

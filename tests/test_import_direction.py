@@ -34,17 +34,29 @@ LAYERS = [
         "files_api.apps",
     },
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
+    {"batches.readiness"},
     {"batches.pauses"},
-    {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
-    {"batches.lifecycle", "batches.leases", "batches.ordering", "batches.holds"},
-    {"batches.repeats"},
+    {"batches.claims", "batches.inputs", "batches.pace", "batches.window"},
+    {"batches.repeats", "batches.doubt"},
+    {
+        "batches.lifecycle",
+        "batches.leases",
+        "batches.alone",
+        "batches.ordering",
+        "batches.holds",
+        "batches.gate",
+        "batches.switch",
+    },
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
     {"batches.models", "files_api.uploads"},
     {"files_api.accept", "files_api.retention"},
     {"files_api.models", "batchserver.models"},
     {"batches.backends", "batches.jsonl", "batches.prefix", "files_api.storage"},
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
-    {"batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"},
+    {
+        *("batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"),
+        "batches.quiet_hours",
+    },
     {"batchserver", "batches", "files_api"},
 ]
 
@@ -115,6 +127,8 @@ def test_imports_point_down(module, path):
         "webhooks",
         "holds",
         "repeats",
+        *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
+        *("webhooks", "gate", "switch", "quiet_hours"),
     ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):

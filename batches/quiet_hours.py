@@ -1,0 +1,78 @@
+"""Hours of the day in which no line is sent, on the wall clock of a time zone. Knows neither settings nor rows."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+MINUTES = 24 * 60
+_MINUTE = timedelta(minutes=1)
+_RANGE = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)", re.ASCII)
+
+
+class QuietHours:
+    """What `07:00-22:00,23:30-00:15` says: from the first minute of each range up to its end, which may be past
+    midnight. An empty text is no quiet hours. Raises ValueError on any other text, and where no minute would be left.
+
+    Where clocks are changed the wall clock counts: an hour that is passed over is no time, one that comes twice is
+    quiet or not both times.
+    """
+
+    def __init__(self, text: str, zone: ZoneInfo) -> None:
+        self.text, self.zone = text, zone
+        self._quiet = [False] * MINUTES
+        for item in text.split(",") if text.strip() else ():
+            fits = _RANGE.fullmatch(item.strip())
+            if fits is None:
+                raise ValueError(f"{item.strip()!r} is not of the form 07:00-22:00")
+            start, end = int(fits[1]) * 60 + int(fits[2]), int(fits[3]) * 60 + int(fits[4])
+            if start == end:
+                raise ValueError(f"{item.strip()!r} is the whole day")
+            for minute in range(start, end if start < end else end + MINUTES):
+                self._quiet[minute % MINUTES] = True
+        if all(self._quiet):
+            raise ValueError("no minute of the day is left")
+
+    def __repr__(self) -> str:
+        return f"QuietHours({self.text!r}, {self.zone.key!r})"
+
+    def is_quiet(self, at: datetime) -> bool:
+        """Whether no line is sent at this moment, an aware datetime."""
+        return self._quiet[self._minute(at)]
+
+    def ends_at(self, at: datetime) -> datetime | None:
+        """When the quiet hours of this moment end, in UTC; None if it is in none."""
+        return self._next_change(at) if self.is_quiet(at) else None
+
+    def after(self, at: datetime, work: timedelta) -> datetime:
+        """When so much time beside the quiet hours has passed since `at`; in UTC."""
+        at = at.astimezone(UTC)  # sums go wrong in a zone where clocks are changed
+        while change := self._next_change(at):
+            if not self.is_quiet(at):
+                if at + work <= change:
+                    break
+                work -= change - at
+            at = change
+        return at + work
+
+    def _minute(self, at: datetime) -> int:
+        local = at.astimezone(self.zone)
+        return local.hour * 60 + local.minute
+
+    def _next_change(self, at: datetime) -> datetime | None:
+        """The first minute after `at` in which it is quiet and was not, or the other way round; None if there is none.
+
+        Offsets from UTC are whole minutes (everywhere since 1972), so a minute of the wall clock is one of UTC.
+        """
+        if not any(self._quiet):
+            return None
+        quiet = self.is_quiet(at)
+        start = at.astimezone(UTC).replace(second=0, microsecond=0)
+        minute = self._minute(start)
+        length = next(n for n in range(MINUTES) if self._quiet[(minute + n) % MINUTES] is not quiet)
+        change = start + length * _MINUTE
+        if change.astimezone(self.zone).utcoffset() != start.astimezone(self.zone).utcoffset():
+            # The clocks are changed in between: minute by minute, over what they pass over and what they repeat.
+            change = start + _MINUTE
+            while self.is_quiet(change) is quiet:
+                change += _MINUTE
+        return change
