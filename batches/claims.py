@@ -18,7 +18,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import ordering
+from batches import doubt, ordering
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part
@@ -33,7 +33,7 @@ LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 
 def has_work(backend: Backend) -> bool:
     """A drive of this backend would find a line to send, or a paused model to try again."""
-    return ordering.next_lines(backend).exists() or backend.paused_models.all().due().exists()
+    return ordering.has_work(backend) or backend.paused_models.all().due().exists()
 
 
 def is_wanted(endpoint: str, model: str) -> bool:
@@ -42,12 +42,14 @@ def is_wanted(endpoint: str, model: str) -> bool:
     return Line.objects.all().open().filter(part__in=parts).exists()
 
 
-def claim(lease: Lease, backend: Backend, most: int) -> list[Line]:
-    """Up to `most` lines for `lease`, whose turn it is; none if the lease is not alive any more."""
+def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
+    """Up to `most` lines for `lease`, of the part whose turn it is; none if the lease is not alive any more, or the
+    batch stopped meanwhile."""
     with transaction.atomic():
         # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
         ids = list(
-            ordering.next_lines(backend)
+            turn.lines()
+            .filter(batch__in=Batch.objects.all().runnable())
             .select_for_update(skip_locked=True, of=("self",))
             .values_list("pk", flat=True)[:most]
         )
@@ -56,12 +58,17 @@ def claim(lease: Lease, backend: Backend, most: int) -> list[Line]:
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
     failpoints.reach("after_claim")
     # Read again: only what we really got.
-    lines = Line.objects.all().held_by(lease).filter(pk__in=ids).select_related("batch", "part")
-    return sorted(lines, key=lambda line: ids.index(line.pk))
+    held = Line.objects.all().held_by(lease).select_related("batch", "part").in_bulk(ids)
+    lines = [held[each] for each in ids if each in held]
+    if lines:
+        turn.claimed(lines[-1])
+    return lines
 
 
 def hand_back(lease: Lease, lines: list[Line]) -> None:
-    """Make claimed lines that were not sent claimable again, uncharged."""
+    """Make claimed lines that were not answered claimable again, uncharged."""
+    if not lines:
+        return
     held = Line.objects.all().held_by(lease)
     held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
@@ -72,12 +79,14 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
     `busy_s` is how long the backend has been busy: the next try waits as long again.
     """
     tallies: dict[str, Counter[str]] = {}
+    cut: list[Line] = []
     with transaction.atomic():
         for call in calls:
             line, reply = call.key, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
-                continue  # the line was settled by whoever stopped the batch, or goes back with the lease
-            values = _outcome(line, reply, call, busy_s=busy_s)
+                cut.append(line)
+                continue
+            values = _outcome(lease, line, reply, call, busy_s=busy_s)
             if values["state"] is not LineState.PENDING:
                 values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
             if not Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values):
@@ -89,8 +98,10 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
                 tally.update(vars(reply.usage))
             elif values["state"] is LineState.FAILED:
                 tally["failed"] += 1
-            if reply.verdict is Verdict.MODEL_MISSING:
+            if reply.verdict is Verdict.MODEL_MISSING and values["state"] is LineState.FAILED:
                 tally["failed"] += _fail_waiting(line.part, reply)
+        # Unless it was settled by whoever stopped its batch.
+        hand_back(lease, cut)
         failpoints.reach("mid_store")
         for batch_id, tally in tallies.items():
             changes = {name: F(name) + count for name, count in tally.items() if count}
@@ -98,11 +109,13 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
 
 
-def _outcome(line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str, Any]:
+def _outcome(lease: Lease, line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
+        case Verdict.MODEL_MISSING if is_elsewhere(lease.backend, line.model):
+            return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of its models is fresh
         case Verdict.REFUSED | Verdict.MODEL_MISSING:
             return _finished(LineState.FAILED, reply)
         case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
@@ -112,13 +125,17 @@ def _outcome(line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str
             ends_at = timezone.now() + backoff + timedelta(seconds=call.duration_s)
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
-            return _again(backoff) | charge | {"needs_trial": True}
+            return _again(backoff) | charge | _suspicion(line, call)
         case Verdict.FAILED | Verdict.CRASHED:
-            return _again(_backoff(1)) | {"needs_trial": True}
+            return _again(_backoff(1)) | _suspicion(line, call)
         case Verdict.BUSY:
             wait_s = max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s)
             return _again(_jittered(min(MOST_BACKOFF_S, wait_s)))
     return {"state": LineState.PENDING}
+
+
+def _suspicion(line: Line, call: Call) -> dict[str, bool]:
+    return {"needs_trial": True, "needs_alone": line.needs_alone or doubt.is_breakdown(call)}
 
 
 def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:
@@ -155,6 +172,12 @@ def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
         "error_code": reply.code,
         "error_message": reply.message,
     }
+
+
+def is_elsewhere(backend: Backend | None, model: str) -> bool:
+    """Another backend that is live has this model."""
+    own = backend.pk if backend is not None else None
+    return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
 
 
 def give_up(endpoint: str, model: str, reply: Reply) -> None:

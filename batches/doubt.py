@@ -4,6 +4,9 @@ A line pays for a failure only if the model is known to be in order: the last th
 a trial, which any server in order answers. A failure takes that proof away, so that the next one is nobody's, until an
 answer brings it back. A line that failed is tried again on a proof only. So whatever breaks a backend pays itself, the
 lines behind it pay nothing, and it takes no memory beyond the rows.
+
+Where several calls were in flight when the server went away or stood still, any of them may have done it: none pays,
+and each is tried again by itself.
 """
 
 from batches.backends.base import Verdict
@@ -27,7 +30,7 @@ class Doubt:
             case Verdict.ANSWERED:
                 self.prove()
             case Verdict.FAILED | Verdict.CRASHED:
-                call.is_charged = self.is_proven
+                call.is_charged = self.is_proven and not is_anyones(call)
                 self.is_proven = False
                 self._failing.add(call.key.pk)
 
@@ -39,3 +42,13 @@ class Doubt:
     def is_grave(self) -> bool:
         """Too many lines failed, with no answer in between."""
         return len(self._failing) >= SUSPICIOUS_LINES
+
+
+def is_breakdown(call: Call) -> bool:
+    """The server broke the connection, or did not answer in time."""
+    return call.verdict is Verdict.CRASHED or (call.verdict is Verdict.FAILED and call.timed_out)
+
+
+def is_anyones(call: Call) -> bool:
+    """A breakdown that another call may have caused."""
+    return is_breakdown(call) and (call.was_shared or call.running_since is None)

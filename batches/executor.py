@@ -2,7 +2,8 @@
 
 One Drive runs in one process under one lease. Its thread alone touches the database and never waits for a model: calls
 run in threads of their own (backends.calls), and once a second the loop renews its lease and looks for cancelled or
-expired batches, a pause, and the order to stop.
+expired batches, a pause, and the order to stop. Several drives may share a backend: its window of calls in flight, the
+model that is loaded and its pause are on its row.
 
     claimable lines ── claim ──> ready ── send ──> in flight ── wait ──> answered ── store ──> rows
 """
@@ -11,40 +12,35 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from django.conf import settings
 from django.db.models.functions import Now
 
-from batches import backends, claims, leases, lifecycle, pauses
+from batches import alone, backends, claims, gate, holds, leases, lifecycle, ordering
 from batches.backends.base import Reply, Verdict, refused
 from batches.backends.calls import Call
-from batches.doubt import Doubt
 from batches.inputs import UNREADABLE, InputFiles
-from batches.models import Backend, Batch, Lease, Line, PausedModel
+from batches.models import Backend, Batch, Lease, Line
 from batches.pace import Pace
+from batches.readiness import SUSPECT, Readiness
+from batches.window import Window, share
 from batchserver import failpoints
 from batchserver.database import relaxed_commits, retrying
 
 logger = logging.getLogger(__name__)
 
 PURPOSE = "drive"
-WINDOW = 1
 LOOK_EVERY_S = 1.0
+# A person who comes to the backend is not to wait for a whole look.
+LOOK_AT_GATE_EVERY_S = 0.25
+# A drive before a closed gate goes away after so long; the tick wakes another once it is open.
+LINGERS_S = 30.0
 # Answers that come fast are stored in groups: as many as come in ten times the time that storing takes, within bounds.
 # So storing costs a tenth of the time at most, and a crash asks again what came in some milliseconds.
 GROUP_OVER_COST = 10
 MOST_GROUP_S = 0.2
 GROUP_LINES = 64
-# Answers that speak for other lines too: they are stored before another line is sent.
-BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING, Verdict.UNLOADABLE)
-# What speaks against the backend or the model, unless a trial goes well: then it is the line's own affair, as this.
-SUSPECT = {Verdict.MISCONFIGURED: Verdict.REFUSED, Verdict.UNLOADABLE: Verdict.FAILED}
-# Replies to a question of ours that let lines be sent: what the next one has to say to a refusal is its own affair.
-PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
-# A loaded model answers a trial within this time, or the server is stuck.
-TRIAL_TIMEOUT_S = 120.0
 
 
 class LeaseLost(Exception):
@@ -64,24 +60,32 @@ class Drive:
         self.kind = backends.kind_named(backend.kind)
         self.should_stop = should_stop
         self.on_closed = on_closed
+        self.turn: ordering.Turn | None = None
         self.ready: deque[Line] = deque()
         self.answered: list[Call] = []
         self.inputs = InputFiles()
-        self.claim_size = WINDOW
-        self.doubts: defaultdict[tuple[str, str], Doubt] = defaultdict(Doubt)  # by endpoint and model
+        self.readiness = Readiness(backend, self.kind, ask=self._ask, before_pause=self._end_turn)
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)  # by model
-        self.loaded_model = ""  # as far as this drive knows
-        self.to_retry: list[PausedModel] = []
+        self.window = Window(backend.parallel, most=self.kind.most_in_flight, size=backend.window)
+        self.known_window = self.window.size  # as all drives know it
+        self.room = 1  # calls that we may have in flight
+        self.claim_size = 1
         self.busy_since: float | None = None
-        self.paused = False
+        self.gate_closed = ""  # why nothing is sent, as `gate` says it
+        self.gate_closed_at = 0.0
+        self.has_backend_alone = False
+        self.stands_aside = False  # for another drive
         self.stops_at: float | None = None
         self.renewed_at = self.group_ends_at = time.monotonic()
-        self.looked_at = self.renewed_at - LOOK_EVERY_S
+        self.looked_at = self.looked_at_gate = self.renewed_at - LOOK_EVERY_S
 
     def run(self) -> None:
         with relaxed_commits():
-            self.lease = leases.acquire(PURPOSE)
-            self.calls = backends.open_calls(self.backend.kind, WINDOW)
+            self.lease = leases.acquire(PURPOSE, backend=self.backend)
+            self.calls = backends.open_calls(self.backend.kind)
+            if alone.drives(self.backend) == [self.lease.pk]:
+                # Nobody used it lately: what was loaded may be gone.
+                self.backend.now_has_loaded("")
             try:
                 self._loop()
             except LeaseLost:
@@ -93,13 +97,12 @@ class Drive:
 
     def _loop(self) -> None:
         while True:
-            if time.monotonic() >= self.looked_at + LOOK_EVERY_S:
-                retrying(self._look)
+            self._look_around()
             self._claim()
             self._send()
             # The next lines are at hand before an answer comes: the backend does not wait for a claim.
             self._claim()
-            if not self.calls.in_flight and not self.answered and not (self.ready and self._has_room()):
+            if self._is_done():
                 break
             for call in self.calls.wait(self._patience_s()):
                 self._note(call)
@@ -110,12 +113,33 @@ class Drive:
                 self._store()
         retrying(self._close_finished_batches)
 
+    def _is_done(self) -> bool:
+        if self.calls.in_flight or self.answered:
+            return False
+        if self.paused or self.stops_at is not None:
+            return True
+        if self.gate_closed:
+            return time.monotonic() > self.gate_closed_at + LINGERS_S
+        return not self.ready and not self.readiness.to_retry and not self.stands_aside
+
     def _patience_s(self) -> float:
-        next_look = self.looked_at + LOOK_EVERY_S
-        next_store = self.group_ends_at if self.answered else next_look
-        return max(0.0, min(next_look, next_store) - time.monotonic())
+        until = min(self.looked_at + LOOK_EVERY_S, self.looked_at_gate + LOOK_AT_GATE_EVERY_S)
+        if self.answered:
+            until = min(until, self.group_ends_at)
+        return max(0.0, until - time.monotonic())
 
     # Looking around
+
+    @property
+    def paused(self) -> bool:
+        return self.backend.is_paused
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        if now >= self.looked_at + LOOK_EVERY_S:
+            retrying(self._look)
+        if now >= self.looked_at_gate + LOOK_AT_GATE_EVERY_S:
+            retrying(self._look_at_gate)
 
     def _look(self) -> None:
         self.looked_at = time.monotonic()
@@ -123,28 +147,73 @@ class Drive:
             if not leases.renew(self.lease):
                 raise LeaseLost
             self.renewed_at = self.looked_at
-        self.paused = Backend.objects.filter(pk=self.backend.pk, paused_at__isnull=False).exists()
-        self.to_retry = list(self.backend.paused_models.all().due())
+        self.backend.refresh_from_db()
+        self.readiness.to_retry = list(self.backend.paused_models.all().due())
         self._close_finished_batches()
         self._drop_stopped_batches()
+        self._share_backend()
+        self._choose_turn()
         if self.should_stop():
             self._stop()
+
+    def _look_at_gate(self) -> None:
+        self.looked_at_gate = time.monotonic()
+        was_closed, self.gate_closed = self.gate_closed, gate.closed_reason(self.backend)
+        if not self.gate_closed:
+            return
+        if not was_closed:
+            self.gate_closed_at = self.looked_at_gate
+            self._hand_back()
+        if holds.person_is_at(self.backend):
+            # Theirs may be what brings the server down, and it is the next that is served.
+            for call in self.calls.in_flight:
+                call.was_shared = True
+            for call in self.calls.waiting:
+                self.calls.cut(call)
+            self.backend.now_has_loaded("")  # theirs may have taken the place of ours
 
     def _close_finished_batches(self) -> None:
         if closed := lifecycle.close_finished():
             self.on_closed(closed)
 
     def _drop_stopped_batches(self) -> None:
-        """Cut the calls of batches that were cancelled or ran out of time; `output` settles their lines."""
-        in_flight = [call for call in self.calls.in_flight if call.key is not None]  # not a trial
+        """Cut the calls of batches that were cancelled or ran out of time; `output` settles their lines. Of those that
+        a person paused, what is in flight may finish."""
+        in_flight = [call for call in self.calls.in_flight if call.key is not None]  # not a question of ours
         held = {line.batch_id for line in [*self.ready, *(call.key for call in in_flight)]}
-        running = set(Batch.objects.all().in_progress().filter(pk__in=held).values_list("pk", flat=True))
-        if held <= running:
-            return
-        self.ready = deque(line for line in self.ready if line.batch_id in running)
+        running = dict(Batch.objects.all().in_progress().filter(pk__in=held).values_list("pk", "paused_at"))
+        paused = [line for line in self.ready if running.get(line.batch_id) is not None]
+        claims.hand_back(self.lease, paused)
+        self.ready = deque(line for line in self.ready if line.batch_id in running and line not in paused)
         for call in in_flight:
             if call.key.batch_id not in running:
                 self.calls.cut(call)
+
+    def _share_backend(self) -> None:
+        """Take our part of the window, and stand aside for a drive that wants the backend to itself."""
+        drives = alone.drives(self.backend)
+        if self.window.size == self.known_window:
+            self.window.adopt(self.backend.window or self.window.size)
+            if drives[:1] == [self.lease.pk]:
+                # One of them decides for all when it may grow.
+                self.window.look(self.looked_at, is_full=len(self.calls.in_flight) >= self.room)
+        if self.window.size != self.backend.window:
+            self.backend.resize_window(self.window.size)
+        self.known_window = self.window.size
+        self.room = share(self.window.size, drives, self.lease.pk)
+        self.calls.running, self.calls.is_known = self.window.running, self.window.parallel is not None
+        if not self.calls.in_flight and not self.ready:
+            self._give_backend_back()
+        self.stands_aside = alone.is_anothers(self.backend, self.lease)
+        if self.stands_aside:
+            self._hand_back()
+        alone.stand_by(self.lease, self.stands_aside and not self.calls.in_flight and not self.answered)
+
+    def _choose_turn(self) -> None:
+        turn = ordering.next_turn(self.backend, self.turn)
+        if turn is not None and self.turn is not None and turn.part.model != self.turn.part.model:
+            self.window.forget()
+        self.turn = turn
 
     def _stop(self) -> None:
         """Send nothing more; what is in flight has SHUTDOWN_GRACE_S to finish."""
@@ -158,29 +227,46 @@ class Drive:
     # Claim
 
     def _claim(self) -> None:
-        if self.paused or self.stops_at is not None or len(self.ready) * 2 > self.claim_size:
+        size = max(self.claim_size, self.room)
+        if not self._may_send() or len(self.ready) * 2 > size:
             return
-        self.ready.extend(retrying(claims.claim, self.lease, self.backend, self.claim_size))
+        if self.turn is None and not self.ready:
+            retrying(self._choose_turn)
+        while self.turn is not None:
+            if lines := retrying(claims.claim, self.lease, self.turn, size):
+                self.ready.extend(lines)
+                return
+            ended, self.turn = self.turn, None
+            retrying(self._choose_turn)
+            if self.turn is not None and self.turn.part.pk == ended.part.pk:
+                return  # its lines have just been taken by another drive, or its batch stopped: the next look knows
+
+    def _end_turn(self) -> None:
+        self._hand_back()
+        self.turn = None
 
     def _hand_back(self) -> None:
         if self.ready:
-            claims.hand_back(self.lease, list(self.ready))
+            retrying(claims.hand_back, self.lease, list(self.ready))
             self.ready.clear()
 
     # Send
 
+    def _may_send(self) -> bool:
+        return not (self.paused or self.gate_closed or self.stands_aside or self.stops_at is not None)
+
+    def _has_room(self) -> bool:
+        if not self._may_send() or len(self.calls.in_flight) >= self.room:
+            return False
+        return not any(call.key is not None and call.key.needs_alone for call in self.calls.in_flight)
+
     def _send(self) -> None:
-        while self._has_room() and (self.to_retry or self.ready):
-            if self.to_retry or not self._is_ready_for(self.ready[0]):
-                # A question may take as long as a line, and change what is ready: answers are stored before it, and
-                # all is looked at again after it.
-                if self.answered:
-                    self._store()
-                elif self.to_retry:
-                    self._retry(self.to_retry.pop())
-                else:
-                    self._make_ready_for(self.ready[0])
+        while self._has_room() and (self.readiness.to_retry or self.ready):
+            if not self._is_prepared():
+                if not self._prepare():
+                    return
                 continue
+            self._give_backend_back(unless_for=self.ready[0])
             line = self.ready.popleft()
             endpoint = line.batch.endpoint
             try:
@@ -200,25 +286,64 @@ class Drive:
             deadline_s = self.paces[line.model].deadline_s(sent, is_retry=line.attempts > 0)
             self.calls.submit(Call(line, endpoint, sent, deadline_s))
 
-    def _has_room(self) -> bool:
-        return len(self.calls.in_flight) < WINDOW and not self.paused and self.stops_at is None
+    def _is_prepared(self) -> bool:
+        """The first ready line may be sent now, and there is nothing else to do before."""
+        if self.readiness.to_retry or not self.ready or not self.readiness.is_ready_for(self.ready[0]):
+            return False
+        is_alone = self.has_backend_alone and not self.calls.in_flight
+        return is_alone or not self.ready[0].needs_alone
+
+    def _prepare(self) -> bool:
+        """Do what the first ready line, or a paused model, needs now. False: something has to finish first.
+
+        A question may take as long as a line, and change what is ready: answers are stored before it, and all is looked
+        at again after it.
+        """
+        if self.answered:
+            self._store()
+            return True
+        if self.calls.in_flight:
+            return False
+        self.has_backend_alone = retrying(alone.take, self.backend, self.lease)
+        if not self.has_backend_alone:
+            return False
+        if self.readiness.to_retry:
+            self.readiness.retry(self.readiness.to_retry.pop())
+        elif not self.readiness.is_ready_for(self.ready[0]):
+            self.readiness.make_ready_for(self.ready[0])
+        return True
+
+    def _give_backend_back(self, *, unless_for: Line | None = None) -> None:
+        if self.has_backend_alone and (unless_for is None or not unless_for.needs_alone):
+            retrying(alone.give_back, self.backend, self.lease)
+            self.has_backend_alone = False
 
     def _answer_unsent(self, line: Line, reply: Reply) -> None:
         self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
+
+    def _ask(self, endpoint: str, body: dict[str, Any], timeout_s: float) -> Call:
+        """A request of our own, replied to; CUT if we are to stop first."""
+        question = Call(None, endpoint, body, timeout_s)
+        self.calls.submit(question)
+        while question in self.calls.in_flight:
+            for call in self.calls.wait(LOOK_EVERY_S):
+                if call is not question:
+                    self._note(call)
+            self._look_around()
+        return question
 
     # Record
 
     def _note(self, call: Call) -> None:
         self.answered.append(call)
-        self._doubt(call.key).note(call)
+        self.readiness.doubt(call.key).note(call)
+        self.window.note(call, time.monotonic())
+        self.room = min(self.room, self.window.size)  # at once if it shrank
         if call.verdict is Verdict.ANSWERED:
             self.paces[call.key.model].note(call)
             self.busy_since = None
         elif call.verdict is Verdict.BUSY and self.busy_since is None:
             self.busy_since = time.monotonic()
-
-    def _doubt(self, line: Line) -> Doubt:
-        return self.doubts[line.batch.endpoint, line.model]
 
     def _group_is_due(self) -> bool:
         return bool(self.answered) and (
@@ -229,20 +354,18 @@ class Drive:
         )
 
     def _has_bad_news(self) -> bool:
-        return any(self._is_bad_news(call) for call in self.answered)
-
-    def _is_bad_news(self, call: Call) -> bool:
-        return call.verdict in BAD_NEWS or self._doubt(call.key).is_grave
+        return any(self.readiness.is_bad_news(call) for call in self.answered)
 
     def _store(self) -> None:
         group, self.answered = self.answered, []
-        bad_news = [call for call in group if self._is_bad_news(call)]
+        bad_news = [call for call in group if self.readiness.is_bad_news(call)]
         if bad_news:
             # It may settle lines that are claimed already, or pause them.
-            retrying(self._hand_back)
+            self._hand_back()
         self._record([call for call in group if call.verdict not in SUSPECT])
         for call in bad_news:
-            self._react(call)
+            if self.readiness.judge(call):
+                self._record([call])
 
     def _record(self, group: list[Call]) -> None:
         started = time.monotonic()
@@ -253,80 +376,7 @@ class Drive:
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))
         # Fast answers come in groups, and are claimed in groups as large.
-        self.claim_size = min(GROUP_LINES, max(WINDOW, len(group)))
-
-    def _react(self, call: Call) -> None:
-        """Find out what a failure says of the model or the whole backend, and act on it."""
-        line: Line = call.key
-        endpoint, model = line.batch.endpoint, line.model
-        if call.verdict in SUSPECT:
-            if self._passes_trial(endpoint, model) and call.reply is not None:
-                call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
-            self._record([call])
-        elif call.verdict is Verdict.UNREACHABLE and not self.paused:
-            self._pause_after(endpoint, model, call)
-        elif self._doubt(line).is_grave:
-            self._passes_trial(endpoint, model)
-
-    # Questions to the backend
-
-    def _is_ready_for(self, line: Line) -> bool:
-        """Its model is loaded, and known to be in order if the line failed before."""
-        return line.model == self.loaded_model and (self._doubt(line).is_proven or not line.needs_trial)
-
-    def _make_ready_for(self, line: Line) -> None:
-        """Load its model or give it a trial; if that fails, what the line needs is paused and the line handed back."""
-        endpoint, model = line.batch.endpoint, line.model
-        if model == self.loaded_model:
-            self._passes_trial(endpoint, model)
-            return
-        if loading := self.kind.load(endpoint, model):
-            question = self._ask(*loading, timeout_s=settings.MODEL_LOAD_TIMEOUT_S)
-            if question.verdict not in PASSES:
-                self._pause_after(endpoint, model, question)
-                return
-        self.loaded_model = model
-
-    def _passes_trial(self, endpoint: str, model: str) -> bool:
-        """Whether a request is answered that any server in order answers. If not, what it shows to be out of order
-        pauses."""
-        timeout_s = TRIAL_TIMEOUT_S if model == self.loaded_model else settings.MODEL_LOAD_TIMEOUT_S
-        question = self._ask(endpoint, self.kind.trial(endpoint, model), timeout_s=timeout_s)
-        if question.verdict in PASSES:
-            self.doubts[endpoint, model].prove()
-            self.loaded_model = model
-            return True
-        self.doubts.pop((endpoint, model), None)  # it is settled
-        self._pause_after(endpoint, model, question)
-        return False
-
-    def _ask(self, endpoint: str, body: dict[str, Any], *, timeout_s: float) -> Call:
-        """A request of our own, replied to; CUT if we are to stop first."""
-        question = Call(None, endpoint, body, timeout_s)
-        self.calls.submit(question)
-        while question in self.calls.in_flight:
-            for call in self.calls.wait(LOOK_EVERY_S):
-                if call is not question:
-                    self._note(call)
-            retrying(self._look)
-        return question
-
-    def _retry(self, paused: PausedModel) -> None:
-        endpoint, model = paused.endpoint, paused.model
-        if not retrying(paused.take):
-            return  # another drive has just tried
-        if not retrying(claims.is_wanted, endpoint, model) or self._passes_trial(endpoint, model):
-            retrying(paused.delete)
-            self.to_retry.clear()  # the looks during the trial saw it still due
-
-    def _pause_after(self, endpoint: str, model: str, failed: Call) -> None:
-        if failed.verdict is Verdict.CUT:
-            return  # we are to stop
-        retrying(self._hand_back)
-        self.loaded_model = ""
-        self.to_retry.clear()  # the next look knows what is still due
-        retrying(pauses.pause_after, self.backend, endpoint, model, failed)
-        self.paused = self.backend.is_paused
+        self.claim_size = min(GROUP_LINES, max(1, len(group)))
 
 
 def drives_running() -> int:

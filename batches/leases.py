@@ -10,19 +10,24 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from batches.models import Batch, Lease, Line, LineState
+from batches.models import Backend, Batch, Lease, Line, LineState
 from batchserver.database import from_now
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
 
 
-def acquire(purpose: str) -> Lease:
-    """A new lease of this process, alive for LIFETIME unless renewed."""
+def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
+    """A new lease of this process, alive for LIFETIME unless renewed. `backend` is what a drive works on."""
     pid = os.getpid()
     # The expression becomes a value in the row; read it back only if somebody asks.
     return Lease.objects.create(
-        purpose=purpose, host=_host(), pid=pid, started=_started(pid) or "", expires_at=from_now(LIFETIME)
+        purpose=purpose,
+        host=_host(),
+        pid=pid,
+        started=_started(pid) or "",
+        expires_at=from_now(LIFETIME),
+        backend=backend,
     )
 
 
@@ -36,6 +41,7 @@ def release(lease: Lease) -> None:
     with transaction.atomic():
         Line.objects.held_by(lease).update(state=LineState.PENDING, lease=None)
         Batch.objects.filter(lease=lease).update(lease=None)
+        Backend.objects.filter(alone=lease).update(alone=None)
         Lease.objects.filter(pk=lease.pk).delete()
 
 
@@ -56,6 +62,7 @@ def reap() -> int:
             lines.update(state=LineState.PENDING, lease=None, lost_claims=F("lost_claims") + 1)
             # Nobody is on the way to it any more: the next step is asked for at once.
             Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
+            Backend.objects.filter(alone=token).update(alone=None)
             Lease.objects.filter(pk=token).delete()
     return len(dead)
 

@@ -1,25 +1,157 @@
-"""Which line runs next: the oldest batch first, its lines by model and by how they begin."""
+"""Whose turn it is: which part of which batch a backend works on, and in which order its lines go.
 
-from django.db.models import Exists, OuterRef
+    priority, then the model that is loaded (until another has waited for MODEL_PATIENCE_S),
+    then parts that had no turn yet, then who had none for longest
 
+Loading another model costs seconds and every prompt that the server remembers, so models are drained one after the
+other, across all batches. The parts of one model take turns, by time. Within a part lines that begin alike are
+neighbours, so that the server reads the prompt that they share once.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from batches import backends, prefix
 from batches.models import Backend, Batch, Line, LineQuerySet, Part
 
+TURN_S = 30.0
+# A turn that is over goes on so long for lines that begin as the last one does.
+BORDER_S = 10.0
+# A part that had no turn yet waits so long at most for one that is on.
+FIRST_TURN_WITHIN_S = 5.0
+# Two neighbours with so many blocks of their keys in common share a prompt worth keeping.
+SHARED_BLOCKS = 4
 SUSPICIOUS_CLAIMS = 3
 
 
-def next_lines(backend: Backend) -> LineQuerySet:
-    """The claimable lines of the batch whose turn it is, in the order in which they should be sent; maybe none.
+@dataclass
+class Turn:
+    """The right of one part to be worked on; for `age_s` seconds so far."""
 
-    Lines that were lost with their worker again and again come last of all, and in no order: one of them may be what
-    kills it, and those that were only claimed beside it must not wait behind it for ever.
-    """
-    parts = Part.objects.filter(batch__in=Batch.objects.all().in_progress())
+    part: Part
+    # Lines that were lost with their worker again and again: one of them may be what kills it.
+    is_suspicious: bool = False
+    began: float = field(default_factory=time.monotonic)
+    last_key: bytes = b""
+    is_stamped: bool = False
+
+    def claimed(self, line: Line) -> None:
+        """Its last claimed line is this. With its first one the turn begins, for whoever asks who had none lately."""
+        self.last_key = bytes(line.order_key)
+        if not self.is_stamped:
+            Part.objects.filter(pk=self.part.pk).update(turn_at=Now())
+            self.is_stamped = True
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.began
+
+    def lines(self) -> LineQuerySet:
+        """Its claimable lines, in the order in which they should be sent."""
+        lines = _claimable(is_suspicious=self.is_suspicious).filter(part=self.part)
+        # In no order: those that were only claimed beside the one that kills must not wait behind it for ever.
+        return lines.order_by("?") if self.is_suspicious else lines.order_by("order_key", "number")
+
+
+def has_work(backend: Backend) -> bool:
+    """Some line could be sent."""
+    parts = _open_parts(backend)
+    return any(_with_work(parts, is_suspicious=each).exists() for each in (False, True))
+
+
+def next_turn(backend: Backend, turn: Turn | None) -> Turn | None:
+    """The turn that is on from now: `turn` or another; None if no line can be sent. Ask every second, and where a turn
+    has no line left."""
+    parts = _open_parts(backend)
+    waiting = list(_with_work(parts, is_suspicious=False).select_related("batch"))
+    # Lines that were lost with their worker come last of all.
+    is_suspicious = not waiting
+    if is_suspicious:
+        waiting = list(_with_work(parts, is_suspicious=True).select_related("batch"))
+    part = choose(waiting, loaded=_loaded(backend, waiting), turn=turn, is_at_border=_is_at_border, now=timezone.now())
+    if part is None:
+        return None
+    if turn is not None and part.pk == turn.part.pk and turn.is_suspicious == is_suspicious and turn.age_s < TURN_S:
+        return turn
+    return Turn(part, is_suspicious)
+
+
+def choose(
+    waiting: Sequence[Part], *, loaded: str, turn: Turn | None, is_at_border: Callable[[Turn], bool], now: datetime
+) -> Part | None:
+    """The part whose turn it is, of those that have a line to send. `turn` is the one that is on; `is_at_border` is
+    asked whether it would end between prompts that have little in common. Pure."""
+    if not waiting:
+        return None
+    highest = max(part.batch.priority for part in waiting)
+    waiting = [part for part in waiting if part.batch.priority == highest]
+    model = _choose_model(waiting, loaded, now)
+    waiting = [part for part in waiting if part.model == model]
+    current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
+    fresh = [part for part in waiting if part.turn_at is None and part is not current]
+    if current is not None and turn is not None:
+        limit_s = FIRST_TURN_WITHIN_S if fresh else TURN_S
+        if turn.age_s < limit_s or (not fresh and turn.age_s < TURN_S + BORDER_S and not is_at_border(turn)):
+            return current
+    if fresh:
+        return min(fresh, key=lambda part: (part.batch.created_at, part.pk))
+    # Stamps were given when turns began, so the one that is on has the latest.
+    return min(waiting, key=lambda part: (part.turn_at or now, part.pk))
+
+
+def _choose_model(waiting: Sequence[Part], loaded: str, now: datetime) -> str:
+    since: dict[str, datetime] = {}
+    for model in {part.model for part in waiting}:
+        parts = [part for part in waiting if part.model == model]
+        turns = [part.turn_at for part in parts if part.turn_at is not None]
+        # Served lately in any of its parts, or never: then it has waited since the first of them could run.
+        since[model] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
+    longest = min(since, key=lambda model: (since[model], model))
+    if loaded not in since or since[longest] < now - timedelta(seconds=settings.MODEL_PATIENCE_S):
+        return longest
+    return loaded
+
+
+def _is_at_border(turn: Turn) -> bool:
+    """The next line shares no prompt with the last one that is worth keeping for it."""
+    following = turn.lines().values_list("order_key", flat=True).first()
+    return following is None or prefix.shared_blocks(bytes(following), turn.last_key) < SHARED_BLOCKS
+
+
+def _loaded(backend: Backend, waiting: Sequence[Part]) -> str:
+    """The model that is ready: as the drives left it, or else one that the server has loaded by itself."""
+    if backend.loaded_model:
+        return backend.loaded_model
+    for part in waiting:
+        if backend.kind and backends.has_model(backend.kind, backend.loaded_names, part.model):
+            return part.model
+    return ""
+
+
+def _open_parts(backend: Backend) -> QuerySet[Part]:
+    """Parts of batches that run, for models that this backend has and that are not paused there."""
+    parts = Part.objects.filter(batch__in=Batch.objects.all().runnable())
     for endpoint, model in backend.paused_models.values_list("endpoint", "model"):
         parts = parts.exclude(batch__endpoint=endpoint, model=model)
-    waiting = Line.objects.all().claimable()
-    in_order = ("order_key", "number")
-    for lines, order in ((waiting.filter(lost_claims__lt=SUSPICIOUS_CLAIMS), in_order), (waiting, ("?",))):
-        with_work = parts.filter(Exists(lines.filter(part=OuterRef("pk"))))
-        if part := with_work.order_by("batch__created_at", "batch", "pk").first():
-            return lines.filter(part=part).order_by(*order)
-    return Line.objects.none()
+    # A model that only another backend has waits for that one. One that none has is tried, and fails with its reason.
+    if backend.is_fresh and (others := [each for each in Backend.objects.all().live() if each.pk != backend.pk]):
+        for model in set(parts.order_by().values_list("model", flat=True)):
+            if not backend.has_model(model) and any(each.has_model(model) for each in others):
+                parts = parts.exclude(model=model)
+    return parts
+
+
+def _with_work(parts: QuerySet[Part], *, is_suspicious: bool) -> QuerySet[Part]:
+    return parts.filter(Exists(_claimable(is_suspicious=is_suspicious).filter(part=OuterRef("pk"))))
+
+
+def _claimable(*, is_suspicious: bool) -> LineQuerySet:
+    lines = Line.objects.all().claimable()
+    return lines.filter(**{"lost_claims__gte" if is_suspicious else "lost_claims__lt": SUSPICIOUS_CLAIMS})

@@ -43,7 +43,8 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, t
     # At least as long as the question took: one that hangs leaves half of the time to other models.
     paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took)
     logger.warning("paused: %s", reason)
-    if reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR:
+    is_hopeless = reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR
+    if is_hopeless and not claims.is_elsewhere(backend, model):
         logger.error("%s could not be loaded for too long: its lines fail", model)
         claims.give_up(endpoint, model, reply)
         paused.delete()

@@ -17,7 +17,6 @@ from files_api.storage import no_room_hint
 logger = logging.getLogger(__name__)
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
-WORKER_MISSING_AFTER = timedelta(seconds=30)
 
 
 def own_backend() -> Backend:
@@ -65,7 +64,7 @@ def _pause(backend: Backend, reason: str) -> None:
 
 def live_backends() -> list[Backend]:
     """The backends whose workers reported lately, whether these answered them or not."""
-    return list(Backend.objects.filter(worker_seen_at__gt=timezone.now() - WORKER_MISSING_AFTER).order_by("pk"))
+    return list(Backend.objects.all().live().order_by("pk"))
 
 
 def known_models() -> list[dict[str, Any]]:
@@ -80,7 +79,7 @@ def known_models() -> list[dict[str, Any]]:
 def missing_default_model(backend: Backend) -> str:
     """What to type if the backend lacks MODEL_NAME; empty if it has it or is not known well enough to say."""
     model = backends.resolve_alias(settings.MODEL_NAME)
-    if not backend.is_fresh or backends.has_model(backend.kind, backend.model_names, model):
+    if not backend.is_fresh or backend.has_model(model):
         return ""
     return f"{backend.url} does not have the model {model}. {backends.missing_model_hint(backend.kind, model)}"
 

@@ -17,7 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from batches import claims, executor, holds, intake, leases, lifecycle, output, presence, webhooks
+from batches import claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
 from batches.models import FINAL, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
@@ -147,4 +147,5 @@ def _wake_drives() -> None:
 
 
 def _has_work() -> bool:
-    return any(claims.has_work(backend) for backend in presence.live_backends() if not backend.is_paused)
+    open_ = [each for each in presence.live_backends() if not each.is_paused and not gate.closed_reason(each)]
+    return any(claims.has_work(backend) for backend in open_)

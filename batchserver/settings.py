@@ -253,6 +253,7 @@ CLIENT_API_KEY = _text("OPENAI_API_KEY")
 MAX_CONCURRENT_BATCHES = _whole("MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
 LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S")  # None: from the measured speed (batches/pace.py)
 MODEL_LOAD_TIMEOUT_S = _seconds("MODEL_LOAD_TIMEOUT_S") or 900.0
+MODEL_PATIENCE_S = _seconds("MODEL_PATIENCE_S") or 600.0
 LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = _seconds("INTERACTIVE_HOLD_S", may_be_0=True)

@@ -125,6 +125,7 @@ class Work:
 
     def __init__(self, api: APIClient) -> None:
         self.api = api
+        self.in_flight = 1  # the backend's window, as if it had shrunk to this: what happens happens in order
 
     def validate(self, batch_id: str) -> None:
         while intake.validate(batch_id):
@@ -134,6 +135,7 @@ class Work:
         """Send what can be sent; the ids of the batches that were closed by it."""
         closed: list[str] = []
         backend = presence.report_backend()
+        backend.resize_window(self.in_flight)
         if not backend.is_paused:
             executor.Drive(backend, should_stop=should_stop, on_closed=closed.extend).run()
         return closed

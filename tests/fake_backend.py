@@ -41,6 +41,7 @@ class Seen:
     body: dict[str, Any]
     headers: dict[str, str]
     at: float = field(default_factory=time.monotonic)
+    left: float = float("inf")  # when it was done with, however that ended
     answered: bool = False
     gone: bool = False  # the client went away before the answer
 
@@ -185,7 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._load(body)
             return
         seen = Seen(_key(body), self.path, body, dict(self.headers))
-        action = self.fake.take(seen)
+        try:
+            self._serve(seen, self.fake.take(seen))
+        finally:
+            seen.left = time.monotonic()
+
+    def _serve(self, seen: Seen, action: Action) -> None:
+        body = seen.body
         if action.delay_s:
             self.fake.wait(action.delay_s)
         if action.hang:

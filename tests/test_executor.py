@@ -8,10 +8,14 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import claims, leases, lifecycle, presence
+from batches import claims, leases, lifecycle, ordering, presence
 from batches.models import Batch, Lease, Line, LineState, Status
 from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
+
+
+def turn():
+    return ordering.next_turn(presence.own_backend(), None)
 
 
 def results(work, batch):
@@ -313,7 +317,7 @@ def test_a_zombie_cannot_write(create, work, backend):
             Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
             leases.reap()
             winner.append(leases.acquire("drive"))
-            assert [each.custom_id for each in claims.claim(winner[0], presence.own_backend(), 5)] == ["a"]
+            assert [each.custom_id for each in claims.claim(winner[0], turn(), 5)] == ["a"]
         return False
 
     work.drive(should_stop=should_stop)
@@ -328,7 +332,7 @@ def test_a_dead_lease_claims_nothing(create, work):
     work.validate(batch["id"])
     lease = leases.acquire("drive")
     Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert claims.claim(lease, presence.own_backend(), 5) == []
+    assert claims.claim(lease, turn(), 5) == []
     assert Line.objects.get().state == LineState.PENDING
 
 
@@ -344,7 +348,7 @@ def test_a_line_that_was_lost_with_its_worker_often_comes_last_of_all(create, wo
 def test_two_claims_share_no_line(create, work):
     batch = create([line(f"id-{n}") for n in range(5)])
     work.validate(batch["id"])
-    first, second = (claims.claim(leases.acquire("drive"), presence.own_backend(), 3) for _ in range(2))
+    first, second = (claims.claim(leases.acquire("drive"), turn(), 3) for _ in range(2))
     assert [each.number for each in first + second] == [1, 2, 3, 4, 5]
 
 

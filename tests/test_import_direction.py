@@ -115,20 +115,8 @@ def test_imports_point_down(module, path):
 @pytest.mark.parametrize(
     "name",
     [
-        "intake",
-        "executor",
-        "claims",
-        "inputs",
-        "output",
-        "lifecycle",
-        "leases",
-        "ordering",
-        "presence",
-        "webhooks",
-        "holds",
-        "repeats",
         *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
-        *("webhooks", "gate", "switch", "quiet_hours"),
+        *("webhooks", "gate", "switch", "quiet_hours", "holds", "repeats", "alone", "window", "readiness"),
     ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):

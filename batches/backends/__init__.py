@@ -52,8 +52,8 @@ def connect() -> Connection:
     return Connection(settings.BACKEND_URL, api_key=settings.BACKEND_API_KEY, max_reply_bytes=settings.MAX_REPLY_BYTES)
 
 
-def open_calls(kind: str, threads: int) -> CallPool:
-    return CallPool(kind_named(kind), connect, threads)
+def open_calls(kind: str) -> CallPool:
+    return CallPool(kind_named(kind), connect)
 
 
 def probe() -> State:

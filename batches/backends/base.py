@@ -100,6 +100,7 @@ class BackendKind:
 
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "The model server"
+    most_in_flight: ClassVar[int] = 64  # where it does not say how many calls it serves at once
 
     # Evaluated top to bottom; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -201,6 +202,9 @@ class BackendKind:
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         """Path and body of a request that loads the model and does nothing else; None where the server has none."""
+        return None
+
+    def unload(self, model: str) -> tuple[str, JSON] | None:
         return None
 
     def trial(self, endpoint: str, model: str) -> JSON:

@@ -19,17 +19,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Call:
-    """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its total deadline."""
+    """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its deadline, from when the server is
+    at it: until then it may wait there behind others."""
 
     key: Any
     endpoint: str
     body: dict[str, Any]
     timeout_s: float
     started: float = field(default_factory=time.monotonic)
+    running_since: float | None = None
+    was_shared: bool = False  # the server may have been at others too
     connection: Connection | None = None
     is_cut: bool = False
     timed_out: bool = False
-    duration_s: float = 0.0
+    finished: float = 0.0
+    duration_s: float = 0.0  # of the server's work, without the wait for its turn
     reply: Reply | None = None
     is_charged: bool = False  # its line pays for the failure
 
@@ -39,25 +43,35 @@ class Call:
 
     @property
     def is_overdue(self) -> bool:
-        return time.monotonic() > self.started + self.timeout_s
+        return self.running_since is not None and time.monotonic() > self.running_since + self.timeout_s
 
 
 class CallPool:
-    """Threads that each send one call at a time. Not for several users: one loop submits, waits and cuts."""
+    """Threads that each send one call at a time, as many as were ever needed at once. Not for several users: one loop
+    submits, waits and cuts.
 
-    def __init__(self, kind: BackendKind, connect: Callable[[], Connection], threads: int) -> None:
+    `running` is how many of the calls in flight the server computes at once, if that `is_known` and else as far as can
+    be guessed; those behind them wait there for their turn, and their time does not count yet.
+    """
+
+    def __init__(self, kind: BackendKind, connect: Callable[[], Connection]) -> None:
         self.kind = kind
-        self.in_flight: set[Call] = set()
+        self.running, self.is_known = 1, False
+        self.in_flight: list[Call] = []  # in the order in which they were sent
+        self._connect = connect
         self._todo: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        self._threads = threads
-        for number in range(threads):
-            # Daemons: a call that cannot be ended must not keep the process from exiting.
-            threading.Thread(target=self._serve, args=(connect(),), name=f"call-{number}", daemon=True).start()
+        self._threads = 0
 
     def submit(self, call: Call) -> None:
         call.started = time.monotonic()
-        self.in_flight.add(call)
+        self.in_flight.append(call)
+        self._start_clocks()
+        if len(self.in_flight) > self._threads:
+            # Daemons: a call that cannot be ended must not keep the process from exiting.
+            name = f"call-{self._threads}"
+            threading.Thread(target=self._serve, args=(self._connect(),), name=name, daemon=True).start()
+            self._threads += 1
         self._todo.put(call)
 
     def wait(self, timeout_s: float) -> list[Call]:
@@ -73,8 +87,25 @@ class CallPool:
                 finished.append(self._done.get_nowait())
         except queue.Empty:
             pass
-        self.in_flight.difference_update(finished)
+        for call in finished:
+            self.in_flight.remove(call)
+            call.duration_s = call.finished - (call.running_since or call.started)
+        self._start_clocks()
         return finished
+
+    def _start_clocks(self) -> None:
+        now = time.monotonic()
+        for call in self.in_flight[: self.running]:
+            call.running_since = call.running_since or now
+        together = self.in_flight[: self.running] if self.is_known else self.in_flight
+        if len(together) > 1:
+            for call in together:
+                call.was_shared = True
+
+    @property
+    def waiting(self) -> list[Call]:
+        """The calls in flight that the server has not begun."""
+        return self.in_flight[self.running :]
 
     def cut(self, call: Call) -> None:
         call.is_cut = True
@@ -98,7 +129,7 @@ class CallPool:
                 logger.error("a call ended with %s", type(error).__name__)
                 message = f"The request could not be sent or its reply not be read ({type(error).__name__})."
                 call.reply = Reply(Verdict.FAILED, code="internal_error", message=message)
-            call.duration_s = time.monotonic() - call.started
+            call.finished = time.monotonic()
             self._done.put(call)
         connection.close()
 

@@ -44,6 +44,7 @@ GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
+    most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     rules: ClassVar[tuple[Rule, ...]] = (
         # The runner died; the next request starts it anew.

@@ -108,6 +108,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='line',
+            name='needs_alone',
+            field=models.BooleanField(default=False, help_text='It was in flight with others when the server broke down: sent again by itself.'),
+        ),
+        migrations.AddField(
+            model_name='line',
             name='order_key',
             field=models.BinaryField(default=b'', help_text='Lines that begin alike sort beside each other (batches/prefix.py).', max_length=255),
         ),

@@ -8,8 +8,17 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from batches import backends
 from batches.models.lease import Lease
 from batchserver.database import from_now
+
+WORKER_MISSING_AFTER = timedelta(seconds=30)
+
+
+class BackendQuerySet(models.QuerySet["Backend"]):
+    def live(self) -> "BackendQuerySet":
+        """Their workers reported lately, whether the backends answered them or not."""
+        return self.filter(worker_seen_at__gt=timezone.now() - WORKER_MISSING_AFTER)
 
 
 class Backend(models.Model):
@@ -40,6 +49,8 @@ class Backend(models.Model):
         help_text="The drive that has it to itself: to load another model, or to try a line that may bring it down.",
     )
 
+    objects = BackendQuerySet.as_manager()
+
     FRESH = timedelta(seconds=20)
 
     def __str__(self) -> str:
@@ -48,6 +59,10 @@ class Backend(models.Model):
     @property
     def model_names(self) -> list[str]:
         return [model["id"] for model in self.listed]
+
+    def has_model(self, name: str) -> bool:
+        """It listed the model when it was last asked."""
+        return bool(self.kind) and backends.has_model(self.kind, self.model_names, name)
 
     @property
     def is_fresh(self) -> bool:
@@ -65,6 +80,14 @@ class Backend(models.Model):
 
     def resume(self) -> None:
         self._store(paused_at=None, pause_reason="", resume_at=None)
+
+    def now_has_loaded(self, model: str) -> None:
+        """What its drives send lines of; empty: unknown, so that it is loaded anew before the next line."""
+        if self.loaded_model != model:
+            self._store(loaded_model=model)
+
+    def resize_window(self, size: int) -> None:
+        self._store(window=size, window_changed_at=timezone.now())
 
     def _store(self, **values: Any) -> None:
         # The row first: where the database does not answer this is done again, from the same values.

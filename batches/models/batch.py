@@ -40,6 +40,10 @@ class BatchQuerySet(models.QuerySet["Batch"]):
     def in_progress(self) -> "BatchQuerySet":
         return self.filter(status=Status.IN_PROGRESS)
 
+    def runnable(self) -> "BatchQuerySet":
+        """In progress, and not paused by a person."""
+        return self.in_progress().filter(paused_at=None)
+
     def drained(self) -> "BatchQuerySet":
         """In progress with every line finished."""
         return self.in_progress().exclude(Exists(Line.objects.open().filter(part__batch=OuterRef("pk"))))
@@ -200,6 +204,9 @@ class Line(models.Model):
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Charged for the line's own faults only.")
     backend_crashes = models.PositiveSmallIntegerField(default=0, help_text="Times it brought the backend down.")
     needs_trial = models.BooleanField(default=False, help_text="It failed: sent again only to a model in order.")
+    needs_alone = models.BooleanField(
+        default=False, help_text="It was in flight with others when the server broke down: sent again by itself."
+    )
     lost_claims = models.PositiveSmallIntegerField(default=0, help_text="Times a worker died that held it.")
     not_before = models.DateTimeField(null=True)
 

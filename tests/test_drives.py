@@ -1,0 +1,180 @@
+"""Several calls in flight and several drives on one backend: what they share, and who pays when it breaks down."""
+
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from batches import alone, executor, holds, leases, presence
+from batches.models import Backend, Batch, Hold, Lease, Line, LineState
+from tests.conftest import line, several_connections
+from tests.fake_backend import Action
+
+DOWN = Action(reset=True, delay_s=0.3)
+
+
+@pytest.fixture(autouse=True)
+def _few_seconds(settings):
+    settings.INTERACTIVE_HOLD_S = 1.0
+
+
+def most_at_once(backend, seen=None):
+    """How many requests were at the server when these came, at most."""
+    return max(sum(other.at <= each.at < other.left for other in backend.seen) for each in seen or backend.seen)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 6])
+def test_so_many_calls_are_in_flight_and_no_more(create, work, backend, in_flight):
+    work.in_flight = in_flight
+    backend.delay_s = 0.2
+    batch = work.run(create([line(f"id-{number}") for number in range(24)])["id"])
+    assert batch["request_counts"]["completed"] == 24
+    assert most_at_once(backend) == in_flight
+
+
+def test_results_do_not_wait_for_the_slowest_of_a_group(create, work, backend):
+    work.in_flight = 4
+    backend.on("slow", Action(delay_s=4))
+    batch = create([line(each) for each in ["slow", *"abcdefghi"]])["id"]
+    work.validate(batch)
+    done = []
+
+    def look():
+        done.append(Batch.objects.get().completed)
+        return False
+
+    work.drive(should_stop=look)
+    assert 9 in done
+
+
+def test_a_crash_under_several_lines_charges_none_and_each_is_tried_by_itself(create, work, backend):
+    """One of the three kills the server; nobody can tell which."""
+    work.in_flight = 3
+    backend.always("poison", DOWN)
+    for name in "ab":
+        backend.on(name, Action(reset=True, delay_s=0.3))
+    batch = work.run(create([line(name) for name in ["first", "a", "poison", "b"]])["id"])
+    assert batch["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    crashes = dict(Line.objects.values_list("custom_id", "backend_crashes"))
+    assert crashes == {"first": 0, "a": 0, "poison": 2, "b": 0}
+    assert backend.arrived().count("poison") == 3  # once among others, twice alone
+    assert most_at_once(backend, [seen for seen in backend.seen if seen.key == "poison"][1:]) == 1
+
+
+def test_a_busy_server_gets_fewer_calls(create, work, backend):
+    work.in_flight = 8
+    for number in range(8):
+        backend.on(f"id-{number}", Action(503, b"busy", delay_s=0.1))
+    backend.delay_s = 0.2
+    work.validate(create([line(f"id-{number}") for number in range(40)])["id"])
+    work.drive()
+    assert most_at_once(backend, backend.seen[:8]) == 8
+    # Those of the first eight that came after the first refusal were on their way by then.
+    assert most_at_once(backend, backend.seen[16:]) <= 4
+    assert Backend.objects.get().window == 4
+    assert not Line.objects.exclude(attempts=0).exists()
+
+
+def test_a_person_is_served_first(create, work, backend):
+    """No new line is sent, and the call that waits in the server's queue is taken out of it, uncharged."""
+    work.in_flight = 2
+    backend.delay_s = 1.5
+    batch = create([line(each) for each in "abcd"])["id"]
+    work.validate(batch)
+    came = []
+
+    def look():
+        if len(backend.arrived()) >= 2 and not came:
+            came.append(holds.Person(presence.own_backend()))
+            came.append(time.monotonic())
+        if came and time.monotonic() > came[1] + 3:
+            came[0].leave()
+        return False
+
+    work.drive(should_stop=look)
+    first, second, third = backend.seen[:3]
+    assert backend.arrived().count(first.key) == 1
+    assert backend.arrived().count(second.key) == 2
+    assert third.at > came[1] + 3.5
+    assert Batch.objects.get().completed == 4
+    assert set(Line.objects.values_list("attempts", "needs_trial")) == {(0, False)}
+
+
+def test_a_closed_gate_lets_the_drive_go_after_a_while(create, work, backend, monkeypatch):
+    monkeypatch.setattr(executor, "LINGERS_S", 1.0)
+    work.validate(create([line("a")])["id"])
+    Hold.objects.create(reason=Hold.Reason.PAUSED)
+    started = time.monotonic()
+    work.drive()
+    assert 1 < time.monotonic() - started < 5
+    assert backend.arrived() == []
+    assert not Lease.objects.exists()
+
+
+# Alone
+
+
+def test_one_drive_has_the_backend_alone_when_all_others_stand_by(db):
+    backend = presence.own_backend()
+    first, second = (leases.acquire("drive", backend=backend) for _ in range(2))
+    assert not alone.take(backend, first)  # the other one may have calls in flight
+    assert alone.is_anothers(fresh(backend), second)
+    assert not alone.take(fresh(backend), second)
+    alone.stand_by(second, True)
+    assert alone.take(backend, first)
+    alone.give_back(backend, first)
+    assert not alone.is_anothers(fresh(backend), second)
+
+
+def test_a_dead_drive_keeps_nobody_from_the_backend(db):
+    backend = presence.own_backend()
+    dead, living = (leases.acquire("drive", backend=backend) for _ in range(2))
+    alone.take(backend, dead)
+    Lease.objects.filter(pk=dead.pk).update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert not alone.is_anothers(fresh(backend), living)
+    assert alone.take(fresh(backend), living)
+    alone.give_back(backend, living)
+    alone.take(fresh(backend), dead)
+    leases.reap()
+    assert fresh(backend).alone_id is None
+
+
+def fresh(backend):
+    return Backend.objects.get(pk=backend.pk)
+
+
+@several_connections
+def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(create, work, backend):
+    backend.delay_s = 0.2
+    backend.always("poison", DOWN)
+    names = [f"id-{number}" for number in range(30)]
+    batch = create([line(name) for name in [*names[:10], "poison", *names[10:]]])["id"]
+    work.validate(batch)
+    own = presence.report_backend()
+    own.resize_window(4)
+
+    def drive():
+        try:
+            for _ in range(60):
+                Line.objects.update(not_before=None)
+                executor.Drive(fresh(own), should_stop=lambda: False, on_closed=lambda ids: None).run()
+                if not Line.objects.all().open().exists():
+                    return
+                Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most_at_once(backend) <= 4
+    states = dict(Line.objects.values_list("custom_id", "state"))
+    assert states.pop("poison") == LineState.FAILED
+    assert set(states.values()) == {LineState.SUCCEEDED}
+    charged = Line.objects.exclude(backend_crashes=0, attempts=0).values_list("custom_id", flat=True)
+    assert list(charged) == ["poison"]

@@ -1,0 +1,208 @@
+"""Whose turn it is, of what waits; and that the drive keeps to it, against a model server."""
+
+from datetime import timedelta
+from itertools import groupby
+from types import SimpleNamespace
+
+from django.utils import timezone
+
+from batches import ordering, presence
+from batches.models import Backend, Batch, Line, Part, Priority
+from batches.ordering import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
+from tests.conftest import line
+
+NOW = timezone.now()
+
+
+def ago(minutes):
+    return NOW - timedelta(minutes=minutes)
+
+
+def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL):
+    """A part that waits; `turn` and `created` in minutes ago."""
+    batch = SimpleNamespace(priority=priority, created_at=ago(created), in_progress_at=ago(created))
+    return SimpleNamespace(pk=pk, model=model, batch=batch, turn_at=None if turn is None else ago(turn))
+
+
+class On(Turn):
+    """A turn that has been on for so long, with a border ahead or not."""
+
+    def __init__(self, part, age_s):
+        super().__init__(part)
+        self.began -= age_s
+
+
+def chosen(*parts, loaded="m", turn=None, at_border=True):
+    found = choose(parts, loaded=loaded, turn=turn, is_at_border=lambda _: at_border, now=NOW)
+    return found and found.pk
+
+
+def test_nothing_waits():
+    assert chosen() is None
+
+
+def test_the_oldest_goes_first_among_those_that_had_no_turn():
+    assert chosen(part(1, created=5), part(2, created=50)) == 2
+
+
+def test_the_loaded_model_is_drained_first():
+    assert chosen(part(1, "other", created=9), part(2, "m", created=1)) == 2
+    assert chosen(part(1, "other", created=9), part(2, "m", turn=0)) == 2
+    assert chosen(part(1, "other", created=9), loaded="m") == 1
+
+
+def test_without_a_loaded_model_the_one_that_waits_longest_is_loaded():
+    assert chosen(part(1, "a", created=5), part(2, "b", created=9), loaded="") == 2
+    assert chosen(part(1, "a", turn=5), part(2, "b", turn=9), loaded="") == 2
+
+
+def test_no_model_waits_for_ever(settings):
+    settings.MODEL_PATIENCE_S = 600
+    assert chosen(part(1, "other", created=9.9), part(2, "m", turn=0)) == 2
+    assert chosen(part(1, "other", created=10.1), part(2, "m", turn=0)) == 1
+    # It waits since the last turn of any of its parts.
+    assert chosen(part(1, "other", created=50), part(3, "other", turn=2), part(2, "m", turn=0)) == 2
+    assert chosen(part(1, "a", created=12), part(3, "b", created=11), part(2, "m", turn=0)) == 1
+
+
+def test_a_turn_lasts():
+    current = part(1, turn=0.2)
+    assert chosen(current, part(2, turn=5), turn=On(current, TURN_S - 1)) == 1
+    assert chosen(current, part(2, turn=5), turn=On(current, TURN_S + 1)) == 2
+    assert chosen(current, turn=On(current, TURN_S + 1)) == 1
+
+
+def test_one_that_had_none_yet_waits_seconds_at_most():
+    current = part(1, turn=0.2)
+    assert chosen(current, part(2), turn=On(current, FIRST_TURN_WITHIN_S - 1)) == 1
+    assert chosen(current, part(2), turn=On(current, FIRST_TURN_WITHIN_S + 1)) == 2
+
+
+def test_a_turn_that_is_over_ends_where_the_prompt_changes():
+    current = part(1, turn=0.2)
+
+    def ends(age_s, other):
+        return chosen(current, other, turn=On(current, age_s), at_border=False) == 2
+
+    assert not ends(TURN_S + 1, part(2, turn=5))
+    assert ends(TURN_S + 11, part(2, turn=5))
+    assert ends(FIRST_TURN_WITHIN_S + 1, part(2))
+
+
+def test_who_waits_longest_is_next():
+    current = part(1, turn=0.5)
+    assert chosen(current, part(2, turn=1), part(3, turn=2), turn=On(current, TURN_S + 1)) == 3
+
+
+def test_priority_goes_before_everything():
+    low, high = Priority.LOW, Priority.HIGH
+    assert chosen(part(1, "other", created=1, priority=high), part(2, "m", turn=9)) == 1
+    assert chosen(part(1, created=90, priority=low), part(2, created=1)) == 2
+    current = part(1, turn=0.1)
+    assert chosen(current, part(2, priority=high), turn=On(current, 1)) == 2
+    assert chosen(part(1, created=90, priority=low)) == 1
+
+
+# With rows
+
+
+def system(text, custom_id, model="gemma3:12b"):
+    messages = [{"role": "system", "content": text * 100}, {"role": "user", "content": custom_id}]
+    return line(custom_id, body={"messages": messages, "model": model})
+
+
+def test_lines_that_begin_alike_are_sent_one_after_the_other_and_come_out_in_input_order(create, work, backend):
+    prompts = ["Rate the profile. ", "Translate it. ", "Name the colour. "]
+    lines = [system(prompts[number % 3], f"{number % 3}-{number}") for number in range(30)]
+    batch = work.run(create(lines)["id"])
+    groups = [key[0] for key in backend.arrived()]
+    assert len([key for key, _ in groupby(groups)]) == 3
+    output = [each["custom_id"] for each in work.content(batch["output_file_id"])]
+    assert output == [each["custom_id"] for each in lines]
+
+
+def test_models_are_loaded_once_each_across_batches(create, work, backend):
+    backend.models = models = ["gemma3:12b", "b:1b", "c:1b"]
+    batches = [
+        create([line(f"{batch}{number}", body={"model": models[number % 3]}) for number in range(12)])["id"]
+        for batch in "xy"
+    ]
+    for batch in batches:
+        work.validate(batch)
+    work.drive()
+    assert sorted(backend.loads) == sorted(models)
+    assert backend.loads[0] == "gemma3:12b"  # the server had it already
+    assert set(Batch.objects.values_list("status", flat=True)) == {"finalizing"}
+
+
+def test_a_small_batch_does_not_wait_for_a_large_one(create, work, backend, monkeypatch):
+    monkeypatch.setattr(ordering, "FIRST_TURN_WITHIN_S", 0.5)
+    backend.delay_s = 0.05
+    large = create([line(f"large-{number}") for number in range(100)])["id"]
+    work.validate(large)
+    small = []
+
+    def look():
+        if len(backend.arrived()) > 5 and not small:
+            small.append(create([line(f"small-{number}") for number in range(5)])["id"])
+            work.validate(small[0])
+        return False
+
+    work.drive(should_stop=look)
+    arrived = backend.arrived()
+    assert arrived.index("small-4") - arrived.index("small-0") == 4
+    assert arrived.index("small-4") < 80
+    assert len(arrived) == 105
+
+
+def test_a_batch_that_a_person_paused_is_passed_over(create, work, backend):
+    first, second = (create([line(each)])["id"] for each in "ab")
+    for batch in (first, second):
+        work.validate(batch)
+    Batch.objects.filter(pk=first).update(paused_at=timezone.now())
+    work.drive()
+    assert backend.arrived() == ["b"]
+    assert not ordering.has_work(presence.own_backend())
+    Batch.objects.update(paused_at=None)
+    assert ordering.has_work(presence.own_backend())
+
+
+def test_a_pause_in_the_middle_lets_what_is_in_flight_finish(create, work, backend):
+    backend.delay_s = 0.3
+    batch = create([line(f"id-{number}") for number in range(20)])["id"]
+    work.validate(batch)
+
+    def look():
+        if backend.arrived():
+            Batch.objects.update(paused_at=timezone.now())
+        return False
+
+    work.drive(should_stop=look)
+    done = Batch.objects.get().completed
+    assert 0 < done == len(backend.arrived()) < 20
+    assert not Line.objects.exclude(lease=None).exists()
+
+
+def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, backend):
+    presence.report_backend()
+    backend.models = ["gemma3:12b"]
+    other = Backend.objects.create(
+        name="other", url="http://other", kind="ollama", worker_seen_at=timezone.now(), seen_at=timezone.now()
+    )
+    Backend.objects.filter(pk=other.pk).update(listed=[{"id": "theirs:1b", "created": 0, "owned_by": "x"}])
+    batch = create([line("a"), line("b", body={"model": "theirs:1b"})])["id"]
+    work.validate(batch)
+    work.drive()
+    assert backend.arrived() == ["a"]
+    Backend.objects.filter(pk=other.pk).update(worker_seen_at=timezone.now() - timedelta(minutes=5))
+    assert ordering.has_work(presence.own_backend())  # nobody else has it any more: it fails with its reason
+
+
+def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):
+    work.validate(create([line("a"), line("b")])["id"])
+    own = presence.report_backend()
+    turn = ordering.next_turn(own, None)
+    assert Part.objects.get().turn_at is None
+    turn.claimed(Line.objects.first())
+    assert Part.objects.get().turn_at is not None
+    assert ordering.next_turn(own, turn) is turn
