@@ -33,6 +33,7 @@ LAYERS = [
         "files_api.urls",
         "files_api.apps",
     },
+    {"batches.progress"},
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
@@ -106,7 +107,7 @@ def test_imports_point_down(module, path):
     "name",
     [
         *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
-        *("webhooks", "gate", "switch", "quiet_hours"),
+        *("webhooks", "gate", "switch", "quiet_hours", "progress"),
     ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
