@@ -12,18 +12,9 @@ from django.test import Client
 from django.utils import timezone
 
 from batches import gate, presence, switch, tasks
-from batches.models import Backend, Batch, Hold, Pulse, Status
+from batches.models import Backend, Batch, Hold, Status
 from batches.quiet_hours import QuietHours
 from tests.conftest import line
-
-
-@pytest.fixture
-def server(db, settings):
-    """A backend whose worker has just reported, and a control worker that ticks."""
-    Pulse.stamp("ticked")
-    now = timezone.now()
-    fresh = {"kind": "ollama", "worker_seen_at": now, "seen_at": now, "listed": [{"id": settings.MODEL_NAME}]}
-    return Backend.objects.create(name="here", url="http://127.0.0.1:9", **fresh)
 
 
 @pytest.fixture
@@ -104,7 +95,7 @@ def test_the_window_goes_on_while_it_is_paused(work, backend, create):
 # Everything
 
 
-def test_all_are_paused_once_and_resumed(api, server):
+def test_all_are_paused_once_and_resumed(api, live_backend):
     first = api.post("/v1/batches/pause").json()
     assert first["object"] == "batches.pause"
     assert first["paused"] is True
@@ -112,24 +103,24 @@ def test_all_are_paused_once_and_resumed(api, server):
     assert api.post("/v1/batches/pause").json() == first
     assert Hold.objects.count() == 1
 
-    assert "A person paused all batches at" in gate.closed_reason(server)
+    assert "A person paused all batches at" in gate.closed_reason(live_backend)
     assert presence.health()["status"] == "ok"
-    assert presence.health()["reason"] == gate.closed_reason(server)
+    assert presence.health()["reason"] == gate.closed_reason(live_backend)
 
     for _ in range(2):
         assert api.post("/v1/batches/resume").json() == {"object": "batches.pause", "paused": False, "paused_at": None}
-        assert gate.closed_reason(server) == ""
+        assert gate.closed_reason(live_backend) == ""
     assert presence.health()["reason"] is None
 
 
-def test_two_pauses_at_the_same_moment_are_one(api, server):
+def test_two_pauses_at_the_same_moment_are_one(api, live_backend):
     now = timezone.now()
     for seconds in (5, 0):
         Hold.objects.create(reason="paused", created_at=now - timedelta(seconds=seconds))
     assert switch.pause_all() == now - timedelta(seconds=5)
-    assert gate.clock(now - timedelta(seconds=5)) in gate.closed_reason(server)
+    assert gate.clock(now - timedelta(seconds=5)) in gate.closed_reason(live_backend)
     switch.resume_all()
-    assert gate.closed_reason(server) == ""
+    assert gate.closed_reason(live_backend) == ""
 
 
 def test_resuming_all_leaves_a_batch_paused_that_was_paused_by_itself(api, create):
@@ -155,20 +146,20 @@ def test_resuming_wakes_a_drive(api, create, woken):
 # The gate
 
 
-def test_a_request_of_a_person_closes_the_gate_of_its_backend_while_it_lasts(server):
+def test_a_request_of_a_person_closes_the_gate_of_its_backend_while_it_lasts(live_backend):
     other = Backend.objects.create(name="there", url="http://127.0.0.1:8")
-    hold = Hold.objects.create(backend=server, reason="person", until=timezone.now() + timedelta(seconds=30))
-    assert gate.closed_reason(server) == "A person's request is at the model server; the lines go on after it."
+    hold = Hold.objects.create(backend=live_backend, reason="person", until=timezone.now() + timedelta(seconds=30))
+    assert gate.closed_reason(live_backend) == "A person's request is at the model server; the lines go on after it."
     assert gate.closed_reason(other) == ""
     # It names no end: that of a web process which was killed is over by itself.
     Hold.objects.filter(pk=hold.pk).update(until=timezone.now() - timedelta(seconds=1))
-    assert gate.closed_reason(server) == ""
+    assert gate.closed_reason(live_backend) == ""
 
 
-def test_quiet_hours_close_the_gate_and_say_until_when(server, settings):
+def test_quiet_hours_close_the_gate_and_say_until_when(live_backend, settings):
     settings.TIME_ZONE = "Asia/Tokyo"
     end = quiet_now(settings)
-    assert gate.closed_reason(server) == (
+    assert gate.closed_reason(live_backend) == (
         f"Quiet hours until {end:%Y-%m-%d %H:%M} (Asia/Tokyo) (QUIET_HOURS={settings.QUIET_HOURS.text})."
     )
     assert presence.health()["status"] == "ok"
@@ -176,18 +167,18 @@ def test_quiet_hours_close_the_gate_and_say_until_when(server, settings):
     assert gate.clock(datetime(2026, 1, 1, 20, tzinfo=UTC)) == "2026-01-02 05:00 (Asia/Tokyo)"
 
 
-def test_the_gate_asks_the_database_once(server, settings, django_assert_num_queries):
+def test_the_gate_asks_the_database_once(live_backend, settings, django_assert_num_queries):
     quiet_now(settings)
-    Hold.objects.create(backend=server, reason="person", until=timezone.now() + timedelta(seconds=30))
+    Hold.objects.create(backend=live_backend, reason="person", until=timezone.now() + timedelta(seconds=30))
     with django_assert_num_queries(1):
-        gate.closed_reason(server)
+        gate.closed_reason(live_backend)
     switch.pause_all()
     with django_assert_num_queries(1):
-        assert "A person paused" in gate.closed_reason(server)
+        assert "A person paused" in gate.closed_reason(live_backend)
 
 
-def test_health_waits_for_what_is_wrong_and_tells_of_the_gate_too(server):
-    server.pause("The backend is away.")
+def test_health_waits_for_what_is_wrong_and_tells_of_the_gate_too(live_backend):
+    live_backend.pause("The backend is away.")
     switch.pause_all()
     health = presence.health()
     assert health["status"] == "waiting"
@@ -203,7 +194,7 @@ def run(command, *batch_ids):
     return out.getvalue()
 
 
-def test_the_commands_pause_and_resume_everything(server, woken):
+def test_the_commands_pause_and_resume_everything(live_backend, woken):
     assert run("pause") == f"Paused all batches, since {gate.clock(switch.pause_all())}.\n"
     assert switch.all_paused_at() is not None
     assert woken == []
@@ -242,20 +233,20 @@ def person(db):
     return browser
 
 
-def test_the_button_of_the_admin_pauses_all_and_resumes_all(person, server, woken):
+def test_the_button_of_the_admin_pauses_all_and_resumes_all(person, live_backend, woken):
     batches = "/admin/batches/batch/"
     assert 'value="Pause all batches"' in person.get(batches).content.decode()
     page = person.post(f"{batches}switch/", {"pause": "Pause all batches"}, follow=True).content.decode()
     assert "Paused all batches." in page
-    assert gate.closed_reason(server).split(".")[0] in page
+    assert gate.closed_reason(live_backend).split(".")[0] in page
     assert 'value="Resume all batches"' in page
     page = person.post(f"{batches}switch/", {"resume": "Resume all batches"}, follow=True).content.decode()
     assert 'value="Pause all batches"' in page
-    assert gate.closed_reason(server) == ""
+    assert gate.closed_reason(live_backend) == ""
     assert woken == ["batches.tasks.drive"]
 
 
-def test_who_may_only_look_finds_no_button(server):
+def test_who_may_only_look_finds_no_button(live_backend):
     looker = User.objects.create_user("looker", is_staff=True)
     looker.user_permissions.set(Permission.objects.filter(codename="view_batch"))
     browser = Client()
