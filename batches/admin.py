@@ -1,29 +1,36 @@
-"""Batches, lines, backends and webhook deliveries in the admin: to look at, to cancel and to repeat, not to edit."""
+"""Batches, lines, backends and webhook deliveries in the admin: to look at, to hold back, to cancel and to repeat, not
+to edit."""
 
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.urls import reverse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
+from django.views.decorators.http import require_POST
 
-from batches import lifecycle, tasks, webhooks
-from batches.models import Backend, Batch, Line, PausedModel, WebhookDelivery
+from batches import lifecycle, presence, progress, switch, tasks, webhooks
+from batches.models import Backend, Batch, Hold, Line, PausedModel, WebhookDelivery
 from batchserver.admin import LookOnly
 from batchserver.errors import ApiError
 
 
 @admin.register(Batch)
 class BatchAdmin(LookOnly):
-    list_display = ("id", "status", "progress", "failed", "model", "created_at", "finished_at")
+    list_display = ("id", "status", "paused_since", "progress", "failed", "model", "created_at", "finished_at")
     ordering = ("-created_at",)
     list_filter = ("status", "endpoint")
     search_fields = ("id", "model", "input_file__id", "metadata")
     date_hierarchy = "created_at"
-    actions = ("cancel",)
+    actions = ("cancel", "pause", "resume")
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "metadata")}),
+        ("Outlook", {"fields": ("waits_for", "estimated_end", "estimated_from")}),
         ("Files", {"fields": ("input", "output", "error_output")}),
         ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
         ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
@@ -52,14 +59,71 @@ class BatchAdmin(LookOnly):
     @admin.action(description="Cancel selected batches", permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
         """Finished lines are delivered, as with POST /v1/batches/{id}/cancel."""
-        for batch in queryset:
+        for batch in self._each(request, queryset, lifecycle.cancel):
+            tasks.wake_control(batch.pk)
+            self.message_user(request, f"Cancelling {batch.pk}.", messages.SUCCESS)
+
+    @admin.action(description="Pause selected batches", permissions=["cancel"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        for batch in self._each(request, queryset, switch.pause):
+            self.message_user(request, f"Paused {batch.pk}.", messages.SUCCESS)
+
+    @admin.action(description="Resume selected batches", permissions=["cancel"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        for batch in self._each(request, queryset, switch.resume):
+            tasks.wake(tasks.drive)
+            self.message_user(request, f"Resumed {batch.pk}.", messages.SUCCESS)
+
+    def _each(self, request: HttpRequest, batches: QuerySet[Batch], do: Callable[[str], None]) -> Iterator[Batch]:
+        """Those to which it could be done; of the others the person is told why not."""
+        for batch in batches:
             try:
-                lifecycle.cancel(batch.pk)
+                do(batch.pk)
             except ApiError as refusal:
                 self.message_user(request, f"{refusal.message} ({batch.pk})", messages.WARNING)
             else:
-                tasks.wake_control(batch.pk)
-                self.message_user(request, f"Cancelling {batch.pk}.", messages.SUCCESS)
+                yield batch
+
+    # The switch for all batches: a button above the list (templates/admin/batches/batch/change_list.html).
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(require_POST(self.switch_all))
+        return [path("switch/", view, name="batches_switch"), *super().get_urls()]
+
+    def switch_all(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_cancel_permission(request):
+            raise PermissionDenied
+        if "pause" in request.POST:
+            switch.pause_all()
+            self.message_user(request, "Paused all batches.", messages.SUCCESS)
+        else:
+            switch.resume_all()
+            tasks.wake(tasks.drive)
+            self.message_user(request, "Resumed all batches.", messages.SUCCESS)
+        return redirect("admin:batches_batch_changelist")
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        if request.method == "GET":
+            for reason in presence.closed_reasons():
+                self.message_user(request, reason, messages.WARNING)
+        context = {"may_switch": self.has_cancel_permission(request), "all_paused": switch.all_paused_at()}
+        return super().changelist_view(request, context | (extra_context or {}))
+
+    @admin.display(description="Paused since")
+    def paused_since(self, batch: Batch) -> datetime | None:
+        return batch.paused_at if switch.is_paused(batch) else None
+
+    @admin.display(description="Waits for")
+    def waits_for(self, batch: Batch) -> str | None:
+        return progress.waiting_for(batch)
+
+    @admin.display(description="May end")
+    def estimated_end(self, batch: Batch) -> datetime | None:
+        return progress.of(batch).estimated_end
+
+    @admin.display(description="Estimated from")
+    def estimated_from(self, batch: Batch) -> str | None:
+        return progress.of(batch).estimated_from
 
     @admin.display(description="Lines done")
     def progress(self, batch: Batch) -> str:
@@ -119,6 +183,11 @@ class LineAdmin(LookOnly):
 @admin.register(Backend)
 class BackendAdmin(LookOnly):
     list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")
+
+
+@admin.register(Hold)
+class HoldAdmin(LookOnly):
+    list_display = ("reason", "backend", "created_at", "until")
 
 
 @admin.register(PausedModel)

@@ -10,13 +10,14 @@ from django.conf import settings
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import backends
+from batches import backends, gate
 from batches.models import Backend, Batch, Pulse, Status
 from files_api.storage import no_room_hint
 
 logger = logging.getLogger(__name__)
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
+NO_WORKER = "No inference worker has reported lately."
 
 
 def own_backend() -> Backend:
@@ -67,6 +68,11 @@ def live_backends() -> list[Backend]:
     return list(Backend.objects.all().live().order_by("pk"))
 
 
+def closed_reasons() -> list[str]:
+    """Why a person or the clock holds back the lines of live backends; each reason once."""
+    return list(dict.fromkeys(filter(None, map(gate.closed_reason, live_backends()))))
+
+
 def known_models() -> list[dict[str, Any]]:
     """What the live backends list, and the aliases of these: id, created, owned_by; by id, each once."""
     models = {model["id"]: model for backend in live_backends() for model in backend.listed}
@@ -85,7 +91,10 @@ def missing_default_model(backend: Backend) -> str:
 
 
 def health() -> dict[str, Any]:
-    """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why."""
+    """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why.
+
+    That a person or the clock holds lines back is told in `reason` too, and is no change of `status`: nothing is wrong.
+    """
     now = timezone.now()
     tick = Pulse.objects.filter(pk="ticked").first()
     backends_seen = live_backends()
@@ -96,7 +105,7 @@ def health() -> dict[str, Any]:
         reasons.append("The control worker has not ticked lately.")
     elif not backends_seen:
         status = "waiting"
-        reasons.append("No inference worker has reported lately.")
+        reasons.append(NO_WORKER)
     for backend in backends_seen:
         troubles = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
         if not any(troubles):
@@ -104,6 +113,7 @@ def health() -> dict[str, Any]:
         if any(troubles):
             status = "waiting" if status == "ok" else status
             reasons += filter(None, troubles)
+    reasons += closed_reasons()
     return {
         "status": status,
         "reason": " ".join(reasons) or None,

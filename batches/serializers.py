@@ -11,6 +11,7 @@ from rest_framework import serializers
 
 from batches.jsonl import ENDPOINTS
 from batches.models import Batch, Priority, Status
+from batches.progress import Progress
 from batchserver import errors
 from batchserver.errors import ApiError
 from batchserver.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
@@ -193,6 +194,32 @@ class BatchSerializer(serializers.Serializer[Batch]):
     request_counts = RequestCountsSerializer(source="*")
     usage = UsageSerializer(source="*")
     metadata = MetadataField(allow_null=True)
+
+
+class AllPausedSerializer(serializers.Serializer[dict[str, Any]]):
+    object = ConstantField("batches.pause")
+    paused = serializers.BooleanField()
+    paused_at = UnixTimeField(allow_null=True)
+
+
+class WarningSerializer(serializers.Serializer[dict[str, Any]]):
+    code = serializers.CharField()
+    message = serializers.CharField()
+
+
+class ProgressSerializer(serializers.Serializer[Progress]):
+    id = serializers.CharField(source="batch.id")
+    object = ConstantField("batch.progress")
+    status = TextField(supported=Status.values, source="batch.status")
+    request_counts = RequestCountsSerializer(source="batch")
+    lines_open = serializers.IntegerField()
+    waiting_for = serializers.CharField(allow_null=True)
+    warnings = WarningSerializer(many=True, source="batch.warnings")
+    usage = UsageSerializer(source="batch")
+    lines_per_minute = serializers.FloatField(allow_null=True)
+    tokens_per_second = serializers.FloatField(allow_null=True)
+    estimated_end = UnixTimeField(allow_null=True)
+    estimated_from = serializers.CharField(allow_null=True)
 
 
 @extend_schema_serializer(component_name="Model")

@@ -1,6 +1,7 @@
-"""/v1/batches: create, list, retrieve, cancel; and /v1/models."""
+"""/v1/batches: create, list, retrieve, cancel, pause, resume, progress; and /v1/models."""
 
 import json
+from datetime import datetime
 
 from django.db import transaction
 from rest_framework import viewsets
@@ -8,13 +9,15 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, presence, tasks
+from batches import lifecycle, presence, progress, switch, tasks
 from batches.models import Batch, BatchQuerySet
 from batches.serializers import (
+    AllPausedSerializer,
     BatchCreateSerializer,
     BatchSerializer,
     ModelListSerializer,
     ModelObjectSerializer,
+    ProgressSerializer,
 )
 from batchserver import failpoints, idempotency
 from batchserver.api import CursorPagination, json_object
@@ -74,6 +77,40 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         transaction.on_commit(lambda: tasks.wake_control(batch.pk))
         batch.refresh_from_db()
         return Response(BatchSerializer(batch).data)
+
+    @operation("Pause a batch", BatchSerializer)
+    @action(detail=True, methods=["post"])
+    def pause(self, request: Request, pk: str) -> Response:
+        switch.pause(self.get_object().pk)
+        return self.retrieve(request, pk)
+
+    @operation("Resume a batch", BatchSerializer)
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, pk: str) -> Response:
+        switch.resume(self.get_object().pk)
+        transaction.on_commit(lambda: tasks.wake(tasks.drive))
+        return self.retrieve(request, pk)
+
+    @operation("Pause all batches", AllPausedSerializer)
+    @action(detail=False, methods=["post"], url_path="pause")
+    def pause_all(self, request: Request) -> Response:
+        return _all_paused(switch.pause_all())
+
+    @operation("Resume all batches", AllPausedSerializer)
+    @action(detail=False, methods=["post"], url_path="resume")
+    def resume_all(self, request: Request) -> Response:
+        switch.resume_all()
+        transaction.on_commit(lambda: tasks.wake(tasks.drive))
+        return _all_paused(None)
+
+    @operation("Tell how far a batch is", ProgressSerializer)
+    @action(detail=True)
+    def progress(self, request: Request, pk: str) -> Response:
+        return Response(ProgressSerializer(progress.of(self.get_object())).data)
+
+
+def _all_paused(since: datetime | None) -> Response:
+    return Response(AllPausedSerializer({"paused": since is not None, "paused_at": since}).data)
 
 
 def _wake(batch_id: str) -> None:

@@ -12,7 +12,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from batches import executor, intake, output, presence
-from batches.models import Backend, Batch, PausedModel, Status
+from batches.models import Backend, Batch, PausedModel, Pulse, Status
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -73,6 +73,17 @@ def fake() -> Iterator[FakeBackend]:
     """A fake model server that a whole server is pointed at by its environment."""
     with FakeBackend() as backend:
         yield backend
+
+
+@pytest.fixture
+def live_backend(db: None, settings: Any) -> Backend:
+    """A backend whose worker has just reported, beside a control worker that ticks."""
+    Pulse.stamp("ticked")
+    now = timezone.now()
+    listed = [{"id": settings.MODEL_NAME}]
+    return Backend.objects.create(
+        name="here", url="http://127.0.0.1:9", kind="ollama", listed=listed, worker_seen_at=now, seen_at=now
+    )
 
 
 def line(custom_id: str, *, url: str = CHAT, **changes: Any) -> dict[str, Any]:

@@ -49,7 +49,12 @@ def test_every_operation_answers_as_the_schema_says(api, work, backend, upload, 
     batch = work.run(create([line("a")], metadata={"a": "b"})["id"])
     assert api.get("/v1/batches").json()["data"][0] == batch
     assert api.get("/v1/batches", {"limit": 0}).json()["data"] == []
-    assert api.post(f"/v1/batches/{create([line('a')])['id']}/cancel").json()["status"] == "cancelling"
+    other = create([line("a")])
+    for action in ("pause", "resume"):
+        assert api.post(f"/v1/batches/{other['id']}/{action}").json() == other
+        assert api.post(f"/v1/batches/{action}").json()["paused"] is (action == "pause")
+    assert api.get(f"/v1/batches/{other['id']}/progress").json()["status"] == "validating"
+    assert api.post(f"/v1/batches/{other['id']}/cancel").json()["status"] == "cancelling"
     assert [model["id"] for model in api.get("/v1/models").json()["data"]] == backend.models
     assert api.get(f"/v1/models/{backend.models[0]}").status_code == 200
     assert api.get("/v1/openapi.json").json()["openapi"] == "3.1.0"

@@ -33,6 +33,7 @@ LAYERS = [
         "files_api.urls",
         "files_api.apps",
     },
+    {"batches.progress"},
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.readiness"},
     {"batches.pauses"},
@@ -117,6 +118,7 @@ def test_imports_point_down(module, path):
     [
         *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
         *("webhooks", "gate", "switch", "quiet_hours", "holds", "repeats", "alone", "window", "readiness"),
+        *("progress", "fit"),
     ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):

@@ -1,0 +1,25 @@
+"""What `pause` and `resume` have in common."""
+
+from collections.abc import Callable
+
+from django.core.management.base import CommandError
+
+from batches.models import Batch
+from batchserver.errors import ApiError
+
+
+def each(batch_ids: list[str], do: Callable[[str], None]) -> str:
+    """Do it to these batches; their ids, to print. CommandError where one is unknown, and nothing is done then; and
+    where one is past it, after the others."""
+    known = set(Batch.objects.filter(pk__in=batch_ids).values_list("pk", flat=True))
+    if unknown := [batch_id for batch_id in batch_ids if batch_id not in known]:
+        raise CommandError(f"No batch found with id {', '.join(map(repr, unknown))}.")
+    refused = []
+    for batch_id in batch_ids:
+        try:
+            do(batch_id)
+        except ApiError as refusal:
+            refused.append(f"{refusal.message} ({batch_id})")
+    if refused:
+        raise CommandError(" ".join(refused))
+    return ", ".join(batch_ids)

@@ -1,0 +1,24 @@
+"""`manage.py resume`: what `manage.py pause` held back goes on."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from batches import switch, tasks
+from batches.management.commands import _switch
+
+
+class Command(BaseCommand):
+    help = "Send lines again: of these batches, or of all but those that were paused by their id."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("batch_id", nargs="*", help="without one, all batches")
+
+    def handle(self, *, batch_id: list[str], **options: Any) -> None:
+        if batch_id:
+            done = f"Resumed {_switch.each(batch_id, switch.resume)}."
+        else:
+            switch.resume_all()
+            done = "Resumed all batches."
+        tasks.wake(tasks.drive)
+        self.stdout.write(done)

@@ -1,0 +1,233 @@
+"""How far a batch is: what it waits for, how fast its lines go, when it may end. Reads rows and writes none.
+
+Bounded work whatever the size of the batch: its counters, and its last lines by their index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from django.conf import settings
+from django.db.models import F
+from django.utils import timezone
+
+from batches import gate, presence, switch
+from batches.models import Batch, Line, LineState, Part, PausedModel, Status
+
+# The speed is that of so many last lines, and unknown for fewer than so few.
+MOST_MEASURED, LEAST_MEASURED = 200, 5
+# Beyond so many models or batches in turn nothing is estimated, nor where several models have so many lines open.
+MOST_PARTS, MOST_OTHERS = 10, 10
+MOST_COUNTED = 100_000
+# Between two answers that follow each other: answers are stored in groups, in which they share a time (executor).
+STORING = timedelta(seconds=0.5)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A line that was answered, well or not."""
+
+    at: datetime
+    took: timedelta
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What lines took while they were being sent: pauses, and the turns of other batches, are left out."""
+
+    lines: int
+    busy: timedelta
+    output_tokens: int
+
+    @classmethod
+    def of(cls, finished: Sequence[Finished]) -> "Speed | None":
+        """That of the last lines; None if they are too few to tell."""
+        last = sorted(finished, key=lambda line: line.at)[-MOST_MEASURED:]
+        # The first one says when the next began. With several calls at once the time between two answers is short; with
+        # a pause between them it is long, and all but the answer's own time was none of the batch's.
+        busy = sum((min(line.at - before.at, line.took + STORING) for before, line in pairwise(last)), timedelta())
+        if len(last) < LEAST_MEASURED or not busy:
+            return None
+        return cls(len(last) - 1, busy, sum(line.output_tokens for line in last[1:]))
+
+    @property
+    def each(self) -> timedelta:
+        return self.busy / self.lines
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`estimated_from` says what `estimated_end` is based on, or why there is none; None once the batch is over."""
+
+    batch: Batch
+    lines_open: int
+    waiting_for: str | None
+    lines_per_minute: float | None
+    tokens_per_second: float | None
+    estimated_end: datetime | None
+    estimated_from: str | None
+
+
+class Unknown(Exception):
+    """Any estimate would be a guess; the text says why."""
+
+
+def of(batch: Batch) -> Progress:
+    parts = _parts(batch)
+    finished = {part: _last_finished(part) for part in parts[:MOST_PARTS]}
+    speed = Speed.of([line for lines in finished.values() for line in lines])
+    blocked = turn = end = based_on = None
+    if batch.status in switch.PAUSABLE:
+        with_work = _with_work(parts)
+        blocked = _blocked(batch, with_work)
+        turn = None if blocked else _turn(batch, with_work)
+        try:
+            if blocked:
+                raise Unknown("Not known while the batch waits.")
+            end, based_on = _estimate(batch, {part: finished.get(part, []) for part in with_work}, speed)
+        except Unknown as reason:
+            based_on = str(reason)
+    return Progress(
+        batch=batch,
+        lines_open=_open(batch),
+        waiting_for=blocked or turn,
+        lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
+        # Embeddings write no tokens: they have no such speed.
+        tokens_per_second=round(speed.output_tokens / speed.busy.total_seconds(), 2)
+        if speed and speed.output_tokens
+        else None,
+        estimated_end=end,
+        estimated_from=based_on,
+    )
+
+
+def waiting_for(batch: Batch) -> str | None:
+    """Why no line of it is being sent, in a sentence for a person; None if lines are sent, or none is left to send."""
+    if batch.status not in switch.PAUSABLE:
+        return None
+    with_work = _with_work(_parts(batch))
+    return _blocked(batch, with_work) or _turn(batch, with_work)
+
+
+def _open(batch: Batch) -> int:
+    return max(0, batch.total - batch.completed - batch.failed)
+
+
+def _parts(batch: Batch) -> list[Part]:
+    """Those whose turn was last, one more than are looked at where there are so many."""
+    return list(batch.parts.order_by(F("turn_at").desc(nulls_last=True), "pk")[: MOST_PARTS + 1])
+
+
+def _with_work(parts: list[Part]) -> list[Part]:
+    return [part for part in parts if Line.objects.all().open().filter(part=part).exists()]
+
+
+# What it waits for
+
+
+def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
+    """What would have to end before a line of it is sent."""
+    if switch.is_paused(batch) and batch.paused_at is not None:
+        return (
+            f"A person paused this batch at {gate.clock(batch.paused_at)}. Resume it in the admin, by `manage.py "
+            f"resume {batch.pk}` or by POST /v1/batches/{batch.pk}/resume."
+        )
+    if not with_work:
+        return None
+    backends = presence.live_backends()
+    if not backends:
+        return presence.NO_WORKER
+    reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
+    if all(reasons.values()):
+        return next(iter(reasons.values()))
+    running = [pk for pk, reason in reasons.items() if not reason]
+    paused = PausedModel.objects.filter(backend__in=running, endpoint=batch.endpoint)
+    models = {(pk, model): reason for pk, model, reason in paused.values_list("backend", "model", "reason")}
+    troubles = [models.get((pk, part.model)) for part in with_work for pk in running]
+    return troubles[0] if all(troubles) else None
+
+
+def _turn(batch: Batch, with_work: list[Part]) -> str | None:
+    # By the index of claimed lines, which are few; asked for in other words, SQLite goes through all lines.
+    batches = set(Line.objects.filter(lease__isnull=False, state=LineState.RUNNING).values_list("batch", flat=True))
+    if with_work and batches and batch.pk not in batches:
+        return "The lines of another batch are being sent; its turn comes."
+    return None
+
+
+# When it may end
+
+
+def _last_finished(part: Part) -> list[Finished]:
+    """Lines are sent in the order of the index, so that its end has the last ones."""
+    rows: list[tuple[datetime | None, int | None, int]] = []
+    for state in (LineState.SUCCEEDED, LineState.FAILED):
+        lines = Line.objects.filter(part=part, state=state).order_by("-order_key", "-number")
+        rows += lines.values_list("finished_at", "duration_ms", "output_tokens")[:MOST_MEASURED]
+    # Lines that failed for their model have no duration. Filtered here: in SQL that could be a search among a million.
+    return [Finished(at, timedelta(milliseconds=ms), tokens) for at, ms, tokens in rows if at and ms is not None]
+
+
+def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed | None) -> tuple[datetime, str]:
+    """When the last line may be finished, and what that is based on. Raises Unknown."""
+    if batch.status == Status.VALIDATING:
+        raise Unknown("Not known before the input file is validated.")
+    if not finished:
+        raise Unknown("Every line is finished; the result files are next.")
+    if len(finished) > MOST_PARTS:
+        raise Unknown(f"Not known while lines for more than {MOST_PARTS} models are left.")
+    work, measured = timedelta(), 0
+    for part, lines_open in _open_by_part(batch, list(finished)).items():
+        of_part = Speed.of(finished[part])
+        if of_part is None:
+            raise Unknown(f"Not known before {LEAST_MEASURED} lines for {part.model} are finished.")
+        work += lines_open * of_part.each
+        measured += of_part.lines
+    based_on = f"The speed of the last {measured} lines."
+    if others := _others(batch):
+        work += _before(batch, work, others, speed)
+        based_on += f" {len(others)} more in progress and not paused: their turns are counted in."
+    end = settings.QUIET_HOURS.after(timezone.now(), work)
+    if settings.QUIET_HOURS.text:
+        based_on += " Quiet hours are counted in."
+    if end > batch.expires_at:
+        based_on += f" The completion window ends before that, at {gate.clock(batch.expires_at)}."
+    return end, based_on
+
+
+def _open_by_part(batch: Batch, parts: list[Part]) -> dict[Part, int]:
+    """Open lines of each part that has some; counted only where the batch's own count does not say it."""
+    if len(parts) == 1:
+        return {parts[0]: _open(batch)}
+    lines = Line.objects.all().open()
+    counts = {part: lines.filter(part=part)[:MOST_COUNTED].count() for part in parts}
+    if any(count == MOST_COUNTED for count in counts.values()):
+        raise Unknown(f"Not known while {MOST_COUNTED} lines or more for one of several models are left.")
+    return counts
+
+
+def _others(batch: Batch) -> list[Batch]:
+    """The batches that have lines to send before its last one."""
+    others = Batch.objects.all().in_progress().exclude(pk=batch.pk)
+    others = others.filter(paused_at=None, priority__gte=batch.priority, total__gt=F("completed") + F("failed"))
+    found = list(others.order_by("created_at")[: MOST_OTHERS + 1])
+    if len(found) > MOST_OTHERS:
+        raise Unknown(f"Not known while more than {MOST_OTHERS} other batches take turns.")
+    if found and len(presence.live_backends()) > 1:
+        raise Unknown("Not known while several batches share several model servers.")
+    return found
+
+
+def _before(batch: Batch, work: timedelta, others: list[Batch], speed: Speed | None) -> timedelta:
+    """What others get of the time until `work` is done: all they want if they go first, as much as it if in turn."""
+    before = timedelta()
+    for other in others:
+        finished = [line for part in _parts(other)[:MOST_PARTS] for line in _last_finished(part)]
+        of_other = Speed.of(finished) or speed  # one that was not measured yet is taken for as fast
+        if of_other is None:
+            raise Unknown("Not known before lines of this and the other batches are finished.")
+        wanted = _open(other) * of_other.each
+        before += wanted if other.priority > batch.priority else min(wanted, work)
+    return before
