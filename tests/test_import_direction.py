@@ -35,7 +35,7 @@ LAYERS = [
     },
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.pauses"},
-    {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
+    {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace", "batches.fit"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
     {"batches.models", "files_api.uploads"},
@@ -101,7 +101,19 @@ def test_imports_point_down(module, path):
 
 @pytest.mark.parametrize(
     "name",
-    ["intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence", "webhooks"],
+    [
+        "intake",
+        "executor",
+        "claims",
+        "inputs",
+        "fit",
+        "output",
+        "lifecycle",
+        "leases",
+        "ordering",
+        "presence",
+        "webhooks",
+    ],
 )
 def test_the_domain_knows_neither_celery_nor_rest_framework(name):
     foreign = {each.split(".")[0] for each in imports(ROOT / "batches" / f"{name}.py")}

@@ -11,7 +11,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from batches.backends.base import BackendKind, Reply, Verdict, refused
+from batches.backends.base import BackendKind, Exchange, Reply, Verdict, refused
 from batches.backends.connection import Connection, Cut, ReplyTooLarge
 
 logger = logging.getLogger(__name__)
@@ -19,12 +19,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Call:
-    """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its total deadline."""
+    """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its total deadline.
+
+    With a `question` that is asked instead, and `result` is what it gives: None unless the verdict is ANSWERED.
+    """
 
     key: Any
     endpoint: str
     body: dict[str, Any]
     timeout_s: float
+    question: Callable[[Exchange], Any] | None = None
+    result: Any = None
     started: float = field(default_factory=time.monotonic)
     connection: Connection | None = None
     is_cut: bool = False
@@ -104,6 +109,9 @@ class CallPool:
 
     def _send(self, connection: Connection, call: Call) -> Reply:
         try:
+            if call.question is not None:
+                call.result = call.question(connection.exchange(call))
+                return Reply(Verdict.ANSWERED)
             status, content = connection.post(call.endpoint, call.body, call=call)
         except Cut:
             if call.timed_out:
