@@ -42,8 +42,9 @@ def report_backend() -> Backend:
         backend = own_backend()
         backend.kind, backend.version = state.kind, state.version
         backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
+        backend.parallel = settings.BACKEND_PARALLEL or state.parallel
         backend.seen_at = timezone.now()
-        fields += ["kind", "version", "listed", "loaded_names", "seen_at"]
+        fields += ["kind", "version", "listed", "loaded_names", "parallel", "seen_at"]
         if no_room := no_room_hint():
             _pause(backend, no_room)
         elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):

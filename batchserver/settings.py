@@ -242,6 +242,7 @@ BACKEND_IS_OLLAMA = not _text("BACKEND_URL")  # as far as the configuration says
 # The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
 BACKEND_NAME = f"{BACKEND_URL} on {socket.gethostname()}" if BACKEND_IS_LOCAL else BACKEND_URL
 BACKEND_API_KEY = _text("BACKEND_API_KEY")
+BACKEND_PARALLEL = _whole("BACKEND_PARALLEL", 0, least=1, most=1024) or None  # None: what the server says of itself
 MODEL_NAME = _text("MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
 # "*" stands for every name that has no alias of its own.
 MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else _pairs("MODEL_ALIASES")

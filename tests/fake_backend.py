@@ -58,6 +58,7 @@ class FakeBackend:
         self.delay_s = 0.0
         self.native_delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
+        self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
         self.loads: list[str] = []  # the models that it was asked to load
         self.load_paths: list[str] = []  # and where
@@ -168,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
                 ],
             },
             "/api/ps": {
-                "models": [{"name": name, "context_length": self.fake.context} for name in self.fake.models[:1]]
+                "models": [
+                    {"name": name, "context_length": self.fake.context}
+                    | dict(zip(("size", "size_vram"), self.fake.sizes, strict=True))
+                    for name in self.fake.models[:1]
+                ]
             },
         }
         if self.path in routes:
@@ -178,6 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/api/show":
+            info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
+            self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
+            return
         if self.path == "/api/chat":
             self.fake.wait(self.fake.native_delay_s)
             self._send(*native_answer(body, self.fake.context))

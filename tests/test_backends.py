@@ -6,8 +6,9 @@ import pytest
 import requests
 import responses
 
-from batches import backends
-from batches.backends.base import Model, Usage, Verdict
+from batches import backends, presence
+from batches.backends.base import Model, ModelState, Usage, Verdict
+from batches.models import Backend
 from tests.fake_backend import answer, error_body
 
 URL = "http://gpu.example:8000"
@@ -33,7 +34,7 @@ def test_ollama_is_recognised_by_its_version(server):
     )
     server.get(f"{URL}/api/ps", json={"models": [{"name": "t"}]})
     state = backends.probe()
-    assert (state.kind, state.version) == ("ollama", "0.33.0")
+    assert (state.kind, state.version, state.parallel) == ("ollama", "0.33.0", None)
     assert state.models == [Model("gemma3:12b", 5, "library"), Model("t", 0, "unknown")]
     assert state.loaded == ["t"]
 
@@ -43,11 +44,73 @@ def test_vllm_is_recognised_by_the_owner_of_its_models(server):
     server.get(f"{URL}/version", json={"version": "0.12.0"})
     state = backends.probe()
     assert (state.kind, state.version, state.names) == ("vllm", "0.12.0", ["Qwen/Qwen3-8B"])
+    assert state.parallel is None
 
 
 def test_llama_server_is_recognised_by_the_owner_of_its_model(server):
     lists_models(server, {"id": "smollm2:135m", "owned_by": "llamacpp"})
-    assert backends.probe().kind == "llama-server"
+    server.get(f"{URL}/props", json={"total_slots": 4})
+    state = backends.probe()
+    assert (state.kind, state.parallel) == ("llama-server", 4)
+
+
+def describe(kind, answers, model="m"):
+    """What a kind makes of a server's answers, given by path."""
+    return backends.kind_named(kind).describe(lambda path, body: answers.get(path, (404, None)), model)
+
+
+def test_ollama_describes_a_model_by_what_is_loaded_and_what_it_was_made_for():
+    running = [
+        {"name": "tiny:latest", "context_length": 4096, "size": 11 * 2**30, "size_vram": 7 * 2**30},
+        {"name": "other:latest", "context_length": 8192, "size": 1, "size_vram": 1},
+    ]
+    info = {"general.architecture": "llama", "llama.context_length": 32_768, "llama.rope.dimension_count": 64}
+    answers = {
+        "/api/ps": (200, {"models": running}),
+        "/api/show": (200, {"model_info": info, "capabilities": ["completion", "tools"]}),
+    }
+    capabilities = frozenset({"completion", "tools"})
+    assert describe("ollama", answers, "tiny") == ModelState(
+        "ollama", 4096, 32_768, size=11 * 2**30, size_vram=7 * 2**30, capabilities=capabilities
+    )
+    assert describe("ollama", answers, "absent") == ModelState("ollama", 0, 32_768, capabilities=capabilities)
+    # Of an Ollama that says nothing of it nothing is known.
+    assert describe("ollama", {}) == ModelState("ollama")
+    assert describe("ollama", {"/api/ps": (200, []), "/api/show": (200, {"model_info": 1})}) == ModelState("ollama")
+
+
+def test_the_other_kinds_describe_their_model_by_what_they_tell():
+    listed = {"data": [{"id": "m", "max_model_len": 8192, "meta": {"n_ctx_train": 32_768}}]}
+    answers = {
+        "/v1/models": (200, listed),
+        "/props": (200, {"default_generation_settings": {"n_ctx": 4096}, "total_slots": 4}),
+    }
+    assert describe("vllm", answers) == ModelState("vllm", 8192)
+    assert describe("vllm", answers, "absent") is None
+    assert describe("llama-server", answers, "any name") == ModelState("llama-server", 4096, 32_768)
+    assert describe("llama-server", {}) == ModelState("llama-server")
+    assert describe("openai", answers) is None
+
+
+def test_ollama_keeps_a_model_over_a_pause_and_gives_it_up_without_loading_it():
+    ollama = backends.kind_named("ollama")
+    for endpoint in (CHAT, "/v1/embeddings"):
+        _, body = ollama.load(endpoint, "m")
+        assert body["keep_alive"] == "30m"
+        assert "options" not in body
+    assert ollama.unload("m") == ("/api/generate", {"model": "m", "stream": False, "keep_alive": 0})
+    assert backends.kind_named("vllm").unload("m") is None
+
+
+def test_what_the_server_serves_at_once_is_on_the_backends_row_and_the_setting_wins(server, settings, db):
+    settings.BACKEND_NAME = URL
+    lists_models(server, {"id": "m", "owned_by": "llamacpp"})
+    server.get(f"{URL}/props", json={"total_slots": 4})
+    presence.report_backend()
+    assert Backend.objects.get(name=URL).parallel == 4
+    settings.BACKEND_PARALLEL = 16
+    presence.report_backend()
+    assert Backend.objects.get(name=URL).parallel == 16
 
 
 def test_any_server_that_lists_models_will_do(server):

@@ -28,6 +28,7 @@ UNSET = {
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
     *("LINE_TIMEOUT_S", "BACKEND_API_KEY", "MODEL_ALIASES", "OPENAI_API_KEY", "WEBHOOK_URL", "WEBHOOK_SECRET"),
     *("QUIET_HOURS", "TIME_ZONE"),
+    "BACKEND_PARALLEL",
 }
 
 Config = dict[str, Any]
@@ -140,6 +141,13 @@ def test_ollama_gets_the_gpu(resolve: Callable[..., Config]) -> None:
     [device] = ollama["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
     assert mounts(ollama) == {"ollama": "/root/.ollama"}
+
+
+def test_ollama_serves_as_many_lines_at_once_as_the_workers_are_told(resolve: Callable[..., Config]) -> None:
+    for lines, number in (((), "4"), (("BACKEND_PARALLEL=8",), "8")):
+        services = resolve(*lines)["services"]
+        assert services["ollama"]["environment"]["OLLAMA_NUM_PARALLEL"] == number
+        assert {services[name]["environment"]["BACKEND_PARALLEL"] for name in APP} == {number}
 
 
 def test_every_process_waits_for_the_tables(resolve: Callable[..., Config]) -> None:
@@ -324,6 +332,7 @@ def test_the_defaults_of_compose_are_the_stated_ones() -> None:
         "DATABASE_URL": "postgres://batchserver@%2Fsockets/batchserver",
         "CELERY_BROKER_URL": "redis+socket:///sockets/redis.sock",
         "OLLAMA_BASE_URL": "http://ollama:11434",
+        "BACKEND_PARALLEL": "4",
     }
     expected = {name: own.get(name, documented()[name]) for name in interpolated()}
 

@@ -37,7 +37,7 @@ LAYERS = [
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.readiness"},
     {"batches.pauses"},
-    {"batches.claims", "batches.inputs", "batches.pace", "batches.window"},
+    {"batches.claims", "batches.inputs", "batches.pace", "batches.window", "batches.fit"},
     {"batches.repeats", "batches.doubt"},
     {
         "batches.lifecycle",

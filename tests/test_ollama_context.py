@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from batches.backends import kind_named
+from batches.backends import kind_named, ollama_context
 from batches.backends.base import Usage
 from tests.conftest import custom_ids, line
 
@@ -26,19 +26,25 @@ class Server:
 
     def __init__(self, status=200, body=None, *, loaded=(("gemma3:12b", 4096),)):
         self.answer = (status, body if body is not None else {"prompt_eval_count": 1})
-        self.loaded = [{"name": name, "context_length": context} for name, context in loaded]
+        self.loads(*loaded)
         self.asked = []
+        self.looked = 0  # times it was asked what is loaded
+
+    def loads(self, *loaded):
+        self.loaded = [{"name": name, "context_length": context} for name, context in loaded]
 
     def __call__(self, path, body):
         if path == "/api/ps":
             assert body is None
+            self.looked += 1
             return 200, {"models": self.loaded}
         self.asked.append((path, body))
         return self.answer
 
 
-def cut(server, prompt_tokens, endpoint=CHAT, **body):
-    return kind_named("ollama").cut_prompt(server, endpoint, {"model": "gemma3:12b"} | body, Usage(prompt_tokens))
+def cut(server, prompt_tokens, endpoint=CHAT, *, kind=None, **body):
+    kind = kind or kind_named("ollama")
+    return kind.cut_prompt(server, endpoint, {"model": "gemma3:12b"} | body, Usage(prompt_tokens))
 
 
 def say(*texts, role="user"):
@@ -110,6 +116,43 @@ def test_the_context_is_that_of_the_model_or_the_smallest_loaded():
         server = Server(loaded=loaded)
         cut(server, 9000, messages=say(LONG))
         assert len(server.asked) == asked, loaded
+
+
+def test_the_context_is_asked_for_once_for_lines_that_come_fast():
+    kind, server = kind_named("ollama"), Server()
+    for _ in range(20):
+        assert cut(server, 700, kind=kind, messages=say("word " * 600)) == ""
+        assert cut(server, 700, EMBEDDINGS, kind=kind, input="word " * 600) == ""
+    assert server.looked == 1
+    cut(server, 700, kind=kind, model="other", messages=say("word " * 600))
+    assert server.looked == 2
+    # A drive of its own knows nothing of it.
+    cut(server, 700, messages=say("word " * 600))
+    assert server.looked == 3
+
+
+def test_a_context_that_became_smaller_is_noticed_where_an_answer_counts_too_few_tokens():
+    kind, server = kind_named("ollama"), Server(400, {"error": EXCEEDED}, loaded=[("gemma3:12b", 32768)])
+    assert cut(server, 2400, kind=kind, messages=say(LONG)) == ""
+    server.loads(("gemma3:12b", 2048))
+    assert cut(server, 1026, kind=kind, messages=say(LONG))
+    assert server.looked == 2
+
+
+def test_a_context_that_became_smaller_is_noticed_after_a_moment_whatever_is_counted(monkeypatch):
+    kind, server = kind_named("ollama"), Server(400, {"error": EXCEEDED}, loaded=[("gemma3:12b", 32768)])
+    history = say(*["word " * 500] * 4)
+    assert cut(server, 2400, kind=kind, messages=history) == ""
+    server.loads(("gemma3:12b", 2048))
+    assert cut(server, 2046, kind=kind, messages=history) == ""
+    monkeypatch.setattr(ollama_context, "REMEMBERED_S", 0.0)
+    assert cut(server, 2046, kind=kind, messages=history)
+
+
+def test_a_context_that_became_smaller_accuses_nobody_wrongly():
+    kind, server = kind_named("ollama"), Server(loaded=[("gemma3:12b", 2048)])
+    assert cut(server, 2400, kind=kind, messages=say(LONG)) == ""
+    assert len(server.asked) == 1
 
 
 def test_a_completion_is_asked_by_generate():

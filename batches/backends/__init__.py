@@ -27,11 +27,12 @@ __all__ = [
 
 # In the order in which a server is asked whether it is one; the last takes any server that lists models.
 KINDS: list[BackendKind] = [Ollama(), Vllm(), LlamaServer(), BackendKind()]
-_BY_NAME = {kind.name: kind for kind in KINDS}
+_BY_NAME = {kind.name: type(kind) for kind in KINDS}
 
 
 def kind_named(name: str) -> BackendKind:
-    return _BY_NAME[name]
+    """A kind of one's own: what it remembers of a server goes with it."""
+    return _BY_NAME[name]()
 
 
 def resolve_alias(model: str) -> str:

@@ -86,10 +86,23 @@ class State:
     version: str = ""
     models: list[Model] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
+    parallel: int | None = None  # calls that it serves at once, if it says so
 
     @property
     def names(self) -> list[str]:
         return [model.id for model in self.models]
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """One model as its server has it at present; 0 or empty: it does not say."""
+
+    kind: str
+    context_tokens: int = 0  # what one call may take, prompt and answer
+    most_context_tokens: int = 0  # what the model was made for: no setting gives it more
+    size: int = 0  # bytes that it takes in memory
+    size_vram: int = 0  # bytes of them on the GPU
+    capabilities: frozenset[str] = frozenset()  # as Ollama names them: completion, embedding, …
 
 
 SERVER_ERRORS = tuple(range(500, 600))
@@ -119,13 +132,24 @@ class BackendKind:
         models = listed_models(ask)
         if models is None or not self._owns(models):
             return None
-        return State(self.name, self._version(ask), models, [model.id for model in models])
+        names = [model.id for model in models]
+        return State(self.name, self._version(ask), models, names, self._parallel(ask))
 
     def _owns(self, models: list[Model]) -> bool:
         return True
 
     def _version(self, ask: Ask) -> str:
         return ""
+
+    def _parallel(self, ask: Ask) -> int | None:
+        return None
+
+    def describe(self, exchange: Exchange, model: str) -> ModelState | None:
+        """What the server says of a model that it has loaded; None where it says nothing.
+
+        A question or two to the server: for a thread that may wait. Lets through what `exchange` raises.
+        """
+        return None
 
     def has_model(self, models: list[str], name: str) -> bool:
         return name in models
@@ -205,6 +229,10 @@ class BackendKind:
         return None
 
     def unload(self, model: str) -> tuple[str, JSON] | None:
+        """Path and body of a request that takes the model off the card; None where the server has none.
+
+        Safe to send twice, and for a model that is not loaded. The answer may come before the memory is free.
+        """
         return None
 
     def trial(self, endpoint: str, model: str) -> JSON:
@@ -219,6 +247,14 @@ class BackendKind:
             case _:
                 asked = {"input": "Hi"}
         return asked | {"model": model}
+
+    def larger_context_hint(self, tokens: int) -> str:
+        """What to set so that a call may take `tokens`, prompt and answer."""
+        return f"Give the model server a context of {tokens:,} tokens."
+
+    def less_memory_hint(self) -> str:
+        """What to change so that the whole model goes onto the GPU."""
+        return "Give it a smaller context or fewer calls at once, or take a smaller quantisation."
 
     def stuck_hint(self) -> str:
         """What to type where the server takes requests and does not answer them."""
@@ -284,21 +320,21 @@ def _enveloped(status: int, text: str) -> str:
 def usage_of(body: JSON) -> Usage:
     """Tokens as the chat, completions and embeddings endpoints name them, or as /v1/responses does."""
     usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return Usage()
-
-    def count(*names: str) -> int:
-        for name in names:
-            place: Any = usage
-            for key in name.split("."):
-                place = place.get(key) if isinstance(place, dict) else None
-            if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < 2**31:
-                return place
-        return 0
-
+    reasoning = ("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens")
     return Usage(
-        input_tokens=count("prompt_tokens", "input_tokens"),
-        cached_tokens=count("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
-        output_tokens=count("completion_tokens", "output_tokens"),
-        reasoning_tokens=count("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens"),
+        input_tokens=count(usage, "prompt_tokens", "input_tokens"),
+        cached_tokens=count(usage, "prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
+        output_tokens=count(usage, "completion_tokens", "output_tokens"),
+        reasoning_tokens=count(usage, *reasoning),
     )
+
+
+def count(thing: Any, *paths: str, below: int = 2**31) -> int:
+    """The whole number at the first of these dotted paths that leads to one; 0 where none does."""
+    for path in paths:
+        place = thing
+        for key in path.split("."):
+            place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < below:
+            return place
+    return 0

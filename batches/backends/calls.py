@@ -11,7 +11,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from batches.backends.base import BackendKind, Reply, Verdict, refused
+from batches.backends.base import BackendKind, Exchange, Reply, Verdict, refused
 from batches.backends.connection import Connection, Cut, ReplyTooLarge
 
 logger = logging.getLogger(__name__)
@@ -20,12 +20,17 @@ logger = logging.getLogger(__name__)
 @dataclass(eq=False)
 class Call:
     """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its deadline, from when the server is
-    at it: until then it may wait there behind others."""
+    at it: until then it may wait there behind others.
+
+    With a `question` that is asked instead, and `result` is what it gives: None unless the verdict is ANSWERED.
+    """
 
     key: Any
     endpoint: str
     body: dict[str, Any]
     timeout_s: float
+    question: Callable[[Exchange], Any] | None = None
+    result: Any = None
     started: float = field(default_factory=time.monotonic)
     running_since: float | None = None
     was_shared: bool = False  # the server may have been at others too
@@ -135,6 +140,9 @@ class CallPool:
 
     def _send(self, connection: Connection, call: Call) -> Reply:
         try:
+            if call.question is not None:
+                call.result = call.question(connection.exchange(call))
+                return Reply(Verdict.ANSWERED)
             status, content = connection.post(call.endpoint, call.body, call=call)
         except Cut:
             if call.timed_out:

@@ -1,6 +1,6 @@
 """llama.cpp's own server, which the embedded backend is too."""
 
-from batches.backends.base import BackendKind, Model
+from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, count
 
 
 class LlamaServer(BackendKind):
@@ -9,3 +9,22 @@ class LlamaServer(BackendKind):
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "llamacpp" for model in models)
+
+    def _parallel(self, ask: Ask) -> int | None:
+        _, properties = ask("/props")
+        return count(properties, "total_slots") or None
+
+    def describe(self, exchange: Exchange, model: str) -> ModelState | None:
+        _, properties = exchange("/props", None)
+        _, listed = exchange("/v1/models", None)
+        models = listed.get("data") if isinstance(listed, dict) else None
+        # It answers any name with the one model that it has.
+        loaded = models[0] if isinstance(models, list) and models else None
+        return ModelState(
+            self.name,
+            context_tokens=count(properties, "default_generation_settings.n_ctx"),  # of each slot
+            most_context_tokens=count(loaded, "meta.n_ctx_train"),
+        )
+
+    def larger_context_hint(self, tokens: int) -> str:
+        return f"Start llama-server with --ctx-size {tokens} times the number of its slots (--parallel)."

@@ -11,10 +11,12 @@ from batches.backends.base import (
     Ask,
     BackendKind,
     Exchange,
+    ModelState,
     Rule,
     State,
     Usage,
     Verdict,
+    count,
     listed_models,
     usage_of,
 )
@@ -40,11 +42,20 @@ IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
+# How long a model stays on the card after its last answer. sched.go, useLoadedRunner: what the request that loads says
+# stays in force for all that say nothing, as those under /v1 do, and processCompleted starts the time anew after each.
+# So it outlasts a pause, whatever OLLAMA_KEEP_ALIVE is (0 would load the model anew for each line), and not the day.
+# Never `options` beside it: a later request without them would load the model again (needsReload).
+KEEP_ALIVE = "30m"
+
 
 class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
+
+    def __init__(self) -> None:
+        self._contexts = ollama_context.Contexts()
 
     rules: ClassVar[tuple[Rule, ...]] = (
         # The runner died; the next request starts it anew.
@@ -96,10 +107,25 @@ class Ollama(BackendKind):
         status, body = ask("/api/version")
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
-        _, running = ask("/api/ps")
-        loaded = running.get("models") if isinstance(running, dict) else None
-        names = [str(model["name"]) for model in loaded or [] if isinstance(model, dict) and "name" in model]
-        return State(self.name, str(body["version"]), listed_models(ask) or [], names)
+        models = listed_models(ask) or []
+        # How many requests a model answers at once (OLLAMA_NUM_PARALLEL) it does not tell.
+        return State(self.name, str(body["version"]), models, list(ollama_context.loaded_models(ask)))
+
+    def describe(self, exchange: Exchange, model: str) -> ModelState | None:
+        loaded = ollama_context.model_in(ollama_context.loaded_models(lambda path: exchange(path, None)), model)
+        _, shown = exchange("/api/show", {"model": model})
+        shown = shown if isinstance(shown, dict) else {}
+        info, capabilities = shown.get("model_info"), shown.get("capabilities")
+        # The key begins with the architecture: gemma3.context_length.
+        lengths = [info[key] for key in info if key.endswith(".context_length")] if isinstance(info, dict) else []
+        return ModelState(
+            self.name,
+            context_tokens=count(loaded, "context_length"),
+            most_context_tokens=next((length for length in lengths if isinstance(length, int)), 0),
+            size=count(loaded, "size", below=2**63),
+            size_vram=count(loaded, "size_vram", below=2**63),
+            capabilities=frozenset(map(str, capabilities)) if isinstance(capabilities, list) else frozenset(),
+        )
 
     def has_model(self, models: list[str], name: str) -> bool:
         return (name if ":" in name.rpartition("/")[2] else f"{name}:latest") in models
@@ -134,8 +160,19 @@ class Ollama(BackendKind):
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         # Without a prompt the handlers only load. A model for embeddings knows no other way.
         if endpoint == "/v1/embeddings":
-            return "/api/embed", {"model": model, "input": []}
-        return "/api/generate", {"model": model, "stream": False}
+            return "/api/embed", {"model": model, "input": [], "keep_alive": KEEP_ALIVE}
+        return "/api/generate", {"model": model, "stream": False, "keep_alive": KEEP_ALIVE}
+
+    def unload(self, model: str) -> tuple[str, JSON] | None:
+        # GenerateHandler sees to it before it asks what the model can do: for those for embeddings too, whose own
+        # handler would load the model first. One that answers just now goes when it has answered (expireRunner).
+        return "/api/generate", {"model": model, "stream": False, "keep_alive": 0}
+
+    def larger_context_hint(self, tokens: int) -> str:
+        return f"Start Ollama with OLLAMA_CONTEXT_LENGTH={tokens}, or give the model num_ctx {tokens} in its Modelfile."
+
+    def less_memory_hint(self) -> str:
+        return "Lower OLLAMA_NUM_PARALLEL or OLLAMA_CONTEXT_LENGTH, or take a smaller quantisation of it."
 
     def hand_out(self, body: JSON) -> JSON:
         # middleware/openai.go draws ids from 999 numbers, so that two lines of a batch may have the same.
@@ -145,7 +182,7 @@ class Ollama(BackendKind):
         return _with_own_id(body)
 
     def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
-        return ollama_context.cut_prompt(exchange, endpoint, sent, usage.input_tokens)
+        return ollama_context.cut_prompt(self._contexts, exchange, endpoint, sent, usage.input_tokens)
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):

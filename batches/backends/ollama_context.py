@@ -9,10 +9,11 @@ room for a cut.
 
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from batches.backends.base import JSON, Exchange
+from batches.backends.base import JSON, Ask, Exchange, count
 
 Question = tuple[str, JSON]
 
@@ -20,14 +21,52 @@ LEAST_CONTEXT = 512  # tokens; a prompt that fits into this is not looked at
 IMAGE_TOKENS = 4096  # at most, of one image
 EMBEDDING_BATCH = 2048  # tokens; an input is cut to this where the context is larger
 SPECIAL_TOKENS = 8
+# Loading a model again, maybe with a smaller context, takes about as long: the sizes are good for the lines in between.
+REMEMBERED_S = 1.0
+# A token of a whole prompt has fewer bytes on average. In one that was cut to half the context it seems to have more.
+BYTES_PER_TOKEN = 5
 # What of a body the model reads.
 PROMPT = ("messages", "prompt", "suffix", "input", "instructions", "tools")
 
 
-def cut_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> str:
+class Contexts:
+    """The contexts of the models that one server has loaded, asked for once a second at most. For several threads."""
+
+    def __init__(self) -> None:
+        self._told: tuple[float, dict[str, int]] = (-REMEMBERED_S, {})
+
+    def size(self, exchange: Exchange, model: str, *, looks_cut: bool) -> int:
+        """The context of `model`, in tokens; the smallest of all loaded ones where it goes by another name.
+
+        Asked for where it is not remembered, and where an answer looks as if it were less than what is remembered.
+        """
+        asked_at, sizes = self._told
+        name = _name_in(sizes, model)
+        if looks_cut or not name or time.monotonic() > asked_at + REMEMBERED_S:
+            asked_at = time.monotonic()  # what is told is not older
+            loaded = loaded_models(lambda path: exchange(path, None))
+            sizes = {each: context for each in loaded if (context := count(loaded[each], "context_length"))}
+            self._told = asked_at, sizes
+            name = _name_in(sizes, model)
+        return sizes[name] if name else min(sizes.values(), default=LEAST_CONTEXT)
+
+
+def loaded_models(ask: Ask) -> dict[str, JSON]:
+    """What Ollama tells of the models that it has loaded, by name."""
+    _, answer = ask("/api/ps")
+    listed = answer.get("models") if isinstance(answer, dict) else None
+    return {str(each["name"]): each for each in listed or [] if isinstance(each, dict) and "name" in each}
+
+
+def model_in(loaded: dict[str, JSON], model: str) -> JSON:
+    """What it tells of `model`; nothing where that is not loaded, or goes by another name."""
+    return loaded.get(_name_in(loaded, model), {})
+
+
+def cut_prompt(contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> str:
     """What was cut, and what to do about it; empty if the prompt went in whole as far as can be told."""
     ask = _about_embedding if endpoint == "/v1/embeddings" else _about_prompt
-    question = ask(exchange, endpoint, sent, prompt_tokens)
+    question = ask(contexts, exchange, endpoint, sent, prompt_tokens)
     if question is None:
         return ""
     path, body = question
@@ -43,12 +82,19 @@ def cut_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int
     )
 
 
-def _about_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> Question | None:
+def _name_in(names: Collection[str], model: str) -> str:
+    return next((name for name in (model, f"{model}:latest") if name in names), "")
+
+
+def _about_prompt(
+    contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int
+) -> Question | None:
     # A token has a byte at least. One message is cut to half a context or more, a history to anything.
     most_tokens = sum(_most_tokens(text) for text in _texts([sent.get(name) for name in PROMPT]))
     if most_tokens < LEAST_CONTEXT:
         return None
-    context = _context(exchange, sent["model"])
+    looks_cut = prompt_tokens * BYTES_PER_TOKEN < most_tokens
+    context = contexts.size(exchange, sent["model"], looks_cut=looks_cut)
     if most_tokens < context:
         return None
     messages = _native_messages(endpoint, sent)
@@ -62,12 +108,16 @@ def _about_prompt(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: 
     return "/api/chat", asked | {"messages": messages} | ({"tools": tools} if tools else {})
 
 
-def _about_embedding(exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> Question | None:
+def _about_embedding(
+    contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int
+) -> Question | None:
     texts = sent["input"] if isinstance(sent.get("input"), list) else [sent.get("input")]
     long = [text for text in texts if isinstance(text, str) and _most_tokens(text) >= LEAST_CONTEXT]
     if not long:
         return None
-    least_cut = min(_context(exchange, sent["model"]), EMBEDDING_BATCH) - SPECIAL_TOKENS
+    looks_cut = prompt_tokens * BYTES_PER_TOKEN < sum(map(_most_tokens, long))
+    context = contexts.size(exchange, sent["model"], looks_cut=looks_cut)
+    least_cut = min(context, EMBEDDING_BATCH) - SPECIAL_TOKENS
     long = [text for text in long if _most_tokens(text) >= least_cut]
     return ("/api/embed", {"input": long}) if long and prompt_tokens >= least_cut else None
 
@@ -82,18 +132,6 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _most_tokens(text: str) -> int:
     return IMAGE_TOKENS if text.startswith("data:") else len(text.encode(errors="replace"))
-
-
-def _context(exchange: Exchange, model: str) -> int:
-    """The context of the loaded model, in tokens; the smallest of all loaded ones where it goes by another name."""
-    _, answer = exchange("/api/ps", None)
-    listed = answer.get("models") if isinstance(answer, dict) else None
-    sizes = {
-        str(each.get("name")): each["context_length"]
-        for each in listed or []
-        if isinstance(each, dict) and isinstance(each.get("context_length"), int)
-    }
-    return sizes.get(model) or sizes.get(f"{model}:latest") or min(sizes.values(), default=LEAST_CONTEXT)
 
 
 def _native_messages(endpoint: str, sent: JSON) -> list[JSON]:

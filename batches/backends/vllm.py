@@ -1,6 +1,6 @@
 """vLLM's OpenAI server."""
 
-from batches.backends.base import Ask, BackendKind, Model
+from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, count
 
 
 class Vllm(BackendKind):
@@ -14,3 +14,15 @@ class Vllm(BackendKind):
     def _version(self, ask: Ask) -> str:
         _, body = ask("/version")
         return str(body.get("version", "")) if isinstance(body, dict) else ""
+
+    def describe(self, exchange: Exchange, model: str) -> ModelState | None:
+        _, answer = exchange("/v1/models", None)
+        listed = answer.get("data") if isinstance(answer, dict) else None
+        for each in listed if isinstance(listed, list) else []:
+            if isinstance(each, dict) and each.get("id") == model:
+                # It is started with what it has memory for; what the model was made for is in its files alone.
+                return ModelState(self.name, context_tokens=count(each, "max_model_len"))
+        return None
+
+    def larger_context_hint(self, tokens: int) -> str:
+        return f"Start vLLM with --max-model-len {tokens}, if the card has room for it."

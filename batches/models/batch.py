@@ -101,7 +101,7 @@ class Batch(models.Model):
     validated_lines = models.PositiveIntegerField(default=0)
     errors = models.JSONField(default=list, blank=True)
     error_count = models.PositiveIntegerField(default=0)
-    # What a person should know before the night is lost: [{"code", "message"}].
+    # What a person should know before the night is lost: [{"code", "message"}], "model" too where it is about one.
     warnings = models.JSONField(default=list, blank=True)
 
     lease = models.ForeignKey(Lease, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")

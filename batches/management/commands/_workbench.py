@@ -130,6 +130,7 @@ def workbench() -> Iterator[Workbench]:
             "BACKEND_URL": backend_url,
             "MODEL_NAME": fixed_latency.MODEL,
             "SHUTDOWN_GRACE_S": "0.1",
+            "BACKEND_PARALLEL": "",
         }
         for name in ("DATABASE_URL", "CELERY_BROKER_URL", "BACKEND_API_KEY", "MODEL_ALIASES", "ALLOWED_HOSTS"):
             environment[name] = ""

@@ -1,0 +1,93 @@
+"""Whether a batch's lines fit what its model has on the card, said before the night is lost.
+
+What is found becomes `Batch.warnings`: {"code", "model", "message"}, the message with the setting to change. Nothing is
+refused for it: a line's need is an estimate, and most lines may fit.
+"""
+
+import logging
+
+from django.db import transaction
+
+from batches import backends
+from batches.backends.base import ModelState
+from batches.models import Batch, Part
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_TOO_SMALL = "context_too_small"
+MODEL_ON_CPU = "model_on_cpu"
+WRONG_MODEL = "wrong_model"
+CODES = (CONTEXT_TOO_SMALL, MODEL_ON_CPU, WRONG_MODEL)
+
+Found = dict[str, str]
+
+
+def check(part: Part, state: ModelState) -> list[Found]:
+    """What speaks against sending these lines to their model as it is loaded; what the server does not tell, does not.
+
+    Changes nothing; reads the part's batch.
+    """
+    found = {
+        CONTEXT_TOO_SMALL: _context_too_small(part, state),
+        MODEL_ON_CPU: _on_cpu(part, state),
+        WRONG_MODEL: _wrong_model(part, state),
+    }
+    return [{"code": code, "model": part.model, "message": message} for code, message in found.items() if message]
+
+
+def report(part: Part, state: ModelState) -> None:
+    """Store on the batch what `check` finds, in place of what it found before of this model, and log what is new.
+
+    Safe to run twice and beside others that warn of the same batch: nothing is written or logged where nothing changed.
+    """
+    found = check(part, state)
+    with transaction.atomic():
+        stored = Batch.objects.select_for_update().values_list("warnings", flat=True).get(pk=part.batch_id)
+        of_others = [each for each in stored if each.get("model") != part.model or each["code"] not in CODES]
+        if [each for each in stored if each not in of_others] == found:
+            return
+        Batch.objects.filter(pk=part.batch_id).update(warnings=of_others + found)
+    if new := [each["message"] for each in found if each not in stored]:
+        logger.warning("%s: %s", part.batch_id, " ".join(new))
+
+
+def _context_too_small(part: Part, state: ModelState) -> str:
+    needed, most = part.context_tokens, state.most_context_tokens
+    room = state.context_tokens or most
+    if not room or needed <= room:
+        return ""
+    kind = backends.kind_named(state.kind)
+    if most and room >= most:
+        advice = "The model was made for no more: shorten the line, or take a model with a larger context."
+    else:
+        enough = 1 << (needed - 1).bit_length()
+        advice = kind.larger_context_hint(min(enough, most) if most else enough)
+        if most and needed > most:
+            advice += f" The model was made for {most:,} at most: shorten the line too."
+    about = -(-needed // 100) * 100  # an estimate, so no more exact than that
+    return (
+        f"The longest line of {part.model} may need about {about:,} tokens, prompt and answer, and its context has "
+        f"{room:,}. {advice} A line whose prompt does not fit fails, and an answer that does not fit may break off."
+    )
+
+
+def _on_cpu(part: Part, state: ModelState) -> str:
+    if state.size_vram >= state.size:
+        return ""
+    kind = backends.kind_named(state.kind)
+    if not state.size_vram:
+        return f"Nothing of {part.model} is on a GPU, so answers take many times as long. {kind.title}'s log says why."
+    percent = 100 * state.size_vram // state.size
+    return f"Only {percent} % of {part.model} is on the GPU, so answers take longer. {kind.less_memory_hint()}"
+
+
+def _wrong_model(part: Part, state: ModelState) -> str:
+    if not state.capabilities:
+        return ""
+    endpoint = part.batch.endpoint
+    if endpoint == "/v1/embeddings":
+        if "embedding" not in state.capabilities:
+            return f"{part.model} was not made for embeddings. Take a model that was, such as nomic-embed-text."
+    elif "completion" not in state.capabilities:
+        return f"{part.model} was not made to write text, so {endpoint} refuses it. Take a model that was."
+    return ""
