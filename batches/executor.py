@@ -18,7 +18,7 @@ from django.conf import settings
 from django.db.models.functions import Now
 
 from batches import alone, backends, claims, gate, holds, leases, lifecycle, ordering
-from batches.backends.base import Reply, Verdict, refused
+from batches.backends.base import Exchange, Reply, Verdict, refused
 from batches.backends.calls import Call
 from batches.inputs import UNREADABLE, InputFiles
 from batches.models import Backend, Batch, Lease, Line
@@ -321,16 +321,18 @@ class Drive:
     def _answer_unsent(self, line: Line, reply: Reply) -> None:
         self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
 
-    def _ask(self, endpoint: str, body: dict[str, Any], timeout_s: float) -> Call:
-        """A request of our own, replied to; CUT if we are to stop first."""
-        question = Call(None, endpoint, body, timeout_s)
-        self.calls.submit(question)
-        while question in self.calls.in_flight:
+    def _ask(
+        self, endpoint: str, body: dict[str, Any], timeout_s: float, question: Callable[[Exchange], Any] | None = None
+    ) -> Call:
+        """A request of our own, or what `question` asks, replied to; CUT if we are to stop first."""
+        asked = Call(None, endpoint, body, timeout_s, question)
+        self.calls.submit(asked)
+        while asked in self.calls.in_flight:
             for call in self.calls.wait(LOOK_EVERY_S):
-                if call is not question:
+                if call is not asked:
                     self._note(call)
             self._look_around()
-        return question
+        return asked
 
     # Record
 

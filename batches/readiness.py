@@ -7,15 +7,14 @@ answer is bad, what it shows to be out of order pauses, and its lines wait for t
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from django.conf import settings
 
-from batches import claims, pauses
+from batches import claims, fit, pauses
 from batches.backends.base import BackendKind, Verdict
 from batches.backends.calls import Call
 from batches.doubt import Doubt
-from batches.models import Backend, Line, PausedModel
+from batches.models import Backend, Line, Part, PausedModel
 from batchserver.database import retrying
 
 # What speaks against the backend or the model, unless a trial goes well: then it is the line's own affair, as this.
@@ -27,6 +26,7 @@ BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING, V
 # A loaded model answers a trial within this time, or the server is stuck.
 TRIAL_TIMEOUT_S = 120.0
 UNLOAD_TIMEOUT_S = 30.0
+DESCRIBE_TIMEOUT_S = 10.0
 
 
 class Readiness:
@@ -38,13 +38,14 @@ class Readiness:
         backend: Backend,
         kind: BackendKind,
         *,
-        ask: Callable[[str, dict[str, Any], float], Call],
+        ask: Callable[..., Call],
         before_pause: Callable[[], None],
     ) -> None:
         self.backend = backend
         self.kind = kind
         self.doubts: defaultdict[tuple[str, str], Doubt] = defaultdict(Doubt)  # by endpoint and model
         self.to_retry: list[PausedModel] = []
+        self._measured: set[int] = set()  # the parts that were compared with what their model has
         self._ask = ask
         self._before_pause = before_pause
 
@@ -52,15 +53,22 @@ class Readiness:
         return self.doubts[line.batch.endpoint, line.model]
 
     def is_ready_for(self, line: Line) -> bool:
-        return line.model == self.backend.loaded_model and (self.doubt(line).is_proven or not line.needs_trial)
+        is_loaded = line.model == self.backend.loaded_model and line.part_id in self._measured
+        return is_loaded and (self.doubt(line).is_proven or not line.needs_trial)
 
     def make_ready_for(self, line: Line) -> None:
-        """Load its model or give it a trial; if that fails, what the line needs is paused and the line handed back."""
+        """Load its model, see whether its part fits, or give it a trial: what is missing first. If that fails, what the
+        line needs is paused and the line handed back."""
         endpoint, model = line.batch.endpoint, line.model
-        loaded = self.backend.loaded_model
-        if model == loaded:
+        if model != self.backend.loaded_model:
+            self._load(endpoint, model)
+        elif line.part_id not in self._measured:
+            self._measure(line.part)
+        else:
             self.passes_trial(endpoint, model)
-            return
+
+    def _load(self, endpoint: str, model: str) -> None:
+        loaded = self.backend.loaded_model
         if loaded and (unloading := self.kind.unload(loaded)):
             # Room on the card before the next one needs it. Whatever it says, the load tells whether there is enough.
             self._ask(*unloading, UNLOAD_TIMEOUT_S)
@@ -70,6 +78,14 @@ class Readiness:
                 self.pause_after(endpoint, model, question)
                 return
         retrying(self.backend.now_has_loaded, model)
+
+    def _measure(self, part: Part) -> None:
+        """Warn of a part that will not fit the loaded model, before its first line."""
+        question = self._ask("", {}, DESCRIBE_TIMEOUT_S, lambda exchange: self.kind.describe(exchange, part.model))
+        if question.result is not None:
+            retrying(fit.report, part, question.result)
+        if question.verdict is not Verdict.CUT:
+            self._measured.add(part.pk)
 
     def passes_trial(self, endpoint: str, model: str) -> bool:
         """Whether a request is answered that any server in order answers. If not, what it shows to be out of order

@@ -1,8 +1,17 @@
+from django.urls import path
 from rest_framework.routers import SimpleRouter
 
+from batches.jsonl import ENDPOINTS
+from batches.passthrough import PassThroughViewSet
 from batches.views import BatchViewSet, ModelViewSet
 
 router = SimpleRouter(trailing_slash=False)
 router.register("batches", BatchViewSet, basename="batch")
 router.register("models", ModelViewSet, basename="model")
-urlpatterns = router.urls
+urlpatterns = [
+    *router.urls,
+    *(
+        path(endpoint.removeprefix("/v1/"), PassThroughViewSet.as_view({"post": "create"}, endpoint=endpoint))
+        for endpoint in ENDPOINTS
+    ),
+]

@@ -157,6 +157,8 @@ def _failpoints() -> dict[str, tuple[str, int]]:
 # Where we listen
 HOST = _text("HOST", "127.0.0.1")
 PORT = _whole("PORT", 4080, least=1, most=65535)
+# One process, so that /metrics has one set of counters; threads, so that a slow upload holds up nobody.
+WEB_THREADS = 16
 
 # State
 DATA_DIR = (BASE_DIR / Path(_text("DATA_DIR", "data")).expanduser()).resolve()

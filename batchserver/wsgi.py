@@ -41,10 +41,11 @@ class StreamedBodies:
                     environ["CONTENT_LENGTH"] = str(sys.maxsize)
             else:
                 body = b""
+                most = max(settings.DATA_UPLOAD_MAX_MEMORY_SIZE, settings.MAX_LINE_BYTES)
                 # A body that breaks off is as good as none: the client is gone, or does not speak HTTP.
                 with suppress(OSError):
-                    # One byte over the limit is enough for Django to refuse it.
-                    body = environ["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+                    # One byte over the limit is enough for it to be refused.
+                    body = environ["wsgi.input"].read(most + 1)
                 environ["wsgi.input"] = io.BytesIO(body)
                 environ["CONTENT_LENGTH"] = str(len(body))
         response = self.app(environ, start_response)

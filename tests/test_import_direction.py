@@ -18,6 +18,7 @@ LAYERS = [
         "batchserver.admin",
         "batchserver.first_start",
         "batches.views",
+        "batches.passthrough",
         "batches.serializers",
         "batches.tasks",
         "batches.admin",

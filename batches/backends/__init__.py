@@ -1,5 +1,6 @@
 """The only HTTP to a model server: one class a kind, behind one small interface."""
 
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -10,6 +11,7 @@ from batches.backends.calls import CallPool
 from batches.backends.connection import Connection, ReplyTooLarge
 from batches.backends.llama_server import LlamaServer
 from batches.backends.ollama import Ollama
+from batches.backends.relay import Relay
 from batches.backends.vllm import Vllm
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "missing_model_hint",
     "open_calls",
     "probe",
+    "relay",
     "resolve_alias",
     "unreachable_hint",
 ]
@@ -28,6 +31,7 @@ __all__ = [
 # In the order in which a server is asked whether it is one; the last takes any server that lists models.
 KINDS: list[BackendKind] = [Ollama(), Vllm(), LlamaServer(), BackendKind()]
 _BY_NAME = {kind.name: type(kind) for kind in KINDS}
+LONGEST_ANSWER_S = 1800.0
 
 
 def kind_named(name: str) -> BackendKind:
@@ -55,6 +59,16 @@ def connect() -> Connection:
 
 def open_calls(kind: str) -> CallPool:
     return CallPool(kind_named(kind), connect)
+
+
+def relay(endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
+    """Send a body, as `prepare` made it, for a client who waits. It is under way on return; errors come with its head.
+
+    A server that says nothing for as long as a model may take to load and a line to be answered is given up.
+    """
+    silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
+    url, api_key = settings.BACKEND_URL + endpoint, settings.BACKEND_API_KEY
+    return Relay(url, body, api_key=api_key, silence_s=silence_s, look=look)
 
 
 def probe() -> State:

@@ -17,7 +17,6 @@ from batches import backends
 from batchserver import embedded_backend, first_start
 from batchserver.supervisor import Child, NotReady, Supervisor
 
-WEB_THREADS = 16
 PORT_WAIT_S = 10.0
 
 
@@ -116,8 +115,7 @@ class Command(BaseCommand):
             )
         host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
         gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
-        # One process, so that /metrics has one set of counters; threads, so that a slow upload holds up nobody.
-        gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(WEB_THREADS)]
+        gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(settings.WEB_THREADS)]
         gunicorn += ["--timeout", "120", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
         celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
         celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]

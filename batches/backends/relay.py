@@ -1,0 +1,138 @@
+"""A call for a client who waits: handed on as it comes, and ended at once where nobody waits any more."""
+
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from batches.backends.connection import CONNECT_TIMEOUT_S, WatchedAdapter
+
+LOOK_EVERY_S = 0.5
+READ_AHEAD = 64  # pieces; then the model server waits for a client that reads slowly
+
+
+class NotConnected(Exception):
+    """The server did not take the connection: it saw nothing of the request."""
+
+
+class Broken(Exception):
+    """The server broke the connection, or said nothing for too long. The text says which, for the client."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands before the body of an answer. `content_type` without parameters, `retry_after` as it came."""
+
+    status: int
+    content_type: str
+    retry_after: str
+
+
+class Relay:
+    """One POST, sent by a thread of its own, so that whoever hands on the answer is never stuck in a read.
+
+    While there is nothing to hand on, `look` is called twice a second, and once for each piece; what it raises ends
+    the call. Neither proxies nor .netrc of the environment are used, and no redirect is followed. To be closed by the
+    thread that reads it: that shuts the socket, which tells the server to stop computing.
+    """
+
+    def __init__(
+        self, url: str, body: dict[str, Any], *, api_key: str, silence_s: float, look: Callable[[], None]
+    ) -> None:
+        self._url = url
+        self._content = json.dumps(body).encode("ascii")
+        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._silence_s = silence_s
+        self._look = look
+        self._pieces: queue.Queue[Head | bytes | Exception | None] = queue.Queue(READ_AHEAD)
+        self._guard = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._is_closed = False
+        # A daemon: a call that cannot be ended must not keep the process from exiting.
+        threading.Thread(target=self._run, name="relay", daemon=True).start()
+
+    def head(self) -> Head:
+        """The head of the answer, to be asked for once, before its body. Raises NotConnected, Broken, or `look`'s."""
+        head = self._next()
+        assert isinstance(head, Head)
+        return head
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body, each piece when it arrives. Raises Broken, or what `look` raises."""
+        while (piece := self._next()) is not None:
+            assert isinstance(piece, bytes)
+            yield piece
+
+    def close(self) -> None:
+        """End the call. Safe to call twice."""
+        with self._guard:
+            self._is_closed = True
+            self._shut()
+
+    def _next(self) -> Head | bytes | None:
+        ends_at = time.monotonic() + self._silence_s
+        while True:
+            self._look()
+            try:
+                piece = self._pieces.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                if time.monotonic() > ends_at:
+                    raise Broken(f"The model server said nothing for {self._silence_s:g} seconds.") from None
+                continue
+            if isinstance(piece, Exception):
+                raise piece
+            return piece
+
+    def _run(self) -> None:
+        session = requests.Session()
+        session.trust_env = False
+        adapter = WatchedAdapter(self._connected)
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
+        try:
+            with session.post(
+                self._url,
+                data=self._content,
+                headers=self._headers,
+                timeout=(CONNECT_TIMEOUT_S, None),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+                self._put(Head(response.status_code, content_type, response.headers.get("Retry-After", "")))
+                # One read of the socket each: what came is handed on, however little.
+                while piece := response.raw.read1(2**16, decode_content=True):
+                    self._put(piece)
+            self._put(None)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
+            # The type alone: the text may hold a prompt.
+            what = f"The model server broke the connection ({type(error).__name__})."
+            self._put(NotConnected() if self._socket is None else Broken(what))
+        finally:
+            session.close()
+
+    def _put(self, piece: Head | bytes | Exception | None) -> None:
+        while not self._is_closed:
+            with suppress(queue.Full):
+                self._pieces.put(piece, timeout=LOOK_EVERY_S)
+                return
+
+    def _connected(self, sock: socket.socket) -> None:
+        with self._guard:
+            self._socket = sock
+            if self._is_closed:
+                self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it may be closed already
+                self._socket.shutdown(socket.SHUT_RDWR)

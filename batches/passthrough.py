@@ -1,0 +1,252 @@
+"""A person's own request, passed through to the model server while batches stand aside: POST /v1/chat/completions, …
+
+One base_url serves chat and batches. The body is made ready as a line's is; the answer comes back as the server gave
+it, streamed if that was asked for, and its errors in OpenAI's envelope.
+"""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from rest_framework import viewsets
+from rest_framework.exceptions import ParseError
+from rest_framework.parsers import BaseParser
+from rest_framework.request import Request
+
+from batches import backends, holds, presence
+from batches.backends.base import JSON, BackendKind, Verdict
+from batches.backends.relay import Broken, Head, NotConnected, Relay
+from batches.models import Backend
+from batchserver import errors, strict_json
+from batchserver.api import json_object
+from batchserver.errors import ApiError
+from batchserver.openapi import operation
+
+logger = logging.getLogger(__name__)
+
+EVENT_STREAM = "text/event-stream"
+# These end their streams by saying so; one that just ends was broken off, and Ollama says nothing of it.
+SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
+RETRY_AFTER_S = 5
+
+# Half of the threads stay for what has to answer at once: polling, uploads, cancelling.
+_places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
+
+
+class BodyParser(BaseParser):
+    media_type = "application/json"
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        content = stream.read(settings.MAX_LINE_BYTES + 1)
+        if len(content) > settings.MAX_LINE_BYTES:
+            most = f"{settings.MAX_LINE_BYTES} bytes (MAX_LINE_BYTES)"
+            raise ApiError(f"The request body is too large. Expected at most {most}.", status=413)
+        try:
+            return strict_json.loads(content)
+        except ValueError:
+            raise ParseError from None
+
+
+REQUEST = {
+    "type": "object",
+    "properties": {
+        "model": {"type": ["string", "null"], "maxLength": 255, "description": "MODEL_NAME if there is none."},
+        "stream": {"type": ["boolean", "null"]},
+    },
+    "additionalProperties": True,
+}
+
+
+class PassThroughViewSet(viewsets.ViewSet):
+    endpoint = ""
+    parser_classes = (BodyParser,)
+
+    @operation(
+        "Ask the model server now",
+        {(200, "application/json"): OpenApiTypes.OBJECT, (200, EVENT_STREAM): OpenApiTypes.STR},
+        request={"application/json": REQUEST},
+    )
+    def create(self, request: Request) -> HttpResponseBase:
+        body = json_object(request)
+        model, streams = _model(body), _streams(body)
+        backend = presence.own_backend()
+        kind = _kind(backend)
+        if problem := kind.unsupported(self.endpoint, body):
+            raise ApiError(problem, code="unsupported_parameter")
+        sent = kind.prepare(self.endpoint, body, model)
+        if streams:
+            sent |= {name: body[name] for name in ("stream", "stream_options") if name in body}
+
+        with ExitStack() as held:
+            _take_a_place(held)
+            person = holds.Person(backend)
+            held.callback(person.leave)
+            client: socket.socket | None = request.META.get("gunicorn.socket")
+
+            def look() -> None:
+                person.renew()
+                if client is not None and _is_gone(client):
+                    raise ApiError("The client went away.", status=499)
+
+            relay = backends.relay(self.endpoint, sent, look=look)
+            held.callback(relay.close)
+            try:
+                head = relay.head()
+                if head.status == 200 and head.content_type == EVENT_STREAM:
+                    return _streamed(EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all()))
+                content = _whole(relay)
+            except NotConnected:
+                raise _away() from None
+            except Broken as error:
+                raise _broken(error) from None
+        return _answer(kind, self.endpoint, model, head, content)
+
+
+class EventStream:
+    """The events of a stream, whole ones only. What is `held` meanwhile is let go at its end, begun or not."""
+
+    def __init__(self, relay: Relay, says_done: bool, held: ExitStack) -> None:
+        self.relay = relay
+        self.is_done = not says_done
+        self.close = held.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            rest = b""
+            for piece in self.relay:
+                rest += piece
+                # An event that the server did not finish is nothing that a client can read.
+                if end := _end_of_events(rest):
+                    self.is_done = self.is_done or b"[DONE]" in rest[:end]
+                    yield rest[:end]
+                    rest = rest[end:]
+                elif len(rest) > settings.MAX_REPLY_BYTES:
+                    raise Broken(f"An event is larger than {settings.MAX_REPLY_BYTES} bytes (MAX_REPLY_BYTES).")
+            if rest:
+                self.is_done = self.is_done or b"[DONE]" in rest
+                yield rest
+            if not self.is_done:
+                raise Broken("The model server ended the stream before the answer was whole.")
+        except Broken as error:
+            # The status is sent already. This is what the official clients raise an error for.
+            yield b"data: " + json.dumps(_broken(error).envelope).encode() + b"\n\n"
+        except ApiError:
+            return  # the client is gone
+
+
+def _model(body: JSON) -> str:
+    model = body.get("model") or settings.MODEL_NAME
+    if not isinstance(model, str):
+        raise errors.invalid_type("model", "a string", model)
+    if len(model) > 255:
+        raise errors.too_long("model", model, 255)
+    if not strict_json.is_storable(model):
+        raise errors.not_storable("model")
+    return backends.resolve_alias(model)
+
+
+def _streams(body: JSON) -> bool:
+    if not isinstance(body.get("stream"), bool | None):
+        raise errors.invalid_type("stream", "a boolean", body["stream"])
+    return bool(body.get("stream"))
+
+
+def _kind(backend: Backend) -> BackendKind:
+    try:
+        # Until its worker has seen it, nobody has told what it is.
+        return backends.kind_named(backend.kind or backends.probe().kind)
+    except backends.Unreachable:
+        raise _away() from None
+
+
+def _take_a_place(held: ExitStack) -> None:
+    if not _places.acquire(blocking=False):
+        raise ApiError(
+            f"{settings.WEB_THREADS // 2} requests are being passed through already. Try again.",
+            status=429,
+            type="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
+    held.callback(_places.release)
+
+
+def _is_gone(client: socket.socket) -> bool:
+    """The client closed its end. What it may have sent already stays to be read."""
+    try:
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _end_of_events(content: bytes) -> int:
+    """Where the last whole event ends; 0 if there is none."""
+    return max((content.rfind(end) + len(end) for end in (b"\n\n", b"\r\n\r\n") if end in content), default=0)
+
+
+def _streamed(events: EventStream) -> StreamingHttpResponse:
+    # The last header is for proxies: hand on each event at once.
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingHttpResponse(events, content_type=EVENT_STREAM, headers=headers)
+
+
+def _whole(relay: Relay) -> bytes:
+    content = bytearray()
+    for piece in relay:
+        content += piece
+        if len(content) > settings.MAX_REPLY_BYTES:
+            raise Broken(f"The reply is larger than {settings.MAX_REPLY_BYTES} bytes (MAX_REPLY_BYTES).")
+    return bytes(content)
+
+
+def _answer(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> HttpResponse:
+    if not 200 <= head.status < 300:
+        raise _refusal(kind, endpoint, model, head, content)
+    if not head.content_type.endswith("json"):
+        raise ApiError(f"{kind.title} answered with something that is not JSON.", status=502, type="server_error")
+    return HttpResponse(content, status=head.status, content_type="application/json")
+
+
+def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> ApiError:
+    """The model server's own word, in the envelope; or what to do, where that is known."""
+    reply = kind.judge(endpoint, head.status, content)
+    if reply.verdict is Verdict.MODEL_MISSING:
+        message = f"The model '{model}' does not exist. {kind.missing_model_hint(model)}"
+        return ApiError(message, status=404, param="model", code="model_not_found")
+    if reply.verdict is Verdict.MISCONFIGURED:
+        return ApiError(reply.message, status=502, type="server_error")
+    body = json.loads(reply.body)
+    error = body.get("error")
+    told = error if isinstance(error, dict) else {}
+    words = (told.get("message"), error, body.get("message"), body.get("detail"))
+
+    def text(name: str) -> str | None:
+        return told[name] if isinstance(told.get(name), str) else None
+
+    return ApiError(
+        next((each for each in words if isinstance(each, str) and each), reply.body),
+        status=head.status if 400 <= head.status <= 599 else 502,
+        type=text("type") or "api_error",
+        param=text("param"),
+        code=text("code"),
+        headers={"Retry-After": head.retry_after} if head.retry_after else {},
+    )
+
+
+def _away() -> ApiError:
+    wait = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(backends.unreachable_hint(), status=503, type="server_error", headers=wait)
+
+
+def _broken(error: Broken) -> ApiError:
+    logger.warning("a request that was passed through broke off: %s", error)
+    return ApiError(str(error), status=502, type="server_error")
