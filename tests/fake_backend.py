@@ -41,7 +41,7 @@ class Seen:
     body: dict[str, Any]
     headers: dict[str, str]
     at: float = field(default_factory=time.monotonic)
-    left: float = float("inf")  # when it was done with, however that ended
+    left: float = float("inf")  # when it was done with, however that ended, and before the client could know
     answered: bool = False
     gone: bool = False  # the client went away before the answer
 
@@ -61,6 +61,7 @@ class FakeBackend:
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
         self.loads: list[str] = []  # the models that it was asked to load
+        self.unloads: list[str] = []  # and to take off the card
         self.load_paths: list[str] = []  # and where
         self.on_load: deque[Action] = deque()  # what to do to the next such requests, one each
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
@@ -198,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._serve(seen, self.fake.take(seen))
         finally:
-            seen.left = time.monotonic()
+            seen.left = min(seen.left, time.monotonic())
 
     def _serve(self, seen: Seen, action: Action) -> None:
         body = seen.body
@@ -216,6 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
+        seen.left = time.monotonic()
         if action.drip_s:
             self._drip(seen, content, action.drip_s)
         elif action.cut_after is not None:
@@ -227,6 +229,10 @@ class _Handler(BaseHTTPRequestHandler):
             seen.answered = True
 
     def _load(self, body: dict[str, Any]) -> None:
+        if body.get("keep_alive") == 0:
+            self.fake.unloads.append(body["model"])
+            self._send(200, json.dumps({"model": body["model"], "done_reason": "unload"}).encode())
+            return
         self.fake.loads.append(body["model"])
         self.fake.load_paths.append(self.path)
         action = self.fake.on_load.popleft() if self.fake.on_load else Action()

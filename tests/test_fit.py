@@ -136,7 +136,7 @@ def test_what_is_found_later_takes_the_place_of_what_was_found_before(part, back
 @pytest.fixture
 def calls(backend, db):
     """The calls of a drive."""
-    pool = open_calls(presence.report_backend().kind, threads=1)
+    pool = open_calls(presence.report_backend().kind)
     yield pool
     pool.close()
 

@@ -132,6 +132,7 @@ def test_models_are_loaded_once_each_across_batches(create, work, backend):
     work.drive()
     assert sorted(backend.loads) == sorted(models)
     assert backend.loads[0] == "gemma3:12b"  # the server had it already
+    assert backend.unloads == backend.loads[:2]  # each before the next one needs its room
     assert set(Batch.objects.values_list("status", flat=True)) == {"finalizing"}
 
 
