@@ -14,7 +14,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.views.decorators.http import require_POST
 
-from batches import lifecycle, presence, progress, switch, tasks, webhooks
+from batches import gate, lifecycle, presence, progress, switch, tasks, webhooks
 from batches.models import Backend, Batch, Hold, Line, PausedModel, WebhookDelivery
 from batchserver.admin import LookOnly
 from batchserver.errors import ApiError
@@ -114,16 +114,17 @@ class BatchAdmin(LookOnly):
         return batch.paused_at if switch.is_paused(batch) else None
 
     @admin.display(description="Waits for")
-    def waits_for(self, batch: Batch) -> str | None:
-        return progress.waiting_for(batch)
+    def waits_for(self, batch: Batch) -> str:
+        return progress.waiting_for(batch) or "-"
 
     @admin.display(description="May end")
-    def estimated_end(self, batch: Batch) -> datetime | None:
-        return progress.of(batch).estimated_end
+    def estimated_end(self, batch: Batch) -> str:
+        end = progress.of(batch).estimated_end
+        return gate.clock(end) if end else "-"
 
     @admin.display(description="Estimated from")
-    def estimated_from(self, batch: Batch) -> str | None:
-        return progress.of(batch).estimated_from
+    def estimated_from(self, batch: Batch) -> str:
+        return progress.of(batch).estimated_from or "-"
 
     @admin.display(description="Lines done")
     def progress(self, batch: Batch) -> str:

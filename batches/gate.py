@@ -19,7 +19,7 @@ def closed_reason(backend: Backend) -> str:
     holds = dict(Hold.objects.all().of(backend).order_by("-created_at").values_list("reason", "created_at"))
     if since := holds.get(Hold.Reason.PAUSED):
         return (
-            f"A person paused all batches at {clock(since)}. Resume them in the admin, by `manage.py resume` or by "
+            f"A person paused all batches at {clock(since)}. Resume them in the admin, by manage.py resume or by "
             "POST /v1/batches/resume."
         )
     if until := settings.QUIET_HOURS.ends_at(timezone.now()):

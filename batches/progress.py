@@ -131,8 +131,8 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     """What would have to end before a line of it is sent."""
     if switch.is_paused(batch) and batch.paused_at is not None:
         return (
-            f"A person paused this batch at {gate.clock(batch.paused_at)}. Resume it in the admin, by `manage.py "
-            f"resume {batch.pk}` or by POST /v1/batches/{batch.pk}/resume."
+            f"A person paused this batch at {gate.clock(batch.paused_at)}. Resume it in the admin, by manage.py "
+            f"resume {batch.pk} or by POST /v1/batches/{batch.pk}/resume."
         )
     if not with_work:
         return None

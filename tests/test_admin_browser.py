@@ -44,7 +44,7 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_a_person_logs_in_looks_around_and_cancels_a_batch(stack, fake, browser, tmp_path):
+def test_a_person_logs_in_looks_around_pauses_and_cancels_a_batch(stack, fake, browser, tmp_path):
     server = stack(OLLAMA_BASE_URL=fake.url)
     client = client_of(server)
     failed = finish(client, submit(client, [line("x", method="GET")]).id)
@@ -84,11 +84,34 @@ def test_a_person_logs_in_looks_around_and_cancels_a_batch(stack, fake, browser,
     assert running.input_file_id in text(browser)
     picture(browser, tmp_path, "files")
 
+    # Pause everything by the button, and resume it.
+    browser.get(f"{server.base}/admin/batches/batch/")
+    press(browser, "pause")
+    shows(browser, "Paused all batches.")
+    assert "A person paused all batches at" in text(browser)
+    picture(browser, tmp_path, "all_paused")
+    browser.get(f"{server.base}/admin/batches/batch/{running.id}/change/")
+    shows(browser, "A person paused all batches at")
+    picture(browser, tmp_path, "waits")
+    browser.get(f"{server.base}/admin/batches/batch/")
+    press(browser, "resume")
+    shows(browser, "Resumed all batches.")
+    assert server.health()["reason"] is None
+
+    # Pause both by the action: one is held back, the other is past it.
+    act(browser, "pause")
+    shows(browser, f"Paused {running.id}.")
+    assert f"Cannot pause a batch with status 'failed'. ({failed.id})" in text(browser)
+    picture(browser, tmp_path, "paused")
+    browser.find_element(By.LINK_TEXT, running.id).click()
+    shows(browser, "A person paused this batch at")
+    browser.get(f"{server.base}/admin/batches/batch/")
+    act(browser, "resume")
+    shows(browser, f"Resumed {running.id}.")
+
     # Cancel both by the action: one goes, the other is past it.
     browser.get(f"{server.base}/admin/batches/batch/")
-    browser.find_element(By.ID, "action-toggle").click()
-    Select(browser.find_element(By.NAME, "action")).select_by_value("cancel")
-    browser.find_element(By.NAME, "index").click()
+    act(browser, "cancel")
     shows(browser, f"Cancelling {running.id}.")
     page = text(browser)
     assert f"Cannot cancel a batch with status 'failed'. ({failed.id})" in page
@@ -98,6 +121,17 @@ def test_a_person_logs_in_looks_around_and_cancels_a_batch(stack, fake, browser,
     assert (done.status, done.request_counts.completed) == ("cancelled", 1)
     severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert [message for message in severe if "/favicon.ico" not in message] == []
+
+
+def press(browser, button):
+    browser.find_element(By.CSS_SELECTOR, f".object-tools [name={button}]").click()
+
+
+def act(browser, action):
+    """Do it to all batches of the list."""
+    browser.find_element(By.ID, "action-toggle").click()
+    Select(browser.find_element(By.NAME, "action")).select_by_value(action)
+    browser.find_element(By.NAME, "index").click()
 
 
 def text(browser):

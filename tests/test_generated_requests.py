@@ -203,6 +203,9 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     document.prefer("batches_list", batches, name="after")
     document.prefer("batches_retrieve", batches)
     document.prefer("batches_cancel", held_batches + batches)
+    document.prefer("batches_progress", batches)
+    for action in ("pause", "resume"):
+        document.prefer(f"batches_{action}", [running(), *batches])
     files = [file(), file("user_data"), completed.output_file_id]
     document.prefer("files_list", files, name="after")
     document.prefer("files_retrieve", files)

@@ -197,7 +197,7 @@ def test_it_waits_for_whoever_paused_it(make, live_backend):
     switch.pause(batch.pk)
     since = Batch.objects.get().paused_at
     assert waits(batch) == (
-        f"A person paused this batch at {gate.clock(since)}. Resume it in the admin, by `manage.py resume {batch.pk}` "
+        f"A person paused this batch at {gate.clock(since)}. Resume it in the admin, by manage.py resume {batch.pk} "
         f"or by POST /v1/batches/{batch.pk}/resume."
     )
     switch.resume(batch.pk)
