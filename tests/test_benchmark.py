@@ -1,3 +1,5 @@
+"""Every scenario of `manage.py benchmark` for real, at a tiny scale: that it measures, not what."""
+
 import os
 import re
 import signal
@@ -9,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from batchserver import embedded_backend
 from tests.stack import ROOT, eventually
 
-TINY = ["overhead", "--scale", "0.02", "--rounds", "1", "--latency-ms", "1"]
+TINY = ["--scale", "0.02", "--rounds", "1"]
+needs_embedded_model = pytest.mark.skipif(not embedded_backend.is_installed(), reason="needs the embedded model")
+
+Row = dict[str, str]
 
 
 @pytest.fixture
@@ -32,6 +38,42 @@ def start(data_dir: Path, arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
+def measure(data_dir: Path, *arguments: str) -> tuple[list[list[Row]], str]:
+    """The tables that were printed, a dict for each row, and all that was; nothing is left behind."""
+    benchmark = start(data_dir, [*arguments, *TINY])
+    printed, complaints = benchmark.communicate(timeout=200)
+    assert benchmark.returncode == 0, complaints
+    assert_nothing_is_left(data_dir)
+    return tables(printed), printed
+
+
+def assert_nothing_is_left(data_dir: Path) -> None:
+    assert list(data_dir.glob("benchmark-*")) == []
+    assert processes_of(data_dir) == []
+
+
+def tables(printed: str) -> list[list[Row]]:
+    lines = [re.split(r"  +", line.strip()) for line in printed.splitlines()]
+    found = []
+    for number, cells in enumerate(lines):
+        if set("".join(cells)) == {"-"}:
+            rows = []
+            for row in lines[number + 1 :]:
+                if row == [""]:
+                    break
+                rows.append(dict(zip(lines[number - 1], row, strict=True)))
+            found.append(rows)
+    return found
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def are_positive(row: Row, *columns: str) -> bool:
+    return all(number(row[column]) > 0 for column in columns)
+
+
 def processes_of(data_dir: Path) -> list[str]:
     """The commands of whatever runs with this state directory in its environment."""
     commands = []
@@ -44,46 +86,110 @@ def processes_of(data_dir: Path) -> list[str]:
     return commands
 
 
-def test_it_prints_a_table_of_positive_figures_and_leaves_nothing_behind(data_dir: Path) -> None:
-    benchmark = start(data_dir, TINY)
-    printed, complaints = benchmark.communicate(timeout=120)
-    assert benchmark.returncode == 0, complaints
-    table = [re.split(r"  +", line.strip()) for line in printed.splitlines() if "  " in line]
-    columns, _, figures = table
-    assert columns == [
-        "latency ms",
-        "lines",
-        "bare ms/line",
-        "batch ms/line",
-        "overhead ms/line",
-        "spread",
-        "batch/bare",
-        "wall ms/line",
-    ]
-    row = dict(zip(columns, figures, strict=True))
-    assert (row["latency ms"], row["lines"]) == ("1", "12")
-    assert all(float(row[column]) > 0 for column in ("bare ms/line", "batch ms/line", "batch/bare", "wall ms/line"))
-    assert "Target: an overhead under 5 ms a line." in printed
+def test_overhead(data_dir: Path) -> None:
+    (times, cpu), printed = measure(data_dir, "overhead", "--latency-ms", "1", "100")
+    assert [(row["latency ms"], row["lines"]) for row in times] == [("1", "12"), ("100", "4")]
+    for row in times:
+        assert number(row["bare ms/line"]) > number(row["latency ms"])
+        assert number(row["batch ms/line"]) >= number(row["latency ms"])
+        assert are_positive(row, "bare gap ms", "batch gap ms", "wall ms/line", "batch/bare")
+    assert [row["latency ms"] for row in cpu] == ["1", "100"]
+    assert "Target: batch/bare at most 1.00 at 100 ms." in printed
+    assert "Target: at most 1 ms of CPU a line at 1 ms." in printed
     assert "Machine: " in printed
     assert "Versions: Python " in printed
-    assert list(data_dir.glob("benchmark-*")) == []
-    assert processes_of(data_dir) == []
+
+
+def test_throughput(data_dir: Path) -> None:
+    (at_2_ms, at_20_ms), _ = measure(data_dir, "throughput", "--in-flight", "2")
+    for latency_ms, rows in ((2, at_2_ms), (20, at_20_ms)):
+        [row] = rows
+        assert row[f"in flight, {latency_ms} ms"] == "2"
+        for client in ("requests", "aiohttp", "httpx", "sockets", "batch"):
+            assert 0 < number(row[f"{client} lines/s"]) <= 2 / latency_ms * 1000
+
+
+@needs_embedded_model
+def test_prefixes(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "prefixes")
+    assert [row["prompts"] for row in rows] == ["1", "4", "16"]
+    for row in rows:
+        assert 0 < number(row["bare read"]) <= number(row["prompt tokens"])
+        assert 0 < number(row["batch read"]) <= number(row["prompt tokens"])
+        assert are_positive(row, "bare s", "batch s")
+    assert "Target: at least 3 times as fast as the file's order with 16 system prompts." in printed
+
+
+@needs_embedded_model
+def test_models(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "models")
+    assert [row["model server"] for row in rows] == ["fixed", "llama.cpp"]
+    for row in rows:
+        assert row["bare swaps"] == row["lines"] == "6"
+        assert 3 <= number(row["batch swaps"]) <= 6
+        assert are_positive(row, "bare s", "batch s")
+    assert "Target: a swap for each of the 3 models." in printed
+
+
+def test_intake(data_dir: Path) -> None:
+    (steps, processes), _ = measure(data_dir, "intake")
+    assert [row["step"] for row in steps] == ["upload", "validation"]
+    assert all(are_positive(row, "seconds", "lines/s", "MB/s") for row in steps)
+    assert {"web, main process", "control worker, child 1"} <= {row["process"] for row in processes}
+    assert all(are_positive(row, "peak MB") for row in processes)
+
+
+def test_scale(data_dir: Path) -> None:
+    (times, cpu, memory), _ = measure(data_dir, "scale", "--most-lines", "10000")
+    assert [row["lines"] for row in times] == [row["lines"] for row in cpu] == ["20", "200"]
+    for row in times:
+        assert are_positive(row, "intake µs/line", "run µs/line", "finalize µs/line", "tidy µs/line", "cost")
+    assert times[-1]["cost"] == cpu[-1]["cost"] == "1.00"
+    assert all(are_positive(row, "inference worker CPU µs/line", "bytes/line") for row in cpu)
+    assert all(are_positive(row, "web peak MB", "inference worker peak MB") for row in memory)
+
+
+def test_latency(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "latency")
+    assert [row["GET"] for row in rows] == ["batch", "batches", "health"]
+    for row in rows:
+        assert 0 < number(row["idle p50 ms"]) <= number(row["idle p99 ms"])
+        assert 0 < number(row["busy p50 ms"]) <= number(row["busy p99 ms"])
+    [speed] = re.findall(r"The batch did (\S+) lines/s meanwhile\.", printed)
+    assert number(speed) > 0
+
+
+@needs_embedded_model
+def test_money_has_no_price_of_its_own(data_dir: Path) -> None:
+    (speeds, worth), printed = measure(data_dir, "money")
+    assert [row["by"] for row in speeds] == ["bare", "batch"]
+    assert all(are_positive(row, "input tokens", "output tokens", "output tokens/s") for row in speeds)
+    assert [row["of the batch"] for row in worth] == ["input tokens in an hour", "output tokens in an hour"]
+    assert "No price: give --price-in and --price-out. No energy: " in printed
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_leaves_nothing_behind_when_it_is_interrupted(data_dir: Path, number: signal.Signals) -> None:
-    benchmark = start(data_dir, TINY)
+    benchmark = start(data_dir, ["overhead", *TINY])
     eventually(lambda: list(data_dir.glob("benchmark-*/data/broker/valkey.sock")), what="a broker")
     benchmark.send_signal(number)
     _, complaints = benchmark.communicate(timeout=60)
     assert benchmark.returncode == 130
     assert "Interrupted" in complaints
-    assert list(data_dir.glob("benchmark-*")) == []
-    assert processes_of(data_dir) == []
+    assert_nothing_is_left(data_dir)
 
 
-def test_it_names_the_scenarios_when_it_is_asked_for_another(data_dir: Path) -> None:
-    benchmark = start(data_dir, ["throughput"])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["speed"], "There is no scenario 'speed'; there are overhead, throughput, prefixes, models, intake, "),
+        (["overhead", "--scale", "0"], "--scale has to be above 0"),
+        (["money", "--price-in", "1"], "--price-in and --price-out belong together"),
+        (["money", "--model", "gemma3:12b"], "--backend-url and --model belong together"),
+    ],
+)
+def test_it_says_what_is_wrong_with_its_arguments(data_dir: Path, arguments: list[str], complaint: str) -> None:
+    benchmark = start(data_dir, arguments)
     _, complaints = benchmark.communicate(timeout=60)
     assert benchmark.returncode == 1
-    assert "There is no scenario 'throughput'; there are overhead, intake." in complaints
+    assert complaint in complaints

@@ -18,7 +18,7 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 django.setup()
 
-from batches.management.commands import benchmark  # noqa: E402
+from batches.management.benchmarks.report import machine  # noqa: E402
 from tests.faults import invariants, scenarios  # noqa: E402
 from tests.faults.scenarios import Outcome, Scenario  # noqa: E402
 from tests.faults.world import Postgres  # noqa: E402
@@ -103,7 +103,7 @@ def _is_bad(outcome: Outcome | None) -> bool:
 
 def provenance() -> str:
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    return f"Played {when} by `script/test --faults`.\n{benchmark._machine()}\n"
+    return f"Played {when} by `script/test --faults`.\n{machine()}\n"
 
 
 if __name__ == "__main__":

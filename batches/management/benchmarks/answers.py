@@ -1,0 +1,29 @@
+"""What a file of answers, the loop's or a batch's, says of tokens."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Of all lines: the prompts, what of them the model need not read again, and what it wrote."""
+
+    prompt: int
+    cached: int
+    written: int
+
+    @property
+    def read(self) -> int:
+        return self.prompt - self.cached
+
+
+def tokens(path: Path) -> Tokens:
+    prompt = cached = written = 0
+    with path.open() as file:
+        for line in file:
+            usage = json.loads(line)["response"]["body"]["usage"]
+            prompt += usage["prompt_tokens"]
+            cached += (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            written += usage["completion_tokens"]
+    return Tokens(prompt, cached, written)

@@ -1,0 +1,93 @@
+"""How much is measured, and on what: the options of `manage.py benchmark`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from django.core.management.base import CommandError, CommandParser
+
+LATENCIES_MS = [1, 10, 100, 1000]
+IN_FLIGHT = [1, 2, 4, 8, 16, 32, 64]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """`scale` times the usual lines, each figure taken so many times, and what else can be chosen."""
+
+    scale: float = 1.0
+    rounds: int = 3
+    latency_ms: tuple[int, ...] = tuple(LATENCIES_MS)
+    in_flight: tuple[int, ...] = tuple(IN_FLIGHT)
+    most_lines: int = 100_000
+    backend_url: str = ""
+    model: str = ""
+    price_in: float | None = None
+    price_out: float | None = None
+    tell: Callable[[str], object] = str  # takes progress
+
+    def lines(self, usual: int, *, least: int = 4) -> int:
+        return max(least, round(usual * self.scale))
+
+    @classmethod
+    def chosen(cls, options: dict[str, Any], tell: Callable[[str], object]) -> "Effort":
+        """By the command's options; raises CommandError where they do not go together."""
+        if options["scale"] <= 0 or options["rounds"] < 1:
+            raise CommandError("--scale has to be above 0, and --rounds 1 or more.")
+        if bool(options["backend_url"]) != bool(options["model"]):
+            raise CommandError("--backend-url and --model belong together.")
+        if (options["price_in"] is None) != (options["price_out"] is None):
+            raise CommandError("--price-in and --price-out belong together.")
+        values = {name: options[name] for name in _names()}
+        chosen: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**chosen, tell=tell)
+
+    def arguments(self) -> list[str]:
+        """The command's options that are not at their defaults."""
+        words = []
+        usual = Effort()
+        for name in _names():
+            value = getattr(self, name)
+            if value != getattr(usual, name):
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{name.replace('_', '-')}"]
+                words += [f"{each:g}" if isinstance(each, float) else str(each) for each in values]
+        return words
+
+
+def _names() -> list[str]:
+    return [each.name for each in fields(Effort) if each.name != "tell"]
+
+
+def add_arguments(parser: CommandParser) -> None:
+    add = parser.add_argument
+    usual = Effort()
+    add("--scale", type=float, default=usual.scale, help="times the usual number of lines (default: 1)")
+    add("--rounds", type=int, default=usual.rounds, help="how often a figure is taken (default: 3)")
+    add(
+        "--latency-ms",
+        type=int,
+        nargs="+",
+        choices=LATENCIES_MS,
+        default=usual.latency_ms,
+        help="overhead: latencies of the model server (default: all)",
+    )
+    add(
+        "--in-flight",
+        type=int,
+        nargs="+",
+        choices=IN_FLIGHT,
+        default=usual.in_flight,
+        help="throughput: calls at once (default: all)",
+    )
+    add(
+        "--most-lines",
+        type=int,
+        default=usual.most_lines,
+        help="scale: lines of the largest batch; 1000000 takes ten times as long (default: 100000)",
+    )
+    add("--backend-url", default="", help="prefixes, money: a model server of yours instead of the embedded model")
+    add("--model", default="", help="… and the model to ask for there")
+    add("--price-in", type=float, help="money: what a provider takes for 1,000,000 tokens of input, in any currency")
+    add("--price-out", type=float, help="… and for 1,000,000 tokens of output")

@@ -1,0 +1,90 @@
+"""Processes that are started, stopped and watched: their CPU time and memory, as /proc tells."""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from batchserver.supervisor import Child
+
+STOP_S = 60.0
+
+
+@contextmanager
+def running(child: Child) -> Iterator[Child]:
+    """Started, and stopped at the end."""
+    try:
+        child.start()
+        yield child
+    finally:
+        if child.process is not None:
+            child.process.terminate()
+            try:
+                child.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def family(pid: int) -> list[int]:
+    """The process and those below it, oldest first; itself alone where there is no /proc."""
+    members = [pid]
+    for member in members:
+        members += _children_of(member)
+    return members
+
+
+def named_families(server_pid: int) -> dict[str, list[int]]:
+    """The parts of our server that do its work, each with its processes; empty where there is no /proc."""
+    families = {}
+    for pid in _children_of(server_pid):
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        for word, name in (("gunicorn", "web"), ("control", "control worker"), ("inference", "inference worker")):
+            if word in words:
+                families[name] = family(pid)
+    return families
+
+
+def cpu_s(pids: list[int]) -> float:
+    """Seconds of CPU that the processes have used, in steps of 10 ms; nan where there is no /proc."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = _stat(Path(f"/proc/{pid}/stat"))
+        except OSError:
+            return float("nan")
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK") if pids else float("nan")
+
+
+def peak_memory_mb(pid: int) -> float:
+    """VmHWM since the process started."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 / 1e6 if found else float("nan")
+
+
+def _children_of(parent: int) -> list[int]:
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(_stat(stat)[1]) == parent:
+                children.append(int(stat.parent.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return sorted(children)
+
+
+def _stat(path: Path) -> list[str]:
+    """The fields from the 3rd on: the command in parentheses may hold anything, and the state and the parent follow."""
+    return path.read_text().rpartition(")")[2].split()
