@@ -58,8 +58,10 @@ def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
     failpoints.reach("after_claim")
     # Read again: only what we really got.
-    held = Line.objects.all().held_by(lease).select_related("batch", "part").in_bulk(ids)
+    held = Line.objects.all().held_by(lease).in_bulk(ids)
     lines = [held[each] for each in ids if each in held]
+    for line in lines:
+        line.part, line.batch = turn.part, turn.part.batch
     if lines:
         turn.claimed(lines[-1])
     return lines

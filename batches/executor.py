@@ -63,6 +63,7 @@ class Drive:
         self.turn: ordering.Turn | None = None
         self.ready: deque[Line] = deque()
         self.answered: list[Call] = []
+        self.bad_news: list[Call] = []  # those of the answered that may speak for other lines too
         self.inputs = InputFiles()
         self.readiness = Readiness(backend, self.kind, ask=self._ask, before_pause=self._end_turn)
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)  # by model
@@ -339,6 +340,8 @@ class Drive:
     def _note(self, call: Call) -> None:
         self.answered.append(call)
         self.readiness.doubt(call.key).note(call)
+        if self.readiness.is_bad_news(call):
+            self.bad_news.append(call)
         self.window.note(call, time.monotonic())
         self.room = min(self.room, self.window.size)  # at once if it shrank
         if call.verdict is Verdict.ANSWERED:
@@ -356,11 +359,11 @@ class Drive:
         )
 
     def _has_bad_news(self) -> bool:
-        return any(self.readiness.is_bad_news(call) for call in self.answered)
+        return any(map(self.readiness.is_bad_news, self.bad_news))
 
     def _store(self) -> None:
-        group, self.answered = self.answered, []
-        bad_news = [call for call in group if self.readiness.is_bad_news(call)]
+        group, self.answered, noted, self.bad_news = self.answered, [], self.bad_news, []
+        bad_news = list(filter(self.readiness.is_bad_news, noted))
         if bad_news:
             # It may settle lines that are claimed already, or pause them.
             self._hand_back()

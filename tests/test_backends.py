@@ -1,38 +1,48 @@
-"""Which kind a model server is, and what its replies mean. HTTP is answered by `responses`, below requests."""
+"""Which kind a model server is, and what its replies mean. HTTP is answered by a small real server."""
 
 import json
+import socket
 
 import pytest
-import requests
-import responses
+from pytest_httpserver import HTTPServer
 
 from batches import backends, presence
 from batches.backends.base import Model, ModelState, Usage, Verdict
 from batches.models import Backend
 from tests.fake_backend import answer, error_body
 
-URL = "http://gpu.example:8000"
 CHAT = "/v1/chat/completions"
+
+
+class Server:
+    """Answers GETs; whatever it was not told about is a 404."""
+
+    def __init__(self, http: HTTPServer) -> None:
+        self.http = http
+
+    def get(self, path, json=None, *, status=200, headers=None):
+        handler = self.http.expect_request(path, method="GET")
+        if json is not None:
+            handler.respond_with_json(json)
+        else:
+            handler.respond_with_data("not found", status=status, headers=headers)
+
+    def lists_models(self, *models):
+        self.get("/v1/models", {"object": "list", "data": list(models)})
 
 
 @pytest.fixture
 def server(settings):
-    settings.BACKEND_URL = URL
-    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-        yield mock
-
-
-def lists_models(server, *models):
-    server.get(f"{URL}/api/version", status=404, body="not found")
-    server.get(f"{URL}/v1/models", json={"object": "list", "data": list(models)})
+    with HTTPServer() as http:
+        http.no_handler_status_code = 404
+        settings.BACKEND_URL = http.url_for("").rstrip("/")
+        yield Server(http)
 
 
 def test_ollama_is_recognised_by_its_version(server):
-    server.get(f"{URL}/api/version", json={"version": "0.33.0"})
-    server.get(
-        f"{URL}/v1/models", json={"data": [{"id": "gemma3:12b", "created": 5, "owned_by": "library"}, {"id": "t"}]}
-    )
-    server.get(f"{URL}/api/ps", json={"models": [{"name": "t"}]})
+    server.get("/api/version", {"version": "0.33.0"})
+    server.get("/v1/models", {"data": [{"id": "gemma3:12b", "created": 5, "owned_by": "library"}, {"id": "t"}]})
+    server.get("/api/ps", {"models": [{"name": "t"}]})
     state = backends.probe()
     assert (state.kind, state.version, state.parallel) == ("ollama", "0.33.0", None)
     assert state.models == [Model("gemma3:12b", 5, "library"), Model("t", 0, "unknown")]
@@ -40,16 +50,16 @@ def test_ollama_is_recognised_by_its_version(server):
 
 
 def test_vllm_is_recognised_by_the_owner_of_its_models(server):
-    lists_models(server, {"id": "Qwen/Qwen3-8B", "owned_by": "vllm"})
-    server.get(f"{URL}/version", json={"version": "0.12.0"})
+    server.lists_models({"id": "Qwen/Qwen3-8B", "owned_by": "vllm"})
+    server.get("/version", {"version": "0.12.0"})
     state = backends.probe()
     assert (state.kind, state.version, state.names) == ("vllm", "0.12.0", ["Qwen/Qwen3-8B"])
     assert state.parallel is None
 
 
 def test_llama_server_is_recognised_by_the_owner_of_its_model(server):
-    lists_models(server, {"id": "smollm2:135m", "owned_by": "llamacpp"})
-    server.get(f"{URL}/props", json={"total_slots": 4})
+    server.lists_models({"id": "smollm2:135m", "owned_by": "llamacpp"})
+    server.get("/props", {"total_slots": 4})
     state = backends.probe()
     assert (state.kind, state.parallel) == ("llama-server", 4)
 
@@ -103,24 +113,24 @@ def test_ollama_keeps_a_model_over_a_pause_and_gives_it_up_without_loading_it():
 
 
 def test_what_the_server_serves_at_once_is_on_the_backends_row_and_the_setting_wins(server, settings, db):
-    settings.BACKEND_NAME = URL
-    lists_models(server, {"id": "m", "owned_by": "llamacpp"})
-    server.get(f"{URL}/props", json={"total_slots": 4})
+    settings.BACKEND_NAME = "gpu"
+    server.lists_models({"id": "m", "owned_by": "llamacpp"})
+    server.get("/props", {"total_slots": 4})
     presence.report_backend()
-    assert Backend.objects.get(name=URL).parallel == 4
+    assert Backend.objects.get(name="gpu").parallel == 4
     settings.BACKEND_PARALLEL = 16
     presence.report_backend()
-    assert Backend.objects.get(name=URL).parallel == 16
+    assert Backend.objects.get(name="gpu").parallel == 16
 
 
 def test_any_server_that_lists_models_will_do(server):
-    lists_models(server, {"id": "m", "owned_by": "somebody"})
+    server.lists_models({"id": "m", "owned_by": "somebody"})
     assert backends.probe().kind == "openai"
 
 
 def test_a_server_that_lists_none_is_refused_with_the_setting_to_check(server):
-    server.get(f"{URL}/api/version", status=404)
-    server.get(f"{URL}/v1/models", status=404)
+    server.get("/api/version", status=404)
+    server.get("/v1/models", status=404)
     with pytest.raises(backends.Unreachable, match="Check BACKEND_URL"):
         backends.probe()
 
@@ -133,19 +143,22 @@ def test_a_server_that_lists_none_is_refused_with_the_setting_to_check(server):
         (False, True, "No model server answers at"),
     ],
 )
-def test_a_server_that_is_away_is_explained(server, settings, ollama, local, hint):
+def test_a_server_that_is_away_is_explained(settings, ollama, local, hint):
     settings.BACKEND_IS_OLLAMA, settings.BACKEND_IS_LOCAL = ollama, local
-    server.get(f"{URL}/api/version", body=requests.ConnectionError("refused"))
-    with pytest.raises(backends.Unreachable, match=hint):
-        backends.probe()
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        settings.BACKEND_URL = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(backends.Unreachable, match=hint):
+            backends.probe()
 
 
 def test_a_redirect_is_not_followed(server):
-    server.get(f"{URL}/api/version", status=302, headers={"Location": "http://elsewhere.example/"})
-    server.get(f"{URL}/v1/models", status=302, headers={"Location": "http://elsewhere.example/"})
+    for path in ("/api/version", "/v1/models"):
+        server.get(path, status=302, headers={"Location": server.http.url_for("/elsewhere")})
+    server.get("/elsewhere", {"version": "0.33.0"})
     with pytest.raises(backends.Unreachable):
         backends.probe()
-    assert {call.request.url.split("/")[2] for call in server.calls} == {"gpu.example:8000"}
+    assert "/elsewhere" not in {request.path for request, _ in server.http.log}
 
 
 def test_aliases(settings):

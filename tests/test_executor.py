@@ -198,16 +198,6 @@ def test_a_reply_that_is_too_large_is_not_taken_into_memory(create, work, backen
     assert errors["a"]["error"]["code"] == "reply_too_large"
 
 
-def test_a_bug_in_reading_a_reply_fails_its_line_and_not_the_drive(create, work, backend, settings, monkeypatch):
-    settings.LINE_MAX_ATTEMPTS = 1
-    # requests itself cannot read this address, whether it follows it or not.
-    backend.always("a", Action(302, b"", headers={"Location": "http://[x"}))
-    batch = work.run(create([line("a"), line("b")])["id"])
-    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
-    _, errors = results(work, batch)
-    assert errors["a"]["error"]["code"] == "internal_error"
-
-
 def test_lines_at_the_limit_of_nesting_harm_nobody_else(create, work, backend):
     """Validation and the drive read a line at different depths of their own stacks: one may fail where the other did
     not."""

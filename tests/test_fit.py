@@ -164,6 +164,12 @@ def test_a_question_to_a_server_that_is_away_says_so_and_has_no_result(calls, ba
     assert (call.verdict, call.result) == (Verdict.UNREACHABLE, None)
 
 
+def test_a_bug_fails_its_call_and_not_the_thread(calls):
+    call = finished(calls, Call(None, "", {}, 10.0, question=lambda ask: 1 / 0))
+    assert (call.verdict, call.reply.code, call.result) == (Verdict.FAILED, "internal_error", None)
+    assert finished(calls, Call(None, "", {}, 10.0, question=lambda ask: 1)).result == 1
+
+
 def test_a_question_can_be_cut(calls, backend):
     backend.native_delay_s = 30.0
     body = {"model": MODEL, "truncate": False, "messages": [{"content": "x"}]}

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import requests
 from django.conf import settings
+from urllib3.exceptions import HTTPError
 
 from batches.backends.base import BackendKind, State, Unreachable
 from batches.backends.calls import CallPool
@@ -87,7 +87,7 @@ def probe() -> State:
         for kind in KINDS:
             if state := kind.recognise(ask):
                 return state
-    except (requests.RequestException, OSError, ReplyTooLarge):
+    except (HTTPError, OSError, ReplyTooLarge):
         raise Unreachable(unreachable_hint()) from None
     finally:
         connection.close()

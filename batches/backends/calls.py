@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import requests
-from urllib3.exceptions import MaxRetryError, NewConnectionError
+from urllib3.exceptions import HTTPError
 
 from batches.backends.base import BackendKind, Exchange, Reply, Verdict, refused
-from batches.backends.connection import Connection, Cut, ReplyTooLarge
+from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -152,15 +151,11 @@ class CallPool:
         except ReplyTooLarge:
             message = f"The reply is larger than {connection.max_reply_bytes} bytes (MAX_REPLY_BYTES)."
             return Reply(Verdict.FAILED, code="reply_too_large", message=message)
-        except (requests.ConnectTimeout, requests.exceptions.SSLError) as error:
+        except NEVER_SENT as error:
             return Reply(Verdict.UNREACHABLE, message=type(error).__name__)
-        except requests.ConnectionError as error:
-            if _was_never_sent(error):
-                return Reply(Verdict.UNREACHABLE, message="connection refused")
-            return Reply(Verdict.CRASHED, code="backend_crash", message="The model server broke the connection.")
-        except (requests.RequestException, OSError) as error:
-            # A body cut short, broken chunks, undecodable compression.
-            message = f"The reply broke off ({type(error).__name__})."
+        except (HTTPError, OSError) as error:
+            # Reset, closed, a body cut short, broken chunks, undecodable compression.
+            message = f"The model server broke the connection ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
         reply = replace(self.kind.judge(call.endpoint, status, content), retry_after_s=connection.retry_after_s)
         if reply.verdict is Verdict.ANSWERED and call.key is not None:
@@ -170,14 +165,8 @@ class CallPool:
                 if not call.timed_out:
                     return Reply(Verdict.CUT)
                 problem = ""  # the answer came in time; only the question about it did not
-            except (requests.RequestException, OSError, ReplyTooLarge):
+            except (HTTPError, OSError, ReplyTooLarge):
                 problem = ""  # it went away after a good answer
             if problem:
                 return refused("context_length_exceeded", problem)
         return reply
-
-
-def _was_never_sent(error: requests.ConnectionError) -> bool:
-    """The connection itself failed (refused, no such host), so the server saw nothing of the request."""
-    cause = error.args[0] if error.args else None
-    return isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError)
