@@ -219,6 +219,7 @@ MAX_CONCURRENT_BATCHES = _whole("MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
 LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S")  # None: from the measured speed (batches/pace.py)
 MODEL_LOAD_TIMEOUT_S = _seconds("MODEL_LOAD_TIMEOUT_S") or 900.0
 LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
+ANSWER_ONCE_ACROSS_BATCHES = _switch("ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
 
 # Where the ends of batches are told. The path stays as it was typed: a slash at its end can mean something there.

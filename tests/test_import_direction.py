@@ -36,6 +36,7 @@ LAYERS = [
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.doubt", "batches.pace"},
+    {"batches.answers"},
     {"batches.repeats"},
     {"batches.lifecycle", "batches.leases", "batches.ordering"},
     {"batchserver.api", "batchserver.checks", "batchserver.idempotency", "batchserver.openapi"},
