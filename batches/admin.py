@@ -174,7 +174,15 @@ class LineAdmin(LookOnly):
     search_help_text = "A custom_id or a batch id, whole."
     show_full_result_count = False
     ordering = ("batch", "number")
-    exclude = ("lease", "order_key", "digest")
+    exclude = ("lease", "order_key", "digest", "original")
+    readonly_fields = ("original_line",)
+
+    @admin.display(description="Repeats", empty_value="-")
+    def original_line(self, line: Line) -> str | None:
+        if line.original is None:
+            return None
+        url = reverse("admin:batches_line_change", args=[line.original_id])
+        return format_html('<a href="{}">Line {}</a>', url, line.original.number)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
         # A page of long replies would be as large as all of them.

@@ -18,7 +18,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import doubt, ordering
+from batches import answers, doubt, ordering, repeats
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part
@@ -82,6 +82,8 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
     """
     tallies: dict[str, Counter[str]] = {}
     cut: list[Line] = []
+    finished: dict[int, tuple[Line, str]] = {}  # of lines that other lines may repeat, with the counter that moves
+    answered: list[tuple[Line, str]] = []
     with transaction.atomic():
         for call in calls:
             line, reply = call.key, call.reply
@@ -98,10 +100,17 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
             if values["state"] is LineState.SUCCEEDED:
                 tally["completed"] += 1
                 tally.update(vars(reply.usage))
+                answered.append((line, reply.body))
             elif values["state"] is LineState.FAILED:
                 tally["failed"] += 1
+            if line.digest is not None and values["state"] is not LineState.PENDING:
+                finished[line.pk] = line, "completed" if values["state"] is LineState.SUCCEEDED else "failed"
             if reply.verdict is Verdict.MODEL_MISSING and values["state"] is LineState.FAILED:
                 tally["failed"] += _fail_waiting(line.part, reply)
+        for pk, count in repeats.counts(finished).items():
+            line, counter = finished[pk]
+            tallies[line.batch_id][counter] += count
+        answers.remember(answered)
         # Unless it was settled by whoever stopped its batch.
         hand_back(lease, cut)
         failpoints.reach("mid_store")
@@ -191,6 +200,8 @@ def give_up(endpoint: str, model: str, reply: Reply) -> None:
 
 
 def _fail_waiting(part: Part, reply: Reply) -> int:
-    """Fail the pending lines of a part; how many."""
+    """Fail the pending lines of a part; how many, with those that repeat them."""
+    now = timezone.now()
     waiting = Line.objects.filter(part=part, state=LineState.PENDING)
-    return waiting.update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))
+    failed = waiting.update(finished_at=now, **_finished(LineState.FAILED, reply))
+    return failed + repeats.count_finished_at(part, LineState.FAILED, now)

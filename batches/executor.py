@@ -17,7 +17,7 @@ from typing import Any
 from django.conf import settings
 from django.db.models.functions import Now
 
-from batches import alone, backends, claims, gate, holds, leases, lifecycle, ordering
+from batches import alone, answers, backends, claims, gate, holds, leases, lifecycle, ordering
 from batches.backends.base import Exchange, Reply, Verdict, refused
 from batches.backends.calls import Call
 from batches.inputs import UNREADABLE, InputFiles
@@ -281,6 +281,9 @@ class Drive:
                 continue
             if problem:
                 self._answer_unsent(line, refused("unsupported_parameter", problem))
+                continue
+            if known := retrying(answers.recall, line):
+                self._answer_unsent(line, Reply(Verdict.ANSWERED, 200, known))
                 continue
             sent = self.kind.prepare(endpoint, body, line.model)
             failpoints.reach("before_send")

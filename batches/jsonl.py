@@ -1,8 +1,7 @@
 """The input file: read line by line in bounded memory, with every rule about a line. Pure; knows no database."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from batchserver import strict_json
 from batchserver.errors import batch_error
@@ -12,8 +11,7 @@ MAX_CUSTOM_ID_LENGTH = 512
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class RawLine:
+class RawLine(NamedTuple):
     """A line as it stands in the file. `content` has neither line end nor BOM; None if it is longer than allowed."""
 
     number: int
@@ -22,8 +20,7 @@ class RawLine:
     next_offset: int
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A good line. `offset` and `length` say where its bytes are; `model` is the default where the line names none."""
 
     number: int
@@ -31,6 +28,7 @@ class Request:
     length: int
     custom_id: str
     model: str
+    body: dict[str, Any]
 
 
 class LineRefused(Exception):
@@ -51,13 +49,14 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
         offset = len(BOM)
     file.seek(offset)
     most = max_line_bytes + len(b"\r\n")
-    while chunk := file.readline(most):
+    readline = file.readline  # looked up once: Django's File finds its methods anew each time
+    while chunk := readline(most):
         number += 1
         start, offset = offset, offset + len(chunk)
         content = chunk.rstrip(b"\r\n")
         # A piece without an end goes on behind it, whatever stands at its own: it may be a run of carriage returns.
         too_long = len(content) > max_line_bytes or (len(chunk) == most and not chunk.endswith(b"\n"))
-        while too_long and not chunk.endswith(b"\n") and (chunk := file.readline(2**16)):
+        while too_long and not chunk.endswith(b"\n") and (chunk := readline(2**16)):
             offset += len(chunk)
         if too_long:
             yield RawLine(number, start, None, offset)
@@ -107,7 +106,7 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
         raise refuse("invalid_request", "Model parameter is required.", "body.model")
     if not isinstance(model, str) or len(model) > 255 or not strict_json.is_storable(model):
         raise refuse("invalid_request", "The model must be a string of at most 255 characters.", "body.model")
-    return Request(raw.number, raw.offset, len(raw.content), custom_id, model)
+    return Request(raw.number, raw.offset, len(raw.content), custom_id, model, body)
 
 
 def _bad_custom_id(custom_id: Any) -> str | None:

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from batches.models import Backend, Batch, Status, WebhookDelivery
+from batches.models import Backend, Batch, Line, Status, WebhookDelivery
 
 PREFIX = "ollama_batch_server"
 
@@ -40,6 +40,11 @@ class BatchCollector(Collector):
         for result in ("completed", "failed"):
             lines.add_metric([result], sums[result])
         yield lines
+        yield CounterMetricFamily(
+            f"{PREFIX}_lines_repeated",
+            "Lines that are the same as an earlier one of their batch, and not sent.",
+            value=Line.objects.filter(original__isnull=False).count(),
+        )
         tokens = CounterMetricFamily(f"{PREFIX}_tokens", "Tokens of finished lines, by kind.", labels=["kind"])
         for kind in ("input", "cached", "output"):
             tokens.add_metric([kind], sums[f"{kind}_tokens"])

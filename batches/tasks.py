@@ -17,7 +17,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from batches import claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
+from batches import answers, claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
 from batches.models import FINAL, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
@@ -113,6 +113,7 @@ def tick() -> None:
     webhooks.deliver_due()
     idempotency.forget_old()
     holds.forget_ended()
+    answers.forget_old()
     retention.sweep()
     Pulse.stamp("ticked")  # for /health: a tick that breaks off has not ticked
 

@@ -258,6 +258,7 @@ LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S")  # None: from the measured speed (ba
 MODEL_LOAD_TIMEOUT_S = _seconds("MODEL_LOAD_TIMEOUT_S") or 900.0
 MODEL_PATIENCE_S = _seconds("MODEL_PATIENCE_S") or 600.0
 LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
+ANSWER_ONCE_ACROSS_BATCHES = _switch("ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = _seconds("INTERACTIVE_HOLD_S", may_be_0=True)
 INTERACTIVE_HOLD_S = 10.0 if _interactive_hold_s is None else _interactive_hold_s

@@ -8,12 +8,17 @@ from typing import Any
 def loads(content: bytes) -> Any:
     """Raises ValueError for what is not JSON in UTF-8 (NaN, Infinity, a float too large for a double and an integer of
     more than 4300 digits included), and RecursionError for what is nested too deep."""
-    return json.loads(content.decode(), parse_constant=_refuse, parse_float=_finite)
+    return _decode(content.decode())
 
 
 def is_storable(text: str) -> bool:
     """JSON can spell NUL and half a surrogate pair; Postgres keeps neither, and UTF-8 has no place for the latter."""
-    return "\x00" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return "\x00" not in text
 
 
 def _refuse(name: str) -> Any:
@@ -25,3 +30,7 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"{text} is too large")
     return number
+
+
+# Made once: json.loads with arguments makes a decoder in each call, which takes as long as reading a short line.
+_decode = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode

@@ -39,7 +39,8 @@ LAYERS = [
     {"batches.readiness"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.pace", "batches.window", "batches.fit"},
-    {"batches.repeats", "batches.doubt"},
+    {"batches.answers", "batches.doubt"},
+    {"batches.repeats"},
     {
         "batches.lifecycle",
         "batches.leases",

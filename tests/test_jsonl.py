@@ -61,7 +61,7 @@ def parse(content, *, default_model="", endpoint=CHAT):
 
 def test_it_parses_a_good_line():
     raw = json.dumps(line("a")).encode()
-    assert parse(raw) == jsonl.Request(7, 100, len(raw), "a", "gemma3:12b")
+    assert parse(raw) == jsonl.Request(7, 100, len(raw), "a", "gemma3:12b", line("a")["body"])
     assert jsonl.parse_body(raw) == line("a")["body"]
 
 

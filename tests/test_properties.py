@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batches import jsonl
 from batches.backends.base import BackendKind
-from batches.models import Line, LineState
+from batches.models import LineState
 from batches.output import MESSAGES, result_line
 from batchserver import strict_json
 from tests.conftest import CHAT, line
@@ -192,9 +192,10 @@ def test_strict_json_takes_bytes_or_raises_value_error(content):
     assert is_json(content.decode())
 
 
-def only_line(row):
+def only_line(**row):
     """The one line that a row gives, read."""
-    text = result_line(row)
+    empty = {"http_status": None, "response": "", "error_code": "", "error_message": ""}
+    text = result_line("batch_x", 1, **(empty | row))
     assert text.isascii()
     assert len(text.splitlines()) == 1
     assert text.endswith("\n")
@@ -208,9 +209,8 @@ def test_an_answer_is_one_line_that_says_the_same(custom_id, more, answer):
     choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
     body = more | {"choices": [choice]}
     reply = BackendKind().judge(CHAT, 200, json.dumps(body).encode())
-    row = Line(batch_id="batch_x", number=1, custom_id=custom_id, state=LineState.SUCCEEDED)
-    row.http_status, row.response = reply.status, reply.body
-    result = only_line(row)
+    state = LineState.SUCCEEDED
+    result = only_line(custom_id=custom_id, state=state, http_status=reply.status, response=reply.body)
     assert (result["custom_id"], result["error"]) == (custom_id, None)
     assert (result["response"]["status_code"], result["response"]["body"]) == (200, body)
 
@@ -219,9 +219,8 @@ def test_an_answer_is_one_line_that_says_the_same(custom_id, more, answer):
 @given(TEXT.filter(bool), st.sampled_from([400, 404, 422, 500]), st.binary() | TEXT.map(str.encode))
 def test_a_refusal_is_one_line_whatever_it_says(custom_id, status, content):
     reply = BackendKind().judge(CHAT, status, content)
-    row = Line(batch_id="batch_x", number=1, custom_id=custom_id, state=LineState.FAILED)
-    row.http_status, row.response = reply.status, reply.body
-    result = only_line(row)
+    state = LineState.FAILED
+    result = only_line(custom_id=custom_id, state=state, http_status=reply.status, response=reply.body)
     assert (result["custom_id"], result["response"]["status_code"]) == (custom_id, status)
     assert isinstance(result["response"]["body"], dict)
 
@@ -230,7 +229,6 @@ def test_a_refusal_is_one_line_whatever_it_says(custom_id, status, content):
 @steady
 @given(TEXT.filter(bool), TEXT.filter(bool), TEXT)
 def test_a_line_without_an_answer_is_one_line(state, custom_id, code, message):
-    row = Line(batch_id="batch_x", number=1, custom_id=custom_id, state=state, error_code=code, error_message=message)
-    result = only_line(row)
+    result = only_line(custom_id=custom_id, state=state, error_code=code, error_message=message)
     assert (result["custom_id"], result["response"]) == (custom_id, None)
     assert result["error"] == MESSAGES.get(state, {"code": code, "message": message})
