@@ -168,9 +168,12 @@ def test_money_has_no_price_of_its_own(data_dir: Path) -> None:
     assert "No price: give --price-in and --price-out. No energy: " in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_leaves_nothing_behind_when_it_is_interrupted(data_dir: Path, number: signal.Signals) -> None:
-    benchmark = start(data_dir, ["overhead", *TINY])
+@pytest.mark.parametrize(
+    ("scenario", "number"),
+    [("overhead", signal.SIGINT), pytest.param("prefixes", signal.SIGTERM, marks=needs_embedded_model)],
+)
+def test_it_leaves_nothing_behind_when_it_is_interrupted(data_dir: Path, scenario: str, number: signal.Signals) -> None:
+    benchmark = start(data_dir, [scenario, *TINY])
     eventually(lambda: list(data_dir.glob("benchmark-*/data/broker/valkey.sock")), what="a broker")
     benchmark.send_signal(number)
     _, complaints = benchmark.communicate(timeout=60)

@@ -41,6 +41,7 @@ class Effort:
         chosen: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
+        chosen["backend_url"] = chosen["backend_url"].rstrip("/")
         return cls(**chosen, tell=tell)
 
     def arguments(self) -> list[str]:

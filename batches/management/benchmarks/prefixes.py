@@ -6,8 +6,8 @@ from batches.management.benchmarks.effort import Effort
 from batches.management.benchmarks.tables import Table, figure, verdict
 from batches.management.benchmarks.workbench import Workbench, real_model, workbench
 
-# system prompts -> lines; those of one prompt are as far apart as can be
-LINES_OF_PROMPTS = {1: 6, 4: 12, 16: 64}
+# system prompts -> lines, five of each prompt, as far apart as can be: some eight minutes at 250 tokens a second
+LINES_OF_PROMPTS = {1: 5, 4: 20, 16: 80}
 PROMPT_WORDS = 950  # some 1,000 tokens
 TARGET_PROMPTS, LEAST_RATIO = 16, 3.0
 
@@ -15,12 +15,13 @@ TARGET_PROMPTS, LEAST_RATIO = 16, 3.0
 def prefixes(effort: Effort) -> list[Table]:
     """What it is worth that lines which begin alike are sent one after the other, on a real model.
 
-    Each line is a chat with one of several long system prompts and a short question, answered in four tokens; the
+    Each line is a chat with one of several long system prompts and a short question, answered in four tokens, and the
     prompts take turns from line to line, as a file that was written item by item has them. The bare loop sends the
     lines in the order of the file, the batch in its own. The model (SmolLM2-135M in llama.cpp, one slot, one thread, no
     cache beside the slot's own) reads again what the prompt has not in common with the one before. `read` is how many
-    tokens of prompt it had to read, by the `usage` of the answers; seconds are the loop's, and of the batch from
-    `in_progress_at` to `completed_at`. With --scale below 1 the system prompts get shorter too.
+    tokens of prompt it had to read, by the `usage` of the answers (all of them, where a server of yours does not tell);
+    seconds are the loop's, and of the batch from `in_progress_at` to `completed_at`. With --scale below 1 the system
+    prompts get shorter too.
     """
     rows = []
     remark = ""

@@ -48,7 +48,7 @@ def _plain(number: int, line_bytes: int, model: str) -> dict[str, Any]:
 
 
 def _chat(number: int, system: str, model: str, max_tokens: int) -> dict[str, Any]:
-    user = f"Text {number}: {some_words(1_000_000 + number, 8)}"
+    user = f"Text {number}: {some_words(1_000_000 + number, 4)}"
     messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     return _line(number, {"model": model, "messages": messages, "max_tokens": max_tokens})
 

@@ -26,7 +26,7 @@ def scale(effort: Effort) -> list[Table]:
     finalize to `completed_at`, and tidy until the rows have given up their answers. µs are of the clock, so waiting
     counts too: much in a small batch, little in a large one. CPU is what the processes used from upload to tidied: web
     for the upload, control worker for intake, finalizing and tidying, inference worker for claiming, sending and
-    recording. `bytes` is what the database and its log grew by. `cost` is a line's share of all steps, or of all CPU,
+    recording. `bytes` is what the database grew by. `cost` is a line's share of all steps, or of all CPU,
     as a multiple of that in the batch of 100,000 (or the largest, if that is smaller). Peak memory is VmHWM of the
     largest process of each part.
     """

@@ -1,5 +1,6 @@
 """The scenario `throughput`."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +29,9 @@ def throughput(effort: Effort) -> list[Table]:
     figure is all lines by the span from the beginning of the first call to the end of the last, as the model server saw
     it; the median of the rounds, in which the clients take turns. `sockets` sends ready bytes and only counts the
     answers: what this model server can do at most beside a client. All share the machine's cores with the model server,
-    so where many calls are in flight the figures tell how little CPU a client needs. CPU is what the inference worker's
-    processes used, from upload to result file. A client that is not installed has no figure.
+    so where many calls are in flight the figures tell how little CPU a client needs. CPU is what the process of the
+    threads used, and the inference worker's processes from upload to result file. A client that is not installed has no
+    figure.
     """
     rows: dict[int, list[_Row]] = {latency_ms: [] for latency_ms in LATENCIES_MS}
     for in_flight in effort.in_flight:
@@ -44,7 +46,8 @@ class _Row:
     in_flight: int
     lines: int
     speeds: dict[str, float]  # lines a second, by client
-    cpu_ms: float
+    bare_cpu_ms: float
+    batch_cpu_ms: float
 
     @property
     def ratio(self) -> float:
@@ -56,16 +59,20 @@ def _measure(bench: Workbench, effort: Effort, in_flight: int, latency_ms: int) 
     lines = effort.lines(usual)
     path = request_files.plain(bench.input_file, lines, LINE_BYTES, bench.model_server.models)
     speeds: dict[str, list[float]] = {}
-    cpu_ms = []
+    bare_cpu_s, batch_cpu_s = [], []
     for number in range(effort.rounds):
         effort.tell(f"throughput: {in_flight} in flight, {latency_ms} ms, round {number + 1} of {effort.rounds}")
         for name, run in _clients(bench, in_flight).items():
             bench.model_server.want(latency_ms=latency_ms, slots=in_flight)
-            before = bench.cpu_s("inference worker")
+            before = time.process_time(), bench.cpu_s("inference worker")
             run(path)
+            if name == "requests":
+                bare_cpu_s.append(time.process_time() - before[0])
+            elif name == "batch":
+                batch_cpu_s.append(bench.cpu_s("inference worker") - before[1])
             speeds.setdefault(name, []).append(bench.model_server.seen(lines).lines_per_s)
-        cpu_ms.append((bench.cpu_s("inference worker") - before) / lines * 1000)
-    return _Row(in_flight, lines, {name: median(found) for name, found in speeds.items()}, median(cpu_ms))
+    cpu_ms = [median(each) / lines * 1000 for each in (bare_cpu_s, batch_cpu_s)]
+    return _Row(in_flight, lines, {name: median(found) for name, found in speeds.items()}, *cpu_ms)
 
 
 def _clients(bench: Workbench, in_flight: int) -> dict[str, Callable[[Path], object]]:
@@ -84,9 +91,12 @@ def _table(latency_ms: int, rows: list[_Row]) -> Table:
     remark = ""
     for row in rows:
         speeds = [figure(row.speeds.get(name, float("nan")), 0) for name in CLIENTS]
-        lines.append([str(row.in_flight), str(row.lines), *speeds, figure(row.ratio), figure(row.cpu_ms)])
+        lines.append(
+            [str(row.in_flight), str(row.lines), *speeds, *map(figure, (row.ratio, row.bare_cpu_ms, row.batch_cpu_ms))]
+        )
         if (row.in_flight, latency_ms) == (TARGET_IN_FLIGHT, TARGET_LATENCY_MS):
             target = f"batch/requests at least {LEAST_RATIO:g} with {row.in_flight} in flight at {latency_ms} ms"
             remark = verdict(target, row.ratio >= LEAST_RATIO, figure(row.ratio))
     speeds = [f"{name} lines/s" for name in CLIENTS]
-    return Table([f"in flight, {latency_ms} ms", "lines", *speeds, "batch/requests", "CPU ms/line"], lines, remark)
+    cpu = ["requests CPU ms/line", "batch CPU ms/line"]
+    return Table([f"in flight, {latency_ms} ms", "lines", *speeds, "batch/requests", *cpu], lines, remark)

@@ -123,17 +123,17 @@ class Workbench:
     def is_tidied(self, batch_id: str) -> bool:
         return self._of_batch(batch_id, "tidied_at") is not None
 
-    def _of_batch(self, batch_id: str, expression: str) -> Any:
-        with closing(sqlite3.connect(f"file:{self._database}?mode=ro", uri=True)) as database:
-            return database.execute(f"SELECT {expression} FROM batches_batch WHERE id = ?", [batch_id]).fetchone()[0]
-
-    @property
-    def _database(self) -> Path:
-        return self.directory / "data" / "db.sqlite3"
-
     def database_bytes(self) -> int:
-        """With its log."""
-        return sum(path.stat().st_size for path in self._database.parent.glob("db.sqlite3*"))
+        """Its pages, those that are still in the log too."""
+        return int(self._query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"))
+
+    def _of_batch(self, batch_id: str, expression: str) -> Any:
+        return self._query(f"SELECT {expression} FROM batches_batch WHERE id = ?", batch_id)
+
+    def _query(self, query: str, *values: str) -> Any:
+        path = self.directory / "data" / "db.sqlite3"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return database.execute(query, values).fetchone()[0]
 
     def parts(self) -> dict[str, list[int]]:
         """Web, control worker and inference worker with their processes; empty where there is no /proc."""
@@ -172,7 +172,7 @@ def workbench(model_server: ModelServer, **environment: str) -> Iterator[Workben
         child = Child("server", command, environment=dict.fromkeys(_settings(), "") | ours | environment, log=log)
         server = stack.enter_context(processes.running(child))
         client = Client(f"http://127.0.0.1:{port}")
-        _wait(server, lambda: _is_up(client))
+        _wait(server, lambda: _is_up(client), lambda: str((client.health() or {}).get("reason")))
         yield Workbench(directory, model_server, client, server)
 
 
@@ -225,12 +225,12 @@ def _own_model_server(options: list[str], models: Sequence[str]) -> Iterator[Mod
         yield server
 
 
-def _wait(child: Child, is_up: Callable[[], bool]) -> None:
+def _wait(child: Child, is_up: Callable[[], bool], why_not: Callable[[], str] = str) -> None:
     ends_at = time.monotonic() + START_S
     while not is_up():
         if not child.is_alive or time.monotonic() > ends_at:
             tail = child.log.read_text(errors="replace").splitlines()[-20:] if child.log else []
-            raise CommandError("\n".join([f"The {child.name} did not start.", *tail]))
+            raise CommandError("\n".join([f"The {child.name} did not start. {why_not()}", *tail]))
         time.sleep(0.05)
 
 
