@@ -141,7 +141,7 @@ def _hundred_random_kills(world: World) -> None:
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     world.backend.delay_s = 0.05
-    world.lines_per_kill = 64  # answers that come this fast are stored in groups
+    world.lines_per_kill = 66  # answers that come this fast are stored in groups
     batch = world.submit(2000)
     victims = ["-Q inference"] * 4 + ["-Q control"] * 2 + ["valkey", "gunicorn"]
     try:
@@ -242,6 +242,14 @@ def _sleeps_past_its_lease(failpoint: str, queue: str) -> Callable[[World], None
         time.sleep(3.0)
 
     return act
+
+
+def _three_drives(world: World) -> None:
+    """They share the window and the loaded model; each is killed at a step of its own."""
+    world.lines_per_kill = 4
+    world.submit(20)
+    world.submit(20)
+    world.await_kills()
 
 
 def _two_workers(world: World) -> None:
@@ -423,6 +431,12 @@ ALL = [
         "after_result_file:stop",
     ),
     Scenario("two inference workers, one backend", _two_workers, quick=True),
+    Scenario(
+        "three drives, kill -9 at every step",
+        _three_drives,
+        INFERENCE_STEPS,
+        environment={"MAX_CONCURRENT_BATCHES": "3", "BACKEND_PARALLEL": "4"},
+    ),
     Scenario("broker FLUSHALL", _broker_flushed, quick=True),
     Scenario("broker down 30 s", _broker_down),
     Scenario("broker frozen 30 s", _broker_frozen),

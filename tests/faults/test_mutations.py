@@ -38,8 +38,8 @@ MUTATIONS = [
     Mutation(
         "no lease check in the write",
         "batches/claims.py",
-        "Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values)",
-        "Line.objects.filter(pk=line.pk).update(lease=None, **values)",
+        "WHERE id = %s AND lease_id = %s AND state = %s",
+        "WHERE id = %s AND %s IS NOT NULL AND %s IS NOT NULL",
         "zombie writes a line",
         "again: written again",
     ),

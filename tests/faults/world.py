@@ -213,7 +213,7 @@ class World:
         self.refused: list[str] = []  # metadata of creates that were answered by a 5xx
         self.kills = 0
         self.stops = 0
-        self.lines_per_kill = 1
+        self.lines_per_kill = 2  # the window of calls in flight
         self.fault_ended_at = 0.0
         self._outage_until = 0.0
         self._extra: list[subprocess.Popen[bytes]] = []
