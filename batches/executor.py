@@ -211,7 +211,8 @@ class Drive:
         alone.stand_by(self.lease, self.stands_aside and not self.calls.in_flight and not self.answered)
 
     def _choose_turn(self) -> None:
-        turn = ordering.next_turn(self.backend, self.turn)
+        lines = [*(call.key for call in self.calls.in_flight if call.key is not None), *self.ready]
+        turn = ordering.next_turn(self.backend, self.turn, at_work=lines[-1].model if lines else "")
         if turn is not None and self.turn is not None and turn.part.model != self.turn.part.model:
             self.window.forget()
         self.turn = turn
@@ -233,7 +234,8 @@ class Drive:
             return
         if self.turn is None and not self.ready:
             retrying(self._choose_turn)
-        while self.turn is not None:
+        # Lines of another model wait until the last one of this is on its way, in case that there will be more of them.
+        while self.turn is not None and not (self.ready and self.ready[-1].model != self.turn.part.model):
             if lines := retrying(claims.claim, self.lease, self.turn, size):
                 self.ready.extend(lines)
                 return

@@ -66,16 +66,17 @@ def has_work(backend: Backend) -> bool:
     return any(_with_work(parts, is_suspicious=each).exists() for each in (False, True))
 
 
-def next_turn(backend: Backend, turn: Turn | None) -> Turn | None:
+def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "") -> Turn | None:
     """The turn that is on from now: `turn` or another; None if no line can be sent. Ask every second, and where a turn
-    has no line left."""
+    has no line left. `at_work` is the model of lines that were claimed and not answered yet."""
     parts = _open_parts(backend)
     waiting = list(_with_work(parts, is_suspicious=False).select_related("batch"))
     # Lines that were lost with their worker come last of all.
     is_suspicious = not waiting
     if is_suspicious:
         waiting = list(_with_work(parts, is_suspicious=True).select_related("batch"))
-    part = choose(waiting, loaded=_loaded(backend, waiting), turn=turn, is_at_border=_is_at_border, now=timezone.now())
+    loaded = at_work or _loaded(backend, waiting)
+    part = choose(waiting, loaded=loaded, turn=turn, is_at_border=_is_at_border, now=timezone.now())
     if part is None:
         return None
     if turn is not None and part.pk == turn.part.pk and turn.is_suspicious == is_suspicious and turn.age_s < TURN_S:

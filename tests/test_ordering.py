@@ -4,12 +4,14 @@ from datetime import timedelta
 from itertools import groupby
 from types import SimpleNamespace
 
+import pytest
 from django.utils import timezone
 
 from batches import ordering, presence
 from batches.models import Backend, Batch, Line, Part, Priority
 from batches.ordering import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
 from tests.conftest import line
+from tests.fake_backend import Action
 
 NOW = timezone.now()
 
@@ -121,7 +123,11 @@ def test_lines_that_begin_alike_are_sent_one_after_the_other_and_come_out_in_inp
     assert output == [each["custom_id"] for each in lines]
 
 
-def test_models_are_loaded_once_each_across_batches(create, work, backend):
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_models_are_loaded_once_each_across_batches(create, work, backend, in_flight):
+    work.in_flight = in_flight
+    backend.delay_s = 0.2
+    backend.on_load.extend([Action(delay_s=1.5)] * 3)  # the drive looks around meanwhile
     backend.models = models = ["gemma3:12b", "b:1b", "c:1b"]
     batches = [
         create([line(f"{batch}{number}", body={"model": models[number % 3]}) for number in range(12)])["id"]
