@@ -13,7 +13,7 @@ from django.utils import timezone
 from batches import backends, jsonl, leases, lifecycle, prefix, repeats
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
 from batchserver import failpoints
-from batchserver.database import insert
+from batchserver.database import bulk_writes, insert
 from batchserver.errors import batch_error
 from files_api.models import File
 
@@ -60,7 +60,7 @@ def _file_problem(batch: Batch, file: File | None) -> dict[str, Any]:
 def _validate_slice(batch: Batch, file: File, lease: Lease) -> bool:
     ends_at = time.monotonic() + SLICE_S
     check = _LineCheck(batch)
-    with file.content.open("rb") as stream:
+    with bulk_writes(), file.content.open("rb") as stream:
         lines = jsonl.read_lines(
             stream,
             offset=batch.validated_bytes,

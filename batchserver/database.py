@@ -27,8 +27,8 @@ def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
 def insert(model: type[Model], names: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> None:
     """Insert rows that give the fields `names`, as the database takes them; all others have their defaults.
 
-    Their ids stay unknown. Many times as fast as `bulk_create`, which makes an instance of each row and prepares every
-    field of it: 5 us a row against 60.
+    Their ids stay unknown. Raises IntegrityError. `bulk_create` makes an instance of each row and prepares every
+    field of it: 127 us of CPU time for a Line on SQLite, where this takes 9.
     """
     fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields if not field.primary_key}
     given = [fields.pop(name).column for name in names]
@@ -42,7 +42,8 @@ def insert(model: type[Model], names: Iterable[str], rows: Iterable[tuple[Any, .
     whole: Any = ((*row, *defaults.values()) for row in rows)
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            with cursor.copy(f"COPY {quote(model._meta.db_table)} ({columns}) FROM STDIN") as copy:
+            statement = f"COPY {quote(model._meta.db_table)} ({columns}) FROM STDIN"
+            with connection.wrap_database_errors, cursor.copy(statement) as copy:
                 for row in whole:
                     copy.write_row(row)
         else:
@@ -58,22 +59,45 @@ def relaxed_commits() -> Iterator[None]:
     batch and the final moves keep the full fsync. So does everything on Postgres: without it, commits of the last
     moments are in the server's own memory, and one of its processes that is killed takes them along.
     """
+    with _pragmas(
+        {"synchronous": "NORMAL", "busy_timeout": 5000}, after={"synchronous": "FULL", "busy_timeout": 20000}
+    ):
+        yield
+
+
+@contextmanager
+def bulk_writes() -> Iterator[None]:
+    """On SQLite let this connection use 64 MiB of memory, and as much of the log, for writes all over the indexes.
+
+    Of a million rows each group then finds the pages that it changes at hand, and most changes of a page reach the
+    database's file together: 33,000 rows/s and 2.9 KB written a row, against 27,000 and 4.3, and as fast at the end as
+    at the start.
+    """
+    with _pragmas(
+        {"cache_size": -65536, "wal_autocheckpoint": 16384}, after={"cache_size": -2000, "wal_autocheckpoint": 1000}
+    ):
+        yield
+
+
+@contextmanager
+def _pragmas(during: dict[str, Any], after: dict[str, Any]) -> Iterator[None]:
+    """SQLite's settings of this connection while the block runs."""
     if connection.vendor != "sqlite":
         yield
         return
-    _execute(["PRAGMA synchronous=NORMAL", "PRAGMA busy_timeout=5000"])
+    _set(during)
     try:
         yield
     finally:
         # A connection that was lost meanwhile took its settings with it.
         if connection.connection is not None and connection.is_usable():
-            _execute(["PRAGMA synchronous=FULL", "PRAGMA busy_timeout=20000"])
+            _set(after)
 
 
-def _execute(statements: list[str]) -> None:
+def _set(pragmas: dict[str, Any]) -> None:
     with connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
+        for name, value in pragmas.items():
+            cursor.execute(f"PRAGMA {name}={value}")
 
 
 def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,6 +1,8 @@
-from django.db import connection
+import pytest
+from django.db import IntegrityError, connection, transaction
 
-from batchserver.database import relaxed_commits
+from batches.models import Backend
+from batchserver.database import bulk_writes, insert, relaxed_commits
 
 
 def setting(name):
@@ -18,3 +20,22 @@ def test_a_relaxed_commit_survives_the_kill_of_any_process(transactional_db):
     else:
         with relaxed_commits():
             assert setting("SHOW synchronous_commit") == "on"
+
+
+def test_bulk_writes_give_back_what_they_took(transactional_db):
+    if connection.vendor != "sqlite":
+        with bulk_writes():
+            return
+    before = setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")
+    with bulk_writes():
+        assert (setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")) == (-65536, 16384)
+    assert (setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")) == before
+
+
+def test_rows_that_break_a_constraint_are_refused_whole(transactional_db):
+    names = ("name", "url")
+    insert(Backend, names, [("a", "http://a")])
+    with pytest.raises(IntegrityError), transaction.atomic():
+        insert(Backend, names, [("b", "http://b"), ("a", "http://a")])
+    stored = Backend.objects.get()
+    assert (stored.name, stored.listed, stored.kind, stored.window, stored.seen_at) == ("a", [], "", 0, None)

@@ -1,9 +1,12 @@
 """Result files: what they cost to write, and what becomes of a finalizer that is overtaken."""
 
+import hashlib
+
 from batches import leases, output
-from batches.models import Batch, Line, LineState
+from batches.models import Batch, Lease, Line, LineState
 from files_api.models import File
 from tests.conftest import custom_ids, line
+from tests.fake_backend import Action, error_body
 
 
 def test_a_page_is_read_in_parts_of_bounded_size():
@@ -53,3 +56,40 @@ def test_results_of_a_killed_finalizer_are_removed(create, work, backend, settin
     assert not orphan.exists()
     assert Line.objects.values_list("state", "response").get() == (LineState.SUCCEEDED, "")
     assert custom_ids(work.content(delivered.pk)) == ["a"]
+
+
+def test_both_files_are_written_in_one_pass_and_in_input_order(create, work, backend, monkeypatch):
+    monkeypatch.setattr(output, "PAGE", 3)
+    for name in ("id-2", "id-3", "id-9"):
+        backend.always(name, Action(400, error_body("no")))
+    names = [f"id-{number}" for number in range(10)]
+    batch = work.run(create([line(name) for name in names])["id"])
+    assert batch["request_counts"] == {"total": 10, "completed": 7, "failed": 3}
+    refused = ["id-2", "id-3", "id-9"]
+    assert custom_ids(work.content(batch["error_file_id"])) == refused
+    good = work.content(batch["output_file_id"])
+    assert custom_ids(good) == [name for name in names if name not in refused]
+    assert batch["usage"]["input_tokens"] == sum(each["response"]["body"]["usage"]["prompt_tokens"] for each in good)
+
+
+def test_a_long_write_keeps_its_lease_alive(create, work, backend, monkeypatch):
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", -1.0)
+    monkeypatch.setattr(output, "PAGE", 1)
+    batch = create([line(name) for name in "abc"])["id"]
+    work.validate(batch)
+    work.drive()
+    left = []
+
+    def breathe():
+        left.append(Lease.objects.get().expires_at)
+
+    output.finalize(batch, breathe=breathe)
+    assert len(set(left)) == len(left) == 3
+
+
+def test_the_size_of_a_file_is_what_it_holds(create, work, backend):
+    batch = work.run(create([line("ä"), line("b")])["id"])
+    file = File.objects.get(pk=batch["output_file_id"])
+    with file.content.open() as stream:
+        content = stream.read()
+    assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())

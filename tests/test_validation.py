@@ -5,10 +5,10 @@ import json
 import pytest
 from django.utils import timezone
 
-from batches import intake, lifecycle
-from batches.models import Backend, Batch, Lease, Line, Status
+from batches import intake, lifecycle, prefix, repeats
+from batches.models import Backend, Batch, Lease, Line, Part, Status
 from files_api.models import FileHold
-from tests.conftest import jsonl, line
+from tests.conftest import CHAT, jsonl, line
 
 
 def errors(batch):
@@ -201,3 +201,54 @@ def test_the_body_that_is_sent_means_what_the_line_said(create, work, backend):
     batch = create(raw)
     work.run(batch["id"])
     assert backend.seen[0].body == body | {"model": "gemma3:12b"}
+
+
+def test_a_line_is_stored_with_what_sorts_it_and_what_it_takes(create, work):
+    say = [{"role": "user", "content": "x" * 295}]
+    lines = [
+        line("a", body={"messages": say}),
+        line("b", body={"messages": say, "max_tokens": 100}),
+        line("c", body={"messages": say, "model": "qwen3:8b", "temperature": 0}),
+    ]
+    batch = create(lines)
+    work.validate(batch["id"])
+
+    rows = list(Line.objects.order_by("number"))
+    for row, given in zip(rows, lines, strict=True):
+        assert bytes(row.order_key) == prefix.order_key(CHAT, given["body"])
+    assert [row.digest is None for row in rows] == [True, True, False]
+    assert bytes(rows[2].digest) == repeats.digest(CHAT, "qwen3:8b", lines[2]["body"])
+    needs = Part.objects.order_by("model").values_list("model", "context_tokens")
+    assert list(needs) == [("gemma3:12b", 200), ("qwen3:8b", 108)]
+
+
+def test_a_part_needs_as_much_as_its_longest_line_in_any_slice(create, work, monkeypatch):
+    monkeypatch.setattr(intake, "SLICE_S", -1.0)
+    monkeypatch.setattr(intake, "GROUP_LINES", 1)
+    batch = create(
+        [line(name, body={"max_tokens": limit}) for name, limit in zip("abcd", (50, 900, 10, 60), strict=True)]
+    )
+    work.validate(batch["id"])
+    assert Part.objects.get().context_tokens == 900 + 2
+
+
+def test_every_field_that_is_not_given_has_its_default(create, work):
+    """Rows are stored without instances: what the model says of them must be so all the same."""
+    batch = create([line("a")])
+    work.validate(batch["id"])
+    stored = Line.objects.get()
+    made = Line(batch_id=batch["id"], part=stored.part, number=1, custom_id="a")
+    given = {"id", "batch", "part", "number", "custom_id", "offset", "length", "order_key"}
+    for field in Line._meta.concrete_fields:
+        if field.name not in given:
+            assert getattr(stored, field.attname) == getattr(made, field.attname), field.name
+
+
+def test_what_was_read_before_a_duplicate_is_not_read_again(create, work, monkeypatch):
+    monkeypatch.setattr(intake, "GROUP_LINES", 2)
+    names = ["a", "b", "c", "a", "d", "b", "e", "e"]
+    batch = create([line(name) for name in names])
+    work.validate(batch["id"])
+    assert [number for number, _, _ in errors(work.batch(batch["id"]))] == [4, 6, 8]
+    assert Batch.objects.get().validated_lines == 8
+    assert list(Line.objects.order_by("number").values_list("number", flat=True)) == [1, 2, 3, 5, 7]
