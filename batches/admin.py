@@ -29,8 +29,8 @@ class BatchAdmin(LookOnly):
     date_hierarchy = "created_at"
     actions = ("cancel", "pause", "resume")
     fieldsets = (
-        (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "metadata")}),
-        ("Outlook", {"fields": ("waits_for", "estimated_end", "estimated_from")}),
+        (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
+        ("Outlook", {"fields": ("waits_for", "told_warnings", "estimated_end", "estimated_from")}),
         ("Files", {"fields": ("input", "output", "error_output")}),
         ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
         ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
@@ -148,14 +148,22 @@ class BatchAdmin(LookOnly):
     def error_output(self, batch: Batch) -> str:
         return _file_link(batch.error_file_id)
 
+    @admin.display(description="Warnings")
+    def told_warnings(self, batch: Batch) -> str:
+        return _paragraphs([warning["message"] for warning in batch.warnings])
+
     @admin.display(description="Errors")
     def listed_errors(self, batch: Batch) -> str:
         lines = [f"line {error['line'] or '-'}: {error['message']} ({error['code']})" for error in batch.errors]
-        return format_html('<pre style="margin:0;white-space:pre-wrap">{}</pre>', "\n".join(lines)) if lines else "-"
+        return _paragraphs(lines)
 
     @admin.display(description="Finished")
     def finished_at(self, batch: Batch) -> Any:
         return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+
+
+def _paragraphs(lines: list[str]) -> str:
+    return format_html('<pre style="margin:0;white-space:pre-wrap">{}</pre>', "\n".join(lines)) if lines else "-"
 
 
 def _file_link(file_id: str | None) -> str:
