@@ -43,7 +43,8 @@ class Window:
         return self.parallel or max(1, self.size - 1)
 
     def adopt(self, size: int) -> None:
-        """Another drive changed it."""
+        """Another drive changed it, or an older setting left it so."""
+        size = min(size, self.most)
         if size != self.size:
             self.size = size
             self._before = None

@@ -8,10 +8,10 @@ import pytest
 from django.utils import timezone
 
 from batches import ordering, presence
-from batches.models import Backend, Batch, Line, Part, Priority
+from batches.models import Backend, Batch, Line, LineState, Part, PausedModel, Priority
 from batches.ordering import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
 from tests.conftest import line
-from tests.fake_backend import Action
+from tests.fake_backend import TRIAL, Action, error_body
 
 NOW = timezone.now()
 
@@ -190,19 +190,57 @@ def test_a_pause_in_the_middle_lets_what_is_in_flight_finish(create, work, backe
     assert not Line.objects.exclude(lease=None).exists()
 
 
-def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, backend):
-    presence.report_backend()
-    backend.models = ["gemma3:12b"]
-    other = Backend.objects.create(
-        name="other", url="http://other", kind="ollama", worker_seen_at=timezone.now(), seen_at=timezone.now()
-    )
-    Backend.objects.filter(pk=other.pk).update(listed=[{"id": "theirs:1b", "created": 0, "owned_by": "x"}])
-    batch = create([line("a"), line("b", body={"model": "theirs:1b"})])["id"]
-    work.validate(batch)
+@pytest.fixture
+def elsewhere(backend):
+    """Another live backend, which lists `theirs:1b`."""
+    own = presence.report_backend()
+    now = timezone.now()
+    listed = [{"id": "theirs:1b", "created": 0, "owned_by": "x"}]
+    other = {"kind": "ollama", "worker_seen_at": now, "seen_at": now, "listed": listed}
+    return Backend.objects.create(name="other", url="http://other", **other) and own
+
+
+def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, backend, elsewhere):
+    work.validate(create([line("a"), line("b", body={"model": "theirs:1b"})])["id"])
     work.drive()
     assert backend.arrived() == ["a"]
-    Backend.objects.filter(pk=other.pk).update(worker_seen_at=timezone.now() - timedelta(minutes=5))
-    assert ordering.has_work(presence.own_backend())  # nobody else has it any more: it fails with its reason
+    gone = timezone.now() - timedelta(minutes=5)
+    Backend.objects.filter(name="other").update(worker_seen_at=gone)
+    # Nobody else has it any more: here it fails with its reason.
+    assert ordering.has_work(presence.own_backend())
+
+
+def test_a_model_that_is_removed_here_is_left_to_a_backend_that_has_it(create, work, backend, elsewhere):
+    """Our list of its models is some seconds old, so a line is sent once before that shows."""
+    backend.models = ["gemma3:12b", "theirs:1b"]
+    batch = create([line(each, body={"model": "theirs:1b"}) for each in "ab"])["id"]
+    work.validate(batch)
+    for key in "ab":
+        backend.always(key, Action(404, error_body("model 'theirs:1b' not found")))
+    work.drive()
+    assert set(Line.objects.values_list("state", "attempts")) == {(LineState.PENDING, 0)}
+    Backend.objects.filter(name="other").delete()
+    assert work.run(batch)["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
+
+
+def test_a_model_that_cannot_be_loaded_here_is_not_given_up_while_another_backend_has_it(
+    create, work, backend, elsewhere
+):
+    backend.models = ["theirs:1b"]
+    backend.on_load.extend([Action(500, error_body("model requires more system memory"))] * 2)
+    work.validate(create([line("a", body={"model": "theirs:1b"})])["id"])
+    work.drive()
+    hour_ago = timezone.now() - timedelta(minutes=61)
+    PausedModel.objects.update(since=hour_ago, resume_at=hour_ago)
+    for key in ("a", TRIAL):
+        backend.always(key, Action(500, error_body("model requires more system memory")))
+    work.drive()
+    assert Line.objects.get().state == LineState.PENDING
+    assert PausedModel.objects.exists()
+    Backend.objects.filter(name="other").delete()
+    PausedModel.objects.update(since=hour_ago, resume_at=hour_ago)
+    work.drive()
+    assert Line.objects.get().state == LineState.FAILED
 
 
 def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):

@@ -90,6 +90,9 @@ def test_what_another_drive_found_counts():
     assert Window(None, most=9, size=6).size == 6
     assert Window(None, most=9, size=60).size == 9
     assert Window(2, most=9, size=60).size == 3  # what is known wins
+    known = Window(2, most=9)
+    known.adopt(60)
+    assert known.size == 3
 
 
 def test_drives_share_it():
