@@ -310,10 +310,10 @@ def _backend_is(dial: Action, for_s: float = 8.0) -> Callable[[World], None]:
 def _backend_refuses(world: World) -> None:
     batch = world.submit(12)
     world.await_lines(2, batch)
-    world.kills += 1  # the answer in flight
-    world.backend.stop()
+    world.kills += 1  # the answers in flight
+    world.backend.kill()
     time.sleep(8.0)
-    world.backend.start()
+    world.backend.revive()
 
 
 def _backend_truncates(world: World) -> None:

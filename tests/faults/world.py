@@ -26,11 +26,12 @@ import requests
 
 from tests.conftest import CHAT, jsonl, line
 from tests.fake_backend import Action, FakeBackend, Seen, answer
-from tests.stack import ROOT, Stack, eventually
+from tests.stack import ROOT, Stack, eventually, free_port
 
 FINAL = ("completed", "failed", "expired", "cancelled")
 LOOK_EVERY_S = 0.1
 CLOCK = Path(__file__).with_name("clock.c")
+FRONT = Path(__file__).with_name("front.py")
 # What a read may take; an outage that a scenario announces may last so long at most.
 READ_S = 1.0
 OUTAGE_S = 30.0
@@ -41,12 +42,37 @@ STUCK_AFTER_S = 60.0
 class Backend(FakeBackend):
     """Each good answer has a number of its own, so that one can be told from another to the same line.
 
-    `dial` is what is done to every request, whatever its text; None: good answers, after `delay_s`.
+    `dial` is what is done to every request, whatever its text; None: good answers, after `delay_s`. Others see the
+    process in front of it, which can be killed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.dial: Action | None = None
+        self._front_port = free_port()
+        self._front: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._front_port}"
+
+    def start(self) -> None:
+        super().start()
+        self.revive()
+
+    def stop(self) -> None:
+        self.kill()
+        super().stop()
+
+    def kill(self) -> None:
+        """kill -9; from then on nobody listens there."""
+        if self._front is not None:
+            self._front.kill()
+            self._front.wait()
+            self._front = None
+
+    def revive(self) -> None:
+        self._front = subprocess.Popen([sys.executable, str(FRONT), str(self._front_port), str(self._port)])
 
     def take(self, seen: Seen) -> Action:
         action = super().take(seen)
@@ -380,9 +406,9 @@ class World:
     def kill_backend(self) -> None:
         """For a second nobody listens there."""
         self.kills += 1
-        self.backend.stop()
+        self.backend.kill()
         time.sleep(1.0)
-        self.backend.start()
+        self.backend.revive()
 
     def flush_broker(self) -> None:
         with closing(redis.Redis(unix_socket_path=str(self.server.broker_socket))) as broker:
