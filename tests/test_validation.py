@@ -1,11 +1,12 @@
 """From `validating` to `in_progress` or `failed`."""
 
 import json
+from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
-from batches import intake, lifecycle, prefix, repeats
+from batches import intake, leases, lifecycle, prefix, repeats
 from batches.models import Backend, Batch, Lease, Line, Part, Status
 from files_api.models import FileHold
 from tests.conftest import CHAT, jsonl, line
@@ -252,3 +253,14 @@ def test_what_was_read_before_a_duplicate_is_not_read_again(create, work, monkey
     assert [number for number, _, _ in errors(work.batch(batch["id"]))] == [4, 6, 8]
     assert Batch.objects.get().validated_lines == 8
     assert list(Line.objects.order_by("number").values_list("number", flat=True)) == [1, 2, 3, 5, 7]
+
+
+def test_a_slice_whose_lease_has_run_out_stores_nothing(create, work, monkeypatch):
+    """Neither lines nor the cursor: a cursor without its lines would lose them."""
+    batch = create([line(name) for name in "abc"])
+    monkeypatch.setattr(leases, "LIFETIME", timedelta(seconds=-1))
+    assert intake.validate(batch["id"]) is False
+    assert (Batch.objects.get().validated_lines, Line.objects.count()) == (0, 0)
+    monkeypatch.undo()
+    work.validate(batch["id"])
+    assert Line.objects.count() == 3
