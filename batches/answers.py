@@ -21,14 +21,10 @@ def remember(answered: Iterable[tuple[Line, str]]) -> None:
     answer stays."""
     if not settings.ANSWER_ONCE_ACROSS_BATCHES:
         return
-    Answer.objects.bulk_create(
-        [
-            Answer(digest=bytes(line.digest).hex(), response=response)
-            for line, response in answered
-            if line.digest is not None
-        ],
-        ignore_conflicts=True,
-    )
+    known = {bytes(line.digest).hex(): response for line, response in answered if line.digest is not None}
+    # In one order, or two drives that store the same answers could wait for each other.
+    rows = [Answer(digest=digest, response=response) for digest, response in sorted(known.items())]
+    Answer.objects.bulk_create(rows, ignore_conflicts=True)
 
 
 def recall(line: Line) -> str | None:

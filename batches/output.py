@@ -169,15 +169,11 @@ class _Finalizer:
             "failed": self.states[LineState.FAILED],
             **dict(zip(TOKENS, self.tokens, strict=True)),
         }
+        output, errors = files.get("output"), files.get("error")
         with transaction.atomic():
             # The move first: its fence keeps a loser from colliding with the winner's rows.
             moved = lifecycle.move(
-                self.batch.pk,
-                final,
-                lease=self.lease,
-                output_file=files.get("output"),
-                error_file=files.get("error"),
-                **counts,
+                self.batch.pk, final, lease=self.lease, output_file=output, error_file=errors, **counts
             )
             if moved:
                 File.objects.bulk_create(files.values())
