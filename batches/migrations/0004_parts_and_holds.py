@@ -123,6 +123,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AlterField(
             model_name='line',
+            name='batch',
+            field=models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='lines', to='batches.batch'),
+        ),
+        migrations.AlterField(
+            model_name='line',
             name='state',
             field=models.PositiveSmallIntegerField(choices=[(0, 'Pending'), (1, 'Running'), (2, 'Succeeded'), (3, 'Failed'), (4, 'Cancelled'), (5, 'Expired'), (6, 'Repeated')], default=0),
         ),

@@ -183,7 +183,8 @@ class Line(models.Model):
     names it, so a worker that was declared dead cannot write.
     """
 
-    batch = models.ForeignKey(Batch, models.CASCADE, related_name="lines")
+    # No index of its own: the two constraints' begin with it.
+    batch = models.ForeignKey(Batch, models.CASCADE, related_name="lines", db_index=False)
     part = models.ForeignKey(Part, models.CASCADE, related_name="lines", db_index=False)
     number = models.PositiveIntegerField(help_text="1-based, in the input file.")
     custom_id = models.CharField(max_length=512)
