@@ -21,7 +21,7 @@ from django.utils import timezone
 from batches import answers, doubt, ordering, repeats
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
-from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part
+from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
 from batchserver import failpoints
 from batchserver.database import from_now
 
@@ -33,12 +33,20 @@ LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 
 def has_work(backend: Backend) -> bool:
     """A drive of this backend would find a line to send, or a paused model to try again."""
-    return ordering.has_work(backend) or backend.paused_models.all().due().exists()
+    return ordering.has_work(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
 
 
-def is_wanted(endpoint: str, model: str) -> bool:
-    """Some line of a batch in progress is still to be answered by this model at this endpoint."""
-    parts = Part.objects.filter(batch__in=Batch.objects.all().in_progress().filter(endpoint=endpoint), model=model)
+def _is_to_retry(paused: PausedModel) -> bool:
+    """It is wanted, or nobody waits for it any more and the pause can go."""
+    endpoint, model = paused.endpoint, paused.model
+    return is_wanted(endpoint, model) or not is_wanted(endpoint, model, now=False)
+
+
+def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
+    """Some line of a batch in progress is still to be answered by this model at this endpoint; `now`, of a batch that
+    no person paused."""
+    batches = Batch.objects.all().runnable() if now else Batch.objects.all().in_progress()
+    parts = Part.objects.filter(batch__in=batches.filter(endpoint=endpoint), model=model)
     return Line.objects.all().open().filter(part__in=parts).exists()
 
 
@@ -56,14 +64,14 @@ def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
         if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
             return []
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
+        # Read again: only what we really got. In the same transaction, so that a claim tried again leaves nothing behind.
+        held = Line.objects.all().held_by(lease).in_bulk(ids)
+        lines = [held[each] for each in ids if each in held]
+        if lines:
+            turn.claimed(lines[-1])
     failpoints.reach("after_claim")
-    # Read again: only what we really got.
-    held = Line.objects.all().held_by(lease).in_bulk(ids)
-    lines = [held[each] for each in ids if each in held]
     for line in lines:
         line.part, line.batch = turn.part, turn.part.batch
-    if lines:
-        turn.claimed(lines[-1])
     return lines
 
 

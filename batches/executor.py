@@ -17,14 +17,14 @@ from typing import Any
 from django.conf import settings
 from django.db.models.functions import Now
 
-from batches import alone, answers, backends, claims, gate, holds, leases, lifecycle, ordering
+from batches import answers, backends, claims, gate, holds, leases, lifecycle, ordering
 from batches.backends.base import Exchange, Reply, Verdict, refused
 from batches.backends.calls import Call
 from batches.inputs import UNREADABLE, InputFiles
 from batches.models import Backend, Batch, Lease, Line
 from batches.pace import Pace
 from batches.readiness import SUSPECT, Readiness
-from batches.window import Window, share
+from batches.share import Share
 from batchserver import failpoints
 from batchserver.database import relaxed_commits, retrying
 
@@ -65,17 +65,15 @@ class Drive:
         self.answered: list[Call] = []
         self.bad_news: list[Call] = []  # those of the answered that may speak for other lines too
         self.inputs = InputFiles()
-        self.readiness = Readiness(backend, self.kind, ask=self._ask, before_pause=self._end_turn)
+        self.readiness = Readiness(
+            backend, self.kind, ask=self._ask, may_ask=self._may_send, before_pause=self._end_turn
+        )
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)  # by model
-        self.window = Window(backend.parallel, most=self.kind.most_in_flight, size=backend.window)
-        self.known_window = self.window.size  # as all drives know it
-        self.room = 1  # calls that we may have in flight
         self.claim_size = 1
         self.busy_since: float | None = None
         self.gate_closed = ""  # why nothing is sent, as `gate` says it
         self.gate_closed_at = 0.0
-        self.has_backend_alone = False
-        self.stands_aside = False  # for another drive
+        self.is_preparing = False  # questions are asked that belong together
         self.stops_at: float | None = None
         self.renewed_at = self.group_ends_at = time.monotonic()
         self.looked_at = self.looked_at_gate = self.renewed_at - LOOK_EVERY_S
@@ -84,9 +82,7 @@ class Drive:
         with relaxed_commits():
             self.lease = leases.acquire(PURPOSE, backend=self.backend)
             self.calls = backends.open_calls(self.backend.kind)
-            if alone.drives(self.backend) == [self.lease.pk]:
-                # Nobody used it lately: what was loaded may be gone.
-                self.backend.now_has_loaded("")
+            self.share = Share(self.backend, self.lease, self.calls, most=self.kind.most_in_flight)
             try:
                 self._loop()
             except LeaseLost:
@@ -121,7 +117,7 @@ class Drive:
             return True
         if self.gate_closed:
             return time.monotonic() > self.gate_closed_at + LINGERS_S
-        return not self.ready and not self.readiness.to_retry and not self.stands_aside
+        return not self.ready and not self.readiness.to_retry and not self.share.stands_aside
 
     def _patience_s(self) -> float:
         until = min(self.looked_at + LOOK_EVERY_S, self.looked_at_gate + LOOK_AT_GATE_EVERY_S)
@@ -191,30 +187,18 @@ class Drive:
                 self.calls.cut(call)
 
     def _share_backend(self) -> None:
-        """Take our part of the window, and stand aside for a drive that wants the backend to itself."""
-        drives = alone.drives(self.backend)
-        if self.window.size == self.known_window:
-            self.window.adopt(self.backend.window or self.window.size)
-            if drives[:1] == [self.lease.pk]:
-                # One of them decides for all when it may grow.
-                self.window.look(self.looked_at, is_full=len(self.calls.in_flight) >= self.room)
-        if self.window.size != self.backend.window:
-            self.backend.resize_window(self.window.size)
-        self.known_window = self.window.size
-        self.room = share(self.window.size, drives, self.lease.pk)
-        self.calls.running, self.calls.is_known = self.window.running, self.window.parallel is not None
-        if not self.calls.in_flight and not self.ready:
-            self._give_backend_back()
-        self.stands_aside = alone.is_anothers(self.backend, self.lease)
-        if self.stands_aside:
+        is_idle = not self.calls.in_flight and not self.answered
+        if is_idle and not self.ready and not self.is_preparing:
+            self.share.give_backend_back()
+        self.share.look(is_idle=is_idle)
+        if self.share.stands_aside:
             self._hand_back()
-        alone.stand_by(self.lease, self.stands_aside and not self.calls.in_flight and not self.answered)
 
     def _choose_turn(self) -> None:
         lines = [*(call.key for call in self.calls.in_flight if call.key is not None), *self.ready]
         turn = ordering.next_turn(self.backend, self.turn, at_work=lines[-1].model if lines else "")
         if turn is not None and self.turn is not None and turn.part.model != self.turn.part.model:
-            self.window.forget()
+            self.share.window.forget()
         self.turn = turn
 
     def _stop(self) -> None:
@@ -229,7 +213,7 @@ class Drive:
     # Claim
 
     def _claim(self) -> None:
-        size = max(self.claim_size, self.room)
+        size = max(self.claim_size, self.share.room)
         if not self._may_send() or len(self.ready) * 2 > size:
             return
         if self.turn is None and not self.ready:
@@ -256,10 +240,10 @@ class Drive:
     # Send
 
     def _may_send(self) -> bool:
-        return not (self.paused or self.gate_closed or self.stands_aside or self.stops_at is not None)
+        return not (self.paused or self.gate_closed or self.share.stands_aside or self.stops_at is not None)
 
     def _has_room(self) -> bool:
-        if not self._may_send() or len(self.calls.in_flight) >= self.room:
+        if not self._may_send() or len(self.calls.in_flight) >= self.share.room:
             return False
         return not any(call.key is not None and call.key.needs_alone for call in self.calls.in_flight)
 
@@ -269,7 +253,8 @@ class Drive:
                 if not self._prepare():
                     return
                 continue
-            self._give_backend_back(unless_for=self.ready[0])
+            if not self.ready[0].needs_alone:
+                retrying(self.share.give_backend_back)
             line = self.ready.popleft()
             endpoint = line.batch.endpoint
             try:
@@ -296,7 +281,7 @@ class Drive:
         """The first ready line may be sent now, and there is nothing else to do before."""
         if self.readiness.to_retry or not self.ready or not self.readiness.is_ready_for(self.ready[0]):
             return False
-        is_alone = self.has_backend_alone and not self.calls.in_flight
+        is_alone = self.share.has_backend_alone and not self.calls.in_flight
         return is_alone or not self.ready[0].needs_alone
 
     def _prepare(self) -> bool:
@@ -310,19 +295,15 @@ class Drive:
             return True
         if self.calls.in_flight:
             return False
-        self.has_backend_alone = retrying(alone.take, self.backend, self.lease)
-        if not self.has_backend_alone:
+        if not retrying(self.share.take_backend_alone):
             return False
+        self.is_preparing = True
         if self.readiness.to_retry:
             self.readiness.retry(self.readiness.to_retry.pop())
         elif not self.readiness.is_ready_for(self.ready[0]):
             self.readiness.make_ready_for(self.ready[0])
+        self.is_preparing = False
         return True
-
-    def _give_backend_back(self, *, unless_for: Line | None = None) -> None:
-        if self.has_backend_alone and (unless_for is None or not unless_for.needs_alone):
-            retrying(alone.give_back, self.backend, self.lease)
-            self.has_backend_alone = False
 
     def _answer_unsent(self, line: Line, reply: Reply) -> None:
         self.answered.append(Call(line, line.batch.endpoint, {}, 0.0, reply=reply))
@@ -347,8 +328,7 @@ class Drive:
         self.readiness.doubt(call.key).note(call)
         if self.readiness.is_bad_news(call):
             self.bad_news.append(call)
-        self.window.note(call, time.monotonic())
-        self.room = min(self.room, self.window.size)  # at once if it shrank
+        self.share.note(call)
         if call.verdict is Verdict.ANSWERED:
             self.paces[call.key.model].note(call)
             self.busy_since = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -47,7 +48,10 @@ class Turn:
         self.last_key = bytes(line.order_key)
         if not self.is_stamped:
             Part.objects.filter(pk=self.part.pk).update(turn_at=Now())
-            self.is_stamped = True
+            transaction.on_commit(self._stamped)
+
+    def _stamped(self) -> None:
+        self.is_stamped = True
 
     @property
     def age_s(self) -> float:
@@ -79,7 +83,8 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "") -> Turn
     part = choose(waiting, loaded=loaded, turn=turn, is_at_border=_is_at_border, now=timezone.now())
     if part is None:
         return None
-    if turn is not None and part.pk == turn.part.pk and turn.is_suspicious == is_suspicious and turn.age_s < TURN_S:
+    goes_on = turn is not None and part.pk == turn.part.pk and turn.is_suspicious == is_suspicious
+    if turn is not None and goes_on and turn.age_s < TURN_S + BORDER_S:
         return turn
     return Turn(part, is_suspicious)
 

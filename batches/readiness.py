@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from django.conf import settings
+from django.db.models.functions import Now
 
 from batches import claims, fit, pauses
 from batches.backends.base import BackendKind, Verdict
@@ -30,8 +31,8 @@ DESCRIBE_TIMEOUT_S = 10.0
 
 
 class Readiness:
-    """What one drive knows of its backend, and asks of it. `ask` sends a question and waits for the reply;
-    `before_pause` is called before anything pauses."""
+    """What one drive knows of its backend, and asks of it. `ask` sends a question and waits for the reply, if
+    `may_ask`; `before_pause` is called before anything pauses."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Readiness:
         kind: BackendKind,
         *,
         ask: Callable[..., Call],
+        may_ask: Callable[[], bool],
         before_pause: Callable[[], None],
     ) -> None:
         self.backend = backend
@@ -47,6 +49,7 @@ class Readiness:
         self.to_retry: list[PausedModel] = []
         self._measured: set[int] = set()  # the parts that were compared with what their model has
         self._ask = ask
+        self._may_ask = may_ask
         self._before_pause = before_pause
 
     def doubt(self, line: Line) -> Doubt:
@@ -72,6 +75,9 @@ class Readiness:
         if loaded and (unloading := self.kind.unload(loaded)):
             # Room on the card before the next one needs it. Whatever it says, the load tells whether there is enough.
             self._ask(*unloading, UNLOAD_TIMEOUT_S)
+            retrying(self.backend.now_has_loaded, "")
+            if not self._may_ask():
+                return  # a person came meanwhile, say
         if loading := self.kind.load(endpoint, model):
             question = self._ask(*loading, settings.MODEL_LOAD_TIMEOUT_S)
             if question.verdict not in PASSES:
@@ -104,9 +110,13 @@ class Readiness:
         """Give a paused model another trial, if any line wants it still."""
         if not retrying(paused.take):
             return  # another drive has just tried
-        if not retrying(claims.is_wanted, paused.endpoint, paused.model) or self.passes_trial(
-            paused.endpoint, paused.model
-        ):
+        endpoint, model = paused.endpoint, paused.model
+        if retrying(claims.is_wanted, endpoint, model):
+            is_over = self.passes_trial(endpoint, model)
+        else:
+            # Lines of a batch that a person paused do not want it now, and the pause is theirs still.
+            is_over = not retrying(claims.is_wanted, endpoint, model, now=False)
+        if is_over:
             retrying(paused.delete)
             self.to_retry.clear()  # the looks during the trial saw it still due
 
@@ -119,18 +129,21 @@ class Readiness:
         line: Line = call.key
         endpoint, model = line.batch.endpoint, line.model
         if call.verdict in SUSPECT:
-            if self.passes_trial(endpoint, model) and call.reply is not None:
+            # Where nothing may be asked the line goes back uncharged, and shows again what is wrong.
+            if self._may_ask() and self.passes_trial(endpoint, model) and call.reply is not None:
                 call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
             return True
         if call.verdict is Verdict.UNREACHABLE and not self.backend.is_paused:
             self.pause_after(endpoint, model, call)
-        elif self.doubt(line).is_grave:
+        elif self.doubt(line).is_grave and self._may_ask():
             self.passes_trial(endpoint, model)
         return False
 
     def pause_after(self, endpoint: str, model: str, failed: Call) -> None:
         if failed.verdict is Verdict.CUT:
-            return  # we are to stop
+            # We are to stop: whoever comes next tries it at once.
+            retrying(self.backend.paused_models.filter(endpoint=endpoint, model=model).update, resume_at=Now())
+            return
         self._before_pause()
         self.to_retry.clear()  # the next look knows what is still due
         retrying(self.backend.now_has_loaded, "")

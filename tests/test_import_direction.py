@@ -36,7 +36,7 @@ LAYERS = [
     },
     {"batches.progress"},
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
-    {"batches.readiness"},
+    {"batches.readiness", "batches.share"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.pace", "batches.window", "batches.fit"},
     {"batches.answers", "batches.doubt"},
@@ -119,7 +119,7 @@ def test_imports_point_down(module, path):
     "name",
     [
         *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
-        *("webhooks", "gate", "switch", "quiet_hours", "holds", "repeats", "alone", "window", "readiness"),
+        *("webhooks", "gate", "switch", "quiet_hours", "holds", "repeats", "alone", "window", "readiness", "share"),
         *("progress", "fit"),
     ],
 )

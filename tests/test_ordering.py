@@ -1,7 +1,7 @@
 """Whose turn it is, of what waits; and that the drive keeps to it, against a model server."""
 
 from datetime import timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -241,6 +241,23 @@ def test_a_model_that_cannot_be_loaded_here_is_not_given_up_while_another_backen
     PausedModel.objects.update(since=hour_ago, resume_at=hour_ago)
     work.drive()
     assert Line.objects.get().state == LineState.FAILED
+
+
+def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
+    """One rubric over two batches: there is no border to wait for."""
+    for name in "ab":
+        work.validate(create([system("Rate it. ", f"{name}-{number}") for number in range(20)])["id"])
+    own = presence.report_backend()
+    turns, turn = [], None
+    for _ in range(30):
+        following = ordering.next_turn(own, turn)
+        if following is not turn:
+            following.claimed(following.lines().first())
+            turns.append(following.part.pk)
+        turn = following
+        turn.began -= 5  # five seconds later
+    assert 3 < len(turns) < 7  # in 150 seconds
+    assert all(before != after for before, after in pairwise(turns))
 
 
 def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):
