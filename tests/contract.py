@@ -31,6 +31,11 @@ OPERATIONS = [
     ("POST", r"/v1/batches/[^/]+/cancel", "Batch"),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),
+    # Their answers are the model server's own.
+    ("POST", r"/v1/chat/completions", None),
+    ("POST", r"/v1/completions", None),
+    ("POST", r"/v1/embeddings", None),
+    ("POST", r"/v1/responses", None),
     ("GET", r"/v1/openapi\.json", None),
 ]
 
