@@ -64,7 +64,7 @@ def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
         if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
             return []
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
-        # Read again: only what we really got. In the same transaction, so that a claim tried again leaves nothing behind.
+        # Read again: only what we really got. In the same transaction, so that a claim tried again leaves none.
         held = Line.objects.all().held_by(lease).in_bulk(ids)
         lines = [held[each] for each in ids if each in held]
         if lines:

@@ -70,7 +70,7 @@ class PassThroughViewSet(viewsets.ViewSet):
 
     @operation(
         "Ask the model server now",
-        {(200, "application/json"): OpenApiTypes.OBJECT, (200, EVENT_STREAM): OpenApiTypes.STR},
+        {(200, "application/json"): OpenApiTypes.OBJECT, (200, EVENT_STREAM): OpenApiTypes.ANY},
         request={"application/json": REQUEST},
     )
     def create(self, request: Request) -> HttpResponseBase:
@@ -142,7 +142,9 @@ class EventStream:
 
 
 def _model(body: JSON) -> str:
-    model = body.get("model") or settings.MODEL_NAME
+    model = body.get("model")
+    if model in (None, ""):
+        model = settings.MODEL_NAME
     if not isinstance(model, str):
         raise errors.invalid_type("model", "a string", model)
     if len(model) > 255:

@@ -35,6 +35,11 @@ OPERATIONS = [
     ("GET", r"/v1/batches/[^/]+/progress", None),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),
+    # Their answers are the model server's own.
+    ("POST", r"/v1/chat/completions", None),
+    ("POST", r"/v1/completions", None),
+    ("POST", r"/v1/embeddings", None),
+    ("POST", r"/v1/responses", None),
     ("GET", r"/v1/openapi\.json", None),
 ]
 

@@ -4,11 +4,13 @@ A request is known by the text of its last message (or prompt, or input), which 
 """
 
 import json
+import select
 import socket
 import struct
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +32,8 @@ class Action:
     drip_s: float = 0.0  # send the answer byte by byte, with this pause
     cut_after: int | None = None  # promise the whole answer, send so many bytes, close
     headers: dict[str, str] = field(default_factory=dict)
+    pause_s: float = 0.0  # between the events of a stream
+    break_after: int | None = None  # send so many bytes of a stream, close
 
 
 @dataclass
@@ -195,7 +199,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path in ("/api/generate", "/api/embed"):
             self._load(body)
             return
-        seen = Seen(_key(body), self.path, body, dict(self.headers))
+        try:
+            seen = Seen(_key(body), self.path, body, dict(self.headers))
+        except (LookupError, TypeError, AttributeError):
+            self._send(400, json.dumps(error_body("cannot unmarshal", "invalid_request_error")).encode())
+            return
         try:
             self._serve(seen, self.fake.take(seen))
         finally:
@@ -213,6 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
+            return
+        if body.get("stream") and action.body is None and self.path != "/v1/embeddings":
+            self._stream(seen, action)
             return
         content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
         if not isinstance(content, bytes):
@@ -241,17 +252,47 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 
     def _hang(self, seen: Seen) -> None:
-        self.connection.settimeout(0.1)
         self.close_connection = True
-        while not self.fake._release.is_set():
-            try:
-                if not self.connection.recv(1):
-                    break
-            except TimeoutError:
-                continue
-            except OSError:
-                break
+        while self._client_stays(0.1):
+            pass
         seen.gone = True
+
+    def _client_stays(self, seconds: float) -> bool:
+        """Wait, at most until the client goes away or the server is stopped."""
+        ends_at = time.monotonic() + seconds
+        while not self.fake._release.is_set():
+            readable, _, _ = select.select([self.connection], [], [], max(0.0, min(0.1, ends_at - time.monotonic())))
+            try:
+                if readable and not self.connection.recv(1):
+                    return False
+            except OSError:
+                return False
+            if time.monotonic() >= ends_at:
+                return True
+        return False
+
+    def _stream(self, seen: Seen, action: Action) -> None:
+        """Server-sent events, each in a chunk of its own, as Ollama sends them."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        left = action.break_after
+        try:
+            for event in events(self.path, seen.body):
+                if left == 0:
+                    return  # without the chunk that ends a whole answer
+                piece = event if left is None else event[:left]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                left = None if left is None else left - len(piece)
+                if not self._client_stays(action.pause_s):
+                    seen.gone = True
+                    return
+            self.wfile.write(b"0\r\n\r\n")
+            seen.answered = True
+        except OSError:
+            seen.gone = True
 
     def _drip(self, seen: Seen, content: bytes, pause_s: float) -> None:
         self._head(200, len(content))
@@ -266,9 +307,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
@@ -284,6 +324,28 @@ def _key(body: dict[str, Any]) -> str:
     if isinstance(body.get("messages"), list):
         return str(body["messages"][-1]["content"])
     return str(body.get("prompt") or body.get("input"))
+
+
+def events(path: str, body: dict[str, Any]) -> Iterator[bytes]:
+    """A good answer as a stream, an event for each of its words, in the shape of the endpoint."""
+    whole = answer(path, body)
+    words = f"answer to {_key(body)}".split(" ")
+    if path == "/v1/responses":
+        for number, word in enumerate(words):
+            delta = {"type": "response.output_text.delta", "sequence_number": number, "delta": word, "logprobs": []}
+            delta |= {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+            yield b"event: response.output_text.delta\ndata: %s\n\n" % json.dumps(delta).encode()
+        done = {"type": "response.completed", "sequence_number": len(words), "response": whole}
+        yield b"event: response.completed\ndata: %s\n\n" % json.dumps(done).encode()
+        return
+    chunk = {name: whole[name] for name in ("id", "model")} | {"object": f"{whole['object']}.chunk"}
+    for word in words:
+        text = {"delta": {"content": word}} if path == "/v1/chat/completions" else {"text": word}
+        choices: list[Any] = [{"index": 0, "finish_reason": None} | text]
+        yield b"data: %s\n\n" % json.dumps(chunk | {"choices": choices}).encode()
+    if (body.get("stream_options") or {}).get("include_usage"):
+        yield b"data: %s\n\n" % json.dumps(chunk | {"choices": [], "usage": whole["usage"]}).encode()
+    yield b"data: [DONE]\n\n"
 
 
 def native_answer(body: dict[str, Any], context: int) -> tuple[int, bytes]:

@@ -9,6 +9,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 
 from batches import lifecycle
+from batches.jsonl import ENDPOINTS
 from batches.models import Batch
 from batchserver.models import ApiKey
 from files_api.models import Upload
@@ -58,6 +59,10 @@ def test_every_operation_answers_as_the_schema_says(api, work, backend, upload, 
     assert [model["id"] for model in api.get("/v1/models").json()["data"]] == backend.models
     assert api.get(f"/v1/models/{backend.models[0]}").status_code == 200
     assert api.get("/v1/openapi.json").json()["openapi"] == "3.1.0"
+
+    # A person's own
+    for url in ENDPOINTS:
+        assert api.post(url, line("a", url=url)["body"], format="json").status_code == 200
 
     assert {operation for operation, status in api.seen if status == 200} == {
         f"{method} {pattern}" for method, pattern, _ in contract.OPERATIONS

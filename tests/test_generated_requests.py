@@ -14,7 +14,7 @@ from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.engine import Status, events, from_schema
 from schemathesis.transport.requests import REQUESTS_TRANSPORT, multipart_serializer
 
-from tests.conftest import line
+from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action
 from tests.stack import ROOT, eventually
 from tests.test_whole_server import client_of, finish, submit
@@ -222,6 +222,13 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     document.example("files_create", {"file": "{}", "purpose": "evals"})
     new_batch = {"input_file_id": files[0], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
     document.example("batches_create", new_batch)
+    for operation, url in (
+        ("chat_create", CHAT),
+        ("completions_create", "/v1/completions"),
+        ("embeddings_create", "/v1/embeddings"),
+        ("responses_create", "/v1/responses"),
+    ):
+        document.example(operation, line("a", url=url)["body"])
 
     result = run(server, document.raw, "examples", "coverage", "fuzzing", "stateful", examples=150)
 
