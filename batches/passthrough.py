@@ -6,6 +6,7 @@ it, streamed if that was asked for, and its errors in OpenAI's envelope.
 
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -124,13 +125,13 @@ class EventStream:
                 rest += piece
                 # An event that the server did not finish is nothing that a client can read.
                 if end := _end_of_events(rest):
-                    self.is_done = self.is_done or b"[DONE]" in rest[:end]
+                    self.is_done = self.is_done or _says_done(rest[:end])
                     yield rest[:end]
                     rest = rest[end:]
                 elif len(rest) > settings.MAX_REPLY_BYTES:
                     raise Broken(f"An event is larger than {settings.MAX_REPLY_BYTES} bytes (MAX_REPLY_BYTES).")
             if rest:
-                self.is_done = self.is_done or b"[DONE]" in rest
+                self.is_done = self.is_done or _says_done(rest)
                 yield rest
             if not self.is_done:
                 raise Broken("The model server ended the stream before the answer was whole.")
@@ -181,13 +182,19 @@ def _take_a_place(held: ExitStack) -> None:
 
 
 def _is_gone(client: socket.socket) -> bool:
-    """The client closed its end. What it may have sent already stays to be read."""
+    """The client closed its end, or only its way to us, which no HTTP client does that waits for an answer. What it may
+    have sent already stays to be read."""
     try:
         return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
         return False
     except OSError:
         return True
+
+
+def _says_done(events: bytes) -> bool:
+    """One of them is the last, and not a model's own words."""
+    return re.search(rb"^data: ?\[DONE\]\r?$", events, re.MULTILINE) is not None
 
 
 def _end_of_events(content: bytes) -> int:

@@ -4,6 +4,7 @@ import errno
 import logging
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.db.models import Model, Q, QuerySet
@@ -28,6 +29,7 @@ class ApiKeyAuthentication(BaseAuthentication):
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
         if not ApiKey.objects.exists():
+            _refuse_other_pages(request)
             return None
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
@@ -40,6 +42,20 @@ class ApiKeyAuthentication(BaseAuthentication):
                 code="invalid_api_key",
             )
         return None, key
+
+
+def _refuse_other_pages(request: Request) -> None:
+    """Where no key is needed, a page that somebody has open could do anything here by a form that it sends: a browser
+    says where such a request comes from. Clients that are no browser say nothing."""
+    origin = request.headers.get("Origin")
+    if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
+        return
+    own = f"{request.scheme}://{request.get_host()}"
+    if origin != own and origin not in settings.CSRF_TRUSTED_ORIGINS:
+        raise ApiError(
+            f"Requests of pages at {origin[:100]} are not taken. Add it to CSRF_TRUSTED_ORIGINS, or create an API key.",
+            status=403,
+        )
 
 
 class AlwaysJson(BaseContentNegotiation):

@@ -76,6 +76,11 @@ def _switch(name: str, default: bool) -> bool:
 def _url(name: str, default: str) -> str:
     value = _text(name, default).rstrip("/")
     _check_address(f"{name}={value!r}", value, "http://localhost:11434")
+    if "@" in urlsplit(value).netloc:
+        # The address is shown by /health and /metrics.
+        raise ImproperlyConfigured(
+            f"{name} holds a user or a password: put what the server asks for into BACKEND_API_KEY."
+        )
     return value
 
 

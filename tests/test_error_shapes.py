@@ -96,3 +96,20 @@ def test_once_a_key_exists_every_call_needs_one(api):
     # Revoking the last key does not open the door again.
     assert api.get("/v1/files", HTTP_AUTHORIZATION=f"Bearer {secret}").status_code == 401
     assert api.get("/v1/files").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://testserver.evil.example", "https://testserver"]
+)
+def test_a_page_elsewhere_can_do_nothing_while_no_key_is_needed(api, origin):
+    """By a form that a browser sends for it, without asking first."""
+    refused = api.post("/v1/batches/pause", headers={"Origin": origin})
+    assert refused.status_code == 403
+    assert f"pages at {origin}" in refused.json()["error"]["message"]
+    assert api.get("/v1/batches", headers={"Origin": origin}).status_code == 200  # which it cannot read
+
+
+def test_pages_of_our_own_and_named_ones_may(api, settings):
+    settings.CSRF_TRUSTED_ORIGINS = ["https://chat.example.org"]
+    for origin in ("http://testserver", "https://chat.example.org"):
+        assert api.post("/v1/batches/resume", headers={"Origin": origin}).status_code == 200

@@ -403,6 +403,27 @@ def test_max_completion_tokens_reaches_ollama_under_the_name_it_knows(create, wo
             },
             "data: URL",
         ),
+        (
+            "/v1/responses",
+            {
+                "messages": [],
+                "input": [{"role": "user", "content": [{"type": "input_image", "image_url": " http://x/y.png"}]}],
+            },
+            "data: URL",
+        ),
+        (
+            "/v1/responses",
+            {
+                "input": [
+                    {
+                        "type": "function_call_output",
+                        "call_id": "c",
+                        "output": [{"type": "input_image", "image_url": "file:///etc/passwd"}],
+                    }
+                ]
+            },
+            "data: URL",
+        ),
         ("/v1/completions", {"prompt": ""}, "empty 'prompt'"),
         (
             "/v1/responses",

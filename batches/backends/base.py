@@ -162,7 +162,7 @@ class BackendKind:
 
         Such a line is refused: a clear error is better than an answer to another question.
         """
-        if any(url.lower().startswith(("http:", "https:")) for url in _urls(body)):
+        if any(url and not url.startswith("data:") for url in _urls(body)):
             return "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
         return ""
 
@@ -287,16 +287,19 @@ def listed_models(ask: Ask) -> list[Model] | None:
 
 
 def _urls(body: JSON) -> Iterator[str]:
-    """The addresses in the content parts of a chat's messages or of a response's input."""
-    messages = body.get("messages") or body.get("input")
-    for message in messages if isinstance(messages, list) else []:
-        parts = message.get("content") if isinstance(message, dict) else None
-        for part in parts if isinstance(parts, list) else []:
-            for name in ("image_url", "file_url", "video_url", "audio_url"):
-                place = part.get(name) if isinstance(part, dict) else None
+    """The addresses of images, files, videos and sounds in a chat's messages or a response's input, however deep."""
+    todo: list[Any] = [body.get("messages"), body.get("input")]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            for name, place in value.items():
                 url = place.get("url") if isinstance(place, dict) else place
-                if isinstance(url, str):
+                if name in ("image_url", "file_url", "video_url", "audio_url") and isinstance(url, str):
                     yield url
+                else:
+                    todo.append(place)
 
 
 def _parse(content: bytes) -> JSON | None:
