@@ -82,8 +82,8 @@ class Drive:
         with relaxed_commits():
             self.lease = leases.acquire(PURPOSE, backend=self.backend)
             self.calls = backends.open_calls(self.backend.kind)
-            self.share = Share(self.backend, self.lease, self.calls, most=self.kind.most_in_flight)
             try:
+                self.share = retrying(Share, self.backend, self.lease, self.calls, most=self.kind.most_in_flight)
                 self._loop()
             except LeaseLost:
                 logger.warning("lease %s was lost; dropping what was in flight", self.lease.pk)
