@@ -94,12 +94,12 @@ def test_what_differs_is_no_repeat(create, work, other):
     assert not Line.objects.filter(state=LineState.REPEATED).exists()
 
 
-def test_what_another_model_is_asked_is_no_repeat(create, work, settings):
+def test_a_repeat_is_what_the_same_model_is_asked_by_any_name(create, work, settings):
     settings.MODEL_ALIASES = {"alias": "gemma3:12b"}
     names = ["gemma3:12b", "qwen3:8b", "alias", "alias"]
     work.validate(create([same(str(number), "x", model=name) for number, name in enumerate(names)])["id"])
     repeated = Line.objects.filter(state=LineState.REPEATED).values_list("custom_id", "original__custom_id")
-    assert list(repeated) == [("3", "2")]  # the alias is another body, though the same model
+    assert list(repeated) == [("2", "0"), ("3", "0")]  # the same model, by another name
 
 
 def test_repeats_are_found_across_groups_and_slices(create, work, backend, monkeypatch):
