@@ -189,7 +189,7 @@ def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed |
     if others := _others(batch):
         work += _before(batch, work, others, speed)
         based_on += f" {len(others)} more in progress and not paused: their turns are counted in."
-    end = settings.QUIET_HOURS.after(timezone.now(), work)
+    end = settings.QUIET_HOURS.after(timezone.now(), work, exact_until=batch.expires_at)
     if settings.QUIET_HOURS.text:
         based_on += " Quiet hours are counted in."
     if end > batch.expires_at:
