@@ -117,7 +117,7 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
                 tally["failed"] += _fail_waiting(line.part, reply)
         for pk, count in repeats.counts(finished).items():
             line, counter = finished[pk]
-            tallies[line.batch_id][counter] += count
+            tallies[line.batch_id].update({counter: count, "repeated_finished": count})
         answers.remember(answered)
         # Unless it was settled by whoever stopped its batch.
         hand_back(lease, cut)

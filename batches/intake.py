@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import F
 from django.utils import timezone
 
 from batches import backends, jsonl, leases, lifecycle, prefix, repeats
@@ -163,10 +164,13 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
         # The lease first: a cursor that has moved is committed with its lines or not at all.
         if not leases.renew(lease) or not ours.update(nudged_at=timezone.now(), **progress):
             return False
+        repeated = 0
         for part, lines in by_part.items():
-            _insert(part, lines)
+            repeated += _insert(part, lines)
             if tokens[part] > part.context_tokens:
                 Part.objects.filter(pk=part.pk).update(context_tokens=tokens[part])
+        if repeated:
+            ours.update(repeated=F("repeated") + repeated)
     for part, need in tokens.items():
         part.context_tokens = max(need, part.context_tokens)
     for name, value in progress.items():
@@ -174,8 +178,8 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
     return True
 
 
-def _insert(part: Part, lines: list[_NewLine]) -> None:
-    """Store lines of one part as rows, those that are the same as an earlier one as its repeats."""
+def _insert(part: Part, lines: list[_NewLine]) -> int:
+    """Store lines of one part as rows, those that are the same as an earlier one as its repeats; how many are."""
     digests = {line.digest for line in lines if line.digest is not None}
     originals = repeats.originals(part, digests) if digests else {}
     first: dict[bytes, int] = {}  # digest -> number, of those that are new in this group
@@ -193,6 +197,7 @@ def _insert(part: Part, lines: list[_NewLine]) -> None:
         rows = Line.objects.filter(batch=part.batch_id, number__in=numbers).values_list("digest", "pk")
         originals |= {bytes(digest): pk for digest, pk in rows if digest is not None}
         insert(Line, (*names, "state", "original"), [(*row, originals[digest]) for digest, row in repeated])
+    return len(repeated)
 
 
 def _finish(batch: Batch, lease: Lease) -> bool:
@@ -201,7 +206,7 @@ def _finish(batch: Batch, lease: Lease) -> bool:
     if batch.error_count:
         if more := batch.error_count - len(batch.errors):
             batch.errors.append(batch_error("more_errors", f"{more} more lines are invalid and not listed."))
-        lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=batch.errors, total=0)
+        lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=batch.errors, total=0, repeated=0)
         return False
     models = list(batch.parts.values_list("model", flat=True)[:2])
     lifecycle.move(batch.pk, Status.IN_PROGRESS, lease=lease, model=models[0] if len(models) == 1 else None)
@@ -210,7 +215,7 @@ def _finish(batch: Batch, lease: Lease) -> bool:
 
 def _fail_whole(batch: Batch, lease: Lease, error: dict[str, Any]) -> bool:
     """Fail the batch for a reason that concerns the file and no single line."""
-    lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=[error], total=0)
+    lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=[error], total=0, repeated=0)
     return False
 
 

@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from batches.models import Backend, Batch, Line, Status, WebhookDelivery
+from batches.models import Backend, Batch, Status, WebhookDelivery
 
 PREFIX = "ollama_batch_server"
 
@@ -33,7 +33,10 @@ class BatchCollector(Collector):
         sums = Batch.objects.aggregate(
             **{
                 name: Sum(name, default=0)
-                for name in ("completed", "failed", "input_tokens", "cached_tokens", "output_tokens")
+                for name in (
+                    *("completed", "failed", "repeated_finished"),
+                    *("input_tokens", "cached_tokens", "output_tokens"),
+                )
             }
         )
         lines = CounterMetricFamily(f"{PREFIX}_lines", "Lines finished, by result.", labels=["result"])
@@ -42,8 +45,8 @@ class BatchCollector(Collector):
         yield lines
         yield CounterMetricFamily(
             f"{PREFIX}_lines_repeated",
-            "Lines that are the same as an earlier one of their batch, and not sent.",
-            value=Line.objects.filter(original__isnull=False).count(),
+            "Of the lines finished those that were not sent: answered as the same line of their batch was.",
+            value=sums["repeated_finished"],
         )
         tokens = CounterMetricFamily(f"{PREFIX}_tokens", "Tokens of finished lines, by kind.", labels=["kind"])
         for kind in ("input", "cached", "output"):

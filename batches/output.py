@@ -91,12 +91,17 @@ class _Finalizer:
 
     def _settle_open_lines(self) -> None:
         """Close what was not finished when the batch was cancelled or its window ended. A late result then finds its
-        line not running any more, and is dropped. Repeats go with their originals."""
+        line not running any more, and is dropped. Repeats go with their originals.
+
+        One pass over the numbers does it: no line opens again, and one that is handed back meanwhile is open still. To
+        look for open lines again and again would be to pass each time over all that are settled.
+        """
         state = LineState.CANCELLED if self.batch.status == Status.CANCELLING else LineState.EXPIRED
-        while ids_ := list(self.batch.lines.all().open().order_by("number").values_list("pk", flat=True)[:PAGE]):
-            settled = {"state": state, "lease": None, "finished_at": timezone.now()}
-            Line.objects.filter(pk__in=ids_, state__in=OPEN).update(**settled)
-            self._pause()
+        while Line.objects.all().open().filter(part__batch=self.batch).exists():
+            for numbers in _ranges(self.batch):
+                settled = {"state": state, "lease": None, "finished_at": timezone.now()}
+                self.batch.lines.filter(number__range=numbers, state__in=OPEN).update(**settled)
+                self._pause()
 
     def _write(self, output: MeasuredFile, errors: MeasuredFile) -> None:
         """Write each line to its file, and count it: no line changes any more."""
@@ -181,6 +186,15 @@ class _Finalizer:
         return moved
 
 
+def _ranges(batch: Batch) -> Iterator[tuple[int, int]]:
+    """The first and the last number of each PAGE of its lines in order, by an index alone."""
+    numbers = batch.lines.order_by("number").values_list("number", flat=True)
+    number = 0
+    while page := list(numbers.filter(number__gt=number)[:PAGE]):
+        yield page[0], page[-1]
+        number = page[-1]
+
+
 def _parts(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """From (number, size) of lines in order: the first and the last number of each part of about PART_BYTES."""
     first, size = page[0][0], 0
@@ -228,15 +242,12 @@ def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:
     batch = Batch.objects.get(pk=batch_id)
     if not batch.is_final or batch.tidied_at is not None:
         return
-    number = 0
-    numbers = batch.lines.order_by("number").values_list("number", flat=True)
-    while page := list(numbers.filter(number__gt=number)[:PAGE]):
-        lines = Line.objects.filter(batch=batch, number__range=(page[0], page[-1]))
+    for numbers in _ranges(batch):
+        lines = batch.lines.filter(number__range=numbers)
         if batch.status == Status.FAILED:
             lines.delete()
         else:
             lines.exclude(response="").update(response="")
-        number = page[-1]
         breathe()
         failpoints.reach("mid_tidy")
     _remove_lost_results(batch)

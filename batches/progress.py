@@ -91,7 +91,7 @@ def of(batch: Batch) -> Progress:
             based_on = str(reason)
     return Progress(
         batch=batch,
-        lines_open=_open(batch),
+        lines_open=batch.lines_open,
         waiting_for=blocked or turn,
         lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
         # Embeddings write no tokens: they have no such speed.
@@ -109,10 +109,6 @@ def waiting_for(batch: Batch) -> str | None:
         return None
     with_work = _with_work(_parts(batch))
     return _blocked(batch, with_work) or _turn(batch, with_work)
-
-
-def _open(batch: Batch) -> int:
-    return max(0, batch.total - batch.completed - batch.failed)
 
 
 def _parts(batch: Batch) -> list[Part]:
@@ -179,17 +175,17 @@ def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed |
     if len(finished) > MOST_PARTS:
         raise Unknown(f"Not known while lines for more than {MOST_PARTS} models are left.")
     work, measured = timedelta(), 0
-    for part, lines_open in _open_by_part(batch, list(finished)).items():
+    for part, to_send in _to_send(batch, list(finished)).items():
         of_part = Speed.of(finished[part])
         if of_part is None:
             raise Unknown(f"Not known before {LEAST_MEASURED} lines for {part.model} are finished.")
-        work += lines_open * of_part.each
+        work += to_send * of_part.each
         measured += of_part.lines
     based_on = f"The speed of the last {measured} lines."
     if others := _others(batch):
         work += _before(batch, work, others, speed)
         based_on += f" {len(others)} more in progress and not paused: their turns are counted in."
-    end = settings.QUIET_HOURS.after(timezone.now(), work)
+    end = settings.QUIET_HOURS.after(timezone.now(), work, exact_until=batch.expires_at)
     if settings.QUIET_HOURS.text:
         based_on += " Quiet hours are counted in."
     if end > batch.expires_at:
@@ -197,10 +193,10 @@ def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed |
     return end, based_on
 
 
-def _open_by_part(batch: Batch, parts: list[Part]) -> dict[Part, int]:
-    """Open lines of each part that has some; counted only where the batch's own count does not say it."""
+def _to_send(batch: Batch, parts: list[Part]) -> dict[Part, int]:
+    """Lines still to be sent of each part that has some; counted only where the batch's own counts do not say it."""
     if len(parts) == 1:
-        return {parts[0]: _open(batch)}
+        return {parts[0]: batch.lines_to_send}
     lines = Line.objects.all().open()
     counts = {part: lines.filter(part=part)[:MOST_COUNTED].count() for part in parts}
     if any(count == MOST_COUNTED for count in counts.values()):
@@ -228,6 +224,6 @@ def _before(batch: Batch, work: timedelta, others: list[Batch], speed: Speed | N
         of_other = Speed.of(finished) or speed  # one that was not measured yet is taken for as fast
         if of_other is None:
             raise Unknown("Not known before lines of this and the other batches are finished.")
-        wanted = _open(other) * of_other.each
+        wanted = other.lines_to_send * of_other.each
         before += wanted if other.priority > batch.priority else min(wanted, work)
     return before

@@ -43,10 +43,19 @@ class QuietHours:
         """When the quiet hours of this moment end, in UTC; None if it is in none."""
         return self._next_change(at) if self.is_quiet(at) else None
 
-    def after(self, at: datetime, work: timedelta) -> datetime:
-        """When so much time beside the quiet hours has passed since `at`; in UTC."""
+    def after(self, at: datetime, work: timedelta, *, exact_until: datetime) -> datetime:
+        """When so much time beside the quiet hours has passed since `at`; in UTC.
+
+        Exact up to `exact_until`, change by change. Behind that whole days are skipped as if no clock were changed in
+        them, so that years of work cost no more than a day's: that may be wrong by an open hour or two.
+        """
         at = at.astimezone(UTC)  # sums go wrong in a zone where clocks are changed
+        a_day = self._quiet.count(False) * _MINUTE
         while change := self._next_change(at):
+            if at > exact_until and (days := -(-work // a_day) - 1) > 0:
+                at = (at.astimezone(self.zone) + timedelta(days=days)).astimezone(UTC)  # by the wall clock
+                work -= days * a_day
+                continue
             if not self.is_quiet(at):
                 if at + work <= change:
                     break

@@ -1,9 +1,14 @@
 """Result files: what they cost to write, and what becomes of a finalizer that is overtaken."""
 
 import hashlib
+import re
 
-from batches import leases, output
-from batches.models import Batch, Lease, Line, LineState
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from batches import leases, lifecycle, output
+from batches.models import Batch, Lease, Line, LineState, Status
 from files_api.models import File
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action, error_body
@@ -93,3 +98,31 @@ def test_the_size_of_a_file_is_what_it_holds(create, work, backend):
     with file.content.open() as stream:
         content = stream.read()
     assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+@pytest.mark.parametrize("end", [lifecycle.cancel, lambda batch: lifecycle.move(batch, Status.FINALIZING)])
+def test_settling_passes_once_over_the_lines_and_leaves_none_open(create, work, backend, monkeypatch, end):
+    monkeypatch.setattr(output, "PAGE", 10)
+    batch = create([line(f"id-{number}") for number in range(100)])["id"]
+    work.validate(batch)
+    lease = leases.acquire("drive")
+    Line.objects.filter(number__gt=50).update(state=LineState.RUNNING, lease=lease)
+    end(batch)
+
+    def hand_back():
+        """What a drive does with its lines once it sees that their batch has stopped."""
+        Line.objects.filter(state=LineState.RUNNING).update(state=LineState.PENDING, lease=None)
+
+    finalizer = output._Finalizer(Batch.objects.get(), leases.acquire("finalize"), breathe=hand_back)
+    with CaptureQueriesContext(connection) as queries:
+        finalizer._settle_open_lines()
+    assert not Line.objects.open().exists()
+    assert Line.objects.values("state", "lease").distinct().count() == 1
+    # Each range of numbers is looked up once, from where the last one ended: none begins at the start again.
+    updates = [query["sql"] for query in queries if "BETWEEN" in query["sql"]]
+    ranges = [re.search(r"BETWEEN (\d+) AND (\d+)", sql).groups() for sql in updates]
+    assert [tuple(map(int, each)) for each in ranges] == [(n, n + 9) for n in range(1, 100, 10)]
+    reads = [query["sql"] for query in queries if query["sql"].startswith("SELECT")]
+    starts = [int(found[1]) for sql in reads if (found := re.search(r'"number" > (\d+)', sql))]
+    assert starts == list(range(0, 101, 10))
+    assert len(reads) == len(starts) + 2  # and whether any is open: before, and after

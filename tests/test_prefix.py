@@ -238,3 +238,13 @@ def test_a_digest_is_of_all_that_is_asked():
         repeats.digest(CHAT, "m", dict(reversed(body.items()))),
     ]
     assert len(set(others)) == len(others)
+
+
+def test_the_name_of_the_model_is_not_what_is_asked():
+    body = {"messages": [], "temperature": 0, "model": "gemma3:12b"}
+    digest = repeats.digest(CHAT, "gemma3:12b", body)
+    assert repeats.digest(CHAT, "gemma3:12b", body | {"model": "alias"}) == digest
+    assert repeats.digest(CHAT, "gemma3:12b", {"model": "alias", "messages": [], "temperature": 0}) == digest
+    assert repeats.digest(CHAT, "gemma3:12b", {"messages": [], "temperature": 0}) == digest
+    assert repeats.digest(CHAT, "qwen3:8b", body) != digest
+    assert body["model"] == "gemma3:12b"

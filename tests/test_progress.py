@@ -158,6 +158,21 @@ def test_embeddings_write_no_tokens(make, live_backend):
     assert (told.lines_per_minute, told.tokens_per_second) == (30.0, None)
 
 
+def test_lines_that_repeat_another_take_no_time(make, live_backend):
+    # 100 lines and 9 repeats of each; 10 are sent, in 10 s each. That is also so where another model makes it count.
+    batch = make(10, 90, each=10.0)
+    Batch.objects.filter(pk=batch.pk).update(total=1000, completed=100, repeated=900, repeated_finished=90)
+    batch.refresh_from_db()
+    told = progress.of(batch)
+    assert told.lines_open == 900
+    assert ends_in(told) == pytest.approx(900, abs=3)
+    other = make(50, 100, each=10.0)
+    assert ends_in(progress.of(other)) == pytest.approx(1000 + 900, abs=3)
+    switch.pause(other.pk)
+    make(10, 1, each=10.0, model="large", batch=batch)
+    assert ends_in(progress.of(batch)) == pytest.approx(900 + 10, abs=3)
+
+
 # No end where none is known
 
 

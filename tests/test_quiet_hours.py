@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import pairwise
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -123,13 +123,69 @@ def test_work_is_done_between_them(pairs, moment, work):
     except ValueError:
         return
     when = when.replace(second=0)
-    end = hours.after(when.astimezone(ZoneInfo(zone)), work * MINUTE)
+    end = hours.after(when.astimezone(ZoneInfo(zone)), work * MINUTE, exact_until=when + timedelta(days=20))
     open_minutes, passing = 0, when
     while passing < end and open_minutes <= work and passing < when + timedelta(days=20):
         open_minutes += not hours.is_quiet(passing)
         passing += MINUTE
     if passing == end:  # few open minutes in a day make it a long way
         assert open_minutes == work
+
+
+class CountingZone(tzinfo):
+    """Berlin, and how often it was asked what its clocks show."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def utcoffset(self, when):
+        return BERLIN.utcoffset(when)
+
+    def dst(self, when):
+        return BERLIN.dst(when)
+
+    def fromutc(self, when):
+        self.asked += 1
+        return BERLIN.fromutc(when.replace(tzinfo=BERLIN)).replace(tzinfo=self)
+
+
+@pytest.mark.parametrize("years", [1, 100, 3000])
+def test_years_of_work_are_told_without_going_through_their_days(years):
+    zone = CountingZone()
+    hours = QuietHours("07:00-22:00,23:30-00:15", zone)
+    start = at("2026-02-03 12:00")
+    # 8 hours and a quarter of each day are left.
+    work = years * 365 * timedelta(hours=8, minutes=15)
+    end = hours.after(start, work, exact_until=start + timedelta(days=30))
+    assert zone.asked < 1000
+    assert abs(end - (start + years * 365 * timedelta(days=1))) < timedelta(days=1)
+
+
+def test_the_end_is_exact_up_to_the_limit():
+    hours = QuietHours("07:00-22:00", BERLIN)
+    start = at("2026-03-27 22:00")
+    limit = at("2026-03-30 06:00")
+    # Of these nights the second is an hour short: summer time begins.
+    exact = [hours.after(start, n * timedelta(hours=1), exact_until=limit) for n in range(1, 26)]
+    assert exact[:3] == [at("2026-03-27 23:00"), at("2026-03-28 00:00"), at("2026-03-28 01:00")]
+    assert exact[16] == at("2026-03-29 07:00")
+    assert exact[24] == at("2026-03-30 06:00")
+
+
+@pytest.mark.parametrize("text", ["07:00-22:00", "22:00-07:00,12:00-13:00", "00:00-23:59"])
+def test_days_that_are_skipped_change_no_end_where_no_clock_is_changed(text):
+    hours, start = QuietHours(text, ZoneInfo("UTC")), datetime(2026, 2, 3, 5, 20, tzinfo=UTC)
+    for work in range(0, 20_000, 97):
+        exact = hours.after(start, work * MINUTE / 10, exact_until=datetime.max.replace(tzinfo=UTC))
+        assert hours.after(start, work * MINUTE / 10, exact_until=start) == exact
+
+
+@pytest.mark.parametrize("days", [60, 200, 1000])
+def test_clocks_that_are_changed_in_them_make_an_hour_or_two(days):
+    hours, start = QuietHours("07:00-22:00,23:30-00:15", BERLIN), at("2026-02-03 12:00")
+    exact = hours.after(start, days * timedelta(hours=7), exact_until=datetime.max.replace(tzinfo=UTC))
+    skipped = hours.after(start, days * timedelta(hours=7), exact_until=start)
+    assert abs(skipped - exact) <= timedelta(hours=2)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 import json
 import random
+import re
 from datetime import timedelta
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from batches import answers, executor, intake, leases, lifecycle, output, presence, repeats
@@ -94,12 +97,12 @@ def test_what_differs_is_no_repeat(create, work, other):
     assert not Line.objects.filter(state=LineState.REPEATED).exists()
 
 
-def test_what_another_model_is_asked_is_no_repeat(create, work, settings):
+def test_a_repeat_is_what_the_same_model_is_asked_by_any_name(create, work, settings):
     settings.MODEL_ALIASES = {"alias": "gemma3:12b"}
     names = ["gemma3:12b", "qwen3:8b", "alias", "alias"]
     work.validate(create([same(str(number), "x", model=name) for number, name in enumerate(names)])["id"])
     repeated = Line.objects.filter(state=LineState.REPEATED).values_list("custom_id", "original__custom_id")
-    assert list(repeated) == [("3", "2")]  # the alias is another body, though the same model
+    assert list(repeated) == [("2", "0"), ("3", "0")]  # the same model, by another name
 
 
 def test_repeats_are_found_across_groups_and_slices(create, work, backend, monkeypatch):
@@ -167,6 +170,8 @@ def half_done(create, work, backend):
     backend.on("x", Action(503))
     work.drive()
     assert counts(work, batch) == {"total": 5, "completed": 2, "failed": 0}
+    counted = Batch.objects.get()
+    assert (counted.repeated, counted.repeated_finished, counted.lines_to_send) == (3, 1, 1)
     return batch
 
 
@@ -206,6 +211,7 @@ def test_every_custom_id_is_once_in_the_files_whatever_happens(create, work, bac
     work.validate(batch)
     if draw.random() < 0.7:
         work.drive(should_stop=lambda: draw.random() < 0.3)
+    assert Batch.objects.get().lines_to_send == Line.objects.open().count()
     if Batch.objects.get().status == Status.IN_PROGRESS:
         draw.choice([lifecycle.cancel, lambda id_: lifecycle.move(id_, Status.FINALIZING)])(batch)
     work.finalize(batch)
@@ -252,9 +258,25 @@ def test_a_copy_of_anything_else_says_the_same(response):
     assert json.loads(repeats.copied(response, "batch_x", 1)) == json.loads(response)
 
 
-def test_the_metrics_count_what_was_not_sent(create, work, api):
-    work.validate(create([same(name, "x") for name in "abc"])["id"])
-    assert "ollama_batch_server_lines_repeated_total 2.0" in api.get("/metrics").content.decode()
+def test_the_metrics_count_what_was_not_sent(create, work, api, backend):
+    def told():
+        with CaptureQueriesContext(connection) as queries:
+            page = api.get("/metrics").content.decode()
+        assert not [query["sql"] for query in queries if "batches_line" in query["sql"]]  # there may be a million
+        return float(re.search(r"^ollama_batch_server_lines_repeated_total (\S+)$", page, re.MULTILINE)[1])
+
+    work.validate(create([same(name, "x") for name in "abc"] + [same("d", "x", model="gone")])["id"])
+    stopped = create([same(name, "x") for name in "abc"])["id"]
+    work.validate(stopped)
+    lifecycle.cancel(stopped)
+    assert told() == 0.0  # nothing was answered yet
+    work.drive()
+    assert told() == 2.0
+
+
+def test_a_batch_that_fails_has_no_repeats(create, work):
+    work.validate(create([same("a", "x"), same("b", "x"), same("a", "x")])["id"])
+    assert Batch.objects.values_list("status", "total", "repeated").get() == ("failed", 0, 0)
 
 
 def test_the_admin_shows_what_a_line_repeats(create, work, admin_client):

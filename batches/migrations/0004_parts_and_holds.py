@@ -88,6 +88,16 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='batch',
+            name='repeated',
+            field=models.PositiveIntegerField(default=0),
+        ),
+        migrations.AddField(
+            model_name='batch',
+            name='repeated_finished',
+            field=models.PositiveIntegerField(default=0),
+        ),
+        migrations.AddField(
+            model_name='batch',
             name='warnings',
             field=models.JSONField(blank=True, default=list),
         ),

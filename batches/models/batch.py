@@ -95,6 +95,9 @@ class Batch(models.Model):
     cached_tokens = models.PositiveBigIntegerField(default=0)
     output_tokens = models.PositiveBigIntegerField(default=0)
     reasoning_tokens = models.PositiveBigIntegerField(default=0)
+    # Lines that repeat another and cost nothing, all of them and those that are completed or failed.
+    repeated = models.PositiveIntegerField(default=0)
+    repeated_finished = models.PositiveIntegerField(default=0)
 
     # Where validation stands: saved in the transaction that stores the lines read so far.
     validated_bytes = models.PositiveBigIntegerField(default=0)
@@ -126,6 +129,15 @@ class Batch(models.Model):
     @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+    @property
+    def lines_open(self) -> int:
+        return max(0, self.total - self.completed - self.failed)
+
+    @property
+    def lines_to_send(self) -> int:
+        """The open lines but those that repeat another."""
+        return max(0, self.lines_open - (self.repeated - self.repeated_finished))
 
     @property
     def is_final(self) -> bool:
