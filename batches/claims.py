@@ -8,6 +8,7 @@ meanwhile and somebody else has the line: the result is dropped.
 
 import logging
 import random
+import time
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -18,17 +19,19 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import answers, doubt, ordering, repeats
+from batches import answers, doubt, leases, ordering, repeats
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
 from batchserver import failpoints
-from batchserver.database import from_now
+from batchserver.database import from_now, retrying
 
 logger = logging.getLogger(__name__)
 
 MOST_BACKEND_CRASHES = 2
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+# Lines that fail together with their model, in one transaction.
+FAILED_AT_ONCE = 2000
 
 
 def has_work(backend: Backend) -> bool:
@@ -86,12 +89,14 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
 def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
     """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
-    `busy_s` is how long the backend has been busy: the next try waits as long again.
+    `busy_s` is how long the backend has been busy: the next try waits as long again. A missing model fails the lines
+    that wait for it too, afterwards.
     """
     tallies: dict[str, Counter[str]] = {}
     cut: list[Line] = []
     finished: dict[int, tuple[Line, str]] = {}  # of lines that other lines may repeat, with the counter that moves
     answered: list[tuple[Line, str]] = []
+    missing: dict[Part, Reply] = {}
     with transaction.atomic():
         for call in calls:
             line, reply = call.key, call.reply
@@ -114,7 +119,7 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
             if line.digest is not None and values["state"] is not LineState.PENDING:
                 finished[line.pk] = line, "completed" if values["state"] is LineState.SUCCEEDED else "failed"
             if reply.verdict is Verdict.MODEL_MISSING and values["state"] is LineState.FAILED:
-                tally["failed"] += _fail_waiting(line.part, reply)
+                missing[line.part] = reply
         for pk, count in repeats.counts(finished).items():
             line, counter = finished[pk]
             tallies[line.batch_id].update({counter: count, "repeated_finished": count})
@@ -126,6 +131,8 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
             changes = {name: F(name) + count for name, count in tally.items() if count}
             if changes:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
+    for part, reply in missing.items():
+        _fail_waiting(part, reply, lease)
 
 
 ANSWER = (
@@ -222,16 +229,35 @@ def is_elsewhere(backend: Backend | None, model: str) -> bool:
 
 
 def give_up(endpoint: str, model: str, reply: Reply) -> None:
-    """Fail all lines that wait for a model which cannot be loaded, with the backend's word for it."""
+    """Fail all lines that wait for a model which cannot be loaded, with the backend's word for it. Safe to run twice,
+    and what is left after a crash is failed by the next call."""
     for part in Part.objects.filter(batch__in=Batch.objects.all().in_progress().filter(endpoint=endpoint), model=model):
-        with transaction.atomic():
-            if failed := _fail_waiting(part, reply):
-                Batch.objects.filter(pk=part.batch_id).exclude(status__in=FINAL).update(failed=F("failed") + failed)
+        _fail_waiting(part, reply)
 
 
-def _fail_waiting(part: Part, reply: Reply) -> int:
-    """Fail the pending lines of a part; how many, with those that repeat them."""
-    now = timezone.now()
-    waiting = Line.objects.filter(part=part, state=LineState.PENDING)
-    failed = waiting.update(finished_at=now, **_finished(LineState.FAILED, reply))
-    return failed + repeats.count_finished_at(part, LineState.FAILED, now)
+def _fail_waiting(part: Part, reply: Reply, lease: Lease | None = None) -> None:
+    """Fail the pending lines of a part, in pages: a million in one transaction would keep all other writers waiting.
+
+    `lease` is kept alive; if it is lost, whoever sends the next line goes on, as after a crash.
+    """
+    renewed_at = time.monotonic()
+    while retrying(_fail_page, part, reply):
+        if lease is not None and time.monotonic() > renewed_at + leases.RENEW_EVERY_S:
+            if not leases.renew(lease):
+                return
+            renewed_at = time.monotonic()
+
+
+def _fail_page(part: Part, reply: Reply) -> bool:
+    """Fail some pending lines of a part with those that repeat them, and count both. False: none was left."""
+    waiting = Line.objects.filter(part=part, state=LineState.PENDING).order_by("order_key", "number")
+    with transaction.atomic():
+        # What another claim has locked on Postgres is sent, and fails by itself.
+        ids = list(waiting.select_for_update(skip_locked=True).values_list("pk", flat=True)[:FAILED_AT_ONCE])
+        if not ids:
+            return False
+        Line.objects.filter(pk__in=ids).update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))
+        repeated = sum(repeats.counts(ids).values())
+        counters = {"failed": F("failed") + len(ids) + repeated, "repeated_finished": F("repeated_finished") + repeated}
+        Batch.objects.filter(pk=part.batch_id).exclude(status__in=FINAL).update(**counters)
+    return len(ids) == FAILED_AT_ONCE

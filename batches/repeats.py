@@ -7,7 +7,6 @@ written to the result files with what the original was answered with.
 import json
 import re
 from collections.abc import Collection
-from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -54,12 +53,6 @@ def counts(originals: Collection[int]) -> dict[int, int]:
         return {}
     repeats = Line.objects.filter(original__in=originals).order_by()
     return dict(repeats.values_list("original").annotate(Count("pk")))
-
-
-def count_finished_at(part: Part, state: LineState, moment: datetime) -> int:
-    """How many repeats the lines of a part have that went to `state` at this very moment: in one UPDATE, that is."""
-    repeats = Line.objects.filter(part=part, state=LineState.REPEATED)
-    return repeats.filter(original__state=state, original__finished_at=moment).count()
 
 
 def exist_in(batch: Batch) -> bool:
