@@ -55,7 +55,9 @@ def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
 
 def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
     """Up to `most` lines for `lease`, of the part whose turn it is; none if the lease is not alive any more, or the
-    batch stopped meanwhile."""
+    batch stopped meanwhile. A line that may kill its worker comes by itself, and is to be sent so."""
+    if turn.is_suspicious:
+        most = 1
     with transaction.atomic():
         # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
         ids = list(
@@ -75,6 +77,7 @@ def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
     failpoints.reach("after_claim")
     for line in lines:
         line.part, line.batch = turn.part, turn.part.batch
+        line.needs_alone = line.needs_alone or turn.is_suspicious
     return lines
 
 

@@ -60,8 +60,8 @@ class Turn:
     def lines(self) -> LineQuerySet:
         """Its claimable lines, in the order in which they should be sent."""
         lines = _claimable(is_suspicious=self.is_suspicious).filter(part=self.part)
-        # In no order: those that were only claimed beside the one that kills must not wait behind it for ever.
-        return lines.order_by("?") if self.is_suspicious else lines.order_by("order_key", "number")
+        # Those lost least often first: who was only claimed beside the one that kills must not wait behind it for ever.
+        return lines.order_by(*(("lost_claims", "number") if self.is_suspicious else ("order_key", "number")))
 
 
 def has_work(backend: Backend) -> bool:

@@ -64,6 +64,18 @@ def test_a_crash_under_several_lines_charges_none_and_each_is_tried_by_itself(cr
     assert most_at_once(backend, [seen for seen in backend.seen if seen.key == "poison"][1:]) == 1
 
 
+def test_a_line_that_may_kill_its_worker_is_sent_by_itself(create, work, backend):
+    """And after those that were lost beside it less often."""
+    work.in_flight = 3
+    backend.delay_s = 0.2
+    work.validate(create([line(each) for each in "abcd"])["id"])
+    for custom_id, times in (("a", 5), ("b", 3), ("c", 4)):
+        Line.objects.filter(custom_id=custom_id).update(lost_claims=times)
+    work.drive()
+    assert backend.arrived() == ["d", "b", "c", "a"]
+    assert most_at_once(backend) == 1
+
+
 def test_a_busy_server_gets_fewer_calls(create, work, backend):
     work.in_flight = 8
     for number in range(8):
