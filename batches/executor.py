@@ -220,6 +220,8 @@ class Drive:
             retrying(self._choose_turn)
         # Lines of another model wait until the last one of this is on its way, in case that there will be more of them.
         while self.turn is not None and not (self.ready and self.ready[-1].model != self.turn.part.model):
+            if self.turn.is_suspicious and (self.ready or self.calls.in_flight):
+                return  # what is claimed beside it would be lost with it
             if lines := retrying(claims.claim, self.lease, self.turn, size):
                 self.ready.extend(lines)
                 return
