@@ -93,7 +93,7 @@ def test_a_busy_server_gets_fewer_calls(create, work, backend):
 def test_a_person_is_served_first(create, work, backend):
     """No new line is sent, and the call that waits in the server's queue is taken out of it, uncharged."""
     work.in_flight = 2
-    backend.delay_s = 1.5
+    backend.delay_s = 3.0
     batch = create([line(each) for each in "abcd"])["id"]
     work.validate(batch)
     came = []
@@ -107,9 +107,8 @@ def test_a_person_is_served_first(create, work, backend):
         return False
 
     work.drive(should_stop=look)
-    first, second, third = backend.seen[:3]
-    assert backend.arrived().count(first.key) == 1
-    assert backend.arrived().count(second.key) == 2
+    *both, third = backend.seen[:3]  # the two may come in either order
+    assert sorted(backend.arrived().count(each.key) for each in both) == [1, 2]
     assert third.at > came[1] + 3.5
     assert Batch.objects.get().completed == 4
     assert set(Line.objects.values_list("attempts", "needs_trial")) == {(0, False)}
