@@ -40,7 +40,7 @@ def _cuts() -> Iterator[int]:
         yield cut
 
 
-# Bytes of the prompt. Growing steps keep keys short (28 bytes for 1 KiB, 97 at most) and lose a fifth of what is
+# Bytes of the prompt. Growing steps keep keys short (34 bytes for 1 KiB, 97 at most) and lose a fifth of what is
 # shared at worst.
 CUTS = tuple(_cuts())
 

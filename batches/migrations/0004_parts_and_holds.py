@@ -72,11 +72,6 @@ class Migration(migrations.Migration):
             field=models.PositiveIntegerField(default=0, help_text='Calls in flight, of all its drives; 0: not known yet.'),
         ),
         migrations.AddField(
-            model_name='backend',
-            name='window_changed_at',
-            field=models.DateTimeField(null=True),
-        ),
-        migrations.AddField(
             model_name='batch',
             name='paused_at',
             field=models.DateTimeField(help_text='No line of it is sent until a person resumes it.', null=True),

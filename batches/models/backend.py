@@ -39,7 +39,6 @@ class Backend(models.Model):
     loaded_model = models.CharField(max_length=255, default="", help_text="Made ready by its drives.")
     parallel = models.PositiveIntegerField(null=True, help_text="Calls that it serves at once, if it says so.")
     window = models.PositiveIntegerField(default=0, help_text="Calls in flight, of all its drives; 0: not known yet.")
-    window_changed_at = models.DateTimeField(null=True)
     alone = models.ForeignKey(
         Lease,
         models.DO_NOTHING,
@@ -87,7 +86,7 @@ class Backend(models.Model):
             self._store(loaded_model=model)
 
     def resize_window(self, size: int) -> None:
-        self._store(window=size, window_changed_at=timezone.now())
+        self._store(window=size)
 
     def _store(self, **values: Any) -> None:
         # The row first: where the database does not answer this is done again, from the same values.
