@@ -13,10 +13,8 @@ import hmac
 import json
 import logging
 import random
-import socket
 import threading
 import time
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -28,7 +26,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from urllib3.exceptions import HTTPError
 
-from batches.backends.connection import CONNECT_TIMEOUT_S, WatchedAdapter
+from batches.backends.sockets import CONNECT_TIMEOUT_S, WatchedAdapter, WatchedSocket
 from batches.models import WebhookDelivery
 from batchserver.database import from_now, retrying
 
@@ -164,8 +162,9 @@ def _post(delivery: WebhookDelivery) -> tuple[int, float]:
     }
     # Without a session: nothing of the environment, such as a proxy or a .netrc, comes in.
     request = requests.Request("POST", settings.WEBHOOK_URL, headers, data=content).prepare()
-    with _Deadline() as deadline:
-        adapter = WatchedAdapter(deadline.watch)
+    sock = WatchedSocket()
+    with _Deadline(sock):
+        adapter = WatchedAdapter(sock.connected)
         try:
             with adapter.send(request, stream=True, timeout=(CONNECT_TIMEOUT_S, None)) as response:
                 wait = response.headers.get("Retry-After", "")
@@ -179,42 +178,21 @@ class _TooSlow(Exception):
 
 
 class _Deadline:
-    """Ends the request inside after DEADLINE_S, wherever it stands: _TooSlow comes out of it then.
+    """Shuts the socket of the request inside after DEADLINE_S, wherever it stands: _TooSlow comes out of it then.
 
-    A timeout of requests' starts anew with each byte that arrives. Shutting the socket wakes the reader, before any
-    header came too.
+    A timeout of requests' starts anew with each byte that arrives.
     """
 
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._is_over = False
-        self._timer = threading.Timer(DEADLINE_S, self._end)
+    def __init__(self, sock: WatchedSocket) -> None:
+        self._socket = sock
+        self._timer = threading.Timer(DEADLINE_S, sock.shut)
         self._timer.daemon = True
 
-    def __enter__(self) -> "_Deadline":
+    def __enter__(self) -> None:
         self._timer.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-        with self._guard:
-            if self._is_over:
-                # Whatever was read until then may be half of it.
-                raise _TooSlow
-
-    def watch(self, connected: socket.socket) -> None:
-        with self._guard:
-            self._socket = connected
-            if self._is_over:
-                self._shut()
-
-    def _end(self) -> None:
-        with self._guard:
-            self._is_over = True
-            self._shut()
-
-    def _shut(self) -> None:
-        if self._socket is not None:
-            with suppress(OSError):  # it may be closed already
-                self._socket.shutdown(socket.SHUT_RDWR)
+        if self._socket.is_shut:
+            # Whatever was read until then may be half of it.
+            raise _TooSlow

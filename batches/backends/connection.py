@@ -5,16 +5,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import Timeout
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 from urllib3.util import parse_url
 
-CONNECT_TIMEOUT_S = 5.0
+from batches.backends.sockets import CONNECT_TIMEOUT_S, shut, watched_pools
+
 QUESTION_TIMEOUT_S = 3.0
 # A kept connection that the server is just closing fails at once; one that fails later failed under our request.
 STALE_WITHIN_S = 0.1
@@ -107,8 +105,7 @@ class Connection:
         return ask
 
     def cut(self, call: object) -> None:
-        """End `call`, or keep it from starting. Shutting the socket wakes the blocked reader, before any header came
-        too, and tells the model server to stop computing."""
+        """End `call`, or keep it from starting."""
         with self._guard:
             if self._call is call:
                 self._is_cut = True
@@ -130,8 +127,7 @@ class Connection:
 
     def _shut(self) -> None:
         if self._socket is not None:
-            with suppress(OSError):  # it may be closed already
-                self._socket.shutdown(socket.SHUT_RDWR)
+            shut(self._socket)
 
     def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> tuple[int, bytes]:
         response = self._pool.urlopen(
@@ -161,37 +157,3 @@ class Connection:
                 response.release_conn()
             else:
                 response.close()
-
-
-def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, Any]:
-    """Pools of urllib3 by scheme, that tell `on_connect` of the socket of each new connection."""
-
-    class Http(HTTPConnection):
-        def connect(self) -> None:
-            super().connect()
-            on_connect(self.sock)
-
-    class Https(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            on_connect(self.sock)
-
-    class HttpPool(HTTPConnectionPool):
-        ConnectionCls = Http
-
-    class HttpsPool(HTTPSConnectionPool):
-        ConnectionCls = Https
-
-    return {"http": HttpPool, "https": HttpsPool}
-
-
-class WatchedAdapter(HTTPAdapter):
-    """Tells `on_connect` which socket is in use. There is one at a time: the pool holds one connection."""
-
-    def __init__(self, on_connect: Callable[[socket.socket], None]) -> None:
-        self.on_connect = on_connect
-        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = watched_pools(self.on_connect)

@@ -2,7 +2,6 @@
 
 import json
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 import requests
 
-from batches.backends.connection import CONNECT_TIMEOUT_S, WatchedAdapter
+from batches.backends.sockets import CONNECT_TIMEOUT_S, WatchedAdapter, WatchedSocket
 
 LOOK_EVERY_S = 0.5
 READ_AHEAD = 64  # pieces; then the model server waits for a client that reads slowly
@@ -40,7 +39,7 @@ class Relay:
 
     While there is nothing to hand on, `look` is called twice a second, and once for each piece; what it raises ends
     the call. Neither proxies nor .netrc of the environment are used, and no redirect is followed. To be closed by the
-    thread that reads it: that shuts the socket, which tells the server to stop computing.
+    thread that reads it.
     """
 
     def __init__(
@@ -54,9 +53,7 @@ class Relay:
         self._silence_s = silence_s
         self._look = look
         self._pieces: queue.Queue[Head | bytes | Exception | None] = queue.Queue(READ_AHEAD)
-        self._guard = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._is_closed = False
+        self._socket = WatchedSocket()
         # A daemon: a call that cannot be ended must not keep the process from exiting.
         threading.Thread(target=self._run, name="relay", daemon=True).start()
 
@@ -74,9 +71,7 @@ class Relay:
 
     def close(self) -> None:
         """End the call. Safe to call twice."""
-        with self._guard:
-            self._is_closed = True
-            self._shut()
+        self._socket.shut()
 
     def _next(self) -> Head | bytes | None:
         ends_at = time.monotonic() + self._silence_s
@@ -95,7 +90,7 @@ class Relay:
     def _run(self) -> None:
         session = requests.Session()
         session.trust_env = False
-        adapter = WatchedAdapter(self._connected)
+        adapter = WatchedAdapter(self._socket.connected)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
         try:
@@ -116,23 +111,12 @@ class Relay:
         except Exception as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
             # The type alone: the text may hold a prompt.
             what = f"The model server broke the connection ({type(error).__name__})."
-            self._put(NotConnected() if self._socket is None else Broken(what))
+            self._put(Broken(what) if self._socket.was_connected else NotConnected())
         finally:
             session.close()
 
     def _put(self, piece: Head | bytes | Exception | None) -> None:
-        while not self._is_closed:
+        while not self._socket.is_shut:
             with suppress(queue.Full):
                 self._pieces.put(piece, timeout=LOOK_EVERY_S)
                 return
-
-    def _connected(self, sock: socket.socket) -> None:
-        with self._guard:
-            self._socket = sock
-            if self._is_closed:
-                self._shut()
-
-    def _shut(self) -> None:
-        if self._socket is not None:
-            with suppress(OSError):  # it may be closed already
-                self._socket.shutdown(socket.SHUT_RDWR)
