@@ -101,8 +101,10 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
         raise refuse("invalid_request", "The body of a request must be a JSON object.", "body")
     if body.get("stream"):
         raise refuse("streaming_unsupported", "Streaming is not supported in the Batch API.", "body.stream")
-    model = body.get("model") or default_model
-    if not model:
+    model = body.get("model")
+    if model in (None, ""):
+        model = default_model
+    if model == "":
         raise refuse("invalid_request", "Model parameter is required.", "body.model")
     if not isinstance(model, str) or len(model) > 255 or not strict_json.is_storable(model):
         raise refuse("invalid_request", "The model must be a string of at most 255 characters.", "body.model")

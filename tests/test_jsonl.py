@@ -65,8 +65,16 @@ def test_it_parses_a_good_line():
     assert jsonl.parse_body(raw) == line("a")["body"]
 
 
-def test_a_line_without_a_model_gets_the_default_one():
-    assert parse(line("a", body={"model": None}), default_model="qwen3:8b").model == "qwen3:8b"
+@pytest.mark.parametrize("model", [None, ""])
+def test_a_line_without_a_model_gets_the_default_one(model):
+    assert parse(line("a", body={"model": model}), default_model="qwen3:8b").model == "qwen3:8b"
+
+
+@pytest.mark.parametrize("model", [0, False, {}, []])
+def test_what_is_no_name_of_a_model_is_refused_where_there_is_a_default_too(model):
+    with pytest.raises(jsonl.LineRefused) as refusal:
+        parse(line("a", body={"model": model}), default_model="qwen3:8b")
+    assert refusal.value.error["param"] == "body.model"
 
 
 def test_stream_false_is_as_good_as_none():
