@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from django.conf import settings
@@ -36,6 +36,8 @@ EVENT_STREAM = "text/event-stream"
 # These end their streams by saying so; one that just ends was broken off, and Ollama says nothing of it.
 SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
+# A client that takes nothing for so long, of what fills every buffer on the way, is gone.
+TAKES_NOTHING_S = 30.0
 
 # Half of the threads stay for what has to answer at once: polling, uploads, cancelling.
 _places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
@@ -90,6 +92,8 @@ class PassThroughViewSet(viewsets.ViewSet):
             person = holds.Person(backend)
             held.callback(person.leave)
             client: socket.socket | None = request.META.get("gunicorn.socket")
+            if client is not None:
+                _limit_standstill(client)
 
             def look() -> None:
                 person.renew()
@@ -179,6 +183,14 @@ def _take_a_place(held: ExitStack) -> None:
             headers={"Retry-After": str(RETRY_AFTER_S)},
         )
     held.callback(_places.release)
+
+
+def _limit_standstill(client: socket.socket) -> None:
+    """Let a write to it fail where it takes nothing for TAKES_NOTHING_S: else somebody who does not read keeps a place
+    and a call. Where the system knows no such limit, that lasts until the client ends."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError):  # a Unix socket: a proxy reads it
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TAKES_NOTHING_S * 1000))
 
 
 def _is_gone(client: socket.socket) -> bool:

@@ -14,7 +14,7 @@ import requests
 from django.conf import settings as configured
 from django.utils import timezone
 
-from batches import presence
+from batches import passthrough, presence
 from batches.jsonl import ENDPOINTS
 from batches.models import Hold
 from batchserver.models import ApiKey
@@ -352,6 +352,20 @@ def test_who_goes_away_ends_the_call(stack, fake, stream):
             eventually(lambda seen=seen: seen.gone, within_s=2, what="the end of the call")
         eventually(lambda: not held_until(server), within_s=2, what="the end of the hold")
     assert requests.get(f"{server.base}/v1/batches", timeout=5).status_code == 200
+
+
+def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0")
+    # More than all buffers on the way to it hold.
+    events = b'data: {"choices": []}\n\n' * 1_000_000
+    stream = Action(body=events, headers={"Content-Type": passthrough.EVENT_STREAM})
+    fake.on("hello", *[stream] * PLACES)
+    with ExitStack() as clients:
+        for _ in range(PLACES):
+            clients.enter_context(post(server, stream=True))
+        assert post(server).status_code == 429
+        within_s = passthrough.TAKES_NOTHING_S + 15
+        eventually(lambda: post(server).status_code == 200, within_s=within_s, what="a free place")
 
 
 def test_there_is_always_room_to_poll(stack, fake):
