@@ -189,7 +189,8 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
         case PermissionDenied():
             return ApiError("You are not allowed to do this.", status=403)
         case RequestDataTooBig():
-            return ApiError("The request body is too large.", status=413)
+            most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            return ApiError(f"The request body is too large. Expected at most {most} bytes.", status=413)
         case SuspiciousOperation():
             return ApiError(str(exc))
         case RecursionError():

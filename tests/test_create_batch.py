@@ -150,7 +150,7 @@ def test_it_refuses_a_body_that_is_too_large(api):
     body = b'{"metadata": "' + b"x" * 2_000_000 + b'"}'
     answer = api.generic("POST", "/v1/batches", body, content_type="application/json")
     assert answer.status_code == 413
-    assert "error" in answer.json()
+    assert "at most 1048576 bytes" in answer.json()["error"]["message"]
 
 
 def test_a_wake_up_that_fails_does_not_take_the_batch_back(api, upload, transactional_db, monkeypatch):
