@@ -19,8 +19,10 @@ SCRUBBED = """
 for name in SCRUBBED.split():
     os.environ.pop(name, None)
 
-STATE = Path(tempfile.mkdtemp(prefix="batch-tests-"))
+# The workers of pytest-xdist have theirs in that of the process that starts them, which alone ends in order.
+STATE = Path(tempfile.mkdtemp(prefix="batch-tests-", dir=os.environ.get("TEST_STATE")))
 atexit.register(shutil.rmtree, STATE, ignore_errors=True)
+os.environ.setdefault("TEST_STATE", str(STATE))
 
 
 def start_postgres(directory: Path) -> str:
@@ -33,9 +35,12 @@ def start_postgres(directory: Path) -> str:
 
 
 CI = bool(os.environ.get("CI"))
-DATABASE = os.environ.pop("TEST_DATABASE", "sqlite")
+DATABASE = os.environ.get("TEST_DATABASE", "sqlite")
 if DATABASE == "postgres":
-    os.environ["DATABASE_URL"] = start_postgres(STATE / "postgres")
+    # Likewise: they share the server, each with a database of its own.
+    if "TEST_DATABASE_URL" not in os.environ:
+        os.environ["TEST_DATABASE_URL"] = start_postgres(STATE / "postgres")
+    os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
 
 os.environ["ENV_FILE"] = os.devnull
 os.environ["MIN_FREE_BYTES"] = "0"  # a test machine may have little

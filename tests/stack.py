@@ -1,6 +1,7 @@
 """A whole server in real processes, as `manage.py serve` starts it, with a state directory and ports of its own."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,14 +14,19 @@ from typing import Any
 
 import requests
 
+# Tests that run beside each other have the same seed, and are to get different ports.
+SYSTEM_RANDOM = random.SystemRandom()
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, of those that no system gives to a client's end of a connection: it is still free
+    when a server takes it."""
+    while True:
+        port = SYSTEM_RANDOM.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def eventually(check: Callable[[], Any], *, within_s: float = 60.0, what: str = "it") -> Any:
