@@ -17,6 +17,8 @@ BYTES_PER_TOKEN = 2
 # Where a line sets no limit: its answer may be so many times as long as the longest one yet.
 UNLIMITED = 10
 LEAST_UNLIMITED_TOKENS = 2048
+# No answer is so long; JSON has integers that no float holds.
+MOST_TOKENS = 10**9
 
 
 class Pace:
@@ -45,7 +47,7 @@ class Pace:
             return MOST_S
         asked = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
         limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
-        written = min(limits) if limits else max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
+        written = min(*limits, MOST_TOKENS) if limits else max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
         read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / BYTES_PER_TOKEN
         expected = max(self._seconds_per_token) * (written + read * READING)
         return min(MOST_S, max(LEAST_S, MARGIN * expected))

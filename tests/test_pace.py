@@ -64,5 +64,9 @@ def test_a_prompt_that_may_have_been_read_before_does_not_count():
     assert paced((2000, 0, 1)).deadline_s({}) == LEAST_S  # an embedding
 
 
+def test_a_limit_that_no_float_holds_is_a_long_answer():
+    assert paced((0, 100, 10)).deadline_s({"max_tokens": 10**400}) == MOST_S
+
+
 def test_it_is_never_longer_than_the_longest():
     assert paced((0, 10, 100)).deadline_s({"max_tokens": 100_000}) == MOST_S
