@@ -93,14 +93,16 @@ class CallPool:
             pass
         for call in finished:
             self.in_flight.remove(call)
-            call.duration_s = call.finished - (call.running_since or call.started)
+            call.duration_s = max(0.0, call.finished - (call.running_since or call.started))
         self._start_clocks()
         return finished
 
     def _start_clocks(self) -> None:
         now = time.monotonic()
         for call in self.in_flight[: self.running]:
-            call.running_since = call.running_since or now
+            # One that has finished and was not fetched yet was computed beside the others.
+            if not call.finished:
+                call.running_since = call.running_since or now
         together = self.in_flight[: self.running] if self.is_known else self.in_flight
         if len(together) > 1:
             for call in together:

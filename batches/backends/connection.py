@@ -87,7 +87,7 @@ class Connection:
             raise
         finally:
             with self._guard:
-                self._call = None
+                self._call, self._is_cut = None, False
 
     def exchange(self, call: object) -> Callable[[str, dict[str, Any] | None], tuple[int, Any]]:
         """Questions that belong to `call` and are cut with it: path and body (None: GET) to status and parsed JSON."""
