@@ -70,6 +70,8 @@ class Drive:
         )
         self.paces: defaultdict[str, Pace] = defaultdict(Pace)  # by model
         self.claim_size = 1
+        self.model = ""  # of the line that was sent last
+        self.model_since = float("-inf")  # no other was sent since then
         self.busy_since: float | None = None
         self.gate_closed = ""  # why nothing is sent, as `gate` says it
         self.gate_closed_at = 0.0
@@ -196,9 +198,16 @@ class Drive:
 
     def _choose_turn(self) -> None:
         lines = [*(call.key for call in self.calls.in_flight if call.key is not None), *self.ready]
-        turn = ordering.next_turn(self.backend, self.turn, at_work=lines[-1].model if lines else "")
-        if turn is not None and self.turn is not None and turn.part.model != self.turn.part.model:
-            self.share.window.forget()
+        stayed_s = time.monotonic() - self.model_since
+        turn = ordering.next_turn(
+            self.backend, self.turn, at_work=lines[-1].model if lines else "", stayed_s=stayed_s
+        )
+        if turn is not None and self.turn is not None and turn.part.pk != self.turn.part.pk:
+            # Whose turn it is does not wait for what was claimed for another, nor claims as much as that one did.
+            self._hand_back()
+            self.claim_size = 1
+            if turn.part.model != self.turn.part.model:
+                self.share.window.forget()
         self.turn = turn
 
     def _stop(self) -> None:
@@ -274,6 +283,8 @@ class Drive:
             if known := retrying(answers.recall, line):
                 self._answer_unsent(line, Reply(Verdict.ANSWERED, 200, known))
                 continue
+            if line.model != self.model:
+                self.model, self.model_since = line.model, time.monotonic()
             sent = self.kind.prepare(endpoint, body, line.model)
             failpoints.reach("before_send")
             deadline_s = self.paces[line.model].deadline_s(sent, is_retry=line.attempts > 0)

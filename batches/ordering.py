@@ -4,7 +4,8 @@
     then parts that had no turn yet, then who had none for longest
 
 Loading another model costs seconds and every prompt that the server remembers, so models are drained one after the
-other, across all batches. The parts of one model take turns, by time. Within a part lines that begin alike are
+other, across all batches. Where more of them wait than patience has room for, each stays for its share of it. The parts
+of one model take turns, by time. Within a part lines that begin alike are
 neighbours, so that the server reads the prompt that they share once.
 """
 
@@ -30,6 +31,8 @@ FIRST_TURN_WITHIN_S = 5.0
 # Two neighbours with so many blocks of their keys in common share a prompt worth keeping.
 SHARED_BLOCKS = 4
 SUSPICIOUS_CLAIMS = 3
+# A turn that began later than this from now was stamped before the clock went back.
+MOST_AHEAD = timedelta(minutes=1)
 
 
 @dataclass
@@ -70,9 +73,10 @@ def has_work(backend: Backend) -> bool:
     return any(_with_work(parts, is_suspicious=each).exists() for each in (False, True))
 
 
-def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "") -> Turn | None:
+def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_s: float = float("inf")) -> Turn | None:
     """The turn that is on from now: `turn` or another; None if no line can be sent. Ask every second, and where a turn
-    has no line left. `at_work` is the model of lines that were claimed and not answered yet."""
+    has no line left. `at_work` is the model of lines that were claimed and not answered yet, `stayed_s` for how long
+    lines of one model alone have been sent."""
     parts = _open_parts(backend)
     waiting = list(_with_work(parts, is_suspicious=False).select_related("batch"))
     # Lines that were lost with their worker come last of all.
@@ -80,7 +84,7 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "") -> Turn
     if is_suspicious:
         waiting = list(_with_work(parts, is_suspicious=True).select_related("batch"))
     loaded = at_work or _loaded(backend, waiting)
-    part = choose(waiting, loaded=loaded, turn=turn, is_at_border=_is_at_border, now=timezone.now())
+    part = choose(waiting, loaded=loaded, stayed_s=stayed_s, turn=turn, is_at_border=_is_at_border, now=timezone.now())
     if part is None:
         return None
     goes_on = turn is not None and part.pk == turn.part.pk and turn.is_suspicious == is_suspicious
@@ -90,15 +94,22 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "") -> Turn
 
 
 def choose(
-    waiting: Sequence[Part], *, loaded: str, turn: Turn | None, is_at_border: Callable[[Turn], bool], now: datetime
+    waiting: Sequence[Part],
+    *,
+    loaded: str,
+    stayed_s: float,
+    turn: Turn | None,
+    is_at_border: Callable[[Turn], bool],
+    now: datetime,
 ) -> Part | None:
-    """The part whose turn it is, of those that have a line to send. `turn` is the one that is on; `is_at_border` is
-    asked whether it would end between prompts that have little in common. Pure."""
+    """The part whose turn it is, of those that have a line to send. `loaded` has been at work for `stayed_s`. `turn` is
+    the one that is on; `is_at_border` is asked whether it would end between prompts that have little in common. Pure.
+    """
     if not waiting:
         return None
     highest = max(part.batch.priority for part in waiting)
     waiting = [part for part in waiting if part.batch.priority == highest]
-    model = _choose_model(waiting, loaded, now)
+    model = _choose_model(waiting, loaded, stayed_s, now)
     waiting = [part for part in waiting if part.model == model]
     current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
     fresh = [part for part in waiting if part.turn_at is None and part is not current]
@@ -109,20 +120,30 @@ def choose(
     if fresh:
         return min(fresh, key=lambda part: (part.batch.created_at, part.pk))
     # Stamps were given when turns began, so the one that is on has the latest.
-    return min(waiting, key=lambda part: (part.turn_at or now, part.pk))
+    return min(waiting, key=lambda part: (_last_turn(part, now) or now, part.pk))
 
 
-def _choose_model(waiting: Sequence[Part], loaded: str, now: datetime) -> str:
+def _last_turn(part: Part, now: datetime) -> datetime | None:
+    """When its last turn began. A stamp of the future is none: it would keep the part waiting until then."""
+    if part.turn_at is not None and part.turn_at > now + MOST_AHEAD:
+        return now - timedelta(days=1)
+    return part.turn_at
+
+
+def _choose_model(waiting: Sequence[Part], loaded: str, stayed_s: float, now: datetime) -> str:
     since: dict[str, datetime] = {}
     for model in {part.model for part in waiting}:
         parts = [part for part in waiting if part.model == model]
-        turns = [part.turn_at for part in parts if part.turn_at is not None]
+        turns = [at for part in parts if (at := _last_turn(part, now)) is not None]
         # Served lately in any of its parts, or never: then it has waited since the first of them could run.
         since[model] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
     longest = min(since, key=lambda model: (since[model], model))
-    if loaded not in since or since[longest] < now - timedelta(seconds=settings.MODEL_PATIENCE_S):
+    if loaded not in since:
         return longest
-    return loaded
+    # Or one of many would be loaded for a line or two: all the others are overdue still.
+    has_had_its_share = stayed_s >= settings.MODEL_PATIENCE_S / len(since)
+    is_overdue = since[longest] < now - timedelta(seconds=settings.MODEL_PATIENCE_S)
+    return longest if is_overdue and has_had_its_share else loaded
 
 
 def _is_at_border(turn: Turn) -> bool:

@@ -81,12 +81,11 @@ def seed_batch(batch_id: str) -> None:
             input_file_id="file_id",
             expires_at=now + timedelta(days=1),
             in_progress_at=now,
+            paused_at=now,  # nothing of it is to be sent
             total=1,
         )
         part = batch.parts.create(model=batch.model)
-        batch.lines.create(
-            part=part, number=1, custom_id="a", offset=0, length=len(CONTENT) - 1, not_before=batch.expires_at
-        )
+        batch.lines.create(part=part, number=1, custom_id="a", offset=0, length=len(CONTENT) - 1)
 
 
 def seed_upload(upload_id: str, part_id: str) -> None:

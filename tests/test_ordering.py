@@ -34,8 +34,8 @@ class On(Turn):
         self.began -= age_s
 
 
-def chosen(*parts, loaded="m", turn=None, at_border=True):
-    found = choose(parts, loaded=loaded, turn=turn, is_at_border=lambda _: at_border, now=NOW)
+def chosen(*parts, loaded="m", stayed_s=float("inf"), turn=None, at_border=True):
+    found = choose(parts, loaded=loaded, stayed_s=stayed_s, turn=turn, is_at_border=lambda _: at_border, now=NOW)
     return found and found.pk
 
 
@@ -65,6 +65,20 @@ def test_no_model_waits_for_ever(settings):
     # It waits since the last turn of any of its parts.
     assert chosen(part(1, "other", created=50), part(3, "other", turn=2), part(2, "m", turn=0)) == 2
     assert chosen(part(1, "a", created=12), part(3, "b", created=11), part(2, "m", turn=0)) == 1
+
+
+def test_of_many_models_each_stays_for_its_share_of_the_patience(settings):
+    settings.MODEL_PATIENCE_S = 600
+    waiting = [part(1, "m", turn=0), part(2, "a", turn=11), part(3, "b", turn=12)]
+    assert chosen(*waiting, stayed_s=199) == 1
+    assert chosen(*waiting, stayed_s=201) == 3
+    assert chosen(*waiting[1:], stayed_s=0) == 3  # it has nothing left
+
+
+def test_a_turn_that_was_stamped_before_the_clock_went_back_keeps_nobody_waiting():
+    current = part(1, turn=0.5)
+    assert chosen(current, part(2, turn=-120), part(3, turn=2), turn=On(current, TURN_S + 1)) == 2
+    assert chosen(part(1, "m", turn=0), part(2, "other", turn=-120)) == 2
 
 
 def test_a_turn_lasts():
@@ -160,6 +174,27 @@ def test_a_small_batch_does_not_wait_for_a_large_one(create, work, backend, monk
     assert arrived.index("small-4") - arrived.index("small-0") == 4
     assert arrived.index("small-4") < 80
     assert len(arrived) == 105
+
+
+def test_what_was_claimed_for_another_keeps_nobody_waiting(create, work, backend):
+    """Fast answers are claimed in large groups; then they take long, and somebody is in a hurry."""
+    work.in_flight = 8
+    backend.delay_s = 0.005
+    large = create([line(f"large{number}") for number in range(4000)])["id"]
+    urgent = create([line("urgent")], metadata={"priority": "high"})["id"]
+    work.validate(large)
+    held = []
+
+    def look():
+        if backend.delay_s < 1 and len(backend.seen) > 200:
+            backend.delay_s = 1.5
+            work.validate(urgent)
+        elif backend.delay_s > 1:
+            held.append(Line.objects.filter(batch=large, state=LineState.RUNNING).count())
+        return "urgent" in backend.arrived()
+
+    work.drive(should_stop=look)
+    assert held[0] == 8  # what is in flight
 
 
 def test_a_batch_that_a_person_paused_is_passed_over(create, work, backend):

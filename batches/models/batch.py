@@ -1,5 +1,6 @@
 """Batch, its Parts (its lines for one model each) and its Lines; and Answers, which another batch may use again."""
 
+from datetime import timedelta
 from typing import ClassVar
 
 from django.db import models
@@ -9,6 +10,7 @@ from django.utils import timezone
 
 from batches.models.lease import Lease
 from batchserver import ids
+from batchserver.database import from_now
 from files_api.models import File
 
 
@@ -154,6 +156,8 @@ class LineState(models.IntegerChoices):
     REPEATED = 6  # the same as an earlier line, its `original`, and answered by what that is answered with
 
 
+# More than any line waits before another attempt.
+LONGEST_WAIT = timedelta(minutes=5)
 OPEN = [LineState.PENDING, LineState.RUNNING]
 
 
@@ -162,8 +166,10 @@ class LineQuerySet(models.QuerySet["Line"]):
         return self.filter(state__in=OPEN)
 
     def claimable(self) -> "LineQuerySet":
-        """Pending, and not waiting before another attempt."""
-        return self.filter(Q(not_before=None) | Q(not_before__lte=Now()), state=LineState.PENDING)
+        """Pending, and not waiting before another attempt: no attempt waits as long as a clock that went back makes
+        of it."""
+        due = Q(not_before=None) | Q(not_before__lte=Now()) | Q(not_before__gt=from_now(LONGEST_WAIT))
+        return self.filter(due, state=LineState.PENDING)
 
     def held_by(self, lease: Lease) -> "LineQuerySet":
         return self.filter(lease=lease, state=LineState.RUNNING)
