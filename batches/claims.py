@@ -180,9 +180,13 @@ def _outcome(lease: Lease, line: Line, reply: Reply, call: Call, *, busy_s: floa
         case Verdict.FAILED | Verdict.CRASHED:
             return _again(_backoff(1)) | _suspicion(line, call)
         case Verdict.BUSY:
-            wait_s = max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s)
-            return _again(_jittered(min(MOST_BACKOFF_S, wait_s)))
+            return _again(_jittered(busy_wait_s(reply, busy_s)))
     return {"state": LineState.PENDING}
+
+
+def busy_wait_s(reply: Reply, busy_s: float) -> float:
+    """How long to leave a server alone that has been busy for `busy_s`: as long again, or as it asks, within bounds."""
+    return min(MOST_BACKOFF_S, max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s))
 
 
 def _suspicion(line: Line, call: Call) -> dict[str, bool]:

@@ -73,6 +73,7 @@ class Drive:
         self.model = ""  # of the line that was sent last
         self.model_since = float("-inf")  # no other was sent since then
         self.busy_since: float | None = None
+        self.busy_until = float("-inf")
         self.gate_closed = ""  # why nothing is sent, as `gate` says it
         self.gate_closed_at = 0.0
         self.is_preparing = False  # questions are asked that belong together
@@ -199,9 +200,7 @@ class Drive:
     def _choose_turn(self) -> None:
         lines = [*(call.key for call in self.calls.in_flight if call.key is not None), *self.ready]
         stayed_s = time.monotonic() - self.model_since
-        turn = ordering.next_turn(
-            self.backend, self.turn, at_work=lines[-1].model if lines else "", stayed_s=stayed_s
-        )
+        turn = ordering.next_turn(self.backend, self.turn, at_work=lines[-1].model if lines else "", stayed_s=stayed_s)
         if turn is not None and self.turn is not None and turn.part.pk != self.turn.part.pk:
             # Whose turn it is does not wait for what was claimed for another, nor claims as much as that one did.
             self._hand_back()
@@ -256,6 +255,8 @@ class Drive:
     def _has_room(self) -> bool:
         if not self._may_send() or len(self.calls.in_flight) >= self.share.room:
             return False
+        if not self.calls.in_flight and time.monotonic() < self.busy_until:
+            return False  # it is busy with others, and would refuse one line after the other
         return not any(call.key is not None and call.key.needs_alone for call in self.calls.in_flight)
 
     def _send(self) -> None:
@@ -345,8 +346,10 @@ class Drive:
         if call.verdict is Verdict.ANSWERED:
             self.paces[call.key.model].note(call)
             self.busy_since = None
-        elif call.verdict is Verdict.BUSY and self.busy_since is None:
-            self.busy_since = time.monotonic()
+        elif call.verdict is Verdict.BUSY and call.reply is not None:
+            now = time.monotonic()
+            self.busy_since = self.busy_since or now
+            self.busy_until = now + claims.busy_wait_s(call.reply, now - self.busy_since)
 
     def _group_is_due(self) -> bool:
         return bool(self.answered) and (

@@ -90,6 +90,18 @@ def test_a_busy_server_gets_fewer_calls(create, work, backend):
     assert not Line.objects.exclude(attempts=0).exists()
 
 
+def test_a_server_that_is_busy_with_others_is_left_alone(create, work, backend):
+    for number in range(20):
+        backend.always(f"id-{number}", Action(429, b"busy", headers={"Retry-After": "2"}))
+    work.validate(create([line(f"id-{number}") for number in range(20)])["id"])
+    ends_at = time.monotonic() + 5
+    work.drive(should_stop=lambda: time.monotonic() > ends_at)
+    times = [seen.at for seen in backend.seen]
+    assert 2 <= len(times) <= 4
+    assert times[1] - times[0] > 1.9
+    assert Line.objects.filter(not_before=None, attempts=0).count() >= 16
+
+
 def test_a_person_is_served_first(create, work, backend):
     """No new line is sent, and the call that waits in the server's queue is taken out of it, uncharged."""
     work.in_flight = 2
