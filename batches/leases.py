@@ -8,13 +8,14 @@ from pathlib import Path
 
 from django.db import transaction
 from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Least, Now
 
 from batches.models import Backend, Batch, Lease, Line, LineState
 from batchserver.database import from_now
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
+MOST_LOST_CLAIMS = 10_000  # that it is so often says enough, and a column has an end
 
 
 def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
@@ -59,7 +60,8 @@ def reap() -> int:
     for token in dead:
         with transaction.atomic():
             lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
-            lines.update(state=LineState.PENDING, lease=None, lost_claims=F("lost_claims") + 1)
+            lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
+            lines.update(state=LineState.PENDING, lease=None, lost_claims=lost)
             # Nobody is on the way to it any more: the next step is asked for at once.
             Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
             Backend.objects.filter(alone=token).update(alone=None)

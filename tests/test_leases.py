@@ -77,3 +77,10 @@ def test_tokens_are_never_used_twice(db):
     first = leases.acquire("drive")
     leases.release(first)
     assert leases.acquire("drive").pk > first.pk
+
+
+def test_how_often_a_line_was_lost_is_counted_to_an_end(claimed):
+    Line.objects.update(lost_claims=leases.MOST_LOST_CLAIMS)
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert leases.reap() == 1
+    assert Line.objects.filter(state=LineState.PENDING).get().lost_claims == leases.MOST_LOST_CLAIMS
