@@ -105,7 +105,7 @@ class _Group(NamedTuple):
 
 def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
     parsed: list[_NewLine | jsonl.LineRefused] = []
-    start = batch.validated_bytes
+    start, number = batch.validated_bytes, batch.validated_lines
     raw = None
     # Settings are looked up once: for each line that would take a tenth of its time.
     parse = partial(
@@ -116,15 +116,17 @@ def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
     )
     resolve = cache(backends.resolve_alias)
     for raw in lines:
-        try:
-            request = parse(raw)
-        except jsonl.LineRefused as refusal:
-            parsed.append(refusal)
-        else:
-            parsed.append(_new_line(request, batch.endpoint, resolve(request.model)))
-        if len(parsed) >= GROUP_LINES or raw.next_offset - start >= GROUP_BYTES:
+        if raw.content != b"":
+            try:
+                request = parse(raw)
+            except jsonl.LineRefused as refusal:
+                parsed.append(refusal)
+            else:
+                parsed.append(_new_line(request, batch.endpoint, resolve(request.model)))
+        # Lines of white space count: millions of them are a slice too.
+        if raw.number - number >= GROUP_LINES or raw.next_offset - start >= GROUP_BYTES:
             yield _Group(parsed, raw.next_offset, raw.number)
-            parsed, start = [], raw.next_offset
+            parsed, start, number = [], raw.next_offset, raw.number
     if parsed and raw is not None:
         yield _Group(parsed, raw.next_offset, raw.number)
 

@@ -12,7 +12,8 @@ BOM = b"\xef\xbb\xbf"
 
 
 class RawLine(NamedTuple):
-    """A line as it stands in the file. `content` has neither line end nor BOM; None if it is longer than allowed."""
+    """A line as it stands in the file. `content` has neither line end nor BOM; None if it is longer than allowed, and
+    empty for a line of white space, which is no request."""
 
     number: int
     offset: int
@@ -40,7 +41,7 @@ class LineRefused(Exception):
 
 
 def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_bytes: int) -> Iterator[RawLine]:
-    """The lines of `file` from `offset` on, of which `number` came before. Lines of white space are passed over.
+    """The lines of `file` from `offset` on, of which `number` came before.
 
     A line longer than `max_line_bytes` is read past, not into memory.
     """
@@ -60,8 +61,8 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
             offset += len(chunk)
         if too_long:
             yield RawLine(number, start, None, offset)
-        elif content.strip():
-            yield RawLine(number, start, content, offset)
+        else:
+            yield RawLine(number, start, content if content.strip() else b"", offset)
 
 
 def parse_body(content: bytes) -> dict[str, Any]:

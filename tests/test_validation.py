@@ -165,6 +165,16 @@ def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
     assert work.batch(batch["id"])["request_counts"]["total"] == 5
 
 
+def test_blank_lines_are_read_in_slices_too(create, work, monkeypatch):
+    monkeypatch.setattr(intake, "SLICE_S", -1.0)
+    batch = create(jsonl([line("a")]) + b"\n" * 3 * intake.GROUP_LINES + jsonl([line("b")]))
+    assert intake.validate(batch["id"]) is True
+    assert Batch.objects.get().validated_lines == intake.GROUP_LINES
+    work.validate(batch["id"])
+    assert set(Line.objects.values_list("number", flat=True)) == {1, 3 * intake.GROUP_LINES + 2}
+    assert work.batch(batch["id"])["request_counts"]["total"] == 2
+
+
 def test_it_stops_when_cancelled_and_sends_nothing(api, create, work, backend):
     batch = create([line("a")])
     api.post(f"/v1/batches/{batch['id']}/cancel")
