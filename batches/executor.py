@@ -278,6 +278,12 @@ class Drive:
                 message = "The input file cannot be read any more."
                 self._answer_unsent(line, Reply(Verdict.REFUSED, code="input_unreadable", message=message))
                 continue
+            except OSError as error:
+                logger.error("%s: the input file cannot be read now: %s", line.batch_id, error.strerror)
+                self.inputs.reopen(line)
+                self._answer_unsent(line, Reply(Verdict.BUSY))
+                self.busy_until = time.monotonic() + claims.LEAST_BACKOFF_S
+                continue
             if problem:
                 self._answer_unsent(line, refused("unsupported_parameter", problem))
                 continue

@@ -1,13 +1,14 @@
 """The requests of claimed lines, read from the input files where validation found them."""
 
+from contextlib import suppress
 from typing import Any
 
 from batches import jsonl
 from batches.models import Line
 from files_api.models import File
 
-# What a file that was removed or damaged since validation can raise.
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
+# What a file that was removed or damaged since validation can raise. Another OSError is the storage's, which may mend.
+UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError)
 
 
 class InputFiles:
@@ -19,7 +20,7 @@ class InputFiles:
         self._open: dict[str, Any] = {}
 
     def body(self, line: Line) -> dict[str, Any]:
-        """Raises one of UNREADABLE if the file is gone or is not what was validated."""
+        """Raises one of UNREADABLE if the file is gone or is not what was validated, OSError if reading fails now."""
         if line.batch_id not in self._open:
             while len(self._open) >= self.MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
@@ -30,6 +31,12 @@ class InputFiles:
         stream = self._open[line.batch_id]
         stream.seek(line.offset)
         return jsonl.parse_body(stream.read(line.length))
+
+    def reopen(self, line: Line) -> None:
+        """Open its file anew for the next line."""
+        if stream := self._open.pop(line.batch_id, None):
+            with suppress(OSError):
+                stream.close()
 
     def close(self) -> None:
         for stream in self._open.values():

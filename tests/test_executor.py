@@ -370,6 +370,22 @@ def test_an_input_file_that_was_damaged_fails_its_lines_only(create, work, backe
     assert errors["a"]["error"]["code"] == "input_unreadable"
 
 
+def test_a_storage_that_fails_for_a_while_costs_no_line(create, work, backend, settings):
+    batch = create([line(each) for each in "abcd"])
+    work.validate(batch["id"])
+    path = next(path for path in settings.FILES_DIR.rglob("file-*"))
+    path.rename(path.with_suffix(".kept"))
+    path.mkdir()
+    ends_at = time.monotonic() + 1.5
+    work.drive(should_stop=lambda: time.monotonic() > ends_at)
+    assert not backend.seen
+    assert Line.objects.filter(state=LineState.PENDING, attempts=0).count() == 4
+    assert Line.objects.exclude(not_before=None).count() < 4  # it is not asked for each line, one after the other
+    path.rmdir()
+    path.with_suffix(".kept").rename(path)
+    assert work.run(batch["id"])["request_counts"]["completed"] == 4
+
+
 def test_result_lines_hold_nothing_that_splits_a_line(create, work, backend):
     tricky = {"choices": [{"message": {"content": "a\u2028b\u0085c\ud800"}, "finish_reason": "stop"}]}
     backend.always("a", Action(body=tricky | {"usage": {"completion_tokens": 1}}))
