@@ -1,12 +1,12 @@
 """Whose turn it is: which part of which batch a backend works on, and in which order its lines go.
 
     priority, then the model that is loaded (until another has waited for MODEL_PATIENCE_S),
-    then parts that had no turn yet, then who had none for longest
+    then parts that had no turn yet (unless another has waited for a minute), then who had none for longest
 
 Loading another model costs seconds and every prompt that the server remembers, so models are drained one after the
 other, across all batches. Where more of them wait than patience has room for, each stays for its share of it. The parts
-of one model take turns, by time. Within a part lines that begin alike are
-neighbours, so that the server reads the prompt that they share once.
+of one model take turns, by time. Within a part lines that begin alike are neighbours, so that the server reads the
+prompt that they share once.
 """
 
 import time
@@ -28,6 +28,8 @@ TURN_S = 30.0
 BORDER_S = 10.0
 # A part that had no turn yet waits so long at most for one that is on.
 FIRST_TURN_WITHIN_S = 5.0
+# Others wait no longer than that while ever new ones come.
+FIRST_TURNS_FOR = timedelta(minutes=1)
 # Two neighbours with so many blocks of their keys in common share a prompt worth keeping.
 SHARED_BLOCKS = 4
 SUSPICIOUS_CLAIMS = 3
@@ -117,10 +119,11 @@ def choose(
         limit_s = FIRST_TURN_WITHIN_S if fresh else TURN_S
         if turn.age_s < limit_s or (not fresh and turn.age_s < TURN_S + BORDER_S and not is_at_border(turn)):
             return current
-    if fresh:
+    others = [part for part in waiting if part is not current] or waiting
+    longest = min(others, key=lambda part: (_last_turn(part, now) or now, part.pk))
+    if fresh and (_last_turn(longest, now) or now) > now - FIRST_TURNS_FOR:
         return min(fresh, key=lambda part: (part.batch.created_at, part.pk))
-    # Stamps were given when turns began, so the one that is on has the latest.
-    return min(waiting, key=lambda part: (_last_turn(part, now) or now, part.pk))
+    return longest
 
 
 def _last_turn(part: Part, now: datetime) -> datetime | None:

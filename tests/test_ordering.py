@@ -94,6 +94,13 @@ def test_one_that_had_none_yet_waits_seconds_at_most():
     assert chosen(current, part(2), turn=On(current, FIRST_TURN_WITHIN_S + 1)) == 2
 
 
+def test_ever_new_ones_do_not_keep_an_old_one_waiting_for_ever():
+    assert chosen(part(1, turn=0.9), part(2), part(3)) == 2
+    assert chosen(part(1, turn=1.1), part(2), part(3)) == 1
+    current = part(1, turn=1.1)
+    assert chosen(current, part(2), turn=On(current, FIRST_TURN_WITHIN_S + 1)) == 2
+
+
 def test_a_turn_that_is_over_ends_where_the_prompt_changes():
     current = part(1, turn=0.2)
 
