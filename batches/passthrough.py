@@ -93,7 +93,8 @@ class PassThroughViewSet(viewsets.ViewSet):
             held.callback(person.leave)
             client: socket.socket | None = request.META.get("gunicorn.socket")
             if client is not None:
-                _limit_standstill(client)
+                _limit_standstill(client, TAKES_NOTHING_S)
+                held.callback(_limit_standstill, client, 0.0)  # a download may follow over the same connection
 
             def look() -> None:
                 person.renew()
@@ -185,12 +186,12 @@ def _take_a_place(held: ExitStack) -> None:
     held.callback(_places.release)
 
 
-def _limit_standstill(client: socket.socket) -> None:
-    """Let a write to it fail where it takes nothing for TAKES_NOTHING_S: else somebody who does not read keeps a place
-    and a call. Where the system knows no such limit, that lasts until the client ends."""
+def _limit_standstill(client: socket.socket, seconds: float) -> None:
+    """Let a write to it fail where it takes nothing for so long (0: for ever): else somebody who does not read keeps a
+    place and a call. Where the system knows no such limit, that lasts until the client ends."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):  # a Unix socket: a proxy reads it
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TAKES_NOTHING_S * 1000))
+        with suppress(OSError):  # a Unix socket, which a proxy reads, or one that is closed
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def _is_gone(client: socket.socket) -> bool:

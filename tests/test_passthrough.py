@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -293,6 +294,23 @@ def test_a_paused_backend_is_asked_all_the_same(ask, backend):
     presence.report_backend().pause("by a person")
     Hold.objects.create(reason=Hold.Reason.PAUSED)
     assert ask().status_code == 200
+
+
+def test_the_connection_is_left_as_it_was(api, transactional_db, backend):
+    """The client's next request over it may be a download that it reads slowly."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        connection, _ = server.accept()
+        with connection:
+
+            def limit_ms():
+                return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+            body = line("hello", body={"stream": True})["body"]
+            response = api.post(CHAT, body, format="json", **{"gunicorn.socket": connection})
+            assert limit_ms() == passthrough.TAKES_NOTHING_S * 1000
+            assert b"[DONE]" in response.getvalue()
+            response.close()
+            assert limit_ms() == 0
 
 
 # Whole servers
