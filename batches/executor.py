@@ -201,10 +201,10 @@ class Drive:
         lines = [*(call.key for call in self.calls.in_flight if call.key is not None), *self.ready]
         stayed_s = time.monotonic() - self.model_since
         turn = ordering.next_turn(self.backend, self.turn, at_work=lines[-1].model if lines else "", stayed_s=stayed_s)
-        if turn is not None and self.turn is not None and turn.part.pk != self.turn.part.pk:
-            # Whose turn it is does not wait for what was claimed for another, nor claims as much as that one did.
+        if turn is not None and self.ready and ordering.yields(self.ready[-1].part, turn):
             self._hand_back()
-            self.claim_size = 1
+        if turn is not None and self.turn is not None and turn.part.pk != self.turn.part.pk:
+            self.claim_size = 1  # these may take longer
             if turn.part.model != self.turn.part.model:
                 self.share.window.forget()
         self.turn = turn

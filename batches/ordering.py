@@ -95,6 +95,14 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     return Turn(part, is_suspicious)
 
 
+def yields(part: Part, turn: Turn) -> bool:
+    """What was claimed of `part` is not sent before the lines whose turn it is; but its last lines are, or its model
+    would have to be loaded again for them, unless the turn is one of a higher priority."""
+    if part.pk == turn.part.pk:
+        return False
+    return turn.part.batch.priority > part.batch.priority or Turn(part).lines().exists()
+
+
 def choose(
     waiting: Sequence[Part],
     *,

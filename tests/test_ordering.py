@@ -183,6 +183,16 @@ def test_a_small_batch_does_not_wait_for_a_large_one(create, work, backend, monk
     assert len(arrived) == 105
 
 
+def test_the_last_lines_of_a_model_are_sent_before_the_next_is_loaded(create, work, backend):
+    backend.delay_s = 1.5  # the drive looks around while the last one is claimed
+    backend.models = ["gemma3:12b", "b:1b"]
+    lines = [line(f"{model}{number}", body={"model": model}) for number in range(2) for model in backend.models]
+    work.validate(create(lines)["id"])
+    work.drive()
+    assert [key[0] for key in backend.arrived()] == ["g", "g", "b", "b"]
+    assert len(backend.loads) == 2
+
+
 def test_what_was_claimed_for_another_keeps_nobody_waiting(create, work, backend):
     """Fast answers are claimed in large groups; then they take long, and somebody is in a hurry."""
     work.in_flight = 8
