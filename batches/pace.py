@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 
 from batches.backends.calls import Call
+from batches.prefix import LIMITS, MOST_TOKENS
 
 LEAST_S, MOST_S = 120.0, 1800.0
 REMEMBERED = 50
@@ -17,8 +18,6 @@ BYTES_PER_TOKEN = 2
 # Where a line sets no limit: its answer may be so many times as long as the longest one yet.
 UNLIMITED = 10
 LEAST_UNLIMITED_TOKENS = 2048
-# No answer is so long; JSON has integers that no float holds.
-MOST_TOKENS = 10**9
 
 
 class Pace:
@@ -45,8 +44,9 @@ class Pace:
             return float(settings.LINE_TIMEOUT_S)
         if is_retry or not self._seconds_per_token:
             return MOST_S
-        asked = [body.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens")]
+        asked = [body.get(name) for name in LIMITS]
         limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
+        # JSON has integers that no float holds.
         written = min(*limits, MOST_TOKENS) if limits else max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
         read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / BYTES_PER_TOKEN
         expected = max(self._seconds_per_token) * (written + read * READING)
