@@ -128,8 +128,8 @@ def choose(
         if turn.age_s < limit_s or (not fresh and turn.age_s < TURN_S + BORDER_S and not is_at_border(turn)):
             return current
     others = [part for part in waiting if part is not current] or waiting
-    longest = min(others, key=lambda part: (_last_turn(part, now) or now, part.pk))
-    if fresh and (_last_turn(longest, now) or now) > now - FIRST_TURNS_FOR:
+    since, _, longest = min((_last_turn(part, now) or now, part.pk, part) for part in others)
+    if fresh and since > now - FIRST_TURNS_FOR:
         return min(fresh, key=lambda part: (part.batch.created_at, part.pk))
     return longest
 
