@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Least, Now
 
 from batches.models import Backend, Batch, Lease, Line, LineState
-from batchserver.database import from_now
+from batchserver.database import from_now, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
@@ -35,6 +36,45 @@ def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
 def renew(lease: Lease) -> bool:
     """False: we were declared dead. Stop, drop what is in flight and write nothing more."""
     return Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).update(expires_at=from_now(LIFETIME)) == 1
+
+
+class LeaseLost(Exception):
+    """We were declared dead: whatever we hold belongs to others now. Stop, and write nothing more."""
+
+
+class Keeper:
+    """A lease of this process for as long as the `with` block runs, kept alive by whoever calls `keep` often enough.
+
+        with leases.Keeper("finalize") as keeper:
+            for page in pages:
+                write(page)
+                keeper.keep()
+
+    `keep` renews the lease when that is due, and raises LeaseLost once it is not ours any more. Leaving the block
+    releases the lease and hands back what it still holds.
+    """
+
+    def __init__(self, purpose: str, *, backend: Backend | None = None) -> None:
+        self._purpose = purpose
+        self._backend = backend
+        self._renewed_at = time.monotonic()
+
+    def __enter__(self) -> "Keeper":
+        self.lease = retrying(acquire, self._purpose, backend=self._backend)
+        self._renewed_at = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        retrying(release, self.lease)
+
+    def keep(self) -> None:
+        """Cheap to call often: the database is asked every RENEW_EVERY_S."""
+        now = time.monotonic()
+        if now < self._renewed_at + RENEW_EVERY_S:
+            return
+        if not retrying(renew, self.lease):
+            raise LeaseLost
+        self._renewed_at = now
 
 
 def release(lease: Lease) -> None:

@@ -14,19 +14,25 @@
 
 Each move is one conditional UPDATE: of two processes that try the same move one wins, and the other gets False.
 A move to a final status stores the event that WEBHOOK_URL is told, in the same transaction.
+
+A step of a batch (validation, sending a line, finalizing) that cannot be done now stalls the batch: no step of it is
+tried before a pause is over, which doubles each time, and the reason is told wherever the batch is shown.
 """
 
 import logging
+from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
-from django.db.models.functions import Now
+from django.db.models import F, Q
+from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
 from batchserver import ids
+from batchserver.database import from_now
 from batchserver.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -37,7 +43,20 @@ ALLOWED: dict[Status, tuple[Status, ...]] = {
     Status.FINALIZING: (Status.COMPLETED, Status.EXPIRED),
     Status.CANCELLING: (Status.CANCELLED,),
 }
+NOT_STALLED: dict[str, Any] = {"stalls": 0, "stall_reason": "", "stalled_at": None, "retry_at": None}
+FIRST_STALL_S, LONGEST_STALL_S = 2.0, 300.0
+MOST_STALLS = 1000  # counted: a column has an end
+
 SOURCES = {to: [status for status, targets in ALLOWED.items() if to in targets] for to in Status}
+
+
+class Outcome(Enum):
+    """What became of a step of a batch. Only DONE and MORE are a reason to wake anybody."""
+
+    DONE = "done"  # the batch needs this step no more
+    MORE = "more"  # a slice of it is done, and the next one can follow at once
+    HELD = "held"  # another worker is at it, and wakes whoever is next
+    LATER = "later"  # the batch is stalled; the tick asks again once its pause is over
 
 
 def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | None = None, **fields: Any) -> bool:
@@ -52,7 +71,7 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
         batches = batches.filter(only_if)
     now = timezone.now()
     with transaction.atomic():
-        moved = batches.update(status=to, **{f"{to}_at": now}, **fields) == 1
+        moved = batches.update(status=to, **{f"{to}_at": now}, **NOT_STALLED, **fields) == 1
         if moved and to in FINAL and settings.WEBHOOK_URL:
             event = f"batch.{to}"
             event_id = ids.derived_id("evt_", batch_id, event)
@@ -89,3 +108,27 @@ def close_finished() -> list[str]:
         if move(batch_id, Status.FINALIZING, only_if=Q(expires_at__lte=timezone.now()))
     ]
     return drained + overdue
+
+
+def stall(batch_id: str, reason: str) -> None:
+    """Try no step of this batch before a pause is over: 2 s, and twice as long each time, 5 minutes at most.
+
+    `reason` is a sentence for a person, with what to do. It is logged once, however often the batch stalls for it.
+    """
+    with transaction.atomic():
+        batch = Batch.objects.select_for_update().get(pk=batch_id)
+        pause_s = min(LONGEST_STALL_S, FIRST_STALL_S * 2 ** min(batch.stalls, 20))
+        Batch.objects.filter(pk=batch_id).update(
+            stalls=min(MOST_STALLS, batch.stalls + 1),
+            stall_reason=reason,
+            stalled_at=Coalesce(F("stalled_at"), Now()),
+            retry_at=from_now(timedelta(seconds=pause_s)),
+        )
+    if batch.stall_reason != reason:
+        logger.error("%s: stalled: %s", batch_id, reason)
+
+
+def unstall(batch_id: str) -> None:
+    """The step that stalled the batch was done. Cheap and safe to call where nothing was stalled."""
+    if Batch.objects.filter(pk=batch_id, stalls__gt=0).update(**NOT_STALLED):
+        logger.info("%s: goes on", batch_id)

@@ -42,9 +42,14 @@ class BatchQuerySet(models.QuerySet["Batch"]):
     def in_progress(self) -> "BatchQuerySet":
         return self.filter(status=Status.IN_PROGRESS)
 
+    def not_stalled(self) -> "BatchQuerySet":
+        """Nothing holds their next step up, or it is time to try it again. No pause is as long as a clock that went
+        back makes of it."""
+        return self.filter(Q(retry_at=None) | Q(retry_at__lte=Now()) | Q(retry_at__gt=from_now(LONGEST_WAIT)))
+
     def runnable(self) -> "BatchQuerySet":
-        """In progress, and not paused by a person."""
-        return self.in_progress().filter(paused_at=None)
+        """In progress, neither paused by a person nor stalled."""
+        return self.in_progress().filter(paused_at=None).not_stalled()
 
     def drained(self) -> "BatchQuerySet":
         """In progress with every line finished."""
@@ -57,7 +62,11 @@ class BatchQuerySet(models.QuerySet["Batch"]):
     def waiting_for_control(self) -> "BatchQuerySet":
         """A step of the control worker is due and nobody is at it."""
         due = [Status.VALIDATING, Status.FINALIZING, Status.CANCELLING]
-        return self.filter(Q(status__in=due) | Q(status__in=FINAL, tidied_at=None), lease=None)
+        return self.filter(Q(status__in=due) | Q(status__in=FINAL, tidied_at=None), lease=None).not_stalled()
+
+
+# More than any line waits before another attempt, or any batch before another try of its next step.
+LONGEST_WAIT = timedelta(minutes=6)
 
 
 class Batch(models.Model):
@@ -109,6 +118,12 @@ class Batch(models.Model):
     # What a person should know before the night is lost: [{"code", "message"}], "model" too where it is about one.
     warnings = models.JSONField(default=list, blank=True)
 
+    # What holds its next step up, whatever its status (lifecycle.stall).
+    stall_reason = models.TextField(default="", blank=True, help_text="Why its next step cannot be done now.")
+    stalled_at = models.DateTimeField(null=True, help_text="Since when.")
+    stalls = models.PositiveSmallIntegerField(default=0, help_text="Times the step was tried since then.")
+    retry_at = models.DateTimeField(null=True, help_text="The step is not tried before.")
+
     lease = models.ForeignKey(Lease, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
     nudged_at = models.DateTimeField(null=True)
     tidied_at = models.DateTimeField(null=True)
@@ -156,8 +171,6 @@ class LineState(models.IntegerChoices):
     REPEATED = 6  # the same as an earlier line, its `original`, and answered by what that is answered with
 
 
-# More than any line waits before another attempt.
-LONGEST_WAIT = timedelta(minutes=5)
 OPEN = [LineState.PENDING, LineState.RUNNING]
 
 
@@ -184,6 +197,9 @@ class Part(models.Model):
         default=0, help_text="What its longest line takes at most, prompt and answer, by an estimate."
     )
     turn_at = models.DateTimeField(null=True, help_text="When its last turn began; empty: it had none yet.")
+    failure = models.JSONField(
+        null=True, help_text="Why its model will never answer: its pending lines fail with this reply, unsent."
+    )
 
     class Meta:
         constraints: ClassVar = [
