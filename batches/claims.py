@@ -89,7 +89,7 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
     held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
-def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
+def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> None:
     """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
     `busy_s` is how long the backend has been busy: the next try waits as long again. A missing model fails the lines
@@ -102,7 +102,7 @@ def store(lease: Lease, calls: list[Call], *, busy_s: float = 0.0) -> None:
     missing: dict[Part, Reply] = {}
     with transaction.atomic():
         for call in calls:
-            line, reply = call.key, call.reply
+            line, reply = call.subject, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 cut.append(line)
                 continue
@@ -160,7 +160,7 @@ def _write(lease: Lease, line: Line, values: dict[str, Any]) -> bool:
         return bool(cursor.rowcount == 1)
 
 
-def _outcome(lease: Lease, line: Line, reply: Reply, call: Call, *, busy_s: float) -> dict[str, Any]:
+def _outcome(lease: Lease, line: Line, reply: Reply, call: Call[Line], *, busy_s: float) -> dict[str, Any]:
     """The new values of a line's row: finished, or pending again with what was charged."""
     match reply.verdict:
         case Verdict.ANSWERED:
@@ -189,7 +189,7 @@ def busy_wait_s(reply: Reply, busy_s: float) -> float:
     return min(MOST_BACKOFF_S, max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s))
 
 
-def _suspicion(line: Line, call: Call) -> dict[str, bool]:
+def _suspicion(line: Line, call: Call[Line]) -> dict[str, bool]:
     return {"needs_trial": True, "needs_alone": line.needs_alone or doubt.is_breakdown(call)}
 
 

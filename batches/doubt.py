@@ -1,29 +1,93 @@
-"""Whose fault a failure is: the line's own, or that of a backend that fails everything.
+"""Whose fault a failure is: the line's own, or that of a model or server that fails everything.
 
 A line pays for a failure only if the model is known to be in order: the last thing that it did was to answer, a line or
 a trial, which any server in order answers. A failure takes that proof away, so that the next one is nobody's, until an
-answer brings it back. A line that failed is tried again on a proof only. So whatever breaks a backend pays itself, the
-lines behind it pay nothing, and it takes no memory beyond the rows.
+answer brings it back. A line that failed is tried again on a proof only. So whatever breaks a server pays itself, the
+lines behind it pay nothing, and nothing has to be remembered beyond the rows.
 
-Where several calls were in flight when the server went away or stood still, any of them may have done it: none pays,
-and each is tried again by itself.
+If several calls were in flight when the server went away or stood still, any of them may have done it: none pays, and
+each is tried again by itself.
+
+Some failures wait for a trial before they are stored: those in SUSPECT, which speak against the model or the server
+unless a trial goes well.
 """
+
+from collections import defaultdict
+from dataclasses import replace
 
 from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.models import Line
 
-# So many different lines that fail in a row call for a trial.
+# As many different lines that fail in a row call for a trial.
 SUSPICIOUS_LINES = 5
+# A verdict that speaks against the server, and what the failure is if a trial goes well: the line's own.
+SUSPECT = {Verdict.MISCONFIGURED: Verdict.REFUSED, Verdict.UNLOADABLE: Verdict.FAILED}
+
+Key = tuple[str, str]  # endpoint and model
+
+
+def key_of(line: Line) -> Key:
+    return line.batch.endpoint, line.model
+
+
+class FaultAttribution:
+    """What one drive knows of whose fault failures are, for each model at each endpoint."""
+
+    def __init__(self) -> None:
+        self._doubts: defaultdict[Key, Doubt] = defaultdict(Doubt)
+        # Failures that wait for a trial. A key without any asks for a trial all the same.
+        self._suspects: dict[Key, list[Call[Line]]] = {}
+
+    @property
+    def wanted_trials(self) -> list[Key]:
+        """What has to be tried before another line is sent."""
+        return list(self._suspects)
+
+    def needs_trial(self, line: Line) -> bool:
+        """The line failed before, and its model is not known to be in order."""
+        return line.needs_trial and not self._doubts[key_of(line)].is_proven
+
+    def note(self, call: Call[Line]) -> bool:
+        """Take in what became of a line, and decide whether it pays for a failure. True: it can be stored now; False:
+        it waits for a trial."""
+        key = key_of(call.subject)
+        doubt = self._doubts[key]
+        doubt.note(call)
+        if call.verdict in SUSPECT:
+            self._suspects.setdefault(key, []).append(call)
+            return False
+        if doubt.is_grave:
+            self._suspects.setdefault(key, [])
+        return True
+
+    def passed(self, key: Key) -> list[Call[Line]]:
+        """A trial went well: the failures that waited for it are their lines' own, and can be stored."""
+        self._doubts[key].prove()
+        settled = self._suspects.pop(key, [])
+        for call in settled:
+            if call.reply is not None:
+                call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
+        return settled
+
+    def not_passed(self, key: Key) -> list[Call[Line]]:
+        """A trial failed or could not be made: the failures that waited for it are nobody's, and can be stored."""
+        self._doubts.pop(key, None)
+        return self._suspects.pop(key, [])
+
+    def release(self) -> list[Call[Line]]:
+        """No trial can be made now: all failures that wait for one, as nobody's."""
+        return [call for calls in [self._suspects.pop(key) for key in list(self._suspects)] for call in calls]
 
 
 class Doubt:
-    """What one drive knows about one model at one endpoint."""
+    """Whether one model is in order at one endpoint."""
 
     def __init__(self) -> None:
         self.is_proven = False
         self._failing: set[int] = set()
 
-    def note(self, call: Call) -> None:
+    def note(self, call: Call[Line]) -> None:
         """Take in a reply, and decide whether its line pays for it. One that need not have come from the model, such
         as a refusal, changes nothing."""
         match call.verdict:
@@ -32,7 +96,7 @@ class Doubt:
             case Verdict.FAILED | Verdict.CRASHED:
                 call.is_charged = self.is_proven and not is_anyones(call)
                 self.is_proven = False
-                self._failing.add(call.key.pk)
+                self._failing.add(call.subject.pk)
 
     def prove(self) -> None:
         self.is_proven = True
@@ -40,15 +104,15 @@ class Doubt:
 
     @property
     def is_grave(self) -> bool:
-        """Too many lines failed, with no answer in between."""
+        """SUSPICIOUS_LINES lines failed, with no answer in between."""
         return len(self._failing) >= SUSPICIOUS_LINES
 
 
-def is_breakdown(call: Call) -> bool:
+def is_breakdown(call: Call[Line]) -> bool:
     """The server broke the connection, or did not answer in time."""
     return call.verdict is Verdict.CRASHED or (call.verdict is Verdict.FAILED and call.timed_out)
 
 
-def is_anyones(call: Call) -> bool:
+def is_anyones(call: Call[Line]) -> bool:
     """A breakdown that another call may have caused."""
     return is_breakdown(call) and (call.was_shared or call.running_since is None)

@@ -11,6 +11,7 @@ from django.db import transaction
 from batches import backends
 from batches.backends.base import ModelState
 from batches.models import Batch, Part
+from batchserver.database import retrying
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,44 @@ def check(part: Part, state: ModelState) -> list[Found]:
         WRONG_MODEL: _wrong_model(part, state),
     }
     return [{"code": code, "model": part.model, "message": message} for code, message in found.items() if message]
+
+
+class ContextFit:
+    """What one drive has found out of its models: each is described once after it was loaded, and each part that it
+    sends lines of is compared with that once."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, ModelState | None] = {}
+        self._waiting: dict[str, list[Part]] = {}  # by model, until it is described
+        self._seen: set[int] = set()
+
+    def has_to_ask(self, part: Part) -> bool:
+        """A line of this part is being sent: True if its model has to be described, and `note` told what it says."""
+        if part.pk in self._seen:
+            return False
+        self._seen.add(part.pk)
+        if part.model in self._states:
+            self._report(part)
+            return False
+        waiting = self._waiting.setdefault(part.model, [])
+        waiting.append(part)
+        return len(waiting) == 1
+
+    def note(self, model: str, state: ModelState | None) -> None:
+        """The server's description of a model; None if it gave none."""
+        self._states[model] = state
+        for part in self._waiting.pop(model, []):
+            self._report(part)
+
+    def forget(self) -> None:
+        """A model was loaded, maybe with another context than before."""
+        self._states.clear()
+        self._waiting.clear()
+        self._seen.clear()
+
+    def _report(self, part: Part) -> None:
+        if (state := self._states[part.model]) is not None:
+            retrying(report, part, state)
 
 
 def report(part: Part, state: ModelState) -> None:

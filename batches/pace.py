@@ -1,23 +1,40 @@
 """How long an answer may take, judged by how long answers of the same model took."""
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 from django.conf import settings
 
+from batches import prefix
+from batches.backends.base import Verdict
 from batches.backends.calls import Call
-from batches.prefix import LIMITS, MOST_TOKENS
+from batches.models import Line
 
 LEAST_S, MOST_S = 120.0, 1800.0
 REMEMBERED = 50
-# A deadline is so many times what the slowest of the remembered answers suggests.
+# A deadline is MARGIN times what the slowest of the remembered answers suggests.
 MARGIN = 4.0
 # Reading a token of the prompt takes a tenth of writing one, or less.
 READING = 0.1
-BYTES_PER_TOKEN = 2
-# Where a line sets no limit: its answer may be so many times as long as the longest one yet.
+# The answer to a line without a limit may be UNLIMITED times as long as the longest one yet.
 UNLIMITED = 10
 LEAST_UNLIMITED_TOKENS = 2048
+
+
+class Deadlines:
+    """The deadlines of calls, by model, from the answers that one drive saw."""
+
+    def __init__(self) -> None:
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
+
+    def note(self, call: Call[Line]) -> None:
+        """Learn from an answer; what is none teaches nothing."""
+        if call.verdict is Verdict.ANSWERED:
+            self._paces[call.subject.model].note(call)
+
+    def for_line(self, line: Line, body: dict[str, Any]) -> float:
+        """The seconds that the answer to `body`, which is sent for `line`, may take."""
+        return self._paces[line.model].deadline_s(body, is_retry=line.attempts > 0)
 
 
 class Pace:
@@ -27,7 +44,7 @@ class Pace:
         self._seconds_per_token: deque[float] = deque(maxlen=REMEMBERED)
         self._longest = 0
 
-    def note(self, call: Call) -> None:
+    def note(self, call: Call[Any]) -> None:
         if call.reply is None:
             return
         usage = call.reply.usage
@@ -44,10 +61,9 @@ class Pace:
             return float(settings.LINE_TIMEOUT_S)
         if is_retry or not self._seconds_per_token:
             return MOST_S
-        asked = [body.get(name) for name in LIMITS]
-        limits = [limit for limit in asked if isinstance(limit, int) and limit > 0]
         # JSON has integers that no float holds.
-        written = min(*limits, MOST_TOKENS) if limits else max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
-        read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / BYTES_PER_TOKEN
+        limit = min(prefix.token_limit(body), prefix.MOST_TOKENS)
+        written = limit or max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
+        read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / prefix.BYTES_PER_TOKEN
         expected = max(self._seconds_per_token) * (written + read * READING)
         return min(MOST_S, max(LEAST_S, MARGIN * expected))

@@ -6,6 +6,7 @@ the drive gives it in growing intervals.
 
 import logging
 from datetime import timedelta
+from typing import Any
 
 from django.utils import timezone
 
@@ -21,7 +22,7 @@ MISCONFIGURED_FOR = timedelta(seconds=30)
 UNLOADABLE_FOR = timedelta(hours=1)
 
 
-def pause_after(backend: Backend, endpoint: str, model: str, failed: Call) -> None:
+def pause_after(backend: Backend, endpoint: str, model: str, failed: Call[Any]) -> None:
     """Pause what this reply shows to be out of order. Safe to run twice."""
     reply = failed.reply or Reply(failed.verdict)
     match reply.verdict:

@@ -66,7 +66,7 @@ def measure(endpoint: str, body: dict[str, Any]) -> Prompt:
         else:
             tokens = _tokens(len(prompt) - sum(media)) + len(media) * TOKENS_PER_MEDIUM
         tokens += sum(_tokens(_size(body[name])) for name in BESIDE_THE_PROMPT if body.get(name))
-        return Prompt(_key(_shape(body), prompt), _capped(tokens + _limit(body)))
+        return Prompt(_key(_shape(body), prompt), _capped(tokens + token_limit(body)))
     except RecursionError:  # nested nearly too deep to be read at all
         return Prompt(b"", 0)
 
@@ -183,7 +183,11 @@ def _size(value: Any) -> int:
     return len(_utf8(value)) if isinstance(value, str) else len(dump(value))
 
 
-def _limit(body: dict[str, Any]) -> int:
+def token_limit(body: dict[str, Any]) -> int:
+    """The tokens that an answer to this body may have, by the lowest limit that it sets; 0 if it sets none.
+
+    `true` is no number, though Python takes it for 1.
+    """
     asked = [body.get(name) for name in LIMITS]
     return min((limit for limit in asked if type(limit) is int and limit > 0), default=0)
 

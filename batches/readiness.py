@@ -1,150 +1,195 @@
 """What has to be true before a line is sent: its model is loaded, and known to be in order if the line failed before.
 
-Whatever is asked for that is asked with nothing else in flight, and by a drive that has the backend to itself. If the
-answer is bad, what it shows to be out of order pauses, and its lines wait for the next try.
+What is missing is asked for by a Question, a call like any other. Loading and trials are asked with nothing else in
+flight, by a drive that has the backend to itself; the list of loaded models is asked beside running calls. One way
+leads to a model that is ready, at its first line, after a person's request, and after a pause:
+
+    list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
+
+If an answer is bad, what it shows to be out of order pauses (batches/pauses.py), and its lines wait for the next try.
 """
 
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import replace
-
-from django.conf import settings
 from django.db.models.functions import Now
+from django.utils import timezone
 
-from batches import claims, fit, pauses
+from batches import claims, pauses
 from batches.backends.base import BackendKind, Verdict
 from batches.backends.calls import Call
-from batches.doubt import Doubt
-from batches.models import Backend, Line, Part, PausedModel
+from batches.doubt import FaultAttribution, Key, is_breakdown, key_of
+from batches.fit import ContextFit
+from batches.models import Backend, Line, PausedModel
+from batches.questions import Purpose, Question
 from batchserver.database import retrying
 
-# What speaks against the backend or the model, unless a trial goes well: then it is the line's own affair, as this.
-SUSPECT = {Verdict.MISCONFIGURED: Verdict.REFUSED, Verdict.UNLOADABLE: Verdict.FAILED}
-# Replies to a question of ours that let lines be sent: what the next one has to say to a refusal is its own affair.
+# Answers to a question that let lines be sent: what the next line has to say to a refusal is its own affair.
 PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
-# Answers that speak for other lines too: they are stored before another line is sent.
-BAD_NEWS = (Verdict.UNREACHABLE, Verdict.MISCONFIGURED, Verdict.MODEL_MISSING, Verdict.UNLOADABLE)
-# A loaded model answers a trial within this time, or the server is stuck.
-TRIAL_TIMEOUT_S = 120.0
-UNLOAD_TIMEOUT_S = 30.0
-DESCRIBE_TIMEOUT_S = 10.0
 
 
 class Readiness:
-    """What one drive knows of its backend, and asks of it. `ask` sends a question and waits for the reply, if
-    `may_ask`; `before_pause` is called before anything pauses."""
+    """What one drive knows of its backend's models, and what it has to ask before lines for them are sent."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        kind: BackendKind,
-        *,
-        ask: Callable[..., Call],
-        may_ask: Callable[[], bool],
-        before_pause: Callable[[], None],
-    ) -> None:
-        self.backend = backend
-        self.kind = kind
-        self.doubts: defaultdict[tuple[str, str], Doubt] = defaultdict(Doubt)  # by endpoint and model
-        self.to_retry: list[PausedModel] = []
-        self._measured: set[int] = set()  # the parts that were compared with what their model has
-        self._ask = ask
-        self._may_ask = may_ask
-        self._before_pause = before_pause
+    def __init__(self, backend: Backend, kind: BackendKind, *, was_unused: bool) -> None:
+        self._backend = backend
+        self._kind = kind
+        self._faults = FaultAttribution()
+        self._fit = ContextFit()
+        self._retries: dict[Key, PausedModel] = {}  # paused models that this drive is to try again
+        self._paused: set[Key] = set()
+        self._left_over = ""  # a model of ours that may still be on the card
+        self._is_unsure = False  # the loaded model may have gone
+        self._loaded_at = timezone.now()
+        if was_unused:
+            self._forget_loaded()  # what was loaded may be gone, or stay for less than our time
 
-    def doubt(self, line: Line) -> Doubt:
-        return self.doubts[line.batch.endpoint, line.model]
+    # What is needed
 
-    def is_ready_for(self, line: Line) -> bool:
-        is_loaded = line.model == self.backend.loaded_model and line.part_id in self._measured
-        return is_loaded and (self.doubt(line).is_proven or not line.needs_trial)
+    def next_question(self, line: Line | None) -> Question | None:
+        """What has to be asked next: for failures that wait for a trial, for a paused model, then for `line`; None if
+        `line` can be sent. The answer stays the same until `note_answer` gets the reply."""
+        for key in [*self._faults.wanted_trials, *self._retries]:
+            return self._next_step(key, needs_trial=True)
+        if line is None:
+            return None
+        return self._next_step(key_of(line), needs_trial=self._faults.needs_trial(line))
 
-    def make_ready_for(self, line: Line) -> None:
-        """Load its model, see whether its part fits, or give it a trial: what is missing first. If that fails, what the
-        line needs is paused and the line handed back."""
-        endpoint, model = line.batch.endpoint, line.model
-        if model != self.backend.loaded_model:
-            self._load(endpoint, model)
-        elif line.part_id not in self._measured:
-            self._measure(line.part)
-        else:
-            self.passes_trial(endpoint, model)
+    def _next_step(self, key: Key, *, needs_trial: bool) -> Question | None:
+        endpoint, model = key
+        loaded = self._backend.loaded_model
+        if self._is_unsure and loaded and self._kind.loads_on_demand:
+            return Question(Purpose.LIST_LOADED, endpoint, loaded)
+        if loaded != model:
+            other = loaded or self._left_over
+            if other not in ("", model) and self._kind.unload(other):
+                return Question(Purpose.UNLOAD, endpoint, other)
+            if self._kind.load(endpoint, model):
+                return Question(Purpose.LOAD, endpoint, model)
+            if not needs_trial:
+                self._now_loaded(model)  # a server of this kind loads a model with its first line
+        return Question(Purpose.TRIAL, endpoint, model) if needs_trial else None
 
-    def _load(self, endpoint: str, model: str) -> None:
-        loaded = self.backend.loaded_model
-        if loaded and (unloading := self.kind.unload(loaded)):
-            # Room on the card before the next one needs it. Whatever it says, the load tells whether there is enough.
-            self._ask(*unloading, UNLOAD_TIMEOUT_S)
-            retrying(self.backend.now_has_loaded, "")
-            if not self._may_ask():
-                return  # a person came meanwhile, say
-        if loading := self.kind.load(endpoint, model):
-            question = self._ask(*loading, settings.MODEL_LOAD_TIMEOUT_S)
-            if question.verdict not in PASSES:
-                self.pause_after(endpoint, model, question)
-                return
-        retrying(self.backend.now_has_loaded, model)
+    def question_beside(self, line: Line) -> Question | None:
+        """What else to ask once `line` is sent, without waiting for the answer."""
+        if self._fit.has_to_ask(line.part):
+            return Question(Purpose.DESCRIBE, line.batch.endpoint, line.model)
+        return None
 
-    def _measure(self, part: Part) -> None:
-        """Warn of a part that will not fit the loaded model, before its first line."""
-        question = self._ask("", {}, DESCRIBE_TIMEOUT_S, lambda exchange: self.kind.describe(exchange, part.model))
-        if question.result is not None:
-            retrying(fit.report, part, question.result)
-        if question.verdict is not Verdict.CUT:
-            self._measured.add(part.pk)
+    def call(self, question: Question) -> Call[Question]:
+        """The call that asks it."""
+        return question.call(self._kind, is_loaded=question.model == self._backend.loaded_model)
 
-    def passes_trial(self, endpoint: str, model: str) -> bool:
-        """Whether a request is answered that any server in order answers. If not, what it shows to be out of order
-        pauses."""
-        timeout_s = TRIAL_TIMEOUT_S if model == self.backend.loaded_model else settings.MODEL_LOAD_TIMEOUT_S
-        question = self._ask(endpoint, self.kind.trial(endpoint, model), timeout_s)
-        if question.verdict in PASSES:
-            self.doubts[endpoint, model].prove()
-            retrying(self.backend.now_has_loaded, model)
-            return True
-        self.doubts.pop((endpoint, model), None)  # it is settled
-        self.pause_after(endpoint, model, question)
-        return False
+    @property
+    def is_waiting(self) -> bool:
+        """Something has to be asked, whatever line is next."""
+        return bool(self._faults.wanted_trials or self._retries)
 
-    def retry(self, paused: PausedModel) -> None:
-        """Give a paused model another trial, if any line wants it still."""
-        if not retrying(paused.take):
-            return  # another drive has just tried
+    def is_paused(self, line: Line) -> bool:
+        """Lines for this model wait, as far as this drive knows."""
+        return key_of(line) in self._paused
+
+    # What it learns
+
+    def look(self) -> None:
+        """Read which models are paused, and take one that is due for another trial. Call it once a second."""
+        paused = retrying(list, self._backend.paused_models.all())
+        self._paused = {(each.endpoint, each.model) for each in paused}
+        for each in retrying(list, self._backend.paused_models.all().due()):
+            self._take(each)
+        if self._kind.loads_on_demand and self._backend.loaded_model and self._was_listed_since():
+            is_listed = self._kind.has_model(self._backend.loaded_names, self._backend.loaded_model)
+            self._is_unsure = self._is_unsure or not is_listed
+
+    def _take(self, paused: PausedModel) -> None:
+        """Try a paused model again, if some line wants it still, and neither this drive nor another is at one."""
         endpoint, model = paused.endpoint, paused.model
         if retrying(claims.is_wanted, endpoint, model):
-            is_over = self.passes_trial(endpoint, model)
-        else:
-            # Lines of a batch that a person paused do not want it now, and the pause is theirs still.
-            is_over = not retrying(claims.is_wanted, endpoint, model, now=False)
-        if is_over:
+            if not self._retries and retrying(paused.take):
+                self._retries[endpoint, model] = paused
+        elif not retrying(claims.is_wanted, endpoint, model, now=False):
+            # Lines of a batch that a person paused do not want it now, and the pause stays for them.
             retrying(paused.delete)
-            self.to_retry.clear()  # the looks during the trial saw it still due
 
-    def is_bad_news(self, call: Call) -> bool:
-        return call.verdict in BAD_NEWS or self.doubt(call.key).is_grave
+    def _was_listed_since(self) -> bool:
+        """The worker has read the list of loaded models since this drive loaded one."""
+        return self._backend.seen_at is not None and self._backend.seen_at > self._loaded_at
 
-    def judge(self, call: Call) -> bool:
-        """Find out what a failure says of the model or the whole backend, and act on it. True: the call is still to be
-        recorded, as what it turned out to be."""
-        line: Line = call.key
-        endpoint, model = line.batch.endpoint, line.model
-        if call.verdict in SUSPECT:
-            # Where nothing may be asked the line goes back uncharged, and shows again what is wrong.
-            if self._may_ask() and self.passes_trial(endpoint, model) and call.reply is not None:
-                call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
-            return True
-        if call.verdict is Verdict.UNREACHABLE and not self.backend.is_paused:
-            self.pause_after(endpoint, model, call)
-        elif self.doubt(line).is_grave and self._may_ask():
-            self.passes_trial(endpoint, model)
-        return False
+    def doubt_loaded(self) -> None:
+        """The loaded model may have gone: ask before the next line."""
+        self._is_unsure = True
 
-    def pause_after(self, endpoint: str, model: str, failed: Call) -> None:
-        if failed.verdict is Verdict.CUT:
-            # We are to stop: whoever comes next tries it at once.
-            retrying(self.backend.paused_models.filter(endpoint=endpoint, model=model).update, resume_at=Now())
+    def note_line(self, call: Call[Line]) -> bool:
+        """Take in what became of a line, and decide whether it pays for a failure. True: it can be stored now; False:
+        it waits for a trial."""
+        if is_breakdown(call):
+            self.doubt_loaded()  # the server may have started anew, and load the model for other than our time
+        if call.verdict is Verdict.UNREACHABLE and not self._backend.is_paused:
+            self._pause_after(key_of(call.subject), call)
+        return self._faults.note(call)
+
+    def note_answer(self, call: Call[Question]) -> list[Call[Line]]:
+        """Take in the answer to a question; the failed lines that it settles, to be stored now."""
+        question = call.subject
+        match question.purpose:
+            case Purpose.LIST_LOADED:
+                self._note_list(call)
+            case Purpose.DESCRIBE:
+                self._fit.note(question.model, call.result)
+            case Purpose.UNLOAD:
+                # Whatever it says: the load tells whether there is room.
+                self._left_over = ""
+                retrying(self._backend.now_has_loaded, "")
+            case Purpose.LOAD | Purpose.TRIAL:
+                return self._note_load_or_trial(call)
+        return []
+
+    def _note_list(self, call: Call[Question]) -> None:
+        if call.verdict is Verdict.CUT:
             return
-        self._before_pause()
-        self.to_retry.clear()  # the next look knows what is still due
-        retrying(self.backend.now_has_loaded, "")
-        retrying(pauses.pause_after, self.backend, endpoint, model, failed)
+        self._is_unsure = False
+        if call.verdict is not Verdict.ANSWERED or not self._kind.has_model(call.result, call.subject.model):
+            self._forget_loaded()
+
+    def _note_load_or_trial(self, call: Call[Question]) -> list[Call[Line]]:
+        question = call.subject
+        key = question.endpoint, question.model
+        if call.verdict in PASSES:
+            self._now_loaded(question.model)
+            if question.purpose is Purpose.LOAD:
+                return []
+            self._end_pause(key)
+            return self._faults.passed(key)
+        if call.verdict is not Verdict.CUT:
+            self._pause_after(key, call)
+        return self._faults.not_passed(key)
+
+    def release(self) -> list[Call[Line]]:
+        """Nothing can be asked now: the failures that waited for a trial, to be tried again uncharged. Paused models
+        are left to whoever looks next."""
+        for paused in self._retries.values():
+            retrying(PausedModel.objects.filter(pk=paused.pk).update, resume_at=Now())
+        self._retries.clear()
+        return self._faults.release()
+
+    # What it changes
+
+    def _pause_after(self, key: Key, failed: Call[Line] | Call[Question]) -> None:
+        self._retries.pop(key, None)
+        self._forget_loaded()
+        retrying(pauses.pause_after, self._backend, *key, failed)
+        self._paused.add(key)
+
+    def _end_pause(self, key: Key) -> None:
+        self._paused.discard(key)
+        if paused := self._retries.pop(key, None):
+            retrying(paused.delete)
+
+    def _now_loaded(self, model: str) -> None:
+        if self._backend.loaded_model != model:
+            self._fit.forget()
+            self._loaded_at = timezone.now()
+        self._left_over, self._is_unsure = "", False
+        retrying(self._backend.now_has_loaded, model)
+
+    def _forget_loaded(self) -> None:
+        """Load the next model as the first one, whichever it is; but know what may still be on the card."""
+        self._left_over = self._backend.loaded_model or self._left_over
+        retrying(self._backend.now_has_loaded, "")

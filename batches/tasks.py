@@ -80,11 +80,7 @@ def drive() -> None:
         # A worker that was killed with -9 leaves its busy child behind: it must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    def on_closed(batch_ids: list[str]) -> None:
-        for batch_id in batch_ids:
-            wake(finalize, batch_id)
-
-    executor.Drive(backend, should_stop=should_stop, on_closed=on_closed).run()
+    executor.Drive(backend, should_stop=should_stop, wake_control=wake_control).run()
 
 
 @app.task

@@ -5,6 +5,8 @@ said how many calls the backend serves at once, the window grows while they grow
 refused or time out. Pure: the drive that owns it stores its size on the backend's row, which all drives share.
 """
 
+from typing import Any
+
 from batches.backends.base import Verdict
 from batches.backends.calls import Call
 
@@ -36,6 +38,7 @@ class Window:
         self._started: float | None = None
         self._answers = 0
         self._work = 0.0
+        self._model = ""  # of the answers that are measured
 
     @property
     def running(self) -> int:
@@ -51,11 +54,14 @@ class Window:
             self.forget()
 
     def forget(self) -> None:
-        """Begin to measure anew: another model, or there was less to send than there was room."""
+        """Begin to measure anew."""
         self._started, self._answers, self._work = None, 0, 0.0
 
-    def note(self, call: Call, now: float) -> None:
-        """Take in what became of a call."""
+    def note(self, call: Call[Any], model: str, now: float) -> None:
+        """Take in what became of a call for `model`. The answers of another model are measured anew."""
+        if model != self._model:
+            self._model = model
+            self.forget()
         if call.verdict is Verdict.BUSY or call.timed_out:
             # Calls that were sent before it shrank say nothing about what it is now.
             if call.started > self._shrunk_at and now > self._shrunk_at + SHRINK_EVERY_S:

@@ -136,7 +136,7 @@ class Work:
 
     def __init__(self, api: APIClient) -> None:
         self.api = api
-        self.in_flight = 1  # the backend's window, as if it had shrunk to this: what happens happens in order
+        self.in_flight = 2  # the backend's window, as the product's is at first; with 1 what happens happens in order
 
     def validate(self, batch_id: str) -> None:
         while intake.validate(batch_id):
@@ -148,7 +148,7 @@ class Work:
         backend = presence.report_backend()
         backend.resize_window(self.in_flight)
         if not backend.is_paused:
-            executor.Drive(backend, should_stop=should_stop, on_closed=closed.extend).run()
+            executor.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
     def finalize(self, batch_id: str) -> None:
@@ -162,6 +162,7 @@ class Work:
             if Batch.objects.get(pk=batch_id).status != Status.IN_PROGRESS:
                 break
             Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # backoffs and pauses are over at once
+            Batch.objects.update(retry_at=None)
             Backend.objects.update(resume_at=None)
             PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
             self.drive()

@@ -64,6 +64,8 @@ class FakeBackend:
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
+        self.loaded = [MODEL]  # the models on its card, as /api/ps tells
+        self.events: list[str] = []  # what arrived, in order: "load MODEL", "unload MODEL", "describe MODEL", a key
         self.loads: list[str] = []  # the models that it was asked to load
         self.unloads: list[str] = []  # and to take off the card
         self.load_paths: list[str] = []  # and where
@@ -125,9 +127,19 @@ class FakeBackend:
         with self._lock:
             return [seen.key for seen in self.seen if answered is None or seen.answered is answered]
 
+    def has_loaded(self, model: str) -> None:
+        with self._lock:
+            if model not in self.loaded:
+                self.loaded.append(model)
+
+    def let_go(self, model: str) -> None:
+        with self._lock:
+            self.loaded = [name for name in self.loaded if name != model]
+
     def take(self, seen: Seen) -> Action:
         with self._lock:
             self.seen.append(seen)
+            self.events.append(seen.key)
             if self._actions[seen.key]:
                 return self._actions[seen.key].popleft()
         return self._always.get(seen.key, Action(delay_s=self.delay_s))
@@ -177,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "models": [
                     {"name": name, "context_length": self.fake.context}
                     | dict(zip(("size", "size_vram"), self.fake.sizes, strict=True))
-                    for name in self.fake.models[:1]
+                    for name in self.fake.loaded
                 ]
             },
         }
@@ -189,6 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/api/show":
+            self.fake.events.append(f"describe {body['model']}")
             info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
             self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
             return
@@ -211,6 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, seen: Seen, action: Action) -> None:
         body = seen.body
+        self.fake.has_loaded(str(body.get("model")))  # as Ollama does, if nobody has before
         if action.delay_s:
             self.fake.wait(action.delay_s)
         if action.hang:
@@ -242,12 +256,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _load(self, body: dict[str, Any]) -> None:
         if body.get("keep_alive") == 0:
             self.fake.unloads.append(body["model"])
+            self.fake.events.append(f"unload {body['model']}")
+            self.fake.let_go(body["model"])
             self._send(200, json.dumps({"model": body["model"], "done_reason": "unload"}).encode())
             return
         self.fake.loads.append(body["model"])
+        self.fake.events.append(f"load {body['model']}")
         self.fake.load_paths.append(self.path)
         action = self.fake.on_load.popleft() if self.fake.on_load else Action()
         self.fake.wait(action.delay_s)
+        if action.status == 200:
+            self.fake.has_loaded(body["model"])
         content = action.body if action.body is not None else {"model": body["model"], "done_reason": "load"}
         self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 

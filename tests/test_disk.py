@@ -118,7 +118,7 @@ def test_with_too_little_left_batches_wait_and_go_on_later(create, work, backend
 
 
 def test_a_drive_under_way_stops_sending(create, work, backend, settings):
-    batch = create([line(f"id-{number}") for number in range(8)])["id"]
+    batch = create([line(f"id-{number}") for number in range(16)])["id"]
     work.validate(batch)
     backend.delay_s = 0.4
 
@@ -129,6 +129,6 @@ def test_a_drive_under_way_stops_sending(create, work, backend, settings):
         return False
 
     work.drive(should_stop=fill_up)
-    assert len(backend.arrived()) < 8
+    assert len(backend.arrived()) < 16
     settings.MIN_FREE_BYTES = 0
-    assert work.run(batch)["request_counts"]["completed"] == 8
+    assert work.run(batch)["request_counts"]["completed"] == 16

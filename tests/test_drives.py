@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from batches import alone, executor, holds, leases, presence
+from batches import admission, alone, executor, holds, leases, presence
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState
 from tests.conftest import line, several_connections
 from tests.fake_backend import Action
@@ -97,8 +97,8 @@ def test_a_server_that_is_busy_with_others_is_left_alone(create, work, backend):
     ends_at = time.monotonic() + 5
     work.drive(should_stop=lambda: time.monotonic() > ends_at)
     times = [seen.at for seen in backend.seen]
-    assert 2 <= len(times) <= 4
-    assert times[1] - times[0] > 1.9
+    assert 3 <= len(times) <= 5  # two at first
+    assert times[2] - times[1] > 1.9
     assert Line.objects.filter(not_before=None, attempts=0).count() >= 16
 
 
@@ -127,7 +127,7 @@ def test_a_person_is_served_first(create, work, backend):
 
 
 def test_a_closed_gate_lets_the_drive_go_after_a_while(create, work, backend, monkeypatch):
-    monkeypatch.setattr(executor, "LINGERS_S", 1.0)
+    monkeypatch.setattr(admission, "LINGERS_S", 1.0)
     work.validate(create([line("a")])["id"])
     Hold.objects.create(reason=Hold.Reason.PAUSED)
     started = time.monotonic()
@@ -183,7 +183,7 @@ def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(crea
         try:
             for _ in range(60):
                 Line.objects.update(not_before=None)
-                executor.Drive(fresh(own), should_stop=lambda: False, on_closed=lambda ids: None).run()
+                executor.Drive(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
                 if not Line.objects.all().open().exists():
                     return
                 Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)

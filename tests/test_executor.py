@@ -172,7 +172,7 @@ def test_a_missing_model_fails_all_its_lines_at_once(create, work, backend):
     assert seen["request_counts"] == {"total": 21, "completed": 1, "failed": 20}
     _, errors = results(work, seen)
     assert {each["response"]["status_code"] for each in errors.values()} == {404}
-    assert len(backend.seen) < 5
+    assert len(backend.seen) < 7  # two were in flight
 
 
 def test_an_answer_that_takes_too_long_is_cut_and_charged(create, work, backend, settings):
@@ -222,6 +222,7 @@ def test_lines_at_the_limit_of_nesting_harm_nobody_else(create, work, backend):
 
 
 def test_a_cancel_ends_the_call_within_a_second_and_delivers_what_is_done(create, work, backend):
+    work.in_flight = 1  # c is not sent beside b
     backend.always("b", Action(hang=True))
     batch = create([line(each) for each in "abc"])
     work.validate(batch["id"])
@@ -250,6 +251,7 @@ def test_a_cancel_ends_the_call_within_a_second_and_delivers_what_is_done(create
 
 
 def test_a_window_that_ends_expires_the_open_lines_and_delivers_the_rest(create, work, backend):
+    work.in_flight = 1  # c is not sent beside b
     backend.always("b", Action(hang=True))
     batch = create([line(each) for each in "abc"])
     work.validate(batch["id"])
@@ -272,6 +274,7 @@ def test_a_window_that_ends_expires_the_open_lines_and_delivers_the_rest(create,
 
 
 def test_the_order_to_stop_lets_the_call_finish_and_hands_back_the_rest(create, work, backend):
+    work.in_flight = 1  # b is claimed, and waits for its call
     backend.always("a", Action(delay_s=1.5))
     batch = create([line("a"), line("b")])
     work.validate(batch["id"])
@@ -356,7 +359,7 @@ def test_fast_answers_are_stored_in_groups_and_none_is_lost(create, work, backen
     assert batch["request_counts"] == {"total": 300, "completed": 300, "failed": 0}
     output, _ = results(work, batch)
     assert list(output) == [f"id-{n}" for n in range(300)]
-    assert backend.arrived() == [f"id-{n}" for n in range(300)]
+    assert sorted(backend.arrived()) == sorted(f"id-{n}" for n in range(300))
 
 
 def test_an_input_file_that_was_damaged_fails_its_lines_only(create, work, backend, settings):

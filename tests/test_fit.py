@@ -151,7 +151,7 @@ def finished(calls, call):
 
 def test_the_question_is_put_in_a_thread_of_the_calls(calls, backend):
     backend.context, backend.sizes = 8192, (9_000_000_000, 6_000_000_000)
-    call = finished(calls, Call(None, "", {}, 10.0, question=lambda ask: kind_named("ollama").describe(ask, MODEL)))
+    call = finished(calls, Call(None, "", {}, 10.0, ask=lambda ask: kind_named("ollama").describe(ask, MODEL)))
     assert call.verdict is Verdict.ANSWERED
     assert call.result == ModelState(
         "ollama", 8192, 131_072, size=9_000_000_000, size_vram=6_000_000_000, capabilities=frozenset({"completion"})
@@ -160,20 +160,20 @@ def test_the_question_is_put_in_a_thread_of_the_calls(calls, backend):
 
 def test_a_question_to_a_server_that_is_away_says_so_and_has_no_result(calls, backend):
     backend.stop()
-    call = finished(calls, Call(None, "", {}, 10.0, question=lambda ask: ask("/api/ps", None)))
+    call = finished(calls, Call(None, "", {}, 10.0, ask=lambda ask: ask("/api/ps", None)))
     assert (call.verdict, call.result) == (Verdict.UNREACHABLE, None)
 
 
 def test_a_bug_fails_its_call_and_not_the_thread(calls):
-    call = finished(calls, Call(None, "", {}, 10.0, question=lambda ask: 1 / 0))
+    call = finished(calls, Call(None, "", {}, 10.0, ask=lambda ask: 1 / 0))
     assert (call.verdict, call.reply.code, call.result) == (Verdict.FAILED, "internal_error", None)
-    assert finished(calls, Call(None, "", {}, 10.0, question=lambda ask: 1)).result == 1
+    assert finished(calls, Call(None, "", {}, 10.0, ask=lambda ask: 1)).result == 1
 
 
 def test_a_question_can_be_cut(calls, backend):
     backend.native_delay_s = 30.0
     body = {"model": MODEL, "truncate": False, "messages": [{"content": "x"}]}
-    call = Call(None, "", {}, 0.3, question=lambda ask: ask("/api/chat", body))
+    call = Call(None, "", {}, 0.3, ask=lambda ask: ask("/api/chat", body))
     assert finished(calls, call).result is None
     assert call.timed_out
     assert call.duration_s < 5.0

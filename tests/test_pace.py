@@ -39,8 +39,10 @@ def test_an_answer_gets_several_times_what_its_tokens_take():
     pace = paced((0, 100, 10))  # 10 tokens a second
     assert pace.deadline_s({"max_tokens": 1000}) == pytest.approx(4 * 100)
     assert pace.deadline_s({"max_tokens": 1000, "max_completion_tokens": 500}) == pytest.approx(4 * 50)
-    # A prompt of 40,000 bytes is 20,000 tokens at most, read ten times as fast as written.
-    assert pace.deadline_s({"max_tokens": 1000, "prompt": "x" * 40_000}) == pytest.approx(4 * 300)
+    # A prompt of 30,000 bytes has about 10,000 tokens, read ten times as fast as written.
+    assert pace.deadline_s({"max_tokens": 1000, "prompt": "x" * 30_000}) == pytest.approx(4 * 200)
+    # JSON's true is no number.
+    assert pace.deadline_s({"max_tokens": True}) == pace.deadline_s({})
 
 
 def test_the_slowest_of_the_last_answers_counts_and_is_forgotten_in_time():

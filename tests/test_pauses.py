@@ -8,7 +8,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import claims, executor, leases, ordering, presence, readiness
+from batches import claims, executor, leases, ordering, presence, questions
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import Backend, Batch, Line, LineState, Part, PausedModel
@@ -50,7 +50,7 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
     known = presence.report_backend()
     backend.stop()
 
-    executor.Drive(known, should_stop=lambda: False, on_closed=lambda ids: None).run()
+    executor.Drive(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
 
     seen = Backend.objects.get()
     assert seen.is_paused
@@ -64,18 +64,19 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
 
 
 def test_a_refused_host_header_pauses_with_what_to_change(create, work, backend):
-    for key in ("a", TRIAL):
+    for key in ("a", "b", TRIAL):
         backend.on(key, Action(403, b""))
-    batch = prepared(create, work, "ab")
+    batch = prepared(create, work, "abc")
 
     work.drive()
 
     assert "Host header" in Backend.objects.get().pause_reason
-    assert backend.arrived() == ["a", TRIAL]
+    asked = backend.arrived()
+    assert sorted(asked) == sorted(["a", "b", TRIAL])
     assert charges() == UNCHARGED
     work.drive()  # too early for another trial
-    assert backend.arrived() == ["a", TRIAL]
-    assert work.run(batch)["request_counts"]["completed"] == 2
+    assert backend.arrived() == asked
+    assert work.run(batch)["request_counts"]["completed"] == 3
 
 
 def test_what_looks_like_configuration_is_the_lines_affair_if_a_trial_goes_well(create, work, backend):
@@ -107,8 +108,8 @@ def test_a_model_that_fails_everything_pauses_and_charges_nobody(create, work, b
     assert charges() == UNCHARGED
     assert "fails every request of gemma3:12b, the plainest too" in seen.reason
     assert seen.reason in presence.health()["reason"]
-    # Five lines and a trial at first, later the trial alone, each time after a longer pause.
-    assert len(set(backend.arrived()) - {TRIAL}) == 5
+    # Five lines, maybe one that was in flight beside them, and a trial at first; later the trial alone, after longer pauses.
+    assert len(set(backend.arrived()) - {TRIAL}) in (5, 6)
     assert backend.arrived().count(TRIAL) == 4
     assert pauses == sorted(pauses)
     assert pauses[-1] > pauses[0] * 3
@@ -288,8 +289,8 @@ def test_loading_has_a_time_limit_of_its_own(create, work, backend, settings):
 
 
 def test_lines_of_a_model_that_cannot_be_loaded_for_an_hour_fail_with_the_reason(create, work, backend):
-    backend.always("a", NO_ROOM)
-    backend.always(TRIAL, NO_ROOM)
+    for key in ("a", "b", TRIAL):
+        backend.always(key, NO_ROOM)
     backend.models = ["gemma3:12b", "other:1b"]
     batch = create([line("a"), line("b"), line("c", body={"model": "other:1b"})])["id"]
     work.validate(batch)
@@ -342,6 +343,7 @@ def test_what_looks_like_no_room_is_the_lines_affair_if_a_trial_goes_well(create
 
 def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbours_pay_nothing(create, work, backend):
     """The server is not there again at once: what comes behind the line fails too, and so does a trial."""
+    work.in_flight = 1  # among several nobody could tell whose fault it is (test_drives)
     for key in ("poison", "b", "c", TRIAL):
         backend.always(key, DOWN)
     batch = prepared(create, work, ["a", "poison", "b", "c"])
@@ -365,8 +367,9 @@ def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbour
 def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     create, work, backend, settings, monkeypatch
 ):
+    work.in_flight = 1  # among several nobody could tell whose fault it is (test_drives)
     settings.LINE_TIMEOUT_S = 1.0
-    monkeypatch.setattr(readiness, "TRIAL_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(questions, "TRIAL_TIMEOUT_S", 1.0)
     hang = Action(hang=True)
     backend.always("a", hang)
     backend.on(TRIAL, hang)

@@ -5,6 +5,7 @@ import pytest
 from batches.backends.base import Reply, Usage, Verdict
 from batches.backends.calls import Call
 from batches.window import MEASURE_S, Window, share
+from tests.fake_backend import MODEL
 
 
 def call(verdict=Verdict.ANSWERED, *, tokens=100, started=0.0, timed_out=False):
@@ -24,7 +25,7 @@ class Server:
         for _ in range(seconds):
             self.now += 1
             for _ in range(10 * min(self.window.size, self.slots)):
-                self.window.note(call(started=self.now), self.now)
+                self.window.note(call(started=self.now), MODEL, self.now)
             self.window.look(self.now, is_full=is_full)
             sizes.append(self.window.size)
         return sizes
@@ -65,10 +66,10 @@ def test_it_learns_nothing_while_there_is_little_to_send():
 def test_it_shrinks_once_for_calls_that_fail_together_and_comes_back(failed):
     window = Window(15, most=64)
     for _ in range(16):
-        window.note(call(started=1.0, **failed), 10.0)
+        window.note(call(started=1.0, **failed), MODEL, 10.0)
     assert window.size == 8
     for _ in range(16):
-        window.note(call(started=11.0, **failed), 20.0)
+        window.note(call(started=11.0, **failed), MODEL, 20.0)
     assert window.size == 4
     server = Server(window, slots=64)
     server.now = 20.0
@@ -79,7 +80,7 @@ def test_it_shrinks_once_for_calls_that_fail_together_and_comes_back(failed):
 def test_it_is_never_less_than_one():
     window = Window(None, most=9)
     for now in range(0, 600, 10):
-        window.note(call(Verdict.BUSY, started=now), now + 6)
+        window.note(call(Verdict.BUSY, started=now), MODEL, now + 6)
     assert window.size == 1
 
 

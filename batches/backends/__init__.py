@@ -57,7 +57,7 @@ def connect() -> Connection:
     return Connection(settings.BACKEND_URL, api_key=settings.BACKEND_API_KEY, max_reply_bytes=settings.MAX_REPLY_BYTES)
 
 
-def open_calls(kind: str) -> CallPool:
+def open_calls(kind: str) -> CallPool[Any]:
     return CallPool(kind_named(kind), connect)
 
 

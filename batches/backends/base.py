@@ -113,6 +113,7 @@ class BackendKind:
 
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "The model server"
+    loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may let it go again by itself
     most_in_flight: ClassVar[int] = 64  # where it does not say how many calls it serves at once
 
     # Evaluated top to bottom; a status that no row names is the line's own fault.
@@ -150,6 +151,13 @@ class BackendKind:
         A question or two to the server: for a thread that may wait. Lets through what `exchange` raises.
         """
         return None
+
+    def loaded(self, exchange: Exchange) -> list[str]:
+        """The names of the models that the server has loaded, if it `loads_on_demand`.
+
+        A quick question, also beside running calls. Lets through what `exchange` raises.
+        """
+        return []
 
     def has_model(self, models: list[str], name: str) -> bool:
         return name in models

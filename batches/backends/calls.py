@@ -4,9 +4,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import HTTPError
 
@@ -15,20 +15,25 @@ from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLar
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
 
 @dataclass(eq=False)
-class Call:
-    """One request: a line's, which is its `key`, or one of ours. `timeout_s` is its deadline, from when the server is
-    at it: until then it may wait there behind others.
+class Call(Generic[S_co]):
+    """One request to the model server, made for its `subject`. `timeout_s` is its deadline, counted from when the
+    server computes it: until then it may wait there behind others.
 
-    With a `question` that is asked instead, and `result` is what it gives: None unless the verdict is ANSWERED.
+    With `ask`, that is run in place of the request, and `result` is what it returns: None unless the verdict is
+    ANSWERED. A call that `is_light` costs the server no computing: it takes no place of the others and waits for none.
     """
 
-    key: Any
+    subject: S_co
     endpoint: str
     body: dict[str, Any]
     timeout_s: float
-    question: Callable[[Exchange], Any] | None = None
+    ask: Callable[[Exchange], Any] | None = None
+    is_light: bool = False
     result: Any = None
     started: float = field(default_factory=time.monotonic)
     running_since: float | None = None
@@ -50,7 +55,7 @@ class Call:
         return self.running_since is not None and time.monotonic() > self.running_since + self.timeout_s
 
 
-class CallPool:
+class CallPool(Generic[S]):
     """Threads that each send one call at a time, as many as were ever needed at once. Not for several users: one loop
     submits, waits and cuts.
 
@@ -61,13 +66,17 @@ class CallPool:
     def __init__(self, kind: BackendKind, connect: Callable[[], Connection]) -> None:
         self.kind = kind
         self.running, self.is_known = 1, False
-        self.in_flight: list[Call] = []  # in the order in which they were sent
+        self.in_flight: list[Call[S]] = []  # in the order in which they were sent
         self._connect = connect
-        self._todo: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[Call[S] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Call[S]] = queue.SimpleQueue()
         self._threads = 0
 
-    def submit(self, call: Call) -> None:
+    def serves(self, running: int, *, is_known: bool) -> None:
+        """The server computes this many calls at once, as is known or as far as can be guessed."""
+        self.running, self.is_known = running, is_known
+
+    def submit(self, call: Call[S]) -> None:
         call.started = time.monotonic()
         self.in_flight.append(call)
         self._start_clocks()
@@ -78,13 +87,13 @@ class CallPool:
             self._threads += 1
         self._todo.put(call)
 
-    def wait(self, timeout_s: float) -> list[Call]:
+    def wait(self, timeout_s: float) -> list[Call[S]]:
         """The calls that finished, waiting for the first of them at most `timeout_s` seconds. Overdue calls are cut."""
         for call in self.in_flight:
             if call.is_overdue and not call.timed_out:
                 call.timed_out = True
                 self.cut(call)
-        finished: list[Call] = []
+        finished: list[Call[S]] = []
         try:
             finished.append(self._done.get(timeout=timeout_s))
             while True:
@@ -99,29 +108,43 @@ class CallPool:
 
     def _start_clocks(self) -> None:
         now = time.monotonic()
-        for call in self.in_flight[: self.running]:
+        computing = self.computing
+        for call in [*computing[: self.running], *(call for call in self.in_flight if call.is_light)]:
             # One that has finished and was not fetched yet was computed beside the others.
             if not call.finished:
                 call.running_since = call.running_since or now
-        together = self.in_flight[: self.running] if self.is_known else self.in_flight
+        together = computing[: self.running] if self.is_known else computing
         if len(together) > 1:
             for call in together:
                 call.was_shared = True
 
     @property
-    def waiting(self) -> list[Call]:
-        """The calls in flight that the server has not begun."""
-        return self.in_flight[self.running :]
+    def computing(self) -> list[Call[S]]:
+        """The calls in flight that take the server's time, in the order in which they were sent."""
+        return [call for call in self.in_flight if not call.is_light]
 
-    def cut(self, call: Call) -> None:
+    @property
+    def waiting(self) -> list[Call[S]]:
+        """The calls in flight that the server has not begun."""
+        return self.computing[self.running :]
+
+    def mark_shared(self) -> None:
+        """Somebody else's request is at the server beside the calls in flight."""
+        for call in self.in_flight:
+            call.was_shared = True
+
+    def cut(self, call: Call[S]) -> None:
         call.is_cut = True
         if call.connection is not None:
             call.connection.cut(call)
 
+    def cut_all(self, calls: Iterable[Call[S]]) -> None:
+        for call in list(calls):
+            self.cut(call)
+
     def close(self) -> None:
         """Cut what is in flight and let the threads go."""
-        for call in self.in_flight:
-            self.cut(call)
+        self.cut_all(self.in_flight)
         for _ in range(self._threads):
             self._todo.put(None)
 
@@ -139,10 +162,10 @@ class CallPool:
             self._done.put(call)
         connection.close()
 
-    def _send(self, connection: Connection, call: Call) -> Reply:
+    def _send(self, connection: Connection, call: Call[S]) -> Reply:
         try:
-            if call.question is not None:
-                call.result = call.question(connection.exchange(call))
+            if call.ask is not None:
+                call.result = call.ask(connection.exchange(call))
                 return Reply(Verdict.ANSWERED)
             status, content = connection.post(call.endpoint, call.body, call=call)
         except Cut:
@@ -160,7 +183,7 @@ class CallPool:
             message = f"The model server broke the connection ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
         reply = replace(self.kind.judge(call.endpoint, status, content), retry_after_s=connection.retry_after_s)
-        if reply.verdict is Verdict.ANSWERED and call.key is not None:
+        if reply.verdict is Verdict.ANSWERED:
             try:
                 problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, reply.usage)
             except Cut:

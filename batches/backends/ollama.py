@@ -52,6 +52,7 @@ KEEP_ALIVE = "30m"
 class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
+    loads_on_demand = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -126,6 +127,9 @@ class Ollama(BackendKind):
             size_vram=count(loaded, "size_vram", below=2**63),
             capabilities=frozenset(map(str, capabilities)) if isinstance(capabilities, list) else frozenset(),
         )
+
+    def loaded(self, exchange: Exchange) -> list[str]:
+        return list(ollama_context.loaded_models(lambda path: exchange(path, None)))
 
     def has_model(self, models: list[str], name: str) -> bool:
         return (name if ":" in name.rpartition("/")[2] else f"{name}:latest") in models

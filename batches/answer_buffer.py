@@ -1,0 +1,51 @@
+"""Answers that wait to be stored: one by one while they come slowly, in groups while they come fast.
+
+A group is stored once it has GROUP_LINES answers, or has waited GROUP_OVER_COST times as long as storing the last one
+took (MOST_GROUP_S at most). So storing takes a tenth of the time at most, and a crash costs the answers of some
+milliseconds.
+"""
+
+import time
+
+from batches.backends.base import Verdict
+from batches.backends.calls import Call
+from batches.models import Line
+
+GROUP_OVER_COST = 10
+MOST_GROUP_S = 0.2
+GROUP_LINES = 64
+# These concern other lines too: they are stored before another line is sent.
+URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING)
+
+
+class AnswerBuffer:
+    """Calls for lines that are over and not stored yet."""
+
+    def __init__(self) -> None:
+        self._calls: list[Call[Line]] = []
+        self.due_at = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, call: Call[Line]) -> None:
+        self._calls.append(call)
+
+    @property
+    def is_urgent(self) -> bool:
+        return any(call.verdict in URGENT for call in self._calls)
+
+    def is_due(self, *, is_last: bool) -> bool:
+        """Whether the group is to be stored now; `is_last`: nothing is in flight that could join it."""
+        if not self._calls:
+            return False
+        return is_last or self.is_urgent or len(self._calls) >= GROUP_LINES or time.monotonic() >= self.due_at
+
+    def take(self) -> list[Call[Line]]:
+        """All of them, to be stored now."""
+        group, self._calls = self._calls, []
+        return group
+
+    def stored(self, took_s: float) -> None:
+        """Storing the last group took this long: decide how long the next one may grow."""
+        self.due_at = time.monotonic() + min(MOST_GROUP_S, GROUP_OVER_COST * took_s)

@@ -1,0 +1,58 @@
+"""From a claimed line to its call: its body as the model server takes it, a deadline, or an answer without it."""
+
+import logging
+
+from batches import answers
+from batches.backends.base import BackendKind, Reply, Verdict, refused
+from batches.backends.calls import Call
+from batches.inputs import UNREADABLE, InputFiles
+from batches.models import Line
+from batches.pace import Deadlines
+from batchserver.database import retrying
+
+logger = logging.getLogger(__name__)
+
+
+class LineCalls:
+    """Makes the calls of one drive. To be closed: it keeps input files open."""
+
+    def __init__(self, kind: BackendKind) -> None:
+        self._kind = kind
+        self._inputs = InputFiles()
+        self._deadlines = Deadlines()
+
+    def make(self, line: Line) -> Call[Line]:
+        """The call for this line, to be sent unless it has a reply already.
+
+        Raises OSError if its input file cannot be read now; the next call opens the file anew.
+        """
+        endpoint = line.batch.endpoint
+        try:
+            body = retrying(self._inputs.body, line)
+            problem = self._kind.unsupported(endpoint, body)
+        except UNREADABLE as error:
+            # Validation read this very line: the file was damaged since.
+            logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
+            message = "The input file cannot be read any more."
+            return _answered(line, Reply(Verdict.REFUSED, code="input_unreadable", message=message))
+        except OSError:
+            self._inputs.reopen(line)
+            raise
+        if problem:
+            return _answered(line, refused("unsupported_parameter", problem))
+        if known := retrying(answers.recall, line):
+            return _answered(line, Reply(Verdict.ANSWERED, 200, known))
+        sent = self._kind.prepare(endpoint, body, line.model)
+        return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))
+
+    def note(self, call: Call[Line]) -> None:
+        """Learn from what became of a call how long others may take."""
+        self._deadlines.note(call)
+
+    def close(self) -> None:
+        self._inputs.close()
+
+
+def _answered(line: Line, reply: Reply) -> Call[Line]:
+    """A call that is over before it was sent."""
+    return Call(line, line.batch.endpoint, {}, 0.0, reply=reply)

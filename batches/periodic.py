@@ -1,0 +1,104 @@
+"""What a drive looks at again and again while it works: its lease, persons, the clock, other drives, stopped batches.
+
+Each read is a small transaction of its own, tried again by itself if the database does not answer.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from batches import holds, leases, lifecycle
+from batches.admission import Admission
+from batches.backends.calls import Call, CallPool
+from batches.line_buffer import LineBuffer
+from batches.models import Backend, Batch, Line
+from batches.readiness import Readiness
+from batches.share import Share
+from batchserver.database import retrying
+
+LOOK_EVERY_S = 1.0
+# A person who comes to the backend is not to wait for a whole look.
+LOOK_AT_GATE_EVERY_S = 0.25
+
+
+@dataclass
+class PeriodicChecks:
+    """Tells the parts of one drive what has changed around it."""
+
+    backend: Backend
+    keeper: leases.Keeper
+    calls: CallPool[Any]
+    share: Share
+    admission: Admission
+    readiness: Readiness
+    lines: LineBuffer
+    should_stop: Callable[[], bool]
+    wake_control: Callable[[str], None]
+    looked_at: float = float("-inf")
+    looked_at_gate: float = float("-inf")
+
+    @property
+    def due_at(self) -> float:
+        """When `run` has something to do again, by time.monotonic()."""
+        return min(self.looked_at + LOOK_EVERY_S, self.looked_at_gate + LOOK_AT_GATE_EVERY_S)
+
+    def run(self, *, is_idle: bool) -> None:
+        """Look at what is due; cheap to call often. `is_idle`: nothing is in flight, and nothing is to be stored.
+
+        Raises LeaseLost.
+        """
+        now = time.monotonic()
+        if now >= self.looked_at + LOOK_EVERY_S:
+            self.looked_at = now
+            self._look(is_idle)
+        if now >= self.looked_at_gate + LOOK_AT_GATE_EVERY_S:
+            self.looked_at_gate = now
+            self._look_at_gate()
+
+    def _look(self, is_idle: bool) -> None:
+        self.keeper.keep()
+        retrying(self.backend.refresh_from_db)
+        self.readiness.look()
+        self.close_finished_batches()
+        self._drop_stopped_batches()
+        self._share_backend(is_idle)
+        self.lines.choose_turn(_lines(self.calls.in_flight))
+        if self.should_stop():
+            self.admission.stop()
+        if self.admission.grace_is_over:
+            self.calls.cut_all(self.calls.in_flight)
+
+    def _look_at_gate(self) -> None:
+        retrying(self.admission.look_at_gate)
+        if self.admission.gate_is_closed and retrying(holds.person_is_at, self.backend):
+            # The person's request is served next. It may take our model's place, or bring the server down.
+            self.calls.mark_shared()
+            self.calls.cut_all(self.calls.waiting)
+            self.readiness.doubt_loaded()
+
+    def close_finished_batches(self) -> None:
+        """Move batches that have no open line, or are past their window, and wake who finalizes them."""
+        for batch_id in retrying(lifecycle.close_finished):
+            self.wake_control(batch_id)
+
+    def _drop_stopped_batches(self) -> None:
+        """Cut the calls of batches that were cancelled or ran out of time: finalizing settles their lines. The calls of
+        batches that a person paused may finish."""
+        held = {line.batch_id for line in [*self.lines, *_lines(self.calls.in_flight)]}
+        batches = Batch.objects.all().in_progress().filter(pk__in=held)
+        running = dict(retrying(list, batches.values_list("pk", "paused_at"))) if held else {}
+        self.lines.keep_only({batch_id for batch_id, paused_at in running.items() if paused_at is None})
+        for call in list(self.calls.in_flight):
+            if isinstance(call.subject, Line) and call.subject.batch_id not in running:
+                self.calls.cut(call)
+
+    def _share_backend(self, is_idle: bool) -> None:
+        if is_idle and not self.lines and not self.readiness.is_waiting:
+            retrying(self.share.give_backend_back)
+        retrying(self.share.look, is_idle=is_idle, in_flight=len(self.calls.computing))
+        self.calls.serves(self.share.window.running, is_known=self.share.window.parallel is not None)
+
+
+def _lines(calls: Iterable[Call[Any]]) -> list[Line]:
+    return [call.subject for call in calls if isinstance(call.subject, Line)]

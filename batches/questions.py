@@ -1,0 +1,60 @@
+"""Questions to the model server for a model's sake, so that lines for it can be sent."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from django.conf import settings
+
+from batches.backends.base import JSON, BackendKind
+from batches.backends.calls import Call
+
+# A loaded model answers a trial within this time, or the server is stuck.
+TRIAL_TIMEOUT_S = 120.0
+UNLOAD_TIMEOUT_S = 30.0
+LIGHT_TIMEOUT_S = 10.0
+NOTHING: tuple[str, JSON] = ("", {})
+
+
+class Purpose(Enum):
+    LIST_LOADED = "list the models that are loaded"
+    UNLOAD = "take a model off the card"
+    LOAD = "load a model"
+    TRIAL = "answer a request that any server in order answers"
+    DESCRIBE = "tell the context and the memory of a model"
+
+
+# These cost the server no computing, and are asked beside running calls.
+LIGHT = (Purpose.LIST_LOADED, Purpose.DESCRIBE)
+
+
+@dataclass(frozen=True)
+class Question:
+    purpose: Purpose
+    endpoint: str
+    model: str
+
+    @property
+    def is_light(self) -> bool:
+        return self.purpose in LIGHT
+
+    @property
+    def needs_alone(self) -> bool:
+        """It is asked with nothing else in flight, by a drive that has the backend to itself."""
+        return not self.is_light
+
+    def call(self, kind: BackendKind, *, is_loaded: bool) -> "Call[Question]":
+        """The call that asks it. `is_loaded`: the model is, as far as is known."""
+        model = self.model
+        match self.purpose:
+            case Purpose.LIST_LOADED:
+                return Call(self, "", {}, LIGHT_TIMEOUT_S, ask=kind.loaded, is_light=True)
+            case Purpose.DESCRIBE:
+                return Call(self, "", {}, LIGHT_TIMEOUT_S, lambda exchange: kind.describe(exchange, model), True)
+            case Purpose.UNLOAD:
+                return Call(self, *(kind.unload(model) or NOTHING), UNLOAD_TIMEOUT_S)
+            case Purpose.LOAD:
+                return Call(self, *(kind.load(self.endpoint, model) or NOTHING), settings.MODEL_LOAD_TIMEOUT_S)
+            case Purpose.TRIAL:
+                # A server that loads models with their first request may have to do so now.
+                timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
+                return Call(self, self.endpoint, kind.trial(self.endpoint, model), timeout_s)

@@ -1,0 +1,180 @@
+"""The loop in ordinary use: what happens around it never lets a busy server run empty, nor makes it spin."""
+
+import itertools
+import threading
+import time
+
+import pytest
+from django.utils import timezone
+
+from batches import holds, lifecycle, ordering, presence, tasks
+from batches.models import Backend, Batch, Line, LineState, PausedModel
+from tests.conftest import line
+from tests.fake_backend import MODEL, TRIAL, Action, error_body
+
+
+@pytest.fixture
+def drive(work, monkeypatch):
+    """Run the task `drive`; meanwhile call `look` once a second, in the thread that may touch the database."""
+
+    def drive(look=lambda: None, *, in_flight=2):
+        Backend.objects.filter(pk=presence.report_backend().pk).update(window=in_flight)
+        close_finished = lifecycle.close_finished
+
+        def looked():
+            look()
+            return close_finished()
+
+        monkeypatch.setattr(lifecycle, "close_finished", looked)
+        tasks.drive()
+        monkeypatch.setattr(lifecycle, "close_finished", close_finished)
+
+    return drive
+
+
+def span(backend, key):
+    """When the request of this key arrived and was left, the last time."""
+    return next((seen.at, seen.left) for seen in reversed(backend.seen) if seen.key == key)
+
+
+def arrived_during(backend, key):
+    """The keys of the requests that arrived while that of `key` was being answered."""
+    began, ended = span(backend, key)
+    return [seen.key for seen in backend.seen if began < seen.at < ended]
+
+
+def test_a_new_batch_for_the_loaded_model_joins_at_once(create, work, backend, drive, monkeypatch):
+    monkeypatch.setattr(ordering, "FIRST_TURN_WITHIN_S", 0.5)
+    backend.delay_s = 0.1
+    backend.on("slow", Action(delay_s=6))
+    work.validate(create([line(each) for each in ["slow", *map(str, range(100))]])["id"])
+    second = []
+
+    def look():
+        if backend.seen and not second:
+            second.append(create([line(f"new-{number}") for number in range(5)])["id"])
+            work.validate(second[0])
+
+    drive(look)
+    meanwhile = arrived_during(backend, "slow")
+    assert {f"new-{number}" for number in range(5)} <= set(meanwhile)
+    times = [seen.at for seen in backend.seen if seen.key in meanwhile]
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 1
+    assert backend.events.count(f"describe {MODEL}") == 1  # what the server says of a model is said of all its lines
+    assert backend.loads == [MODEL]
+
+
+def hold_for_a_second(backend, settings):
+    """A person who comes once a line is being answered, and stays for a second."""
+    settings.INTERACTIVE_HOLD_S = 0.2
+    came = []
+
+    def look():
+        if len(backend.seen) >= 3 and not came:
+            came.append(holds.Person(presence.own_backend()))
+        elif len(came) == 1:
+            came[0].leave()
+            came.append(time.monotonic())
+
+    return look, came
+
+
+def test_lines_go_on_at_once_after_a_person_if_the_model_is_still_loaded(create, work, backend, drive, settings):
+    backend.delay_s = 0.1
+    backend.on("slow", Action(delay_s=6))
+    work.validate(create([line(each) for each in ["slow", *map(str, range(60))]])["id"])
+    look, came = hold_for_a_second(backend, settings)
+
+    drive(look)
+
+    left_at = came[1]
+    during_slow = [seen.at for seen in backend.seen if seen.key in arrived_during(backend, "slow")]
+    assert any(at > left_at for at in during_slow)
+    assert min(at for at in during_slow if at > left_at) < left_at + 1.5
+    assert backend.loads == [MODEL]
+
+
+def test_a_model_whose_place_a_person_took_is_loaded_again(create, work, backend, drive, settings):
+    backend.delay_s = 0.1
+    work.validate(create([line(str(number)) for number in range(60)])["id"])
+    look, came = hold_for_a_second(backend, settings)
+
+    def look_and_swap():
+        look()
+        if len(came) == 2:
+            backend.loaded = ["other:1b"]
+            came.append("swapped")
+
+    drive(look_and_swap)
+
+    assert backend.loads == [MODEL, MODEL]
+    assert backend.unloads == []  # the other one is the person's
+    assert Batch.objects.get().completed == 60
+
+
+def test_an_input_file_that_cannot_be_read_stalls_its_batch_and_no_other(
+    create, work, backend, drive, settings, caplog
+):
+    backend.delay_s = 0.05
+    backend.on("slow", Action(delay_s=5))
+    work.validate(create([line("slow"), *(line(str(number)) for number in range(40))])["id"])
+    path = next(path for path in settings.FILES_DIR.rglob("file-*"))
+    other = create([line(f"bad-{number}") for number in range(3000)])["id"]
+    work.validate(other)
+    bad = next(each for each in settings.FILES_DIR.rglob("file-*") if each != path)
+    bad.rename(bad.with_suffix(".kept"))
+    bad.mkdir()
+    started = time.monotonic()
+
+    drive()
+
+    assert Batch.objects.get(pk=other).stall_reason.startswith("Its input file cannot be read now (Is a directory).")
+    assert sum("cannot be read" in record.getMessage() for record in caplog.records) == 1
+    assert Line.objects.filter(batch=other, state=LineState.PENDING, attempts=0, not_before=None).count() == 3000
+    assert Batch.objects.exclude(pk=other).get().completed == 41
+    # Tried again after a pause that grows, while the slow call was in flight.
+    assert 1 <= Batch.objects.get(pk=other).stalls <= 1 + (time.monotonic() - started) / lifecycle.FIRST_STALL_S
+
+    bad.rmdir()
+    bad.with_suffix(".kept").rename(bad)
+    Batch.objects.update(retry_at=None)
+    drive(in_flight=9)
+    seen = Batch.objects.get(pk=other)
+    assert (seen.completed, seen.stall_reason, seen.stalls) == (3000, "", 0)
+
+
+def test_a_model_that_recovers_is_loaded_as_the_first_time(create, work, backend, drive):
+    """With our time to stay, and after the other model of ours was taken off the card."""
+    backend.models = [MODEL, "b:1b"]
+    no_room = error_body("model requires more system memory (9.9 GiB) than is available")
+    backend.on_load.extend([Action(500, no_room), Action()])
+    work.validate(create([line("a1"), line("a2"), line("b", body={"model": "b:1b"})])["id"])
+
+    drive()
+    assert "cannot load" in PausedModel.objects.get().reason
+    assert [event for event in backend.events if "describe" not in event] == [f"load {MODEL}", "load b:1b", "b"]
+
+    backend.events.clear()
+    PausedModel.objects.update(resume_at=timezone.now())
+    drive()
+    assert backend.events[:2] == ["unload b:1b", f"load {MODEL}"]
+    assert backend.events[2] == TRIAL
+    assert Batch.objects.get().completed == 3
+
+
+def test_the_order_to_stop_is_seen_while_a_model_is_loaded(create, work, backend, monkeypatch):
+    """A question is a call like any other: the loop goes on beside it."""
+    backend.on_load.append(Action(delay_s=30))
+    work.validate(create([line("a")])["id"])
+    presence.report_backend()
+    timer = threading.Timer(1.5, setattr, (tasks.shutdown, "value", 1))
+    timer.start()
+    started = time.monotonic()
+    monkeypatch.setattr("django.conf.settings.SHUTDOWN_GRACE_S", 0.5)
+    try:
+        tasks.drive()
+    finally:
+        timer.join()
+        tasks.shutdown.value = 0
+    assert time.monotonic() - started < 6
+    assert Line.objects.values_list("state", "attempts").get() == (LineState.PENDING, 0)
