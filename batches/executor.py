@@ -25,8 +25,8 @@ from batches.models import Backend, Batch, Lease, Line
 from batches.pace import Pace
 from batches.readiness import SUSPECT, Readiness
 from batches.share import Share
-from batchserver import failpoints
-from batchserver.database import relaxed_commits, retrying
+from common import failpoints
+from common.database import relaxed_commits, retrying
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from batchserver import strict_json
-from batchserver.errors import batch_error
+from common import strict_json
+from common.errors import batch_error
 
 ENDPOINTS = ["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions"]
 MAX_CUSTOM_ID_LENGTH = 512

@@ -31,9 +31,9 @@ from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
-from batchserver import ids
-from batchserver.database import from_now
-from batchserver.errors import ApiError
+from common import ids
+from common.database import from_now
+from common.errors import ApiError
 
 logger = logging.getLogger(__name__)
 

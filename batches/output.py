@@ -15,8 +15,8 @@ from django.utils import timezone
 
 from batches import leases, lifecycle, repeats
 from batches.models import OPEN, Batch, Lease, Line, LineState, Status
-from batchserver import failpoints, ids
-from batchserver.errors import line_error
+from common import failpoints, ids
+from common.errors import line_error
 from files_api import retention
 from files_api.models import RESULTS, File, stored_name
 from files_api.storage import MeasuredFile, temporary_file

@@ -25,10 +25,10 @@ from batches import backends, holds, presence
 from batches.backends.base import JSON, BackendKind, Verdict
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.models import Backend
-from batchserver import errors, strict_json
 from batchserver.api import json_object
-from batchserver.errors import ApiError
-from batchserver.openapi import operation
+from common import errors, strict_json
+from common.errors import ApiError
+from common.openapi import operation
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from batches.backends.base import BackendKind, Verdict
 from batches.backends.calls import Call
 from batches.doubt import Doubt
 from batches.models import Backend, Line, Part, PausedModel
-from batchserver.database import retrying
+from common.database import retrying
 
 # What speaks against the backend or the model, unless a trial goes well: then it is the line's own affair, as this.
 SUSPECT = {Verdict.MISCONFIGURED: Verdict.REFUSED, Verdict.UNLOADABLE: Verdict.FAILED}

@@ -10,7 +10,7 @@ from datetime import datetime
 from django.utils import timezone
 
 from batches.models import Batch, Hold, Status
-from batchserver.errors import ApiError
+from common.errors import ApiError
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError
 
 from batches.backends.sockets import CONNECT_TIMEOUT_S, WatchedAdapter, WatchedSocket
 from batches.models import WebhookDelivery
-from batchserver.database import from_now, retrying
+from common.database import from_now, retrying
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batchserver import errors
-from batchserver.errors import ApiError
-from batchserver.models import ApiKey
+from common import errors
+from common.errors import ApiError
+from common.models import ApiKey
 
 logger = logging.getLogger(__name__)
 

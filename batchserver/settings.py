@@ -149,7 +149,7 @@ def _quiet_hours(name: str, zone: str) -> QuietHours:
 
 
 def _failpoints() -> dict[str, tuple[str, int]]:
-    """Name -> what is done there and at which time; see batchserver/failpoints.py."""
+    """Name -> what is done there and at which time; see common/failpoints.py."""
     failpoints = {}
     for item in filter(None, (part.strip() for part in _text("FAILPOINTS").split(","))):
         fits = re.fullmatch(r"(\w+):(kill9|kill9_parent|stop|raise|sleep=\d+(?:\.\d+)?)(?:@([1-9]\d*))?", item)
@@ -290,6 +290,7 @@ MAX_REPLY_BYTES = _whole("MAX_REPLY_BYTES", 64 * 2**20, least=1024)
 MIN_FREE_BYTES = _whole("MIN_FREE_BYTES", 512 * 2**20)
 
 INSTALLED_APPS = [
+    "common",
     "batchserver",
     "files_api",
     "batches",
@@ -304,7 +305,7 @@ INSTALLED_APPS = [
     "django_prometheus",
 ]
 MIDDLEWARE = [
-    "batchserver.middleware.OpenAIHeaders",
+    "common.middleware.OpenAIHeaders",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -410,7 +411,7 @@ REST_FRAMEWORK = {
     "STRICT_JSON": True,
     "UNICODE_JSON": False,  # whatever is echoed can be encoded
     "DEFAULT_METADATA_CLASS": None,  # OPTIONS is not part of the API
-    "DEFAULT_SCHEMA_CLASS": "batchserver.openapi.ApiSchema",
+    "DEFAULT_SCHEMA_CLASS": "common.openapi.ApiSchema",
 }
 # The OpenAPI document. Docstrings are for readers of the code and stay out of it.
 SPECTACULAR_SETTINGS = {
@@ -446,7 +447,7 @@ LOGGING = {
     # A 503 or 507 is an answer that we chose; only a 500 is a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
-        "request_id": {"()": "batchserver.middleware.RequestIdFilter"},
+        "request_id": {"()": "common.middleware.RequestIdFilter"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
@@ -454,6 +455,7 @@ LOGGING = {
         "batchserver": {"level": "INFO"},
         "batches": {"level": "INFO"},
         "files_api": {"level": "INFO"},
+        "common": {"level": "INFO"},
         # Django mails admins and prints every 4xx by default; a 4xx is the client's news, not ours.
         "django": {"handlers": [], "level": "WARNING"},
         "django.request": {"level": "ERROR", "filters": ["bugs"]},

@@ -6,12 +6,13 @@ import sys
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from batchserver import failpoints, settings
+from batchserver import settings
+from common import failpoints
 from tests.stack import ROOT, eventually
 
 PROGRAM = """
 import django; django.setup()
-from batchserver.failpoints import reach
+from common.failpoints import reach
 for number in (1, 2, 3):
     reach("here")
     print(number, flush=True)

@@ -18,7 +18,7 @@ from django.utils import timezone
 from batches import passthrough, presence
 from batches.jsonl import ENDPOINTS
 from batches.models import Hold
-from batchserver.models import ApiKey
+from common.models import ApiKey
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action, answer, error_body, events
 from tests.stack import eventually, free_port

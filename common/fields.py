@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 from rest_framework import serializers
 
-from batchserver import errors
-from batchserver.strict_json import is_storable
+from common import errors
+from common.strict_json import is_storable
 
 LEAST_EXPIRY_S, MOST_EXPIRY_S = 3600, 2_592_000
 MOST_BYTES = 2**63 - 1

@@ -7,7 +7,7 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from batchserver.models import ApiKey
+from common.models import ApiKey
 
 admin.site.site_header = admin.site.site_title = "Ollama Batch Server"
 admin.site.site_url = None

@@ -11,7 +11,7 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 
-from batchserver.idempotency import LONGEST_KEY
+from common.idempotency import LONGEST_KEY
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -67,7 +67,7 @@ class ApiSchema(AutoSchema):
 
 
 class ApiFields(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "batchserver.fields.ApiField"
+    target_class = "common.fields.ApiField"
     match_subclasses = True
 
     def map_serializer_field(self, auto_schema: AutoSchema, direction: Direction) -> dict[str, Any]:

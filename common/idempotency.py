@@ -9,9 +9,9 @@ from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batchserver import errors
-from batchserver.errors import ApiError
-from batchserver.models import ApiKey, RememberedAnswer
+from common import errors
+from common.errors import ApiError
+from common.models import ApiKey, RememberedAnswer
 
 KEPT_FOR = timedelta(hours=24)
 LONGEST_KEY = 255

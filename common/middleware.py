@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from django.http import HttpRequest, HttpResponseBase
 
-from batchserver import ids
+from common import ids
 
 API_VERSION = "2020-10-01"
 

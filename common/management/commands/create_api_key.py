@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from batchserver.models import ApiKey
+from common.models import ApiKey
 
 
 class Command(BaseCommand):
