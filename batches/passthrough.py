@@ -25,9 +25,9 @@ from batches import backends, holds, presence
 from batches.backends.base import JSON, BackendKind, Verdict
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.models import Backend
-from batchserver.api import json_object
 from common import errors, strict_json
 from common.errors import ApiError
+from common.negotiation import json_object
 from common.openapi import operation
 
 logger = logging.getLogger(__name__)

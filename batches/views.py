@@ -19,10 +19,11 @@ from batches.serializers import (
     ModelObjectSerializer,
     ProgressSerializer,
 )
-from batchserver.api import CursorPagination, json_object
 from common import failpoints, idempotency
 from common.errors import ApiError
+from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
+from common.pagination import CursorPagination
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):

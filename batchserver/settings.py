@@ -401,11 +401,11 @@ STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["batchserver.api.ApiKeyAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "batchserver.api.AlwaysJson",
-    "EXCEPTION_HANDLER": "batchserver.api.exception_handler",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.negotiation.AlwaysJson",
+    "EXCEPTION_HANDLER": "common.exception_handler.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "COMPACT_JSON": True,
     "STRICT_JSON": True,

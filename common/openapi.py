@@ -76,7 +76,7 @@ class ApiFields(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-cal
 
 
 class ApiKeys(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    target_class = "batchserver.api.ApiKeyAuthentication"
+    target_class = "common.authentication.ApiKeyAuthentication"
     name = "apiKey"
 
     def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:

@@ -52,7 +52,12 @@ LAYERS = [
         "batches.gate",
         "batches.switch",
     },
-    {"batchserver.api", "batchserver.checks", "common.idempotency", "common.openapi"},
+    {
+        *(f"common.{name}" for name in ("authentication", "exception_handler", "negotiation", "pagination")),
+        "batchserver.checks",
+        "common.idempotency",
+        "common.openapi",
+    },
     {"batches.models", "files_api.uploads"},
     {"files_api.accept", "files_api.retention"},
     {"files_api.models", "common.models"},
