@@ -62,7 +62,14 @@ LAYERS = [
     {"files_api.accept", "files_api.retention"},
     {"files_api.models", "common.models"},
     {"batches.backends", "batches.jsonl", "batches.prefix", "files_api.storage"},
-    {"common.fields", "batchserver.supervisor", "batchserver.embedded_backend", "common.database"},
+    {
+        "common.fields",
+        "batchserver.env",
+        "batchserver.secret_key",
+        "batchserver.supervisor",
+        "batchserver.embedded_backend",
+        "common.database",
+    },
     {
         *("common.errors", "common.ids", "common.strict_json", "common.failpoints"),
         "batches.quiet_hours",

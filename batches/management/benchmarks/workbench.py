@@ -24,7 +24,7 @@ from batches.management.benchmarks.effort import Effort
 from batches.management.benchmarks.model_server import MODEL as FIXED_LATENCY
 from batches.management.benchmarks.request_files import ENDPOINT
 from batches.management.commands._client import FINAL, Client
-from batchserver import embedded_backend
+from batchserver import embedded_backend, first_start
 from batchserver.supervisor import Child
 
 POLL_EVERY_S = 0.5
@@ -156,6 +156,7 @@ def workbench(model_server: ModelServer, **environment: str) -> Iterator[Workben
     Raises CommandError if it does not start.
     """
     with ExitStack() as stack:
+        first_start.make_directories()
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-", dir=settings.DATA_DIR)))
         [port] = processes.free_ports(1)
         ours = {

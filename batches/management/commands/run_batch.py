@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from batches import backends
 from batches.management.commands._client import FINAL, Client
+from batchserver import first_start
 from batchserver.supervisor import Child
 
 POLL_EVERY_S = 0.5
@@ -65,6 +66,7 @@ class Command(BaseCommand):
             return
         environment = self._backend_for_own_server()
         log = settings.DATA_DIR / "logs" / "run.log"
+        first_start.make_directories()
         log.parent.mkdir(mode=0o700, exist_ok=True)
         self.stdout.write(f"Starting a server for this run (log: {log})…")
         command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve", "--no-admin"]

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError
 
 from common.models import ApiKey
 
@@ -14,5 +15,11 @@ class Command(BaseCommand):
         parser.add_argument("name", help="what the key is for, to tell keys apart in the admin")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        _, secret = ApiKey.objects.make(options["name"])
+        try:
+            _, secret = ApiKey.objects.make(options["name"])
+        except DatabaseError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CommandError(
+                f"The database cannot be used: {reason}. If it was never set up: python manage.py setup"
+            ) from None
         self.stdout.write(secret)
