@@ -71,7 +71,7 @@ LAYERS = [
         "common.database",
     },
     {
-        *("common.errors", "common.ids", "common.strict_json", "common.failpoints"),
+        *("common.errors", "common.ids", "common.strict_json", "common.failpoints", "common.sockets"),
         "batches.quiet_hours",
     },
     {"batchserver", "batches", "files_api", "common"},

@@ -83,6 +83,18 @@ def test_the_operators_key_is_sent_and_the_clients_is_not(ask, api, backend, set
     assert [seen.headers.get("Authorization") for seen in backend.seen] == [None, "Bearer of-the-operator"]
 
 
+def test_nothing_of_the_environment_goes_along_and_no_redirect_is_followed(ask, backend, monkeypatch, tmp_path):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    backend.on("away", Action(status=307, headers={"Location": "/v1/models"}))
+
+    assert ask().status_code == 200
+    assert "Authorization" not in backend.seen[0].headers
+    ask("away")
+    assert [seen.path for seen in backend.seen] == [CHAT, CHAT]
+
+
 @pytest.mark.parametrize("url", [each for each in ENDPOINTS if each != "/v1/embeddings"])
 def test_a_stream_comes_back_as_it_was_given(ask, backend, url):
     options = {"stream_options": {"include_usage": True}} if url != "/v1/responses" else {}

@@ -5,9 +5,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -46,8 +44,8 @@ class WatchedSocket:
                 shut(self._socket)
 
 
-def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, Any]:
-    """Pools of urllib3 by scheme, that tell `on_connect` of the socket of each new connection."""
+def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, type[HTTPConnectionPool]]:
+    """urllib3's classes of pools by scheme, that tell `on_connect` of the socket of each new connection."""
 
     class Http(HTTPConnection):
         def connect(self) -> None:
@@ -66,15 +64,3 @@ def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, Any]
         ConnectionCls = Https
 
     return {"http": HttpPool, "https": HttpsPool}
-
-
-class WatchedAdapter(HTTPAdapter):
-    """Tells `on_connect` which socket is in use. There is one at a time: the pool holds one connection."""
-
-    def __init__(self, on_connect: Callable[[socket.socket], None]) -> None:
-        self.on_connect = on_connect
-        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = watched_pools(self.on_connect)
