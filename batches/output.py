@@ -228,10 +228,11 @@ def result_line(
         if original is not None:
             response = repeats.copied(response, batch_id, number)
         # The reply is stored as compact ASCII JSON and goes in as it is.
-        answer = f'{{"status_code":{http_status},"request_id":"req_{digits}","body":{response}}}'
+        answer = f'{{"status_code":{http_status},"request_id":"{ids.REQUEST}{digits}","body":{response}}}'
     else:
         error = json.dumps(MESSAGES.get(state) or line_error(error_code, error_message))
-    return f'{{"id":"batch_req_{digits}","custom_id":{json.dumps(custom_id)},"response":{answer},"error":{error}}}\n'
+    name = ids.BATCH_REQUEST + digits
+    return f'{{"id":"{name}","custom_id":{json.dumps(custom_id)},"response":{answer},"error":{error}}}\n'
 
 
 def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:

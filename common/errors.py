@@ -99,6 +99,11 @@ def too_large(param: str, most_bytes: int) -> ApiError:
     )
 
 
+def conflict(message: str, *, code: str | None = None) -> ApiError:
+    """A refusal that stays one however often it is asked: the official clients retry a 409 unless they are told."""
+    return ApiError(message, status=409, code=code, headers={"x-should-retry": "false"})
+
+
 def no_room() -> ApiError:
     return ApiError("The server has no room to store this file.", status=507, type="server_error")
 

@@ -10,7 +10,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from common import errors
-from common.errors import ApiError
 from common.models import ApiKey, RememberedAnswer
 
 KEPT_FOR = timedelta(hours=24)
@@ -44,11 +43,9 @@ def once(request: Request, asked: str, create: Callable[[], Response]) -> Respon
         if remembered is None:
             raise
     if remembered.fingerprint != fingerprint:
-        raise ApiError(
+        raise errors.conflict(
             f"The Idempotency-Key '{key}' was used for another request within the last 24 hours. Use a new key.",
-            status=409,
             code="idempotency_key_reused",
-            headers={"x-should-retry": "false"},
         )
     return Response(remembered.body)
 

@@ -4,27 +4,30 @@ import hashlib
 import secrets
 import string
 
+FILE, BATCH, UPLOAD, PART = "file-", "batch_", "upload_", "part_"
+REQUEST, BATCH_REQUEST, EVENT = "req_", "batch_req_", "evt_"
+
 _BASE62 = string.digits + string.ascii_letters
 
 
 def new_file_id() -> str:
-    return "file-" + "".join(secrets.choice(_BASE62) for _ in range(22))
+    return FILE + "".join(secrets.choice(_BASE62) for _ in range(22))
 
 
 def new_batch_id() -> str:
-    return "batch_" + secrets.token_hex(16)
+    return BATCH + secrets.token_hex(16)
 
 
 def new_upload_id() -> str:
-    return "upload_" + secrets.token_hex(16)
+    return UPLOAD + secrets.token_hex(16)
 
 
 def new_part_id() -> str:
-    return "part_" + secrets.token_hex(16)
+    return PART + secrets.token_hex(16)
 
 
 def new_request_id() -> str:
-    return "req_" + secrets.token_hex(16)
+    return REQUEST + secrets.token_hex(16)
 
 
 def derived_file_id(*parts: object) -> str:
@@ -34,7 +37,7 @@ def derived_file_id(*parts: object) -> str:
     for _ in range(22):
         number, index = divmod(number, 62)
         letters.append(_BASE62[index])
-    return "file-" + "".join(letters)
+    return FILE + "".join(letters)
 
 
 def derived_id(prefix: str, *parts: object) -> str:
