@@ -129,6 +129,8 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "django_prometheus",
+    # For `manage.py benchmark`. Nothing else needs it, and the image goes without.
+    *(["benchmarks"] if (BASE_DIR / "benchmarks").is_dir() else []),
 ]
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -234,13 +235,28 @@ def test_no_secret_stands_in_the_file() -> None:
 # Dockerfile
 
 
-def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
+def let_in() -> set[str]:
+    """What .dockerignore lets into the image."""
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore
+    return {line[1:] for line in ignore if line.startswith("!")}
+
+
+def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
     packages = {app for app in settings.INSTALLED_APPS if (ROOT / app).is_dir()}
 
-    assert "*" in ignore
-    let_in = {line[1:] for line in ignore if line.startswith("!")}
-    assert let_in == {"LICENSE", "manage.py", "requirements.txt", *packages}
+    # Benchmarks measure from outside.
+    assert let_in() == {"LICENSE", "manage.py", "requirements.txt", *packages} - {"benchmarks"}
+
+
+def test_what_is_in_the_image_is_enough(tmp_path: Path) -> None:
+    for name in let_in():
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+
+    environment = clean_environment() | {"DATA_DIR": str(tmp_path / "data")}
+    for command in (["check"], ["makemigrations", "--check", "--dry-run"], ["setup"]):
+        subprocess.run([sys.executable, "manage.py", *command], cwd=tmp_path, env=environment, check=True)
 
 
 def test_the_image_runs_as_an_ordinary_user() -> None:

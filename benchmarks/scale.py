@@ -4,10 +4,10 @@ import time
 from dataclasses import dataclass
 from itertools import pairwise
 
-from batches.management.benchmarks import request_files
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.tables import Table, figure, verdict
-from batches.management.benchmarks.workbench import POLL_EVERY_S, fixed_latency, workbench
+from benchmarks import request_files
+from benchmarks.effort import Effort
+from benchmarks.tables import Table, figure, verdict
+from benchmarks.workbench import POLL_EVERY_S, fixed_latency, workbench
 
 SIZES = [1_000, 10_000, 100_000, 1_000_000]
 REFERENCE = 100_000

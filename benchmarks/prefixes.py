@@ -1,10 +1,10 @@
 """The scenario `prefixes`."""
 
-from batches.management.benchmarks import bare_clients, request_files
-from batches.management.benchmarks.answers import tokens
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.tables import Table, figure, verdict
-from batches.management.benchmarks.workbench import Workbench, real_model, workbench
+from benchmarks import bare_clients, request_files
+from benchmarks.answers import tokens
+from benchmarks.effort import Effort
+from benchmarks.tables import Table, figure, verdict
+from benchmarks.workbench import Workbench, real_model, workbench
 
 # system prompts -> lines, five of each prompt, as far apart as can be: some eight minutes at 250 tokens a second
 LINES_OF_PROMPTS = {1: 5, 4: 20, 16: 80}

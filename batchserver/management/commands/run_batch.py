@@ -19,8 +19,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from batches import backends
-from batches.management.commands._client import FINAL, Client
 from batchserver import first_start
+from batchserver.management.commands._client import FINAL, Client
 from batchserver.supervisor import Child
 
 POLL_EVERY_S = 0.5

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from batches.management.benchmarks import bare_clients, request_files
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.tables import Table, figure, verdict
-from batches.management.benchmarks.workbench import Workbench, fixed_latency, workbench
+from benchmarks import bare_clients, request_files
+from benchmarks.effort import Effort
+from benchmarks.tables import Table, figure, verdict
+from benchmarks.workbench import Workbench, fixed_latency, workbench
 
 LATENCIES_MS = (2, 20)
 LINE_BYTES = 1_000

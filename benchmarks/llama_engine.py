@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from batches.management.benchmarks.model_server import Call, Wanted
 from batchserver.supervisor import Child
+from benchmarks.engines import Call, Wanted
 
 START_S = 60.0
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from batches.management.benchmarks import bare_clients, request_files
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.tables import Table, figure, verdict
-from batches.management.benchmarks.workbench import Workbench, fixed_latency, workbench
+from benchmarks import bare_clients, request_files
+from benchmarks.effort import Effort
+from benchmarks.tables import Table, figure, verdict
+from benchmarks.workbench import Workbench, fixed_latency, workbench
 
 # latency of the model server in ms -> lines of a round: enough for a steady figure, and about ten seconds
 LINES_AT_MS = {1: 600, 10: 300, 100: 60, 1000: 10}

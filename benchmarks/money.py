@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from statistics import fmean
 
-from batches.management.benchmarks import bare_clients, request_files
-from batches.management.benchmarks.answers import Tokens, tokens
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.tables import Table, figure
-from batches.management.benchmarks.workbench import real_model, workbench
+from benchmarks import bare_clients, request_files
+from benchmarks.answers import Tokens, tokens
+from benchmarks.effort import Effort
+from benchmarks.tables import Table, figure
+from benchmarks.workbench import real_model, workbench
 
 LINES, MAX_TOKENS = 60, 48
 NVIDIA_SMI = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]

@@ -1,6 +1,6 @@
 """`manage.py benchmark [SCENARIO …]`: figures that anybody can measure again, each compared inside one run.
 
-A scenario (batches/management/benchmarks has one in each module) starts a server of its own (web, workers, broker, as
+A scenario (there is one in each of several modules of benchmarks) starts a server of its own (web, workers, broker, as
 `manage.py serve` does) with a data directory of its own inside DATA_DIR, so on the disk that counts, and a model server
 to measure with. Nothing of it is left at the end, however the end comes. A figure that misses its target is printed
 like any other.
@@ -16,17 +16,17 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from batches.management.benchmarks import effort, report
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.intake import intake
-from batches.management.benchmarks.latency import latency
-from batches.management.benchmarks.models import models
-from batches.management.benchmarks.money import money
-from batches.management.benchmarks.overhead import overhead
-from batches.management.benchmarks.prefixes import prefixes
-from batches.management.benchmarks.scale import scale
-from batches.management.benchmarks.tables import Table
-from batches.management.benchmarks.throughput import throughput
+from benchmarks import effort, report
+from benchmarks.effort import Effort
+from benchmarks.intake import intake
+from benchmarks.latency import latency
+from benchmarks.money import money
+from benchmarks.overhead import overhead
+from benchmarks.prefixes import prefixes
+from benchmarks.scale import scale
+from benchmarks.several_models import models
+from benchmarks.tables import Table
+from benchmarks.throughput import throughput
 
 Scenario = Callable[[Effort], list[Table]]
 # In the order of the report; a scenario's docstring is its text there.

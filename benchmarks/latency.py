@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from django.core.management.base import CommandError
 
-from batches.management.benchmarks import request_files
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.request_files import ENDPOINT
-from batches.management.benchmarks.tables import Table, figure, verdict
-from batches.management.benchmarks.workbench import Workbench, fixed_latency, workbench
-from batches.management.commands._client import FINAL
+from batchserver.management.commands._client import FINAL
+from benchmarks import request_files
+from benchmarks.effort import Effort
+from benchmarks.request_files import ENDPOINT
+from benchmarks.tables import Table, figure, verdict
+from benchmarks.workbench import Workbench, fixed_latency, workbench
 
 REQUESTS = 500  # to each address
 PAUSE_S = 0.005

@@ -1,6 +1,6 @@
 """A model server to measure with: it looks like an Ollama, and tells when each call began and ended.
 
-    python -m batches.management.benchmarks.model_server PORT [--llama]
+    python -m benchmarks.model_server PORT [--llama]
 
 It serves so many calls at once (its slots) and queues the others in the order in which they came, as Ollama does. Each
 answer takes a fixed time and computes nothing: what is slower than that is somebody else's. With --llama real models
@@ -20,46 +20,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-MODEL = "fixed-latency:latest"
+from benchmarks.engines import Call, Engine, Wanted
+from benchmarks.llama_engine import Llama
+
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-
-
-@dataclass
-class Wanted:
-    """How to answer. With one model it is loaded already; of several one is loaded at a time, which takes `swap_s`."""
-
-    latency_ms: float = 0.0
-    slots: int = 0  # 0: as many as are asked for
-    words: int = 80  # of an answer
-    models: list[str] = field(default_factory=lambda: [MODEL])
-    swap_s: float = 0.0
-
-
-@dataclass(eq=False)
-class Call:
-    model: str
-    path: str
-    body: bytes
-    reply: Callable[[bytes], None]  # takes the JSON of the answer
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def only_loads(self) -> bool:
-        return not self.path.startswith("/v1/")
-
-
-class Engine(Protocol):
-    """What answers, once it is a call's turn. `done` is called on the event loop."""
-
-    def load(self, wanted: Wanted, model: str, done: Callable[[], None]) -> None: ...
-
-    def answer(self, wanted: Wanted, call: Call, done: Callable[[bytes], None]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class FixedLatency:
@@ -239,8 +206,6 @@ def main(port: int, *, with_llama: bool) -> None:
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     engine: Engine = FixedLatency(loop)
     if with_llama:
-        from batches.management.benchmarks.llama_engine import Llama
-
         engine = Llama(loop)
     server = ModelServer(engine)
     loop.run_until_complete(loop.create_server(lambda: Connection(server), "127.0.0.1", port))

@@ -1,9 +1,9 @@
 """The scenario `models`."""
 
-from batches.management.benchmarks import bare_clients, request_files
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.tables import Table, figure, verdict
-from batches.management.benchmarks.workbench import ModelServer, fixed_latency, swapping_llama, workbench
+from benchmarks import bare_clients, request_files
+from benchmarks.effort import Effort
+from benchmarks.tables import Table, figure, verdict
+from benchmarks.workbench import ModelServer, fixed_latency, swapping_llama, workbench
 
 MODELS = ("alpha:latest", "beta:latest", "gamma:latest")
 FIXED_LINES, LLAMA_LINES = 20, 8  # of each model

@@ -19,13 +19,13 @@ import requests
 from django.conf import settings
 from django.core.management.base import CommandError
 
-from batches.management.benchmarks import processes
-from batches.management.benchmarks.effort import Effort
-from batches.management.benchmarks.model_server import MODEL as FIXED_LATENCY
-from batches.management.benchmarks.request_files import ENDPOINT
-from batches.management.commands._client import FINAL, Client
 from batchserver import embedded_backend, first_start
+from batchserver.management.commands._client import FINAL, Client
 from batchserver.supervisor import Child
+from benchmarks import processes
+from benchmarks.effort import Effort
+from benchmarks.engines import MODEL as FIXED_LATENCY
+from benchmarks.request_files import ENDPOINT
 
 POLL_EVERY_S = 0.5
 START_S = 60.0
@@ -217,7 +217,7 @@ def need_embedded_model() -> None:
 @contextmanager
 def _own_model_server(options: list[str], models: Sequence[str]) -> Iterator[ModelServer]:
     [port] = processes.free_ports(1)
-    command = [sys.executable, "-m", "batches.management.benchmarks.model_server", str(port), *options]
+    command = [sys.executable, "-m", "benchmarks.model_server", str(port), *options]
     child = Child("model server", command, directory=settings.BASE_DIR)
     server = ModelServer(f"http://127.0.0.1:{port}", list(models), child)
     with processes.running(child):
