@@ -16,8 +16,8 @@ from django.views.decorators.http import require_POST
 
 from batches import gate, lifecycle, presence, progress, switch, tasks, webhooks
 from batches.models import Backend, Batch, Hold, Line, PausedModel, WebhookDelivery
-from batchserver.admin import LookOnly
-from batchserver.errors import ApiError
+from common.admin import LookOnly
+from common.errors import ApiError
 
 
 @admin.register(Batch)

@@ -23,8 +23,8 @@ from batches import answers, doubt, leases, ordering, repeats
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
-from batchserver import failpoints
-from batchserver.database import from_now, retrying
+from common import failpoints
+from common.database import from_now, retrying
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from batches.periodic import PeriodicChecks
 from batches.questions import Question
 from batches.readiness import Readiness
 from batches.share import Share
-from batchserver import failpoints
-from batchserver.database import relaxed_commits, retrying
+from common import failpoints
+from common.database import relaxed_commits, retrying
 
 logger = logging.getLogger(__name__)
 

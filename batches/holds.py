@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from batches.models import Backend, Hold
 from batches.models.backend import HoldQuerySet
-from batchserver.database import from_now, relaxed_commits
+from common.database import from_now, relaxed_commits
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from django.utils import timezone
 
 from batches import backends, jsonl, leases, lifecycle, prefix, repeats
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
-from batchserver import failpoints
-from batchserver.database import bulk_writes, insert
-from batchserver.errors import batch_error
+from common import failpoints
+from common.database import bulk_writes, insert
+from common.errors import batch_error
 from files_api.models import File
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from batchserver import strict_json
-from batchserver.errors import batch_error
+from common import errors, strict_json
+from common.errors import ApiError, batch_error
 
 ENDPOINTS = ["/v1/responses", "/v1/chat/completions", "/v1/embeddings", "/v1/completions"]
 MAX_CUSTOM_ID_LENGTH = 512
+MAX_MODEL_LENGTH = 255
 BOM = b"\xef\xbb\xbf"
 
 
@@ -102,14 +103,28 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
         raise refuse("invalid_request", "The body of a request must be a JSON object.", "body")
     if body.get("stream"):
         raise refuse("streaming_unsupported", "Streaming is not supported in the Batch API.", "body.stream")
-    model = body.get("model")
-    if model in (None, ""):
-        model = default_model
+    try:
+        model = model_of(body, default_model)
+    except ApiError:
+        reason = f"The model must be a string of at most {MAX_MODEL_LENGTH} characters."
+        raise refuse("invalid_request", reason, "body.model") from None
     if model == "":
         raise refuse("invalid_request", "Model parameter is required.", "body.model")
-    if not isinstance(model, str) or len(model) > 255 or not strict_json.is_storable(model):
-        raise refuse("invalid_request", "The model must be a string of at most 255 characters.", "body.model")
     return Request(raw.number, raw.offset, len(raw.content), custom_id, model, body)
+
+
+def model_of(body: dict[str, Any], default_model: str) -> str:
+    """The model that a request names, or the default one. Raises ApiError for what is no model's name."""
+    model = body.get("model")
+    if model in (None, ""):
+        return default_model
+    if not isinstance(model, str):
+        raise errors.invalid_type("model", "a string", model)
+    if len(model) > MAX_MODEL_LENGTH:
+        raise errors.too_long("model", model, MAX_MODEL_LENGTH)
+    if not strict_json.is_storable(model):
+        raise errors.not_storable("model")
+    return model
 
 
 def _bad_custom_id(custom_id: Any) -> str | None:

@@ -12,7 +12,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Least, Now
 
 from batches.models import Backend, Batch, Lease, Line, LineState
-from batchserver.database import from_now, retrying
+from common.database import from_now, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0

@@ -31,9 +31,9 @@ from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
-from batchserver import ids
-from batchserver.database import from_now
-from batchserver.errors import ApiError
+from common import ids
+from common.database import from_now
+from common.errors import ApiError, conflict
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
         moved = batches.update(status=to, **{f"{to}_at": now}, **NOT_STALLED, **fields) == 1
         if moved and to in FINAL and settings.WEBHOOK_URL:
             event = f"batch.{to}"
-            event_id = ids.derived_id("evt_", batch_id, event)
+            event_id = ids.derived_id(ids.EVENT, batch_id, event)
             WebhookDelivery.objects.create(id=event_id, batch_id=batch_id, event=event, created_at=now, next_at=Now())
     if moved:
         logger.info("%s: %s", batch_id, to)
@@ -87,12 +87,12 @@ def cancel(batch_id: str) -> None:
         return
     status = Batch.objects.values_list("status", flat=True).get(pk=batch_id)
     if status not in (Status.CANCELLING, Status.CANCELLED):
-        raise ApiError(
-            f"Cannot cancel a batch with status '{status}'.",
-            status=409,
-            # The official clients retry a 409 unless told that it is for good.
-            headers={"x-should-retry": "false"},
-        )
+        raise too_late("cancel", status)
+
+
+def too_late(to: str, status: str) -> ApiError:
+    """The refusal to do `to` (a verb) with a batch of this status, from which no way leads there."""
+    return conflict(f"Cannot {to} a batch with status '{status}'.")
 
 
 def close_finished() -> list[str]:

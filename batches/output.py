@@ -15,8 +15,8 @@ from django.utils import timezone
 
 from batches import leases, lifecycle, repeats
 from batches.models import OPEN, Batch, Lease, Line, LineState, Status
-from batchserver import failpoints, ids
-from batchserver.errors import line_error
+from common import failpoints, ids
+from common.errors import line_error
 from files_api import retention
 from files_api.models import RESULTS, File, stored_name
 from files_api.storage import MeasuredFile, temporary_file
@@ -228,10 +228,11 @@ def result_line(
         if original is not None:
             response = repeats.copied(response, batch_id, number)
         # The reply is stored as compact ASCII JSON and goes in as it is.
-        answer = f'{{"status_code":{http_status},"request_id":"req_{digits}","body":{response}}}'
+        answer = f'{{"status_code":{http_status},"request_id":"{ids.REQUEST}{digits}","body":{response}}}'
     else:
         error = json.dumps(MESSAGES.get(state) or line_error(error_code, error_message))
-    return f'{{"id":"batch_req_{digits}","custom_id":{json.dumps(custom_id)},"response":{answer},"error":{error}}}\n'
+    name = ids.BATCH_REQUEST + digits
+    return f'{{"id":"{name}","custom_id":{json.dumps(custom_id)},"response":{answer},"error":{error}}}\n'
 
 
 def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:

@@ -24,11 +24,12 @@ from rest_framework.request import Request
 from batches import backends, holds, presence
 from batches.backends.base import JSON, BackendKind, Verdict
 from batches.backends.relay import Broken, Head, NotConnected, Relay
+from batches.jsonl import model_of
 from batches.models import Backend
-from batchserver import errors, strict_json
-from batchserver.api import json_object
-from batchserver.errors import ApiError
-from batchserver.openapi import operation
+from common import errors, strict_json
+from common.errors import ApiError
+from common.negotiation import json_object
+from common.openapi import operation
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     )
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
-        model, streams = _model(body), _streams(body)
+        model, streams = backends.resolve_alias(model_of(body, settings.MODEL_NAME)), _streams(body)
         backend = presence.own_backend()
         kind = _kind(backend)
         if problem := kind.unsupported(self.endpoint, body):
@@ -145,19 +146,6 @@ class EventStream:
             yield b"data: " + json.dumps(_broken(error).envelope).encode() + b"\n\n"
         except ApiError:
             return  # the client is gone
-
-
-def _model(body: JSON) -> str:
-    model = body.get("model")
-    if model in (None, ""):
-        model = settings.MODEL_NAME
-    if not isinstance(model, str):
-        raise errors.invalid_type("model", "a string", model)
-    if len(model) > 255:
-        raise errors.too_long("model", model, 255)
-    if not strict_json.is_storable(model):
-        raise errors.not_storable("model")
-    return backends.resolve_alias(model)
 
 
 def _streams(body: JSON) -> bool:

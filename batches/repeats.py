@@ -14,7 +14,7 @@ from django.db.models import Count
 
 from batches import prefix
 from batches.models import Batch, Line, LineState, Part
-from batchserver import ids
+from common import ids
 
 DIGEST_BYTES = 16
 EMBEDDINGS = "/v1/embeddings"

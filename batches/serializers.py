@@ -12,10 +12,10 @@ from rest_framework import serializers
 from batches.jsonl import ENDPOINTS
 from batches.models import Batch, Priority, Status
 from batches.progress import Progress
-from batchserver import errors
-from batchserver.errors import ApiError
-from batchserver.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
-from batchserver.strict_json import is_storable
+from common import errors
+from common.errors import ApiError
+from common.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
+from common.strict_json import is_storable
 from files_api.models import File
 
 LONGEST_WINDOW = timedelta(days=30)

@@ -9,8 +9,8 @@ from datetime import datetime
 
 from django.utils import timezone
 
+from batches import lifecycle
 from batches.models import Batch, Hold, Status
-from batchserver.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ def resume(batch_id: str) -> None:
 def _check_pausable(batch_id: str, what: str) -> None:
     status = Batch.objects.values_list("status", flat=True).get(pk=batch_id)
     if status not in PAUSABLE:
-        raise ApiError(
-            f"Cannot {what} a batch with status '{status}'.",
-            status=409,
-            # The official clients retry a 409 unless told that it is for good.
-            headers={"x-should-retry": "false"},
-        )
+        raise lifecycle.too_late(what, status)
 
 
 def is_paused(batch: Batch) -> bool:

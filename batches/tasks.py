@@ -19,8 +19,8 @@ from kombu.exceptions import OperationalError
 
 from batches import answers, claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
 from batches.models import FINAL, Batch, Pulse, Status
-from batchserver import idempotency
 from batchserver.celery import app
+from common import idempotency
 from files_api import retention
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,11 @@ from batches.serializers import (
     ModelObjectSerializer,
     ProgressSerializer,
 )
-from batchserver import failpoints, idempotency
-from batchserver.api import CursorPagination, json_object
-from batchserver.errors import ApiError
-from batchserver.openapi import IDEMPOTENCY_KEY, operation
+from common import failpoints, idempotency
+from common.errors import ApiError
+from common.negotiation import json_object
+from common.openapi import IDEMPOTENCY_KEY, operation
+from common.pagination import CursorPagination
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):

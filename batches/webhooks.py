@@ -24,11 +24,12 @@ from django.db import Error, connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
+from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from batches.backends.sockets import CONNECT_TIMEOUT_S, WatchedAdapter, WatchedSocket
 from batches.models import WebhookDelivery
-from batchserver.database import from_now, retrying
+from common.database import from_now, retrying
+from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +165,25 @@ def _post(delivery: WebhookDelivery) -> tuple[int, float]:
     request = requests.Request("POST", settings.WEBHOOK_URL, headers, data=content).prepare()
     sock = WatchedSocket()
     with _Deadline(sock):
-        adapter = WatchedAdapter(sock.connected)
+        adapter = _WatchedAdapter(sock)
         try:
             with adapter.send(request, stream=True, timeout=(CONNECT_TIMEOUT_S, None)) as response:
                 wait = response.headers.get("Retry-After", "")
                 return response.status_code, float(wait) if wait.isascii() and wait.isdigit() else 0.0
         finally:
             adapter.close()
+
+
+class _WatchedAdapter(HTTPAdapter):
+    """Tells `sock` of the connection of the one request that it sends."""
+
+    def __init__(self, sock: WatchedSocket) -> None:
+        self._socket = sock
+        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected)
 
 
 class _TooSlow(Exception):

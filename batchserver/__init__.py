@@ -1,4 +1,4 @@
-"""Wiring, and what both apps share."""
+"""Wiring: settings, urls, processes, and what the first start makes."""
 
 import sys
 

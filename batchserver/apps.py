@@ -1,9 +1,9 @@
 from django.apps import AppConfig
 
 
-class BatchServerConfig(AppConfig):
+class WiringConfig(AppConfig):
     name = "batchserver"
-    verbose_name = "Server"
+    label = "wiring"  # common has the label "batchserver"
 
     def ready(self) -> None:
         from batchserver import checks  # noqa: F401  (registers itself)

@@ -1,16 +1,33 @@
-"""What the first start makes: tables, and an administrator. Safe to run at every start, and by several at once."""
+"""What the first start makes: directories, the secret key, tables, and an administrator.
+
+Safe to run at every start, and by several at once.
+"""
 
 import secrets
 
+from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import IntegrityError, transaction
 
 ADMIN_NAME = "admin"
 
 
+def make_directories() -> None:
+    """Make what is missing of DATA_DIR and the directories of files. Raises ImproperlyConfigured."""
+    try:
+        # Each by itself: parents that are made on the way do not get the mode.
+        for directory in (settings.DATA_DIR, settings.FILES_DIR, settings.UPLOAD_DIR):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImproperlyConfigured(f"DATA_DIR={str(settings.DATA_DIR)!r} cannot be used: {error.strerror}.") from error
+
+
 def prepare(*, with_admin: bool = True) -> str | None:
-    """Bring the database up to date; the new administrator's password if one was made, else None."""
+    """Make what is missing and bring the database up to date; the new administrator's password if one was made."""
+    make_directories()
+    str(settings.SECRET_KEY)  # made here if it is not there: before any other process looks for it
     call_command("migrate", verbosity=0, interactive=False)
     users = get_user_model().objects
     if not with_admin or users.filter(is_superuser=True).exists():

@@ -1,230 +1,55 @@
-"""Every knob, with its unit in its name. The only reader of the environment and of `.env`.
+"""Every knob, with its unit in its name. The only reader of the environment and of `.env`, by the parsers in env.
 
-A value that cannot be used raises ImproperlyConfigured naming the variable, the value and what is allowed.
+To import it makes no directory, writes no file and opens no socket: what has to be made is made by the first start.
 """
 
-import base64
 import hashlib
 import logging
 import os
-import re
-import secrets
-import socket
-import tempfile
-from contextlib import suppress
+from os import environ
 from pathlib import Path
-from typing import Any
+from typing import cast
 from urllib.parse import quote, urlsplit
-from zoneinfo import ZoneInfo
 
-import dj_database_url
 import django_stubs_ext
-import tzlocal
-from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batches.quiet_hours import QuietHours
+from batchserver import env, secret_key
 
 django_stubs_ext.monkeypatch()  # lets admin.ModelAdmin[Batch] and the like stand in the code, for mypy
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 # The real environment wins over the file.
-load_dotenv(os.environ.get("ENV_FILE") or BASE_DIR / ".env", override=False)
-
-
-def _text(name: str, default: str = "") -> str:
-    return os.environ.get(name, "").strip() or default
-
-
-def _whole(name: str, default: int, *, least: int = 0, most: int = 2**63 - 1) -> int:
-    value = _text(name)
-    if not value:
-        return default
-    try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= most:
-        raise ImproperlyConfigured(f"{name}={value!r}: expected a whole number from {least} to {most}.")
-    return number
-
-
-def _seconds(name: str, *, may_be_0: bool = False) -> float | None:
-    value = _text(name)
-    if not value:
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 10**7 or (number == 0 and not may_be_0):
-        allowed = "of seconds, 0 or above" if may_be_0 else "of seconds above 0"
-        raise ImproperlyConfigured(f"{name}={value!r}: expected a number {allowed}.")
-    return number
-
-
-def _switch(name: str, default: bool) -> bool:
-    value = _text(name)
-    if not value:
-        return default
-    if value not in ("True", "False"):
-        raise ImproperlyConfigured(f"{name}={value!r}: expected True or False.")
-    return value == "True"
-
-
-def _url(name: str, default: str) -> str:
-    value = _text(name, default).rstrip("/")
-    _check_address(f"{name}={value!r}", value, "http://localhost:11434")
-    if "@" in urlsplit(value).netloc:
-        # The address is shown by /health and /metrics.
-        raise ImproperlyConfigured(
-            f"{name} holds a user or a password: put what the server asks for into BACKEND_API_KEY."
-        )
-    return value
-
-
-def _check_address(what: str, value: str, example: str) -> None:
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ImproperlyConfigured(f"{what}: expected an address like {example}.")
-
-
-def _check_webhook_secret(value: str) -> None:
-    """Its error does not hold the value. Without `whsec_`, libraries differ on what the key is."""
-    how = "make one with: echo whsec_$(openssl rand -base64 32)"
-    if not value:
-        raise ImproperlyConfigured(f"WEBHOOK_SECRET is not set, and WEBHOOK_URL needs it; {how}")
-    prefix, _, encoded = value.partition("_")
-    try:
-        key = base64.b64decode(encoded, validate=True)
-    except ValueError:
-        key = b""
-    if prefix != "whsec" or len(key) < 24:
-        raise ImproperlyConfigured(f"WEBHOOK_SECRET: expected whsec_ and at least 24 bytes in base64; {how}")
-
-
-def _pairs(name: str) -> dict[str, str]:
-    pairs = {}
-    for item in filter(None, (part.strip() for part in _text(name).split(","))):
-        alias, equals, model = (part.strip() for part in item.partition("="))
-        if not (alias and equals and model):
-            raise ImproperlyConfigured(f"{name}: {item!r} is not of the form alias=model.")
-        pairs[alias] = model
-    return pairs
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ValueError, LookupError, OSError):  # a path that leads out, an unknown name, a directory
-        return False
-    return True
-
-
-def _zone(name: str) -> str:
-    if value := _text(name):
-        if not _is_zone(value):
-            raise ImproperlyConfigured(f"{name}={value!r}: expected a time zone's IANA name, such as Europe/Berlin.")
-        return value
-    with suppress(LookupError, ValueError, OSError):  # the machine contradicts itself, or says nothing that is a zone
-        if (own := tzlocal.get_localzone_name()) and _is_zone(own):
-            return own
-    return "UTC"
-
-
-def _quiet_hours(name: str, zone: str) -> QuietHours:
-    value = _text(name)
-    try:
-        return QuietHours(value, ZoneInfo(zone))
-    except ValueError as error:
-        raise ImproperlyConfigured(
-            f"{name}={value!r}: {error}. Expected hours of the day such as 07:00-22:00, past midnight too, several "
-            "separated by commas, and not the whole day."
-        ) from error
-
-
-def _failpoints() -> dict[str, tuple[str, int]]:
-    """Name -> what is done there and at which time; see batchserver/failpoints.py."""
-    failpoints = {}
-    for item in filter(None, (part.strip() for part in _text("FAILPOINTS").split(","))):
-        fits = re.fullmatch(r"(\w+):(kill9|kill9_parent|stop|raise|sleep=\d+(?:\.\d+)?)(?:@([1-9]\d*))?", item)
-        if fits is None:
-            raise ImproperlyConfigured(f"FAILPOINTS: {item!r} is not of the form name:action or name:action@nth.")
-        failpoints[fits[1]] = (fits[2], int(fits[3] or 1))
-    return failpoints
-
+load_dotenv(env.text(environ, "ENV_FILE") or BASE_DIR / ".env", override=False)
 
 # Where we listen
-HOST = _text("HOST", "127.0.0.1")
-PORT = _whole("PORT", 4080, least=1, most=65535)
+HOST = env.text(environ, "HOST", "127.0.0.1")
+PORT = env.whole(environ, "PORT", 4080, least=1, most=65535)
 # One process, so that /metrics has one set of counters; threads, so that a slow upload holds up nobody.
 WEB_THREADS = 16
 
 # State
-DATA_DIR = (BASE_DIR / Path(_text("DATA_DIR", "data")).expanduser()).resolve()
+DATA_DIR = (BASE_DIR / Path(env.text(environ, "DATA_DIR", "data")).expanduser()).resolve()
 FILES_DIR = DATA_DIR / "files"
 UPLOAD_DIR = FILES_DIR / ".incoming"  # same file system as FILES_DIR: a finished upload is renamed, never copied
-try:
-    for _directory in (DATA_DIR, FILES_DIR, UPLOAD_DIR):
-        _directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-except OSError as error:
-    raise ImproperlyConfigured(f"DATA_DIR={str(DATA_DIR)!r} cannot be used: {error.strerror}.") from error
-
-
-def _secret_key() -> str:
-    """SECRET_KEY from the environment, else from DATA_DIR, made there at the first start and readable by us alone."""
-    if key := _text("SECRET_KEY"):
-        return key
-    path = DATA_DIR / "secret_key"
-    if not path.exists():
-        # Written whole and then linked: of two first starts one wins, and neither reads half a key.
-        descriptor, temporary = tempfile.mkstemp(dir=DATA_DIR, prefix=".secret_key.")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(50))
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(temporary)
-    return path.read_text().strip()
-
-
-SECRET_KEY = _secret_key()
+# Read or made when it is first needed, and not before: `manage.py setup` and `serve` make it at the first start.
+SECRET_KEY = env.text(environ, "SECRET_KEY") or cast(str, SimpleLazyObject(lambda: secret_key.kept_in(DATA_DIR)))
 DEBUG = False
 
-
-def _own_names() -> list[str]:
-    """This host's name and addresses: how others on the network call a server that listens beyond loopback."""
-    name = socket.gethostname()
-    names = [name, f"{name}.local"]
-    with suppress(OSError):
-        names += socket.gethostbyname_ex(name)[2]
-    # The address from which a packet would leave for elsewhere; connecting a datagram socket sends none.
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))
-        names.append(probe.getsockname()[0])
-    return names
-
-
-def _allowed_hosts() -> list[str]:
-    if named := [host.strip() for host in _text("ALLOWED_HOSTS").split(",") if host.strip()]:
-        return named
-    hosts = ["localhost", "127.0.0.1", "[::1]"]
-    if HOST in ("0.0.0.0", "::"):
-        return hosts + _own_names()
-    return hosts if HOST in ("localhost", "127.0.0.1", "::1") else [*hosts, f"[{HOST}]" if ":" in HOST else HOST]
-
-
-ALLOWED_HOSTS = _allowed_hosts()
-CSRF_TRUSTED_ORIGINS = [origin.strip() for origin in _text("CSRF_TRUSTED_ORIGINS").split(",") if origin.strip()]
+_named_hosts = env.texts(environ, "ALLOWED_HOSTS")
+_loopback = ["localhost", "127.0.0.1", "[::1]"]
+# This host's own names and addresses are allowed too where others on the network can reach us; to find them takes
+# sockets, so the web process adds them when it starts (batchserver/wsgi.py).
+ALLOW_OWN_NAMES = not _named_hosts and HOST in ("0.0.0.0", "::")
+if HOST in ("0.0.0.0", "::", "localhost", "127.0.0.1", "::1"):
+    ALLOWED_HOSTS = _named_hosts or _loopback
+else:
+    ALLOWED_HOSTS = _named_hosts or [*_loopback, f"[{HOST}]" if ":" in HOST else HOST]
+CSRF_TRUSTED_ORIGINS = env.texts(environ, "CSRF_TRUSTED_ORIGINS")
 # Behind a TLS proxy: cookies by HTTPS alone, plain HTTP redirected, HSTS. On loopback there is no TLS to insist on.
-BEHIND_TLS = _switch("BEHIND_TLS", False)
+BEHIND_TLS = env.switch(environ, "BEHIND_TLS", False)
 if BEHIND_TLS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SECURE_SSL_REDIRECT = True
@@ -237,59 +62,61 @@ if BEHIND_TLS:
 X_FRAME_OPTIONS = "DENY"
 
 # The model server
-EMBEDDED_BACKEND_PORT = _whole("EMBEDDED_BACKEND_PORT", min(PORT + 1, 65535), least=1, most=65535)
+EMBEDDED_BACKEND_PORT = env.whole(environ, "EMBEDDED_BACKEND_PORT", min(PORT + 1, 65535), least=1, most=65535)
 EMBEDDED_BACKEND_MODEL = "smollm2:135m"
-EMBEDDED_BACKEND = _text("BACKEND_URL") == "embedded"
+EMBEDDED_BACKEND = env.text(environ, "BACKEND_URL") == "embedded"
 if EMBEDDED_BACKEND:
     BACKEND_URL = f"http://127.0.0.1:{EMBEDDED_BACKEND_PORT}"
 else:
-    BACKEND_URL = _url("BACKEND_URL", _url("OLLAMA_BASE_URL", "http://localhost:11434"))
+    BACKEND_URL = env.url(environ, "BACKEND_URL", env.url(environ, "OLLAMA_BASE_URL", "http://localhost:11434"))
 BACKEND_IS_LOCAL = urlsplit(BACKEND_URL).hostname in ("localhost", "127.0.0.1", "::1")
-BACKEND_IS_OLLAMA = not _text("BACKEND_URL")  # as far as the configuration says; the server itself is asked too
+# As far as the configuration says; the server itself is asked too.
+BACKEND_IS_OLLAMA = not env.text(environ, "BACKEND_URL")
 # The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
-BACKEND_NAME = f"{BACKEND_URL} on {socket.gethostname()}" if BACKEND_IS_LOCAL else BACKEND_URL
-BACKEND_API_KEY = _text("BACKEND_API_KEY")
-BACKEND_PARALLEL = _whole("BACKEND_PARALLEL", 0, least=1, most=1024) or None  # None: what the server says of itself
-MODEL_NAME = _text("MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
+BACKEND_NAME = f"{BACKEND_URL} on {os.uname().nodename}" if BACKEND_IS_LOCAL else BACKEND_URL
+BACKEND_API_KEY = env.text(environ, "BACKEND_API_KEY")
+# None: what the server says of itself
+BACKEND_PARALLEL = env.whole(environ, "BACKEND_PARALLEL", 0, least=1, most=1024) or None
+MODEL_NAME = env.text(environ, "MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
 # "*" stands for every name that has no alias of its own.
-MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else _pairs("MODEL_ALIASES")
+MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else env.pairs(environ, "MODEL_ALIASES")
 
 # `manage.py run_batch` is a client of the API and names its key as the official clients do.
-CLIENT_API_KEY = _text("OPENAI_API_KEY")
+CLIENT_API_KEY = env.text(environ, "OPENAI_API_KEY")
 
 # Execution
-MAX_CONCURRENT_BATCHES = _whole("MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
-LINE_TIMEOUT_S = _seconds("LINE_TIMEOUT_S")  # None: from the measured speed (batches/pace.py)
-MODEL_LOAD_TIMEOUT_S = _seconds("MODEL_LOAD_TIMEOUT_S") or 900.0
-MODEL_PATIENCE_S = _seconds("MODEL_PATIENCE_S") or 600.0
-LINE_MAX_ATTEMPTS = _whole("LINE_MAX_ATTEMPTS", 3, least=1, most=100)
-ANSWER_ONCE_ACROSS_BATCHES = _switch("ANSWER_ONCE_ACROSS_BATCHES", False)
-SHUTDOWN_GRACE_S = _seconds("SHUTDOWN_GRACE_S") or 5.0
-_interactive_hold_s = _seconds("INTERACTIVE_HOLD_S", may_be_0=True)
+MAX_CONCURRENT_BATCHES = env.whole(environ, "MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
+LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: from the measured speed (batches/pace.py)
+MODEL_LOAD_TIMEOUT_S = env.seconds(environ, "MODEL_LOAD_TIMEOUT_S") or 900.0
+MODEL_PATIENCE_S = env.seconds(environ, "MODEL_PATIENCE_S") or 600.0
+LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)
+ANSWER_ONCE_ACROSS_BATCHES = env.switch(environ, "ANSWER_ONCE_ACROSS_BATCHES", False)
+SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0
+_interactive_hold_s = env.seconds(environ, "INTERACTIVE_HOLD_S", may_be_0=True)
 INTERACTIVE_HOLD_S = 10.0 if _interactive_hold_s is None else _interactive_hold_s
 
 # People's clock: Django sets the process's own by TIME_ZONE. The API and the database have moments, not hours.
-TIME_ZONE = _zone("TIME_ZONE")
-QUIET_HOURS = _quiet_hours("QUIET_HOURS", TIME_ZONE)
+TIME_ZONE = env.zone(environ, "TIME_ZONE")
+QUIET_HOURS = env.quiet_hours(environ, "QUIET_HOURS", TIME_ZONE)
 
 # Where the ends of batches are told. The path stays as it was typed: a slash at its end can mean something there.
-WEBHOOK_URL = _text("WEBHOOK_URL")
-WEBHOOK_SECRET = _text("WEBHOOK_SECRET")
+WEBHOOK_URL = env.secret_url(environ, "WEBHOOK_URL")
+WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
-    _check_address("WEBHOOK_URL (not shown, it may hold a key)", WEBHOOK_URL, "https://example.org/hook")
-    _check_webhook_secret(WEBHOOK_SECRET)
+    WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
 # A testing aid, for docs/reliability.md; nothing to run a server with.
-FAILPOINTS = _failpoints()
+FAILPOINTS = env.failpoints(environ, "FAILPOINTS")
 
 # Limits
-MAX_FILE_BYTES = _whole("MAX_FILE_BYTES", 8 * 2**30, least=1)
-MAX_BATCH_LINES = _whole("MAX_BATCH_LINES", 1_000_000, least=1)
-MAX_LINE_BYTES = _whole("MAX_LINE_BYTES", 16 * 2**20, least=1024)
-MAX_REPLY_BYTES = _whole("MAX_REPLY_BYTES", 64 * 2**20, least=1024)
-MIN_FREE_BYTES = _whole("MIN_FREE_BYTES", 512 * 2**20)
+MAX_FILE_BYTES = env.whole(environ, "MAX_FILE_BYTES", 8 * 2**30, least=1)
+MAX_BATCH_LINES = env.whole(environ, "MAX_BATCH_LINES", 1_000_000, least=1)
+MAX_LINE_BYTES = env.whole(environ, "MAX_LINE_BYTES", 16 * 2**20, least=1024)
+MAX_REPLY_BYTES = env.whole(environ, "MAX_REPLY_BYTES", 64 * 2**20, least=1024)
+MIN_FREE_BYTES = env.whole(environ, "MIN_FREE_BYTES", 512 * 2**20)
 
 INSTALLED_APPS = [
+    "common",
     "batchserver",
     "files_api",
     "batches",
@@ -302,9 +129,11 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "django_prometheus",
+    # For `manage.py benchmark`. Nothing else needs it, and the image goes without.
+    *(["benchmarks"] if (BASE_DIR / "benchmarks").is_dir() else []),
 ]
 MIDDLEWARE = [
-    "batchserver.middleware.OpenAIHeaders",
+    "common.middleware.OpenAIHeaders",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -337,18 +166,13 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
-# Database. The URL's own options (?sslmode=…) are kept.
-DATABASE_URL = _text("DATABASE_URL")
-try:
-    _database: dict[str, Any] = dict(
-        dj_database_url.parse(DATABASE_URL or "sqlite://", conn_max_age=60, conn_health_checks=True)
-    )
-except ValueError as error:
-    raise ImproperlyConfigured(
-        "DATABASE_URL: expected sqlite:///path or postgres://user:password@host/name."
-    ) from error
-if not DATABASE_URL:
-    _database["NAME"] = str(DATA_DIR / "db.sqlite3")  # not by a URL: a path may hold what means something there
+# Database
+_database = env.database(environ, "DATABASE_URL") or {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": str(DATA_DIR / "db.sqlite3"),
+    "CONN_MAX_AGE": 60,
+    "CONN_HEALTH_CHECKS": True,
+}
 if _database["ENGINE"] == "django.db.backends.sqlite3":
     _database["OPTIONS"] = {
         # The write lock is taken at BEGIN: a deferred transaction that upgrades later fails whatever the timeout.
@@ -363,10 +187,10 @@ DATABASES = {"default": _database}
 BROKER_DIR = DATA_DIR / "broker"
 if len(str(BROKER_DIR / "valkey.sock")) > 100:
     _short = hashlib.sha256(str(DATA_DIR).encode()).hexdigest()[:16]
-    BROKER_DIR = Path(tempfile.gettempdir()) / f"ollama-batch-server-{os.getuid()}-{_short}"
+    BROKER_DIR = Path(env.text(environ, "TMPDIR", "/tmp")) / f"ollama-batch-server-{os.getuid()}-{_short}"
 BROKER_SOCKET = BROKER_DIR / "valkey.sock"
-EMBEDDED_BROKER = not _text("CELERY_BROKER_URL")
-CELERY_BROKER_URL = _text("CELERY_BROKER_URL", f"redis+socket://{quote(str(BROKER_SOCKET))}")
+EMBEDDED_BROKER = not env.text(environ, "CELERY_BROKER_URL")
+CELERY_BROKER_URL = env.text(environ, "CELERY_BROKER_URL", f"redis+socket://{quote(str(BROKER_SOCKET))}")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True}
@@ -392,7 +216,6 @@ STORAGES = {
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 FILE_UPLOAD_HANDLERS = ["files_api.upload_handler.MeasuringUploadHandler"]
-FILE_UPLOAD_TEMP_DIR = str(UPLOAD_DIR)
 FILE_UPLOAD_PERMISSIONS = 0o600
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20  # JSON bodies and form fields; file parts have limits of their own
 DATA_UPLOAD_MAX_NUMBER_FILES = 1
@@ -400,17 +223,17 @@ STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["batchserver.api.ApiKeyAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "batchserver.api.AlwaysJson",
-    "EXCEPTION_HANDLER": "batchserver.api.exception_handler",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.negotiation.AlwaysJson",
+    "EXCEPTION_HANDLER": "common.exception_handler.exception_handler",
     "UNAUTHENTICATED_USER": None,
     "COMPACT_JSON": True,
     "STRICT_JSON": True,
     "UNICODE_JSON": False,  # whatever is echoed can be encoded
     "DEFAULT_METADATA_CLASS": None,  # OPTIONS is not part of the API
-    "DEFAULT_SCHEMA_CLASS": "batchserver.openapi.ApiSchema",
+    "DEFAULT_SCHEMA_CLASS": "common.openapi.ApiSchema",
 }
 # The OpenAPI document. Docstrings are for readers of the code and stay out of it.
 SPECTACULAR_SETTINGS = {
@@ -446,7 +269,7 @@ LOGGING = {
     # A 503 or 507 is an answer that we chose; only a 500 is a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
-        "request_id": {"()": "batchserver.middleware.RequestIdFilter"},
+        "request_id": {"()": "common.middleware.RequestIdFilter"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
@@ -454,6 +277,7 @@ LOGGING = {
         "batchserver": {"level": "INFO"},
         "batches": {"level": "INFO"},
         "files_api": {"level": "INFO"},
+        "common": {"level": "INFO"},
         # Django mails admins and prints every 4xx by default; a 4xx is the client's news, not ours.
         "django": {"handlers": [], "level": "WARNING"},
         "django.request": {"level": "ERROR", "filters": ["bugs"]},

@@ -21,6 +21,6 @@ urlpatterns = [
     path("", views.home),
 ]
 
-handler400 = "batchserver.api.bad_request"
-handler404 = "batchserver.api.not_found"
-handler500 = "batchserver.api.server_error"
+handler400 = "common.exception_handler.bad_request"
+handler404 = "common.exception_handler.not_found"
+handler500 = "common.exception_handler.server_error"

@@ -1,7 +1,8 @@
-"""The WSGI application, with bodies of unknown length let through to Django."""
+"""The WSGI application, with bodies of unknown length let through to Django, and the names under which it answers."""
 
 import io
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -62,4 +63,19 @@ def _drain(stream: Any) -> None:
             pass
 
 
+def own_names() -> list[str]:
+    """This host's name and addresses: how others on the network call a server that listens beyond loopback."""
+    name = socket.gethostname()
+    names = [name, f"{name}.local"]
+    with suppress(OSError):
+        names += socket.gethostbyname_ex(name)[2]
+    # The address from which a packet would leave for elsewhere; connecting a datagram socket sends none.
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        names.append(probe.getsockname()[0])
+    return names
+
+
 application = StreamedBodies(get_wsgi_application())
+if settings.ALLOW_OWN_NAMES:
+    settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, *own_names()]

@@ -7,8 +7,8 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.utils import timezone
 
-from batchserver import failpoints
-from batchserver.errors import ApiError
+from common import failpoints
+from common.errors import ApiError
 from files_api.models import File
 from files_api.storage import MeasuredFile
 

@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 
-from batchserver.admin import LookOnly
+from common.admin import LookOnly
 from files_api.models import File, Upload
 
 

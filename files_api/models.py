@@ -8,7 +8,7 @@ from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
-from batchserver import ids
+from common import ids
 
 PURPOSES = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 RESULTS = "batch_output"  # made by us, never uploaded

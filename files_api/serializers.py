@@ -6,8 +6,8 @@ from django.conf import settings
 from django.utils import timezone
 from rest_framework import serializers
 
-from batchserver import errors
-from batchserver.fields import (
+from common import errors
+from common.fields import (
     ByteCountField,
     ConstantField,
     ExpiresAfterField,

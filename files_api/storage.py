@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from django.conf import settings
 from django.core.files.base import File as Content
 from django.core.files.storage import FileSystemStorage, default_storage
-from django.core.files.uploadedfile import TemporaryUploadedFile
+from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
 
 
 class MeasuredFile(TemporaryUploadedFile):
@@ -24,7 +25,10 @@ class MeasuredFile(TemporaryUploadedFile):
     file: Any
 
     def __init__(self) -> None:
-        super().__init__("file", "application/octet-stream", 0, None)
+        # Django's own __init__ takes the directory from FILE_UPLOAD_TEMP_DIR, which its system check wants to exist at
+        # any time: before the first start too.
+        temporary = NamedTemporaryFile(suffix=".upload", dir=settings.UPLOAD_DIR)  # noqa: SIM115  (closed by `close`)
+        UploadedFile.__init__(self, temporary, "file", "application/octet-stream", 0, None)
         self._digest = hashlib.sha256()
 
     def write(self, content: bytes) -> None:  # type: ignore[override]  # a method here, a property in Django's mixin

@@ -8,7 +8,7 @@ from django.core.files.uploadhandler import FileUploadHandler
 from django.http import QueryDict
 from rest_framework.request import Request
 
-from batchserver import errors
+from common import errors
 from files_api.storage import MeasuredFile, missing_bytes
 
 # What a form may hold beside its file: boundaries, headers, short fields.

@@ -5,8 +5,8 @@ import hashlib
 from django.db import DatabaseError, transaction
 from django.utils import timezone
 
-from batchserver import errors
-from batchserver.errors import ApiError
+from common import errors
+from common.errors import ApiError
 from files_api import retention
 from files_api.accept import accept
 from files_api.models import File, Upload, UploadPart

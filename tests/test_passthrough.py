@@ -18,7 +18,7 @@ from django.utils import timezone
 from batches import passthrough, presence
 from batches.jsonl import ENDPOINTS
 from batches.models import Hold
-from batchserver.models import ApiKey
+from common.models import ApiKey
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action, answer, error_body, events
 from tests.stack import eventually, free_port
@@ -81,6 +81,18 @@ def test_the_operators_key_is_sent_and_the_clients_is_not(ask, api, backend, set
     api.credentials(HTTP_AUTHORIZATION="Bearer of-the-client")
     ask()
     assert [seen.headers.get("Authorization") for seen in backend.seen] == [None, "Bearer of-the-operator"]
+
+
+def test_nothing_of_the_environment_goes_along_and_no_redirect_is_followed(ask, backend, monkeypatch, tmp_path):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    backend.on("away", Action(status=307, headers={"Location": "/v1/models"}))
+
+    assert ask().status_code == 200
+    assert "Authorization" not in backend.seen[0].headers
+    ask("away")
+    assert [seen.path for seen in backend.seen] == [CHAT, CHAT]
 
 
 @pytest.mark.parametrize("url", [each for each in ENDPOINTS if each != "/v1/embeddings"])

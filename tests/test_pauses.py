@@ -108,7 +108,7 @@ def test_a_model_that_fails_everything_pauses_and_charges_nobody(create, work, b
     assert charges() == UNCHARGED
     assert "fails every request of gemma3:12b, the plainest too" in seen.reason
     assert seen.reason in presence.health()["reason"]
-    # Five lines, maybe one that was in flight beside them, and a trial at first; later the trial alone, after longer pauses.
+    # Five lines, maybe one in flight beside them, and a trial; later the trial alone, each time after a longer pause.
     assert len(set(backend.arrived()) - {TRIAL}) in (5, 6)
     assert backend.arrived().count(TRIAL) == 4
     assert pauses == sorted(pauses)

@@ -14,7 +14,7 @@ from batches import jsonl
 from batches.backends.base import BackendKind
 from batches.models import LineState
 from batches.output import MESSAGES, result_line
-from batchserver import strict_json
+from common import strict_json
 from tests.conftest import CHAT, line
 
 # A slow machine fails nothing.

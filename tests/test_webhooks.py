@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from batches import lifecycle, webhooks
 from batches.models import Batch, Status, WebhookDelivery
-from batchserver import ids
+from common import ids
 from tests.conftest import line
 from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
-from batchserver import strict_json
+from common import strict_json
 
 JSON = dict[str, Any]
 

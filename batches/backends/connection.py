@@ -11,7 +11,7 @@ from urllib3 import Timeout
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 from urllib3.util import parse_url
 
-from batches.backends.sockets import CONNECT_TIMEOUT_S, shut, watched_pools
+from common.sockets import CONNECT_TIMEOUT_S, shut, watched_pools
 
 QUESTION_TIMEOUT_S = 3.0
 # A kept connection that the server is just closing fails at once; one that fails later failed under our request.

@@ -5,13 +5,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import requests
+from urllib3 import Timeout
+from urllib3.util import parse_url
 
-from batches.backends.sockets import CONNECT_TIMEOUT_S, WatchedAdapter, WatchedSocket
+from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
 
 LOOK_EVERY_S = 0.5
 READ_AHEAD = 64  # pieces; then the model server waits for a client that reads slowly
@@ -45,15 +46,21 @@ class Relay:
     def __init__(
         self, url: str, body: dict[str, Any], *, api_key: str, silence_s: float, look: Callable[[], None]
     ) -> None:
-        self._url = url
+        self._url = parse_url(url)
+        self._socket = WatchedSocket()
+        pool_class = watched_pools(self._socket.connected)[self._url.scheme or "http"]
+        self._pool = pool_class(self._url.host or "", self._url.port, maxsize=1, retries=False)
         self._content = json.dumps(body).encode("ascii")
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "ollama-batch-server",
+        }
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._silence_s = silence_s
         self._look = look
         self._pieces: queue.Queue[Head | bytes | Exception | None] = queue.Queue(READ_AHEAD)
-        self._socket = WatchedSocket()
         # A daemon: a call that cannot be ended must not keep the process from exiting.
         threading.Thread(target=self._run, name="relay", daemon=True).start()
 
@@ -88,24 +95,21 @@ class Relay:
             return piece
 
     def _run(self) -> None:
-        session = requests.Session()
-        session.trust_env = False
-        adapter = WatchedAdapter(self._socket.connected)
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
         try:
-            with session.post(
-                self._url,
-                data=self._content,
+            response = self._pool.urlopen(
+                "POST",
+                self._url.request_uri,
+                body=self._content,
                 headers=self._headers,
-                timeout=(CONNECT_TIMEOUT_S, None),
-                allow_redirects=False,
-                stream=True,
-            ) as response:
+                timeout=Timeout(connect=CONNECT_TIMEOUT_S, read=None),
+                redirect=False,
+                preload_content=False,
+            )
+            with closing(response):
                 content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-                self._put(Head(response.status_code, content_type, response.headers.get("Retry-After", "")))
+                self._put(Head(response.status, content_type, response.headers.get("Retry-After", "")))
                 # One read of the socket each: what came is handed on, however little.
-                while piece := response.raw.read1(2**16, decode_content=True):
+                while piece := response.read1(2**16, decode_content=True):
                     self._put(piece)
             self._put(None)
         except Exception as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
@@ -113,7 +117,7 @@ class Relay:
             what = f"The model server broke the connection ({type(error).__name__})."
             self._put(Broken(what) if self._socket.was_connected else NotConnected())
         finally:
-            session.close()
+            self._pool.close()
 
     def _put(self, piece: Head | bytes | Exception | None) -> None:
         while not self._socket.is_shut:

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from batches import backends
 from batches.models.lease import Lease
-from batchserver.database import from_now
+from common.database import from_now
 
 WORKER_MISSING_AFTER = timedelta(seconds=30)
 

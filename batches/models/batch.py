@@ -9,8 +9,8 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches.models.lease import Lease
-from batchserver import ids
-from batchserver.database import from_now
+from common import ids
+from common.database import from_now
 from files_api.models import File
 
 

@@ -7,7 +7,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batchserver.database import from_now
+from common.database import from_now
 
 
 class Lease(models.Model):

@@ -18,7 +18,7 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 django.setup()
 
-from batches.management.benchmarks.report import machine  # noqa: E402
+from benchmarks.report import machine  # noqa: E402
 from tests.faults import invariants, scenarios  # noqa: E402
 from tests.faults.scenarios import Outcome, Scenario  # noqa: E402
 from tests.faults.world import Postgres  # noqa: E402

@@ -25,7 +25,7 @@ class Mutation:
     seen: str
 
     def play(self, root: Path) -> Outcome:
-        for name in ("batches", "batchserver", "files_api"):
+        for name in ("batches", "batchserver", "common", "files_api"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "manage.py", root)
         source = (root / self.path).read_text()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from django.core.management.base import CommandError
 
 from batches.models import Batch
-from batchserver.errors import ApiError
+from common.errors import ApiError
 
 
 def each(batch_ids: list[str], do: Callable[[str], None]) -> str:

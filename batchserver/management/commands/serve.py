@@ -29,6 +29,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         supervisor = Supervisor()
         supervisor.listen()
+        first_start.make_directories()
         lock = self._lock()
         self._wait_for_port()
         self._install_embedded_backend()

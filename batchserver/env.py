@@ -1,0 +1,183 @@
+"""What an environment's variables say: a mapping and a name in, a value out. Only `zone` looks at the machine too.
+
+Surrounding blanks do not count, and an empty value is as good as none. A value that cannot be used raises
+ImproperlyConfigured, which names the variable, the value (unless it may hold a secret) and what is allowed.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
+
+import dj_database_url
+import tzlocal
+from django.core.exceptions import ImproperlyConfigured
+
+from batches.quiet_hours import QuietHours
+
+Environment = Mapping[str, str]
+
+
+def text(environment: Environment, name: str, default: str = "") -> str:
+    return environment.get(name, "").strip() or default
+
+
+def texts(environment: Environment, name: str) -> list[str]:
+    """The items between commas, none of them empty."""
+    return [item for part in environment.get(name, "").split(",") if (item := part.strip())]
+
+
+def whole(environment: Environment, name: str, default: int, *, least: int = 0, most: int = 2**63 - 1) -> int:
+    """A whole number within the bounds. `default` is not held against them."""
+    value = text(environment, name)
+    if not value:
+        return default
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected a whole number from {least} to {most}.")
+    return number
+
+
+def seconds(environment: Environment, name: str, *, may_be_0: bool = False) -> float | None:
+    """A number of seconds; None where none is given."""
+    value = text(environment, name)
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 10**7 or (number == 0 and not may_be_0):
+        allowed = "of seconds, 0 or above" if may_be_0 else "of seconds above 0"
+        raise ImproperlyConfigured(f"{name}={value!r}: expected a number {allowed}.")
+    return number
+
+
+def switch(environment: Environment, name: str, default: bool) -> bool:
+    value = text(environment, name)
+    if not value:
+        return default
+    if value not in ("True", "False"):
+        raise ImproperlyConfigured(f"{name}={value!r}: expected True or False.")
+    return value == "True"
+
+
+def pairs(environment: Environment, name: str) -> dict[str, str]:
+    """`alias=model,…` as a dict from alias to model."""
+    found = {}
+    for item in texts(environment, name):
+        alias, equals, model = (part.strip() for part in item.partition("="))
+        if not (alias and equals and model):
+            raise ImproperlyConfigured(f"{name}: {item!r} is not of the form alias=model.")
+        found[alias] = model
+    return found
+
+
+def url(environment: Environment, name: str, default: str) -> str:
+    """A model server's address, without a slash at its end. It may hold neither user nor password."""
+    value = text(environment, name, default).rstrip("/")
+    if not _is_address(value):
+        raise ImproperlyConfigured(f"{name}={value!r}: expected an address like http://localhost:11434.")
+    if "@" in urlsplit(value).netloc:
+        # The address is shown by /health and /metrics.
+        raise ImproperlyConfigured(
+            f"{name} holds a user or a password: put what the server asks for into BACKEND_API_KEY."
+        )
+    return value
+
+
+def secret_url(environment: Environment, name: str) -> str:
+    """An address as it was typed: a slash at its end can mean something. "" where none is given."""
+    value = text(environment, name)
+    if value and not _is_address(value):
+        raise ImproperlyConfigured(
+            f"{name} (not shown, it may hold a key): expected an address like https://example.org/hook."
+        )
+    return value
+
+
+def _is_address(value: str) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+def signing_secret(environment: Environment, name: str, *, needed_by: str) -> str:
+    """A secret as Standard Webhooks spells it. Its errors do not hold the value.
+
+    Without `whsec_`, libraries differ on what the key is.
+    """
+    value = text(environment, name)
+    how = "make one with: echo whsec_$(openssl rand -base64 32)"
+    if not value:
+        raise ImproperlyConfigured(f"{name} is not set, and {needed_by} needs it; {how}")
+    prefix, _, encoded = value.partition("_")
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if prefix != "whsec" or len(key) < 24:
+        raise ImproperlyConfigured(f"{name}: expected whsec_ and at least 24 bytes in base64; {how}")
+    return value
+
+
+def zone(environment: Environment, name: str) -> str:
+    """A time zone's IANA name; the machine's own zone where none is given, UTC where the machine names none."""
+    if value := text(environment, name):
+        if not _is_zone(value):
+            raise ImproperlyConfigured(f"{name}={value!r}: expected a time zone's IANA name, such as Europe/Berlin.")
+        return value
+    with suppress(LookupError, ValueError, OSError):  # the machine contradicts itself, or says nothing that is a zone
+        if (own := tzlocal.get_localzone_name()) and _is_zone(own):
+            return own
+    return "UTC"
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ValueError, LookupError, OSError):  # a path that leads out, an unknown name, a directory
+        return False
+    return True
+
+
+def quiet_hours(environment: Environment, name: str, zone: str) -> QuietHours:
+    value = text(environment, name)
+    try:
+        return QuietHours(value, ZoneInfo(zone))
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"{name}={value!r}: {error}. Expected hours of the day such as 07:00-22:00, past midnight too, several "
+            "separated by commas, and not the whole day."
+        ) from error
+
+
+def database(environment: Environment, name: str) -> dict[str, Any]:
+    """Django's settings of the database at this URL, its own options (?sslmode=…) too; {} where none is given."""
+    value = text(environment, name)
+    if not value:
+        return {}
+    try:
+        return dict(dj_database_url.parse(value, conn_max_age=60, conn_health_checks=True))
+    except ValueError as error:
+        # Without the value: it may hold a password.
+        raise ImproperlyConfigured(f"{name}: expected sqlite:///path or postgres://user:password@host/name.") from error
+
+
+def failpoints(environment: Environment, name: str) -> dict[str, tuple[str, int]]:
+    """Name -> what is done there and at which time; see common/failpoints.py."""
+    found = {}
+    for item in texts(environment, name):
+        fits = re.fullmatch(r"(\w+):(kill9|kill9_parent|stop|raise|sleep=\d+(?:\.\d+)?)(?:@([1-9]\d*))?", item)
+        if fits is None:
+            raise ImproperlyConfigured(f"{name}: {item!r} is not of the form name:action or name:action@nth.")
+        found[fits[1]] = (fits[2], int(fits[3] or 1))
+    return found

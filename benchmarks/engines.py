@@ -1,0 +1,42 @@
+"""What the model server asks of an engine, which computes its answers or only waits."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+MODEL = "fixed-latency:latest"
+
+
+@dataclass
+class Wanted:
+    """How to answer. With one model it is loaded already; of several one is loaded at a time, which takes `swap_s`."""
+
+    latency_ms: float = 0.0
+    slots: int = 0  # 0: as many as are asked for
+    words: int = 80  # of an answer
+    models: list[str] = field(default_factory=lambda: [MODEL])
+    swap_s: float = 0.0
+
+
+@dataclass(eq=False)
+class Call:
+    model: str
+    path: str
+    body: bytes
+    reply: Callable[[bytes], None]  # takes the JSON of the answer
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def only_loads(self) -> bool:
+        return not self.path.startswith("/v1/")
+
+
+class Engine(Protocol):
+    """What answers, once it is a call's turn. `done` is called on the event loop."""
+
+    def load(self, wanted: Wanted, model: str, done: Callable[[], None]) -> None: ...
+
+    def answer(self, wanted: Wanted, call: Call, done: Callable[[bytes], None]) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,8 @@
+from django.apps import AppConfig
+
+
+class CommonConfig(AppConfig):
+    name = "common"
+    # The label that the tables, the migrations and the permissions have had since 0.1.0. Another one would orphan them.
+    label = "batchserver"
+    verbose_name = "Server"

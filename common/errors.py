@@ -1,0 +1,118 @@
+"""Every shape in which the OpenAI API reports a mistake: the HTTP envelope, a batch's `errors` entry, a line's `error`.
+
+Three levels, never mixed: a bad *request* is an ApiError and nothing is stored; a bad *file* gives a batch that becomes
+`failed` with one `errors` entry for each bad line; a bad *line* goes to the error file and the batch still completes.
+"""
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A request that is refused. Carries what the envelope `{"error": {message, type, param, code}}` needs."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str = "invalid_request_error",  # the wire's own name for it
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def missing_parameter(param: str) -> ApiError:
+    return ApiError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+
+
+def invalid_value(param: str, value: object, allowed: list[str]) -> ApiError:
+    quoted = [f"'{name}'" for name in allowed]
+    listed = quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f", and {quoted[-1]}"
+    return ApiError(f"Invalid value: '{value}'. Supported values are: {listed}.", param=param, code="invalid_value")
+
+
+_JSON_TYPES = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+}
+
+
+def invalid_type(param: str, expected: str, value: object) -> ApiError:
+    """`expected` with its article ("a string"); the value's JSON type is named, never the value itself."""
+    got = _JSON_TYPES.get(type(value), "something else")
+    return ApiError(
+        f"Invalid type for '{param}': expected {expected}, but got {got} instead.", param=param, code="invalid_type"
+    )
+
+
+def not_an_integer(param: str, text: str) -> ApiError:
+    return ApiError(f"Invalid '{param}': expected an integer, but got '{text}'.", param=param, code="invalid_type")
+
+
+def too_long(param: str, text: str, most: int) -> ApiError:
+    message = (
+        f"Invalid '{param}': string too long. Expected a string with maximum length {most}, but got a string with "
+        f"length {len(text)} instead."
+    )
+    return ApiError(message, param=param, code="string_above_max_length")
+
+
+def not_storable(param: str) -> ApiError:
+    return ApiError(f"Invalid '{param}': it holds a NUL or half a surrogate pair.", param=param, code="invalid_value")
+
+
+def out_of_range(param: str, value: int, *, least: int, most: int) -> ApiError | None:
+    """The refusal of an integer outside `least`..`most`; None if it is inside."""
+    if value > most:
+        where, bound, code = "above maximum", f"<= {most}", "integer_above_max_value"
+    elif value < least:
+        where, bound, code = "below minimum", f">= {least}", "integer_below_min_value"
+    else:
+        return None
+    message = f"Invalid '{param}': integer {where} value. Expected a value {bound}, but got {value} instead."
+    return ApiError(message, param=param, code=code)
+
+
+def too_large(param: str, most_bytes: int) -> ApiError:
+    return ApiError(
+        f"Invalid '{param}': larger than this server accepts. Expected at most {most_bytes} bytes.",
+        status=413,
+        param=param,
+        code="file_too_large",
+    )
+
+
+def conflict(message: str, *, code: str | None = None) -> ApiError:
+    """A refusal that stays one however often it is asked: the official clients retry a 409 unless they are told."""
+    return ApiError(message, status=409, code=code, headers={"x-should-retry": "false"})
+
+
+def no_room() -> ApiError:
+    return ApiError("The server has no room to store this file.", status=507, type="server_error")
+
+
+def batch_error(code: str, message: str, *, param: str | None = None, line: int | None = None) -> dict[str, Any]:
+    """One entry of a failed batch's `errors.data`. `line` is 1-based, None where the whole file is meant."""
+    return {"code": code, "message": message, "param": param, "line": line}
+
+
+def line_error(code: str, message: str) -> dict[str, str]:
+    """The `error` of an error-file line that never got an HTTP answer."""
+    return {"code": code, "message": message}

@@ -1,0 +1,108 @@
+"""The one place that turns exceptions into the envelope, those raised by a view and those raised before any runs."""
+
+import errno
+import logging
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
+from rest_framework import exceptions, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from common import errors
+from common.errors import ApiError
+
+logger = logging.getLogger(__name__)
+
+
+BAD_JSON = (
+    "We could not parse the JSON body of your request. The API expects a JSON payload, but what was sent was not valid "
+    "JSON."
+)
+
+
+def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
+    """The envelope for whatever a view raised. None for a bug: Django logs it and `server_error` below answers."""
+    error = _as_api_error(exc, context["request"])
+    if error is None:
+        return None
+    return Response(error.envelope, status=error.status, headers=error.headers)
+
+
+def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
+    match exc:
+        case ApiError():
+            return exc
+        case serializers.ValidationError():
+            return _first_problem(exc.detail)
+        case exceptions.ParseError():
+            multipart = (request.content_type or "").startswith("multipart/")
+            return ApiError(f"We could not parse the form: {exc.detail}" if multipart else BAD_JSON)
+        case exceptions.UnsupportedMediaType():
+            return ApiError(f"Unsupported Content-Type: '{request.content_type}'.", status=415)
+        case exceptions.MethodNotAllowed():
+            return ApiError(f"Not allowed to {request.method} on {request.path}.", status=405)
+        case exceptions.APIException():
+            return ApiError(str(exc.detail), status=exc.status_code)
+        case Http404():
+            return ApiError(f"Invalid URL ({request.method} {request.path})", status=404)
+        case PermissionDenied():
+            return ApiError("You are not allowed to do this.", status=403)
+        case RequestDataTooBig():
+            most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+            return ApiError(f"The request body is too large. Expected at most {most} bytes.", status=413)
+        case SuspiciousOperation():
+            return ApiError(str(exc))
+        case RecursionError():
+            return ApiError(BAD_JSON)
+        case UnreadablePostError():
+            return ApiError("The request body broke off.")
+        case OperationalError() | InterfaceError():
+            logger.warning("the database did not answer: %s", exc)
+            return ApiError(
+                "The database is busy or away. Try again.",
+                status=503,
+                type="server_error",
+                headers={"Retry-After": "5"},
+            )
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            logger.error("no room to store a file: %s", exc)
+            return errors.no_room()
+    return None
+
+
+def _first_problem(detail: Any, path: str = "") -> ApiError:
+    """The first leaf of DRF's tree of validation messages, with its dotted path as `param`."""
+    if isinstance(detail, dict):
+        name, inner = next(iter(detail.items()))
+        return _first_problem(inner, f"{path}.{name}" if path else str(name))
+    if isinstance(detail, list) and detail:
+        return _first_problem(detail[0], path)
+    code = getattr(detail, "code", None)
+    if code == "required":
+        return errors.missing_parameter(path)
+    return ApiError(str(detail), param=path or None, code=None if code == "invalid" else code)
+
+
+def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
+    """handler404: an unknown URL, as the API says it."""
+    error = ApiError(f"Invalid URL ({request.method} {request.path})", status=404)
+    return JsonResponse(error.envelope, status=404)
+
+
+def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
+    """handler400: what Django refuses before any view runs, a Host header above all."""
+    message = "Bad request."
+    if type(exception).__name__ == "DisallowedHost":
+        host = request.headers.get("Host", "")
+        message = f"Host '{host[:100]}' is not served here. Add it to ALLOWED_HOSTS."
+    return JsonResponse(ApiError(message).envelope, status=400)
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    """handler500: a bug of ours. The traceback is in the log."""
+    error = ApiError("The server had an error while processing your request.", status=500, type="server_error")
+    return JsonResponse(error.envelope, status=500)
