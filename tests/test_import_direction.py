@@ -57,7 +57,13 @@ LAYERS = [
     {"batches.backends", "batches.jsonl", "batches.prefix", "files_api.storage"},
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
     {
-        *("batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"),
+        *(
+            "batchserver.errors",
+            "batchserver.ids",
+            "batchserver.schema",
+            "batchserver.strict_json",
+            "batchserver.failpoints",
+        ),
         "batches.quiet_hours",
     },
     {"batchserver", "batches", "files_api"},
