@@ -23,6 +23,7 @@ LAYERS = [
         "batches.tasks",
         "batches.admin",
         "batches.metrics",
+        "batches.schema_drift",
         "batches.urls",
         "batches.management",
         "batches.apps",

@@ -1,9 +1,14 @@
 """A database of another version, or with a table or column missing, is told apart from one that is busy or away."""
 
+import os
+import sqlite3
+import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connection
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
@@ -11,7 +16,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from batches.models import Batch
 from batchserver import schema
 from batchserver.database import retrying
-from tests.stack import Stack
+from tests.stack import ROOT, Stack
 
 
 @pytest.fixture
@@ -75,8 +80,12 @@ def test_a_busy_database_is_still_busy():
     assert schema.explain(DatabaseError("database is locked")) is None
 
 
-def test_health_tells_of_a_database_of_a_newer_version(db, client):
+def test_a_database_of_a_newer_version_is_refused(db, client):
     MigrationRecorder(connection).record_applied("batches", "9999_later")
+    with pytest.raises(
+        CommandError, match=r"newer version than the code, .* batches\.9999_later\. Install that version"
+    ):
+        call_command("setup")
     answer = client.get("/health")
     assert (answer.status_code, answer.json()["reason"]) == (503, schema.newer())
 
@@ -87,6 +96,21 @@ def test_health_tells_of_a_database_of_an_older_version(db, client):
     MigrationRecorder(connection).record_unapplied("batches", newest)
     answer = client.get("/health")
     assert (answer.status_code, answer.json()["reason"]) == (503, schema.OLDER)
+
+
+def test_a_server_does_not_start_on_a_database_of_a_newer_version(tmp_path, fake):
+    server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url})
+    setup = [sys.executable, "manage.py", "setup"]
+    subprocess.run(setup, cwd=ROOT, env=os.environ | server.environment, check=True, capture_output=True)
+    with closing(sqlite3.connect(server.data_dir / "db.sqlite3")) as database, database:
+        database.execute("INSERT INTO django_migrations (app, name, applied) VALUES ('batches', '9999_later', '')")
+    server.start(ready=False)
+    try:
+        assert server.process.wait(60) == 1
+    finally:
+        server.stop()
+    assert "The database is of a newer version than the code" in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("queue", ["control", "inference"])
