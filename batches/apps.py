@@ -1,4 +1,5 @@
 from django.apps import AppConfig
+from django.db.models.signals import pre_migrate
 
 
 class BatchesConfig(AppConfig):
@@ -6,6 +7,7 @@ class BatchesConfig(AppConfig):
     verbose_name = "Batches"
 
     def ready(self) -> None:
-        from batches import metrics
+        from batches import metrics, schema_drift
 
         metrics.register()
+        pre_migrate.connect(schema_drift.mend, sender=self)

@@ -11,7 +11,7 @@ from django.db import transaction
 from batches import backends
 from batches.backends.base import ModelState
 from batches.models import Batch, Part
-from batchserver.database import retrying
+from common.database import retrying
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from batches import claims, ordering
 from batches.models import Backend, Lease, Line
-from batchserver.database import retrying
+from common.database import retrying
 
 MOST_CLAIMED = 64
 

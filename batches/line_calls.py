@@ -8,7 +8,7 @@ from batches.backends.calls import Call
 from batches.inputs import UNREADABLE, InputFiles
 from batches.models import Line
 from batches.pace import Deadlines
-from batchserver.database import retrying
+from common.database import retrying
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from batches.line_buffer import LineBuffer
 from batches.models import Backend, Batch, Line
 from batches.readiness import Readiness
 from batches.share import Share
-from batchserver.database import retrying
+from common.database import retrying
 
 LOOK_EVERY_S = 1.0
 # A person who comes to the backend is not to wait for a whole look.

@@ -19,7 +19,7 @@ from batches.doubt import FaultAttribution, Key, is_breakdown, key_of
 from batches.fit import ContextFit
 from batches.models import Backend, Line, PausedModel
 from batches.questions import Purpose, Question
-from batchserver.database import retrying
+from common.database import retrying
 
 # Answers to a question that let lines be sent: what the next line has to say to a refusal is its own affair.
 PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)

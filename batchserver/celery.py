@@ -14,8 +14,10 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.exceptions import SecurityWarning
-from django.db import connection
+from django.db import DatabaseError, connection
 from kombu.exceptions import OperationalError
+
+from common import schema
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 
@@ -70,8 +72,6 @@ def _ask_for_tick() -> None:
 
 
 def _report_backend() -> None:
-    from django.db import DatabaseError
-
     from batches.presence import report_backend
 
     try:
@@ -81,6 +81,20 @@ def _report_backend() -> None:
     finally:
         # The pool forks from this process: no database connection may cross into a child.
         connection.close()
+
+
+@signals.worker_init.connect
+def _leave_another_schema_alone(**kwargs: Any) -> None:
+    """End the worker, with what to do, if the database is of another version: each of its steps would fail."""
+    try:
+        reason = schema.trouble()
+    except DatabaseError:
+        return  # busy or away: the worker waits for it
+    finally:
+        # As for the backend's report: the pool forks from this process.
+        connection.close()
+    if reason:
+        raise SystemExit(reason)
 
 
 @signals.setup_logging.connect

@@ -8,6 +8,7 @@ from django.shortcuts import redirect
 from django.views.decorators.http import require_safe
 
 from batches import presence
+from common import schema
 
 
 @require_safe
@@ -15,9 +16,12 @@ def health(request: HttpRequest) -> JsonResponse:
     """200 while the server does its work, waiting for its model server included; 503 with the reason if it does not."""
     body: dict[str, Any] = {"service": "ollama-batch-server"}
     try:
-        body |= presence.health()
-    except DatabaseError:
-        body |= {"status": "failing", "reason": "The database does not answer."}
+        if reason := schema.trouble():
+            body |= {"status": "failing", "reason": reason}
+        else:
+            body |= presence.health()
+    except DatabaseError as error:
+        body |= {"status": "failing", "reason": schema.explain(error) or "The database does not answer."}
     return JsonResponse(body, status=503 if body["status"] == "failing" else 200)
 
 

@@ -12,6 +12,8 @@ from django.db.models import DateTimeField, ExpressionWrapper, Model
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
+from common import schema
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -103,14 +105,14 @@ def _set(pragmas: dict[str, Any]) -> None:
 def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What `work` gives, tried again while the database is locked or away, for RETRY_FOR_S; then its last error.
 
-    `work` must be one transaction that can be run again.
+    `work` must be one transaction that can be run again. A missing table or column is no lock: its error comes at once.
     """
     ends_at = time.monotonic() + RETRY_FOR_S
     while True:
         try:
             return work(*args, **kwargs)
         except (OperationalError, InterfaceError) as error:
-            if time.monotonic() > ends_at:
+            if time.monotonic() > ends_at or schema.is_schema_error(error):
                 raise
             logger.warning("the database did not answer, trying again: %s", error)
             connection.close_if_unusable_or_obsolete()

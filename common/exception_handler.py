@@ -6,13 +6,13 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
 from rest_framework import exceptions, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common import errors
+from common import errors, schema
 from common.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
             return ApiError(BAD_JSON)
         case UnreadablePostError():
             return ApiError("The request body broke off.")
+        case DatabaseError() if reason := schema.explain(exc):
+            logger.error("%s (%s)", reason, exc)
+            return ApiError(reason, status=503, type="server_error")
         case OperationalError() | InterfaceError():
             logger.warning("the database did not answer: %s", exc)
             return ApiError(

@@ -178,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         routes: dict[str, Any] = {
             "/api/version": {"version": "0.33.0"},
+            # For tests.schemas.make: the first commits list the models so.
+            "/api/tags": {"models": [{"name": name, "model": name} for name in self.fake.models]},
             "/v1/models": {
                 "object": "list",
                 "data": [
