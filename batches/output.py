@@ -1,4 +1,4 @@
-"""Rows to result files, once a batch has nothing left to send; and what is let go afterwards."""
+"""Rows to result files, once a batch has nothing left to send."""
 
 import json
 import logging
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models import Case, F, When
 from django.db.models.functions import Length
@@ -17,8 +16,7 @@ from batches import leases, lifecycle, repeats
 from batches.models import OPEN, Batch, Lease, Line, LineState, Status
 from batchserver import failpoints, ids
 from batchserver.errors import line_error
-from files_api import retention
-from files_api.models import RESULTS, File, stored_name
+from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, temporary_file
 
 logger = logging.getLogger(__name__)
@@ -98,7 +96,7 @@ class _Finalizer:
         """
         state = LineState.CANCELLED if self.batch.status == Status.CANCELLING else LineState.EXPIRED
         while Line.objects.all().open().filter(part__batch=self.batch).exists():
-            for numbers in _ranges(self.batch):
+            for numbers in ranges(self.batch):
                 settled = {"state": state, "lease": None, "finished_at": timezone.now()}
                 self.batch.lines.filter(number__range=numbers, state__in=OPEN).update(**settled)
                 self._pause()
@@ -186,7 +184,7 @@ class _Finalizer:
         return moved
 
 
-def _ranges(batch: Batch) -> Iterator[tuple[int, int]]:
+def ranges(batch: Batch) -> Iterator[tuple[int, int]]:
     """The first and the last number of each PAGE of its lines in order, by an index alone."""
     numbers = batch.lines.order_by("number").values_list("number", flat=True)
     number = 0
@@ -232,38 +230,3 @@ def result_line(
     else:
         error = json.dumps(MESSAGES.get(state) or line_error(error_code, error_message))
     return f'{{"id":"batch_req_{digits}","custom_id":{json.dumps(custom_id)},"response":{answer},"error":{error}}}\n'
-
-
-def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:
-    """Let go of what a batch in a final status does not need any more. Safe to run twice.
-
-    The rows give up their answers (the files hold them), a failed batch its lines, and the input file its hold.
-    """
-    batch = Batch.objects.get(pk=batch_id)
-    if not batch.is_final or batch.tidied_at is not None:
-        return
-    for numbers in _ranges(batch):
-        lines = batch.lines.filter(number__range=numbers)
-        if batch.status == Status.FAILED:
-            lines.delete()
-        else:
-            lines.exclude(response="").update(response="")
-        breathe()
-        failpoints.reach("mid_tidy")
-    _remove_lost_results(batch)
-    retention.release(batch.pk)
-    Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
-
-
-def _remove_lost_results(batch: Batch) -> None:
-    """Remove result files that a finalizer wrote and could not deliver because it was killed."""
-    for name, delivered in (("output", batch.output_file), ("error", batch.error_file)):
-        directory, _, stem = stored_name(File(id=ids.derived_file_id(batch.pk, name)), "").rpartition("/")
-        try:
-            _, found = default_storage.listdir(directory)
-        except FileNotFoundError:
-            continue
-        for filename in found:
-            path = f"{directory}/{filename}"
-            if filename.startswith(f"{stem}.") and (delivered is None or path != delivered.content.name):
-                default_storage.delete(path)

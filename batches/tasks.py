@@ -17,7 +17,20 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from batches import answers, claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
+from batches import (
+    answers,
+    claims,
+    cleanup,
+    executor,
+    gate,
+    holds,
+    intake,
+    leases,
+    lifecycle,
+    output,
+    presence,
+    webhooks,
+)
 from batches.models import FINAL, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
@@ -96,7 +109,7 @@ def finalize(batch_id: str) -> None:
 
 @app.task
 def tidy(batch_id: str) -> None:
-    output.tidy(batch_id, breathe=tick_between())
+    cleanup.tidy(batch_id, breathe=tick_between())
 
 
 @app.task

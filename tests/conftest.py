@@ -11,7 +11,7 @@ from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from batches import executor, intake, output, presence
+from batches import cleanup, executor, intake, output, presence
 from batches.models import Backend, Batch, PausedModel, Pulse, Status
 from tests import environment
 from tests.contract import ContractClient, conform
@@ -153,7 +153,7 @@ class Work:
 
     def finalize(self, batch_id: str) -> None:
         output.finalize(batch_id, breathe=lambda: None)
-        output.tidy(batch_id, breathe=lambda: None)
+        cleanup.tidy(batch_id, breathe=lambda: None)
 
     def run(self, batch_id: str) -> dict[str, Any]:
         """From validating to the end; the batch object then."""

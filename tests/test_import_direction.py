@@ -34,7 +34,7 @@ LAYERS = [
         "files_api.urls",
         "files_api.apps",
     },
-    {"batches.progress"},
+    {"batches.progress", "batches.cleanup"},
     {"batches.intake", "batches.executor", "batches.output", "batches.presence", "batches.webhooks"},
     {"batches.readiness", "batches.share"},
     {"batches.pauses"},
@@ -118,7 +118,7 @@ def test_imports_point_down(module, path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("intake", "executor", "claims", "inputs", "output", "lifecycle", "leases", "ordering", "presence"),
+        *("intake", "executor", "claims", "inputs", "output", "cleanup", "lifecycle", "leases", "ordering", "presence"),
         *("webhooks", "gate", "switch", "quiet_hours", "holds", "repeats", "alone", "window", "readiness", "share"),
         *("progress", "fit"),
     ],

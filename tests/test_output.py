@@ -7,9 +7,9 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from batches import leases, lifecycle, output
+from batches import cleanup, leases, lifecycle, output
 from batches.models import Batch, Lease, Line, LineState, Status
-from files_api.models import File
+from files_api.models import File, stored_name
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action, error_body
 
@@ -40,7 +40,7 @@ def test_a_finalizer_that_lost_its_lease_leaves_nothing(create, work, backend, s
             output.finalize(batch, breathe=lambda: None)
 
     output.finalize(batch, breathe=overtaken)
-    output.tidy(batch, breathe=lambda: None)
+    cleanup.tidy(batch, breathe=lambda: None)
 
     seen = work.batch(batch)
     assert seen["status"] == "completed"
@@ -55,9 +55,9 @@ def test_results_of_a_killed_finalizer_are_removed(create, work, backend, settin
     work.drive()
     output.finalize(batch, breathe=lambda: None)
     delivered = File.objects.get(purpose="batch_output")
-    orphan = settings.FILES_DIR / f"{output.stored_name(delivered, '')}.999999"
+    orphan = settings.FILES_DIR / f"{stored_name(delivered, '')}.999999"
     orphan.write_text("left behind")
-    output.tidy(batch, breathe=lambda: None)
+    cleanup.tidy(batch, breathe=lambda: None)
     assert not orphan.exists()
     assert Line.objects.values_list("state", "response").get() == (LineState.SUCCEEDED, "")
     assert custom_ids(work.content(delivered.pk)) == ["a"]
