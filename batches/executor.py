@@ -50,16 +50,16 @@ class LeaseLost(Exception):
 class Drive:
     """Sends the claimable lines of all batches to `backend` until none is left, it pauses, or `should_stop()`.
 
-    `on_closed` is told the ids of batches that have nothing left to send.
+    `wake_control` is told each batch for which the control worker may have a step to do now.
     """
 
     def __init__(
-        self, backend: Backend, *, should_stop: Callable[[], bool], on_closed: Callable[[list[str]], None]
+        self, backend: Backend, *, should_stop: Callable[[], bool], wake_control: Callable[[str], None]
     ) -> None:
         self.backend = backend
         self.kind = backends.kind_named(backend.kind)
         self.should_stop = should_stop
-        self.on_closed = on_closed
+        self.wake_control = wake_control
         self.turn: ordering.Turn | None = None
         self.ready: deque[Line] = deque()
         self.answered: list[Call] = []
@@ -173,8 +173,7 @@ class Drive:
             self.backend.now_has_loaded("")  # theirs may have taken the place of ours
 
     def _close_finished_batches(self) -> None:
-        if closed := lifecycle.close_finished():
-            self.on_closed(closed)
+        lifecycle.close_finished(self.wake_control)
 
     def _drop_stopped_batches(self) -> None:
         """Cut the calls of batches that were cancelled or ran out of time; `output` settles their lines. Of those that

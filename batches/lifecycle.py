@@ -20,6 +20,7 @@ tried before a pause is over, which doubles each time, and the reason is told wh
 """
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -95,19 +96,18 @@ def cancel(batch_id: str) -> None:
         )
 
 
-def close_finished() -> list[str]:
-    """Move batches with no open line, or past their window, to finalizing; the ids of those moved by this call."""
-    drained = [
-        batch_id
-        for batch_id in Batch.objects.drained().values_list("pk", flat=True)
-        if move(batch_id, Status.FINALIZING)
-    ]
-    overdue = [
-        batch_id
-        for batch_id in Batch.objects.overdue().values_list("pk", flat=True)
-        if move(batch_id, Status.FINALIZING, only_if=Q(expires_at__lte=timezone.now()))
-    ]
-    return drained + overdue
+def close_finished(closed: Callable[[str], None]) -> None:
+    """Move batches with no open line, or past their window, to finalizing; `closed` is told each id at once.
+
+    Each move is a transaction: what breaks this off leaves no batch behind that was moved and told to nobody. Safe to
+    run again.
+    """
+    for batch_id in Batch.objects.drained().values_list("pk", flat=True):
+        if move(batch_id, Status.FINALIZING):
+            closed(batch_id)
+    for batch_id in Batch.objects.overdue().values_list("pk", flat=True):
+        if move(batch_id, Status.FINALIZING, only_if=Q(expires_at__lte=timezone.now())):
+            closed(batch_id)
 
 
 def stall(batch_id: str, reason: str) -> None:

@@ -92,7 +92,8 @@ def missing_default_model(backend: Backend) -> str:
 
 
 def health() -> dict[str, Any]:
-    """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why.
+    """`status` is ok, waiting (for the model server) or failing (a part of ours is missing or does not do its
+    duty); `reason` says why.
 
     That a person or the clock holds lines back is told in `reason` too, and is no change of `status`: nothing is wrong.
     """
@@ -104,6 +105,9 @@ def health() -> dict[str, Any]:
     if tick is None or tick.at < now - TICK_MISSING_AFTER:
         status = "failing"
         reasons.append("The control worker has not ticked lately.")
+    elif tick.error:
+        status = "failing"
+        reasons.append(f"The control worker cannot {tick.error}; its log says more.")
     elif not backends_seen:
         status = "waiting"
         reasons.append(NO_WORKER)

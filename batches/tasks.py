@@ -13,9 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
 from django.db.models import Q
 from django.utils import timezone
-from kombu.exceptions import OperationalError
+from kombu.exceptions import OperationalError as BrokerError
 
 from batches import (
     answers,
@@ -52,7 +53,7 @@ def wake(task: Any, *args: str) -> None:
     try:
         # One that nobody took in time was sent again by then.
         task.apply_async(args=args, expires=MESSAGE_LIFE_S)
-    except (OperationalError, OSError) as error:
+    except (BrokerError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
 
@@ -93,11 +94,7 @@ def drive() -> None:
         # A worker that was killed with -9 leaves its busy child behind: it must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    def on_closed(batch_ids: list[str]) -> None:
-        for batch_id in batch_ids:
-            wake(finalize, batch_id)
-
-    executor.Drive(backend, should_stop=should_stop, on_closed=on_closed).run()
+    executor.Drive(backend, should_stop=should_stop, wake_control=wake_control).run()
 
 
 @app.task
@@ -114,21 +111,41 @@ def tidy(batch_id: str) -> None:
 
 @app.task
 def tick() -> None:
-    """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time."""
-    if not Pulse.due("tick", TICK_AT_MOST_EVERY):
-        return
+    """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time.
+
+    Each duty is done whatever became of the others. What fails is told by /health, and logged once.
+    """
+    try:
+        if Pulse.due("tick", TICK_AT_MOST_EVERY):
+            _do_duties()
+    except (OperationalError, InterfaceError) as error:
+        # /health fails once there was no tick for a while.
+        logger.warning("no tick: the database does not answer: %s", error)
+
+
+def _do_duties() -> None:
+    failed: dict[str, Exception] = {}
+    for name, duty in DUTIES.items():
+        try:
+            duty()
+        except Exception as error:  # noqa: BLE001  # whatever it is: it is told, and the next duty is done
+            reason = getattr(error, "strerror", None)
+            what = type(error).__name__ + (f": {reason}" if reason else "")
+            failed[f"{name} ({what})"] = error
+            connection.close_if_unusable_or_obsolete()
+    before = Pulse.stamp("ticked", error=", ".join(failed))
+    for what in failed:
+        if what not in before:
+            logger.error("the tick cannot %s", what, exc_info=failed[what])
+
+
+def _reap() -> None:
     if dead := leases.reap():
         logger.warning("took back the work of %s dead processes", dead)
-    for batch_id in lifecycle.close_finished():
-        wake(finalize, batch_id)
-    _nudge_control()
-    _wake_drives()
-    webhooks.deliver_due()
-    idempotency.forget_old()
-    holds.forget_ended()
-    answers.forget_old()
-    retention.sweep()
-    Pulse.stamp("ticked")  # for /health: a tick that breaks off has not ticked
+
+
+def _close_finished() -> None:
+    lifecycle.close_finished(wake_control)
 
 
 def tick_between() -> Callable[[], None]:
@@ -163,3 +180,17 @@ def _wake_drives() -> None:
 def _has_work() -> bool:
     open_ = [each for each in presence.live_backends() if not each.is_paused and not gate.closed_reason(each)]
     return any(claims.has_work(backend) for backend in open_)
+
+
+# What a tick does, by what /health says that it cannot do.
+DUTIES: dict[str, Callable[[], object]] = {
+    "take back the work of dead processes": _reap,
+    "close finished batches": _close_finished,
+    "ask for steps that are due": _nudge_control,
+    "wake drives": _wake_drives,
+    "send webhooks": webhooks.deliver_due,
+    "forget old idempotency keys": idempotency.forget_old,
+    "forget holds that ended": holds.forget_ended,
+    "forget old answers": answers.forget_old,
+    "remove files that nobody needs": retention.sweep,
+}

@@ -143,12 +143,12 @@ class Work:
             pass
 
     def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
-        """Send what can be sent; the ids of the batches that were closed by it."""
+        """Send what can be sent; the ids of the batches for which it woke the control worker."""
         closed: list[str] = []
         backend = presence.report_backend()
         backend.resize_window(self.in_flight)
         if not backend.is_paused:
-            executor.Drive(backend, should_stop=should_stop, on_closed=closed.extend).run()
+            executor.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
     def finalize(self, batch_id: str) -> None:
@@ -187,6 +187,18 @@ class Work:
 @pytest.fixture
 def work(transactional_db: None, api: APIClient) -> Work:
     return Work(api)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The messages that go out, at the broker's edge: (task, arguments)."""
+    messages: list[tuple[str, ...]] = []
+
+    def publish(self: Any, args: tuple[str, ...] = (), **options: Any) -> None:
+        messages.append((self.name.rpartition(".")[2], *args))
+
+    monkeypatch.setattr("celery.app.task.Task.apply_async", publish)
+    return messages
 
 
 @pytest.fixture

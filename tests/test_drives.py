@@ -183,7 +183,7 @@ def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(crea
         try:
             for _ in range(60):
                 Line.objects.update(not_before=None)
-                executor.Drive(fresh(own), should_stop=lambda: False, on_closed=lambda ids: None).run()
+                executor.Drive(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
                 if not Line.objects.all().open().exists():
                     return
                 Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)

@@ -50,7 +50,7 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
     known = presence.report_backend()
     backend.stop()
 
-    executor.Drive(known, should_stop=lambda: False, on_closed=lambda ids: None).run()
+    executor.Drive(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
 
     seen = Backend.objects.get()
     assert seen.is_paused

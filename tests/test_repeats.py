@@ -341,6 +341,6 @@ def test_a_drive_that_knows_all_answers_sends_nothing(create, work, backend, set
     batch = create([same("a", "x")])["id"]
     work.validate(batch)
     closed = []
-    executor.Drive(presence.report_backend(), should_stop=lambda: False, on_closed=closed.extend).run()
+    executor.Drive(presence.report_backend(), should_stop=lambda: False, wake_control=closed.append).run()
     assert (closed, backend.seen) == ([batch], [])
     assert Part.objects.filter(batch=batch).count() == 1
