@@ -1,36 +1,49 @@
 """What is let go of a batch that is over: the answers on its rows, its input file, results that nobody delivered."""
 
 from collections.abc import Callable
+from functools import partial
 
 from django.core.files.storage import default_storage
+from django.db.models import Q
 from django.utils import timezone
 
-from batches import output
-from batches.models import Batch, Status
+from batches import leases, output, steps
+from batches.lifecycle import Outcome
+from batches.models import FINAL, Batch, Status
 from batchserver import failpoints, ids
 from files_api import retention
 from files_api.models import File, stored_name
+from files_api.storage import trouble
 
 
-def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:
-    """Let go of what a batch in a final status does not need any more. Safe to run twice.
+def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
+    """Let go of what a batch in a final status does not need any more. Safe to run twice and at once.
 
     The rows give up their answers (the files hold them), a failed batch its lines, and the input file its hold.
     """
-    batch = Batch.objects.get(pk=batch_id)
-    if not batch.is_final or batch.tidied_at is not None:
-        return
+    due = Q(status__in=FINAL, tidied_at=None)
+    return steps.run(batch_id, "tidy", due, partial(_tidy, breathe=breathe))
+
+
+def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -> Outcome:
     for numbers in output.ranges(batch):
         lines = batch.lines.filter(number__range=numbers)
         if batch.status == Status.FAILED:
             lines.delete()
         else:
             lines.exclude(response="").update(response="")
+        keeper.keep()
         breathe()
         failpoints.reach("mid_tidy")
-    _remove_lost_results(batch)
-    retention.release(batch.pk)
+    try:
+        _remove_lost_results(batch)
+        retention.release(batch.pk)
+    except OSError as error:
+        raise steps.CannotGoOn(
+            f"The bytes of files that it needs no more cannot be removed: {trouble(error)}"
+        ) from error
     Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
+    return Outcome.DONE
 
 
 def _remove_lost_results(batch: Batch) -> None:

@@ -32,6 +32,7 @@ from batches import (
     presence,
     webhooks,
 )
+from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
 from batchserver import idempotency
 from batchserver.celery import app
@@ -68,15 +69,21 @@ def wake_control(batch_id: str) -> None:
         wake(tidy, batch_id)
 
 
-@app.task
-def validate(batch_id: str) -> None:
-    if intake.validate(batch_id):
-        wake(validate, batch_id)
-    else:
+def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
+    """Wake whoever is next after a `step` with this outcome. After HELD another worker does, after LATER the tick."""
+    if outcome is Outcome.MORE:
+        wake(step, batch_id)
+    elif outcome is Outcome.DONE:
         webhooks.deliver_due()
         wake_control(batch_id)
-        if _has_work():
-            wake(drive)
+
+
+@app.task
+def validate(batch_id: str) -> None:
+    outcome = intake.validate(batch_id)
+    _pass_on(batch_id, validate, outcome)
+    if outcome is Outcome.DONE and _has_work():
+        wake(drive)
     # The next tick's message waits behind the slices of all batches that are being validated, and may expire there.
     tick()
 
@@ -99,14 +106,12 @@ def drive() -> None:
 
 @app.task
 def finalize(batch_id: str) -> None:
-    output.finalize(batch_id, breathe=tick_between())
-    webhooks.deliver_due()
-    wake_control(batch_id)
+    _pass_on(batch_id, finalize, output.finalize(batch_id, breathe=tick_between()))
 
 
 @app.task
 def tidy(batch_id: str) -> None:
-    cleanup.tidy(batch_id, breathe=tick_between())
+    _pass_on(batch_id, tidy, cleanup.tidy(batch_id, breathe=tick_between()))
 
 
 @app.task

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
+from django.db import transaction
 from django.db.migrations.recorder import MigrationRecorder
 
 from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet
@@ -21,12 +22,15 @@ _turns = itertools.count(random.randrange(10_000))
 
 
 def release(holder: str) -> None:
-    """Drop all holds of `holder`, and the bytes of the files that were only waiting for that."""
-    held = list(File.objects.filter(holds__holder=holder))
-    FileHold.objects.filter(holder=holder).delete()
-    for file in held:
-        if not file.is_visible:
-            file.discard()
+    """Drop all holds of `holder`, and the bytes of the files that were only waiting for that.
+
+    Raises OSError if bytes cannot be removed now: they are held still. Safe to run again.
+    """
+    for file in File.objects.filter(holds__holder=holder):
+        with transaction.atomic():
+            FileHold.objects.filter(file=file, holder=holder).delete()
+            if not file.is_visible:
+                file.discard()
 
 
 def remove(parts: UploadPartQuerySet) -> None:

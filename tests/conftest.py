@@ -12,7 +12,8 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from batches import cleanup, executor, intake, output, presence
-from batches.models import Backend, Batch, PausedModel, Pulse, Status
+from batches.lifecycle import Outcome
+from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -138,9 +139,19 @@ class Work:
         self.api = api
         self.in_flight = 1  # the backend's window, as if it had shrunk to this: what happens happens in order
 
-    def validate(self, batch_id: str) -> None:
-        while intake.validate(batch_id):
+    def validate(self, batch_id: str) -> Outcome:
+        """What became of the last slice. A stall is over at once."""
+        Batch.objects.filter(pk=batch_id).update(retry_at=None)
+        while (outcome := intake.validate(batch_id)) is Outcome.MORE:
             pass
+        return outcome
+
+    def end_pauses(self) -> None:
+        """Backoffs, stalls and pauses are over at once."""
+        Line.objects.update(not_before=None)
+        Batch.objects.update(retry_at=None)
+        Backend.objects.update(resume_at=None)
+        PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
 
     def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
         """Send what can be sent; the ids of the batches for which it woke the control worker."""
@@ -151,9 +162,11 @@ class Work:
             executor.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
-    def finalize(self, batch_id: str) -> None:
-        output.finalize(batch_id, breathe=lambda: None)
-        cleanup.tidy(batch_id, breathe=lambda: None)
+    def finalize(self, batch_id: str) -> Outcome:
+        """Result files and what follows them; what became of the last step. A stall is over at once."""
+        Batch.objects.filter(pk=batch_id).update(retry_at=None)
+        outcome = output.finalize(batch_id, breathe=lambda: None)
+        return cleanup.tidy(batch_id, breathe=lambda: None) if outcome is Outcome.DONE else outcome
 
     def run(self, batch_id: str) -> dict[str, Any]:
         """From validating to the end; the batch object then."""
@@ -161,9 +174,7 @@ class Work:
         for _ in range(50):
             if Batch.objects.get(pk=batch_id).status != Status.IN_PROGRESS:
                 break
-            Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # backoffs and pauses are over at once
-            Backend.objects.update(resume_at=None)
-            PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
+            self.end_pauses()
             self.drive()
         self.finalize(batch_id)
         return self.batch(batch_id)

@@ -40,7 +40,7 @@ LAYERS = [
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.pace", "batches.window", "batches.fit"},
     {"batches.answers", "batches.doubt"},
-    {"batches.repeats"},
+    {"batches.repeats", "batches.steps"},
     {
         "batches.lifecycle",
         "batches.leases",
@@ -118,7 +118,19 @@ def test_imports_point_down(module, path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("intake", "executor", "claims", "inputs", "output", "cleanup", "lifecycle", "leases", "ordering", "presence"),
+        *(
+            "intake",
+            "executor",
+            "claims",
+            "inputs",
+            "output",
+            "cleanup",
+            "steps",
+            "lifecycle",
+            "leases",
+            "ordering",
+            "presence",
+        ),
         *("webhooks", "gate", "switch", "quiet_hours", "holds", "repeats", "alone", "window", "readiness", "share"),
         *("progress", "fit"),
     ],

@@ -113,9 +113,10 @@ def test_settling_passes_once_over_the_lines_and_leaves_none_open(create, work, 
         """What a drive does with its lines once it sees that their batch has stopped."""
         Line.objects.filter(state=LineState.RUNNING).update(state=LineState.PENDING, lease=None)
 
-    finalizer = output._Finalizer(Batch.objects.get(), leases.acquire("finalize"), breathe=hand_back)
-    with CaptureQueriesContext(connection) as queries:
-        finalizer._settle_open_lines()
+    with leases.Keeper("finalize") as keeper:
+        finalizer = output._Finalizer(Batch.objects.get(), keeper, breathe=hand_back)
+        with CaptureQueriesContext(connection) as queries:
+            finalizer._settle_open_lines()
     assert not Line.objects.open().exists()
     assert Line.objects.values("state", "lease").distinct().count() == 1
     # Each range of numbers is looked up once, from where the last one ended: none begins at the start again.

@@ -40,4 +40,8 @@ class Migration(migrations.Migration):
             name='error',
             field=models.TextField(default='', help_text='What went wrong then, for a person; empty: nothing.'),
         ),
+        migrations.AddIndex(
+            model_name='batch',
+            index=models.Index(condition=models.Q(('stalled_at__isnull', False)), fields=['stalled_at'], name='batch_stalled'),
+        ),
     ]

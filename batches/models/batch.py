@@ -135,6 +135,7 @@ class Batch(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["created_at", "id"], name="batch_newest"),
             models.Index(fields=["status"], name="batch_status"),
+            models.Index(fields=["stalled_at"], name="batch_stalled", condition=Q(stalled_at__isnull=False)),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(status__in=Status.values), name="batch_status_is_known"),
