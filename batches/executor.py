@@ -382,7 +382,8 @@ class Drive:
         started = time.monotonic()
         failpoints.reach("after_answer")
         busy_s = started - self.busy_since if self.busy_since is not None else 0.0
-        retrying(claims.store, self.lease, group, busy_s=busy_s)
+        for batch_id in retrying(claims.store, self.lease, group, busy_s=busy_s):
+            retrying(self.wake_control, batch_id)
         failpoints.reach("after_store")
         stored = time.monotonic()
         self.group_ends_at = stored + min(MOST_GROUP_S, GROUP_OVER_COST * (stored - started))

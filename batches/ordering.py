@@ -175,7 +175,7 @@ def _loaded(backend: Backend, waiting: Sequence[Part]) -> str:
 
 def _open_parts(backend: Backend) -> QuerySet[Part]:
     """Parts of batches that run, for models that this backend has and that are not paused there."""
-    parts = Part.objects.filter(batch__in=Batch.objects.all().runnable())
+    parts = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
     for endpoint, model in backend.paused_models.values_list("endpoint", "model"):
         parts = parts.exclude(batch__endpoint=endpoint, model=model)
     # A model that only another backend has waits for that one. One that none has is tried, and fails with its reason.

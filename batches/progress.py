@@ -117,6 +117,8 @@ def _parts(batch: Batch) -> list[Part]:
 
 
 def _with_work(parts: list[Part]) -> list[Part]:
+    """Those with lines to send. The lines of a part that failed wait for nobody."""
+    parts = [part for part in parts if part.failure is None]
     return [part for part in parts if Line.objects.all().open().filter(part=part).exists()]
 
 

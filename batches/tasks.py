@@ -1,7 +1,8 @@
 """The flow of a batch, as messages. Each is safe to lose, to double and to be late: the database says what is due.
 
 create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
-                                                   ^ tick: reaps the dead, closes what is over, wakes what is stuck
+                                                   │ ^ tick: reaps the dead, closes what is over, wakes what is stuck
+                                                   └── fail_lines: of a model that will never answer
 """
 
 import logging
@@ -23,6 +24,7 @@ from batches import (
     claims,
     cleanup,
     executor,
+    failing,
     gate,
     holds,
     intake,
@@ -67,6 +69,8 @@ def wake_control(batch_id: str) -> None:
         wake(finalize, batch_id)
     elif status in FINAL and tidied_at is None:
         wake(tidy, batch_id)
+    elif Batch.objects.filter(pk=batch_id).with_lines_to_fail().exists():
+        wake(fail_lines, batch_id)
 
 
 def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
@@ -102,6 +106,12 @@ def drive() -> None:
         return bool(shutdown.value) or os.getppid() != parent
 
     executor.Drive(backend, should_stop=should_stop, wake_control=wake_control).run()
+
+
+@app.task
+def fail_lines(batch_id: str) -> None:
+    _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
+    tick()  # as for validation; it closes the batch if that was its last line
 
 
 @app.task

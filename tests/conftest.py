@@ -11,7 +11,7 @@ from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from batches import cleanup, executor, intake, output, presence
+from batches import cleanup, executor, failing, intake, lifecycle, output, presence
 from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
 from tests import environment
@@ -162,6 +162,13 @@ class Work:
             executor.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
+    def fail_lines(self, batch_id: str) -> Outcome:
+        """Of models that will never answer, and the end of a batch that has no line left; the last outcome."""
+        while (outcome := failing.fail_lines(batch_id)) is Outcome.MORE:
+            pass
+        lifecycle.close_finished(lambda batch_id: None)
+        return outcome
+
     def finalize(self, batch_id: str) -> Outcome:
         """Result files and what follows them; what became of the last step. A stall is over at once."""
         Batch.objects.filter(pk=batch_id).update(retry_at=None)
@@ -176,6 +183,7 @@ class Work:
                 break
             self.end_pauses()
             self.drive()
+            self.fail_lines(batch_id)
         self.finalize(batch_id)
         return self.batch(batch_id)
 

@@ -39,7 +39,7 @@ LAYERS = [
     {"batches.readiness", "batches.share"},
     {"batches.pauses"},
     {"batches.claims", "batches.inputs", "batches.pace", "batches.window", "batches.fit"},
-    {"batches.answers", "batches.doubt"},
+    {"batches.answers", "batches.doubt", "batches.failing"},
     {"batches.repeats", "batches.steps"},
     {
         "batches.lifecycle",
@@ -126,6 +126,7 @@ def test_imports_point_down(module, path):
             "output",
             "cleanup",
             "steps",
+            "failing",
             "lifecycle",
             "leases",
             "ordering",
