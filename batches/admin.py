@@ -22,12 +22,22 @@ from common.errors import ApiError
 
 @admin.register(Batch)
 class BatchAdmin(LookOnly):
-    list_display = ("id", "status", "paused_since", "progress", "failed", "model", "created_at", "finished_at")
+    list_display = (
+        "id",
+        "status",
+        "waits_for",
+        "paused_since",
+        "progress",
+        "failed",
+        "model",
+        "created_at",
+        "finished_at",
+    )
     ordering = ("-created_at",)
     list_filter = ("status", "endpoint")
     search_fields = ("id", "model", "input_file__id", "metadata")
     date_hierarchy = "created_at"
-    actions = ("cancel", "pause", "resume")
+    actions = ("cancel", "pause", "resume", "try_again")
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
         ("Outlook", {"fields": ("waits_for", "told_warnings", "estimated_end", "estimated_from")}),
@@ -73,6 +83,15 @@ class BatchAdmin(LookOnly):
         for batch in self._each(request, queryset, switch.resume):
             tasks.wake(tasks.drive)
             self.message_user(request, f"Resumed {batch.pk}.", messages.SUCCESS)
+
+    @admin.action(description="Try again now what is stalled", permissions=["cancel"])
+    def try_again(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        """Without waiting for the end of the pause; the others of the selection go on as they were."""
+        for batch in queryset.filter(stalled_at__isnull=False):
+            lifecycle.try_again(batch.pk)
+            tasks.wake_control(batch.pk)
+            tasks.wake(tasks.drive)
+            self.message_user(request, f"Trying {batch.pk} again.", messages.SUCCESS)
 
     def _each(self, request: HttpRequest, batches: QuerySet[Batch], do: Callable[[str], None]) -> Iterator[Batch]:
         """Those to which it could be done; of the others the person is told why not."""

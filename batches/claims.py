@@ -8,7 +8,6 @@ meanwhile and somebody else has the line: the result is dropped.
 
 import logging
 import random
-import time
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -19,19 +18,17 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import answers, doubt, leases, ordering, repeats
+from batches import answers, doubt, failing, ordering, repeats
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
 from common import failpoints
-from common.database import from_now, retrying
+from common.database import from_now
 
 logger = logging.getLogger(__name__)
 
 MOST_BACKEND_CRASHES = 2
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
-# Lines that fail together with their model, in one transaction.
-FAILED_AT_ONCE = 2000
 
 
 def has_work(backend: Backend) -> bool:
@@ -49,7 +46,7 @@ def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
     """Some line of a batch in progress is still to be answered by this model at this endpoint; `now`, of a batch that
     no person paused."""
     batches = Batch.objects.all().runnable() if now else Batch.objects.all().in_progress()
-    parts = Part.objects.filter(batch__in=batches.filter(endpoint=endpoint), model=model)
+    parts = Part.objects.filter(batch__in=batches.filter(endpoint=endpoint), model=model, failure__isnull=True)
     return Line.objects.all().open().filter(part__in=parts).exists()
 
 
@@ -62,7 +59,7 @@ def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
         # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
         ids = list(
             turn.lines()
-            .filter(batch__in=Batch.objects.all().runnable())
+            .filter(batch__in=Batch.objects.all().runnable(), part__failure__isnull=True)
             .select_for_update(skip_locked=True, of=("self",))
             .values_list("pk", flat=True)[:most]
         )
@@ -89,11 +86,11 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
     held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
-def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> None:
+def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list[str]:
     """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
     `busy_s` is how long the backend has been busy: the next try waits as long again. A missing model fails the lines
-    that wait for it too, afterwards.
+    that wait for it too: the ids of their batches, for which to wake the control worker.
     """
     tallies: dict[str, Counter[str]] = {}
     cut: list[Line] = []
@@ -134,8 +131,9 @@ def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> None
             changes = {name: F(name) + count for name, count in tally.items() if count}
             if changes:
                 Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
-    for part, reply in missing.items():
-        _fail_waiting(part, reply, lease)
+        for part, reply in missing.items():
+            failing.mark([part.pk], reply)
+    return sorted({part.batch_id for part in missing})
 
 
 ANSWER = (
@@ -233,38 +231,3 @@ def is_elsewhere(backend: Backend | None, model: str) -> bool:
     """Another backend that is live has this model."""
     own = backend.pk if backend is not None else None
     return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
-
-
-def give_up(endpoint: str, model: str, reply: Reply) -> None:
-    """Fail all lines that wait for a model which cannot be loaded, with the backend's word for it. Safe to run twice,
-    and what is left after a crash is failed by the next call."""
-    for part in Part.objects.filter(batch__in=Batch.objects.all().in_progress().filter(endpoint=endpoint), model=model):
-        _fail_waiting(part, reply)
-
-
-def _fail_waiting(part: Part, reply: Reply, lease: Lease | None = None) -> None:
-    """Fail the pending lines of a part, in pages: a million in one transaction would keep all other writers waiting.
-
-    `lease` is kept alive; if it is lost, whoever sends the next line goes on, as after a crash.
-    """
-    renewed_at = time.monotonic()
-    while retrying(_fail_page, part, reply):
-        if lease is not None and time.monotonic() > renewed_at + leases.RENEW_EVERY_S:
-            if not leases.renew(lease):
-                return
-            renewed_at = time.monotonic()
-
-
-def _fail_page(part: Part, reply: Reply) -> bool:
-    """Fail some pending lines of a part with those that repeat them, and count both. False: none was left."""
-    waiting = Line.objects.filter(part=part, state=LineState.PENDING).order_by("order_key", "number")
-    with transaction.atomic():
-        # What another claim has locked on Postgres is sent, and fails by itself.
-        ids = list(waiting.select_for_update(skip_locked=True).values_list("pk", flat=True)[:FAILED_AT_ONCE])
-        if not ids:
-            return False
-        Line.objects.filter(pk__in=ids).update(finished_at=timezone.now(), **_finished(LineState.FAILED, reply))
-        repeated = sum(repeats.counts(ids).values())
-        counters = {"failed": F("failed") + len(ids) + repeated, "repeated_finished": F("repeated_finished") + repeated}
-        Batch.objects.filter(pk=part.batch_id).exclude(status__in=FINAL).update(**counters)
-    return len(ids) == FAILED_AT_ONCE

@@ -193,10 +193,14 @@ class Drive:
         group = self.answers.take()
         started = time.monotonic()
         failpoints.reach("after_answer")
-        retrying(claims.store, self.lease, group, busy_s=self.admission.busy_s)
+        failed = retrying(claims.store, self.lease, group, busy_s=self.admission.busy_s)
         failpoints.reach("after_store")
         self.answers.stored(time.monotonic() - started)
         self.lines.answered(len(group))
+        if failed:
+            self.lines.end_turn()  # lines that are claimed already may be among those that fail
+        for batch_id in failed:
+            self.wake_control(batch_id)
 
 
 def is_line(call: Call[Subject]) -> TypeGuard[Call[Line]]:

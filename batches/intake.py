@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import backends, jsonl, leases, lifecycle, prefix, repeats
+from batches import backends, jsonl, leases, lifecycle, prefix, repeats, steps
+from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
 from common import failpoints
 from common.database import bulk_writes, insert
 from common.errors import batch_error
 from files_api.models import File
+from files_api.storage import trouble
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +31,25 @@ GROUP_BYTES = 32 * 2**20
 MOST_ERRORS = 100
 
 
-def validate(batch_id: str) -> bool:
-    """Read on where the last slice stopped, for SLICE_S at most; True if there is more to read.
+def validate(batch_id: str) -> Outcome:
+    """Read on where the last slice stopped, for SLICE_S at most; MORE if there is more to read.
 
     Safe to run twice and at once: the cursor moves in the transaction that stores the lines, and one lease holds the
     batch. A slice that is lost is read again by the next.
     """
-    lease = leases.acquire("validate")
+    return steps.run(batch_id, "validate", Q(status=Status.VALIDATING), _validate)
+
+
+def _validate(batch: Batch, keeper: leases.Keeper) -> Outcome:
+    file = File.objects.all().held(batch.input_file_id, batch.pk)
+    if file is None or file.purpose != "batch":
+        return _fail_whole(batch, keeper.lease, _file_problem(batch, file))
     try:
-        if not Batch.objects.filter(pk=batch_id, status=Status.VALIDATING, lease=None).update(lease=lease):
-            return False  # cancelled meanwhile, or another worker is at it
-        batch = Batch.objects.get(pk=batch_id)
-        file = File.objects.all().held(batch.input_file_id, batch.pk)
-        if file is None or file.purpose != "batch":
-            return _fail_whole(batch, lease, _file_problem(batch, file))
-        try:
-            return _validate_slice(batch, file, lease)
-        except FileNotFoundError:
-            return _fail_whole(batch, lease, _file_problem(batch, None))
-    finally:
-        leases.release(lease)
+        return _validate_slice(batch, file, keeper.lease)
+    except FileNotFoundError:
+        return _fail_whole(batch, keeper.lease, _file_problem(batch, None))
+    except OSError as error:
+        raise steps.CannotGoOn(f"The input file cannot be read: {trouble(error)}") from error
 
 
 def _file_problem(batch: Batch, file: File | None) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _file_problem(batch: Batch, file: File | None) -> dict[str, Any]:
     return batch_error("invalid_request", message, param="file_id")
 
 
-def _validate_slice(batch: Batch, file: File, lease: Lease) -> bool:
+def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
     ends_at = time.monotonic() + SLICE_S
     check = _LineCheck(batch)
     with bulk_writes(), file.content.open("rb") as stream:
@@ -70,14 +71,13 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> bool:
             max_line_bytes=settings.MAX_LINE_BYTES,
         )
         for group in _groups(lines, batch):
-            if not _store(batch, lease, check, group):
-                return False
+            _store(batch, lease, check, group)
             failpoints.reach("mid_validation")
             if batch.total + batch.error_count > settings.MAX_BATCH_LINES:
                 message = f"The file has more than {settings.MAX_BATCH_LINES} lines (MAX_BATCH_LINES)."
                 return _fail_whole(batch, lease, batch_error("too_many_lines", message))
             if time.monotonic() > ends_at:
-                return True
+                return Outcome.MORE
     return _finish(batch, lease)
 
 
@@ -138,17 +138,17 @@ def _new_line(request: jsonl.Request, endpoint: str, model: str) -> _NewLine:
     return _NewLine(number, offset, length, custom_id, named, model, order_key, tokens, digest)
 
 
-def _store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group) -> bool:
-    """Store the good lines and note the bad ones of a group, and move the cursor. False: the batch is not ours."""
+def _store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group) -> None:
+    """Store the good lines and note the bad ones of a group, and move the cursor. LeaseLost: the batch is not ours."""
     # Whether a custom_id occurred before is asked only of a file that is bad anyway, or where the constraint says so:
     # in a good one no line would be found.
     try:
-        return _try_to_store(batch, lease, check, group, look_back=batch.error_count > 0)
+        _try_to_store(batch, lease, check, group, look_back=batch.error_count > 0)
     except IntegrityError:
-        return _try_to_store(batch, lease, check, group, look_back=True)
+        _try_to_store(batch, lease, check, group, look_back=True)
 
 
-def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group, *, look_back: bool) -> bool:
+def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group, *, look_back: bool) -> None:
     good, bad = check(group.parsed, look_back=look_back)
     progress = {
         "errors": batch.errors + bad[: max(0, MOST_ERRORS - len(batch.errors))],
@@ -165,7 +165,7 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
         ours = Batch.objects.filter(pk=batch.pk, status=Status.VALIDATING, lease=lease)
         # The lease first: a cursor that has moved is committed with its lines or not at all.
         if not leases.renew(lease) or not ours.update(nudged_at=timezone.now(), **progress):
-            return False
+            raise leases.LeaseLost
         repeated = 0
         for part, lines in by_part.items():
             repeated += _insert(part, lines)
@@ -177,7 +177,6 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
         part.context_tokens = max(need, part.context_tokens)
     for name, value in progress.items():
         setattr(batch, name, value)
-    return True
 
 
 def _insert(part: Part, lines: list[_NewLine]) -> int:
@@ -202,23 +201,23 @@ def _insert(part: Part, lines: list[_NewLine]) -> int:
     return len(repeated)
 
 
-def _finish(batch: Batch, lease: Lease) -> bool:
+def _finish(batch: Batch, lease: Lease) -> Outcome:
     if batch.total + batch.error_count == 0:
         return _fail_whole(batch, lease, batch_error("empty_file", "The file has no request."))
     if batch.error_count:
         if more := batch.error_count - len(batch.errors):
             batch.errors.append(batch_error("more_errors", f"{more} more lines are invalid and not listed."))
         lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=batch.errors, total=0, repeated=0)
-        return False
+        return Outcome.DONE
     models = list(batch.parts.values_list("model", flat=True)[:2])
     lifecycle.move(batch.pk, Status.IN_PROGRESS, lease=lease, model=models[0] if len(models) == 1 else None)
-    return False
+    return Outcome.DONE
 
 
-def _fail_whole(batch: Batch, lease: Lease, error: dict[str, Any]) -> bool:
+def _fail_whole(batch: Batch, lease: Lease, error: dict[str, Any]) -> Outcome:
     """Fail the batch for a reason that concerns the file and no single line."""
     lifecycle.move(batch.pk, Status.FAILED, lease=lease, errors=[error], total=0, repeated=0)
-    return False
+    return Outcome.DONE
 
 
 class _LineCheck:

@@ -20,6 +20,7 @@ tried before a pause is over, which doubles each time, and the reason is told wh
 """
 
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -95,40 +96,49 @@ def too_late(to: str, status: str) -> ApiError:
     return conflict(f"Cannot {to} a batch with status '{status}'.")
 
 
-def close_finished() -> list[str]:
-    """Move batches with no open line, or past their window, to finalizing; the ids of those moved by this call."""
-    drained = [
-        batch_id
-        for batch_id in Batch.objects.drained().values_list("pk", flat=True)
-        if move(batch_id, Status.FINALIZING)
-    ]
-    overdue = [
-        batch_id
-        for batch_id in Batch.objects.overdue().values_list("pk", flat=True)
-        if move(batch_id, Status.FINALIZING, only_if=Q(expires_at__lte=timezone.now()))
-    ]
-    return drained + overdue
+def close_finished(closed: Callable[[str], None]) -> None:
+    """Move batches with no open line, or past their window, to finalizing; `closed` is told each id at once.
+
+    Each move is a transaction: what breaks this off leaves no batch behind that was moved and told to nobody. Safe to
+    run again.
+    """
+    for batch_id in Batch.objects.drained().values_list("pk", flat=True):
+        if move(batch_id, Status.FINALIZING):
+            closed(batch_id)
+    for batch_id in Batch.objects.overdue().values_list("pk", flat=True):
+        if move(batch_id, Status.FINALIZING, only_if=Q(expires_at__lte=timezone.now())):
+            closed(batch_id)
 
 
-def stall(batch_id: str, reason: str) -> None:
+def stall(batch_id: str, reason: str) -> bool:
     """Try no step of this batch before a pause is over: 2 s, and twice as long each time, 5 minutes at most.
 
-    `reason` is a sentence for a person, with what to do. It is logged once, however often the batch stalls for it.
+    `reason` is a sentence for a person, with what to do. It is logged once, however often the batch stalls for it: True
+    if it is new. While a pause is on nothing changes.
     """
     with transaction.atomic():
         batch = Batch.objects.select_for_update().get(pk=batch_id)
         pause_s = min(LONGEST_STALL_S, FIRST_STALL_S * 2 ** min(batch.stalls, 20))
-        Batch.objects.filter(pk=batch_id).update(
+        stalled = Batch.objects.filter(pk=batch_id).not_stalled()
+        changed = stalled.update(
             stalls=min(MOST_STALLS, batch.stalls + 1),
             stall_reason=reason,
             stalled_at=Coalesce(F("stalled_at"), Now()),
             retry_at=from_now(timedelta(seconds=pause_s)),
+            nudged_at=None,  # the tick asks as soon as the pause is over
         )
-    if batch.stall_reason != reason:
+    is_new = bool(changed) and batch.stall_reason != reason
+    if is_new:
         logger.error("%s: stalled: %s", batch_id, reason)
+    return is_new
 
 
 def unstall(batch_id: str) -> None:
     """The step that stalled the batch was done. Cheap and safe to call where nothing was stalled."""
     if Batch.objects.filter(pk=batch_id, stalls__gt=0).update(**NOT_STALLED):
         logger.info("%s: goes on", batch_id)
+
+
+def try_again(batch_id: str) -> None:
+    """End the pause of a stalled batch; the caller wakes whoever does its next step. Safe where nothing is stalled."""
+    Batch.objects.filter(pk=batch_id, stalls__gt=0).update(retry_at=None, nudged_at=None)

@@ -1,30 +1,30 @@
-"""Rows to result files, once a batch has nothing left to send; and what is let go afterwards."""
+"""Rows to result files, once a batch has nothing left to send."""
 
+import errno
 import json
-import logging
-import time
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
-from django.core.files.storage import default_storage
 from django.db import transaction
-from django.db.models import Case, F, When
+from django.db.models import Case, F, Q, When
 from django.db.models.functions import Length
 from django.utils import timezone
 
-from batches import leases, lifecycle, repeats
-from batches.models import OPEN, Batch, Lease, Line, LineState, Status
+from batches import leases, lifecycle, repeats, steps
+from batches.lifecycle import Outcome
+from batches.models import OPEN, Batch, Line, LineState, Status
 from common import failpoints, ids
 from common.errors import line_error
-from files_api import retention
-from files_api.models import RESULTS, File, stored_name
-from files_api.storage import MeasuredFile, temporary_file
-
-logger = logging.getLogger(__name__)
+from files_api.models import RESULTS, File
+from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
 
 PAGE = 1000
 PART_BYTES = 8 * 2**20
+FRAME_BYTES = 200  # of a result line, around the answer: a few more than most have
 TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 MESSAGES: dict[int, dict[str, str]] = {
     LineState.CANCELLED: line_error("batch_cancelled", "The batch was cancelled before this request executed."),
@@ -34,60 +34,74 @@ MESSAGES: dict[int, dict[str, str]] = {
 }
 
 
-def finalize(batch_id: str, *, breathe: Callable[[], None]) -> None:
+def finalize(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
     """Write the result files of a finalizing or cancelling batch and move it to its final status.
 
     `breathe` is called between pages, so that other duties do not wait behind a million lines. Safe to run twice and
     at once: one lease holds the batch, the last move is fenced by it, and a loser removes only what it wrote itself.
     """
-    lease = leases.acquire("finalize")
-    try:
-        waiting = Batch.objects.filter(pk=batch_id, status__in=[Status.FINALIZING, Status.CANCELLING], lease=None)
-        if waiting.update(lease=lease):
-            _Finalizer(Batch.objects.get(pk=batch_id), lease, breathe).run()
-    except OSError as error:
-        # A full disk, most likely: the tick asks again until there is room.
-        logger.error("%s: the result files cannot be written yet: %s", batch_id, error.strerror)
-    finally:
-        leases.release(lease)
 
+    def work(batch: Batch, keeper: leases.Keeper) -> Outcome:
+        _Finalizer(batch, keeper, breathe).run()
+        return Outcome.DONE
 
-class _LeaseLost(Exception):
-    pass
+    return steps.run(batch_id, "finalize", Q(status__in=[Status.FINALIZING, Status.CANCELLING]), work)
 
 
 class _Finalizer:
-    def __init__(self, batch: Batch, lease: Lease, breathe: Callable[[], None]) -> None:
+    def __init__(self, batch: Batch, keeper: leases.Keeper, breathe: Callable[[], None]) -> None:
         self.batch = batch
-        self.lease = lease
+        self.keeper = keeper
         self.breathe = breathe
-        self.renewed_at = time.monotonic()
         self.states: Counter[int] = Counter()
         self.tokens = [0] * len(TOKENS)
+        self.files: dict[str, File] = {}
 
     def run(self) -> None:
-        files: dict[str, File] = {}
+        """Raises CannotGoOn if the files cannot be written now, and LeaseLost; nothing of them is left then."""
+        self._settle_open_lines()
+        failpoints.reach("before_finalize_write")
         try:
-            self._settle_open_lines()
-            failpoints.reach("before_finalize_write")
-            with temporary_file() as output, temporary_file() as errors:
-                self._write(output, errors)
-                for name, content in (("output", output), ("error", errors)):
-                    if content.size:
-                        files[name] = self._put_in_place(name, content)
-        except _LeaseLost:
-            logger.warning("%s: finalizing was taken over", self.batch.pk)
-            return
-        if not self._finish(files):
-            for file in files.values():
-                file.content.delete(save=False)
+            self._make_files()
+        except leases.LeaseLost:
+            self._remove_files()
+            raise
+        except OSError as error:
+            self._remove_files()
+            raise steps.CannotGoOn(f"The result files cannot be written: {trouble(error)}") from error
+        # If this raises, the move may be committed all the same, and the files be delivered.
+        if not self._finish():
+            self._remove_files()
+            raise leases.LeaseLost
 
     def _pause(self) -> None:
-        if time.monotonic() > self.renewed_at + leases.RENEW_EVERY_S:
-            if not leases.renew(self.lease):
-                raise _LeaseLost
-            self.renewed_at = time.monotonic()
+        self.keeper.keep()
         self.breathe()
+
+    def _make_files(self) -> None:
+        if self.batch.stalls:
+            self._check_room()
+        with temporary_file() as output, temporary_file() as errors:
+            self._write(output, errors)
+            for name, content in (("output", output), ("error", errors)):
+                if content.size:
+                    self._put_in_place(name, content)
+
+    def _remove_files(self) -> None:
+        """What stays after all is removed by the cleanup."""
+        for file in self.files.values():
+            with suppress(OSError):
+                file.content.delete(save=False)
+
+    def _check_room(self) -> None:
+        """Find a full disk by counting, and not by writing a million lines until no more fit, again and again."""
+        wanted = 0
+        for page in self._sizes():
+            wanted += sum(size + FRAME_BYTES for _, size in page)
+            self._pause()
+        free = free_bytes()
+        if free is not None and free < wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _settle_open_lines(self) -> None:
         """Close what was not finished when the batch was cancelled or its window ended. A late result then finds its
@@ -98,7 +112,7 @@ class _Finalizer:
         """
         state = LineState.CANCELLED if self.batch.status == Status.CANCELLING else LineState.EXPIRED
         while Line.objects.all().open().filter(part__batch=self.batch).exists():
-            for numbers in _ranges(self.batch):
+            for numbers in ranges(self.batch):
                 settled = {"state": state, "lease": None, "finished_at": timezone.now()}
                 self.batch.lines.filter(number__range=numbers, state__in=OPEN).update(**settled)
                 self._pause()
@@ -122,30 +136,37 @@ class _Finalizer:
     def _pages(self) -> Iterator[list[tuple[Any, ...]]]:
         """What `result_line` needs of the lines, and their tokens, in input order. By keyset pages: an open cursor
         would keep SQLite's log from being reset."""
-        has_repeats = repeats.exist_in(self.batch)
-
-        def outcome(name: str) -> F | Case:
-            """Of a repeat that of its original. The join only where it is needed: it doubles the time."""
-            return (
-                Case(When(original__isnull=False, then=F(f"original__{name}")), default=F(name))
-                if has_repeats
-                else F(name)
-            )
-
-        size = Length(outcome("response")) + Length(outcome("error_message"))
-        columns = [outcome(name) for name in ("state", "http_status", "response", "error_code", "error_message")]
-        number = 0
+        names = ("state", "http_status", "response", "error_code", "error_message")
+        columns = [self._outcome(name) for name in names]
         lines = self.batch.lines.order_by("number")
-        while page := list(lines.filter(number__gt=number).values_list("number", size)[:PAGE]):
+        for page in self._sizes():
             # A page of long replies is read in parts: a million short ones cost few queries, long ones little memory.
             for first, last in _parts(page):
                 part = lines.filter(number__range=(first, last))
                 yield list(part.values_list("number", "custom_id", *columns, "original", *TOKENS))
                 self._pause()
+
+    def _sizes(self) -> Iterator[list[tuple[int, int]]]:
+        """Pages of the lines in input order: number, and the size of the answer."""
+        size = Length(self._outcome("response")) + Length(self._outcome("error_message"))
+        lines = self.batch.lines.order_by("number").values_list("number", size)
+        number = 0
+        while page := list(lines.filter(number__gt=number)[:PAGE]):
+            yield page
             number = page[-1][0]
 
-    def _put_in_place(self, name: str, content: MeasuredFile) -> File:
-        """The result file, in place on disk but without a row yet.
+    def _outcome(self, name: str) -> F | Case:
+        """A column of what became of a line; of a repeat that of its original."""
+        if not self._has_repeats:
+            return F(name)  # without the join, which doubles the time
+        return Case(When(original__isnull=False, then=F(f"original__{name}")), default=F(name))
+
+    @cached_property
+    def _has_repeats(self) -> bool:
+        return repeats.exist_in(self.batch)
+
+    def _put_in_place(self, name: str, content: MeasuredFile) -> None:
+        """Make the result file, in place on disk but without a row yet.
 
         Its id comes from the batch; its stored name holds our token, so that nobody else writes to it.
         """
@@ -160,11 +181,11 @@ class _Finalizer:
             expires_at=now + self.batch.output_lifetime if self.batch.output_lifetime else None,
         )
         content.seek(0)
-        file.content.save(f".{self.lease.pk}", content, save=False)
+        file.content.save(f".{self.keeper.lease.pk}", content, save=False)
+        self.files[name] = file
         failpoints.reach("after_result_file")
-        return file
 
-    def _finish(self, files: dict[str, File]) -> bool:
+    def _finish(self) -> bool:
         if self.batch.status == Status.CANCELLING:
             final = Status.CANCELLED
         else:
@@ -174,19 +195,19 @@ class _Finalizer:
             "failed": self.states[LineState.FAILED],
             **dict(zip(TOKENS, self.tokens, strict=True)),
         }
-        output, errors = files.get("output"), files.get("error")
+        output, errors = self.files.get("output"), self.files.get("error")
         with transaction.atomic():
             # The move first: its fence keeps a loser from colliding with the winner's rows.
             moved = lifecycle.move(
-                self.batch.pk, final, lease=self.lease, output_file=output, error_file=errors, **counts
+                self.batch.pk, final, lease=self.keeper.lease, output_file=output, error_file=errors, **counts
             )
             if moved:
-                File.objects.bulk_create(files.values())
+                File.objects.bulk_create(self.files.values())
         failpoints.reach("after_final_move")
         return moved
 
 
-def _ranges(batch: Batch) -> Iterator[tuple[int, int]]:
+def ranges(batch: Batch) -> Iterator[tuple[int, int]]:
     """The first and the last number of each PAGE of its lines in order, by an index alone."""
     numbers = batch.lines.order_by("number").values_list("number", flat=True)
     number = 0
@@ -233,38 +254,3 @@ def result_line(
         error = json.dumps(MESSAGES.get(state) or line_error(error_code, error_message))
     name = ids.BATCH_REQUEST + digits
     return f'{{"id":"{name}","custom_id":{json.dumps(custom_id)},"response":{answer},"error":{error}}}\n'
-
-
-def tidy(batch_id: str, *, breathe: Callable[[], None]) -> None:
-    """Let go of what a batch in a final status does not need any more. Safe to run twice.
-
-    The rows give up their answers (the files hold them), a failed batch its lines, and the input file its hold.
-    """
-    batch = Batch.objects.get(pk=batch_id)
-    if not batch.is_final or batch.tidied_at is not None:
-        return
-    for numbers in _ranges(batch):
-        lines = batch.lines.filter(number__range=numbers)
-        if batch.status == Status.FAILED:
-            lines.delete()
-        else:
-            lines.exclude(response="").update(response="")
-        breathe()
-        failpoints.reach("mid_tidy")
-    _remove_lost_results(batch)
-    retention.release(batch.pk)
-    Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
-
-
-def _remove_lost_results(batch: Batch) -> None:
-    """Remove result files that a finalizer wrote and could not deliver because it was killed."""
-    for name, delivered in (("output", batch.output_file), ("error", batch.error_file)):
-        directory, _, stem = stored_name(File(id=ids.derived_file_id(batch.pk, name)), "").rpartition("/")
-        try:
-            _, found = default_storage.listdir(directory)
-        except FileNotFoundError:
-            continue
-        for filename in found:
-            path = f"{directory}/{filename}"
-            if filename.startswith(f"{stem}.") and (delivered is None or path != delivered.content.name):
-                default_storage.delete(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from batches import backends, claims
+from batches import backends, claims, failing
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import Backend, PausedModel
@@ -47,7 +47,7 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, t
     is_hopeless = reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR
     if is_hopeless and not claims.is_elsewhere(backend, model):
         logger.error("%s could not be loaded for too long: its lines fail", model)
-        claims.give_up(endpoint, model, reply)
+        failing.mark_model(endpoint, model, reply)  # the tick wakes who fails them
         paused.delete()
 
 

@@ -79,8 +79,7 @@ class PeriodicChecks:
 
     def close_finished_batches(self) -> None:
         """Move batches that have no open line, or are past their window, and wake who finalizes them."""
-        for batch_id in retrying(lifecycle.close_finished):
-            self.wake_control(batch_id)
+        retrying(lifecycle.close_finished, self.wake_control)
 
     def _drop_stopped_batches(self) -> None:
         """Cut the calls of batches that were cancelled or ran out of time: finalizing settles their lines. The calls of

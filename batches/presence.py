@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db.models import Count
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -17,6 +18,7 @@ from files_api.storage import no_room_hint
 logger = logging.getLogger(__name__)
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
+MOST_REASONS = 3
 NO_WORKER = "No inference worker has reported lately."
 
 
@@ -91,8 +93,22 @@ def missing_default_model(backend: Backend) -> str:
     return f"{backend.url} does not have the model {model}. {backends.missing_model_hint(backend.kind, model)}"
 
 
+def stalled_reasons() -> list[str]:
+    """What holds up batches, whatever their status: how many, and why; the commonest reasons first."""
+    stalled = Batch.objects.filter(stalled_at__isnull=False).order_by().values_list("stall_reason")
+    counts = list(stalled.annotate(count=Count("pk")).order_by("-count", "stall_reason"))
+    told = [
+        f"{'1 batch is' if count == 1 else f'{count} batches are'} stalled: {reason}"
+        for reason, count in counts[:MOST_REASONS]
+    ]
+    if more := sum(count for _, count in counts[MOST_REASONS:]):
+        told.append(f"{more} more batches are stalled for other reasons; the admin has them.")
+    return told
+
+
 def health() -> dict[str, Any]:
-    """`status` is ok, waiting (for the model server) or failing (a part of ours is missing); `reason` says why.
+    """`status` is ok, waiting (for the model server, or for what stalls a batch) or failing (a part of ours is missing
+    or does not do its duty); `reason` says why.
 
     That a person or the clock holds lines back is told in `reason` too, and is no change of `status`: nothing is wrong.
     """
@@ -104,6 +120,9 @@ def health() -> dict[str, Any]:
     if tick is None or tick.at < now - TICK_MISSING_AFTER:
         status = "failing"
         reasons.append("The control worker has not ticked lately.")
+    elif tick.error:
+        status = "failing"
+        reasons.append(f"The control worker cannot {tick.error}; its log says more.")
     elif not backends_seen:
         status = "waiting"
         reasons.append(NO_WORKER)
@@ -114,6 +133,9 @@ def health() -> dict[str, Any]:
         if any(troubles):
             status = "waiting" if status == "ok" else status
             reasons += filter(None, troubles)
+    if stalled := stalled_reasons():
+        status = "waiting" if status == "ok" else status
+        reasons += stalled
     reasons += closed_reasons()
     return {
         "status": status,

@@ -78,7 +78,7 @@ def of(batch: Batch) -> Progress:
     parts = _parts(batch)
     finished = {part: _last_finished(part) for part in parts[:MOST_PARTS]}
     speed = Speed.of([line for lines in finished.values() for line in lines])
-    blocked = turn = end = based_on = None
+    blocked, turn, end, based_on = batch.stall_reason or None, None, None, None
     if batch.status in switch.PAUSABLE:
         with_work = _with_work(parts)
         blocked = _blocked(batch, with_work)
@@ -104,9 +104,9 @@ def of(batch: Batch) -> Progress:
 
 
 def waiting_for(batch: Batch) -> str | None:
-    """Why no line of it is being sent, in a sentence for a person; None if lines are sent, or none is left to send."""
+    """Why its next step is not done, or no line of it is being sent, in sentences for a person; None if it goes on."""
     if batch.status not in switch.PAUSABLE:
-        return None
+        return batch.stall_reason or None
     with_work = _with_work(_parts(batch))
     return _blocked(batch, with_work) or _turn(batch, with_work)
 
@@ -117,6 +117,8 @@ def _parts(batch: Batch) -> list[Part]:
 
 
 def _with_work(parts: list[Part]) -> list[Part]:
+    """Those with lines to send. The lines of a part that failed wait for nobody."""
+    parts = [part for part in parts if part.failure is None]
     return [part for part in parts if Line.objects.all().open().filter(part=part).exists()]
 
 
@@ -125,6 +127,8 @@ def _with_work(parts: list[Part]) -> list[Part]:
 
 def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     """What would have to end before a line of it is sent."""
+    if batch.stall_reason:
+        return batch.stall_reason
     if switch.is_paused(batch) and batch.paused_at is not None:
         return (
             f"A person paused this batch at {gate.clock(batch.paused_at)}. Resume it in the admin, by manage.py "

@@ -1,7 +1,8 @@
 """The flow of a batch, as messages. Each is safe to lose, to double and to be late: the database says what is due.
 
 create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
-                                                   ^ tick: reaps the dead, closes what is over, wakes what is stuck
+                                                   │ ^ tick: reaps the dead, closes what is over, wakes what is stuck
+                                                   └── fail_lines: of a model that will never answer
 """
 
 import logging
@@ -14,11 +15,27 @@ from typing import Any
 
 from celery import shared_task
 from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection
 from django.db.models import Q
 from django.utils import timezone
-from kombu.exceptions import OperationalError
+from kombu.exceptions import OperationalError as BrokerError
 
-from batches import answers, claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
+from batches import (
+    answers,
+    claims,
+    cleanup,
+    executor,
+    failing,
+    gate,
+    holds,
+    intake,
+    leases,
+    lifecycle,
+    output,
+    presence,
+    webhooks,
+)
+from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
 from common import idempotency
 from files_api import retention
@@ -39,7 +56,7 @@ def wake(task: Any, *args: str) -> None:
     try:
         # One that nobody took in time was sent again by then.
         task.apply_async(args=args, expires=MESSAGE_LIFE_S)
-    except (OperationalError, OSError) as error:
+    except (BrokerError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
 
@@ -52,17 +69,25 @@ def wake_control(batch_id: str) -> None:
         wake(finalize, batch_id)
     elif status in FINAL and tidied_at is None:
         wake(tidy, batch_id)
+    elif Batch.objects.filter(pk=batch_id).with_lines_to_fail().exists():
+        wake(fail_lines, batch_id)
+
+
+def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
+    """Wake whoever is next after a `step` with this outcome. After HELD another worker does, after LATER the tick."""
+    if outcome is Outcome.MORE:
+        wake(step, batch_id)
+    elif outcome is Outcome.DONE:
+        webhooks.deliver_due()
+        wake_control(batch_id)
 
 
 @shared_task
 def validate(batch_id: str) -> None:
-    if intake.validate(batch_id):
-        wake(validate, batch_id)
-    else:
-        webhooks.deliver_due()
-        wake_control(batch_id)
-        if _has_work():
-            wake(drive)
+    outcome = intake.validate(batch_id)
+    _pass_on(batch_id, validate, outcome)
+    if outcome is Outcome.DONE and _has_work():
+        wake(drive)
     # The next tick's message waits behind the slices of all batches that are being validated, and may expire there.
     tick()
 
@@ -84,34 +109,58 @@ def drive() -> None:
 
 
 @shared_task
+def fail_lines(batch_id: str) -> None:
+    _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
+    tick()  # as for validation; it closes the batch if that was its last line
+
+
+@shared_task
 def finalize(batch_id: str) -> None:
-    output.finalize(batch_id, breathe=tick_between())
-    webhooks.deliver_due()
-    wake_control(batch_id)
+    _pass_on(batch_id, finalize, output.finalize(batch_id, breathe=tick_between()))
 
 
 @shared_task
 def tidy(batch_id: str) -> None:
-    output.tidy(batch_id, breathe=tick_between())
+    _pass_on(batch_id, tidy, cleanup.tidy(batch_id, breathe=tick_between()))
 
 
 @shared_task
 def tick() -> None:
-    """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time."""
-    if not Pulse.due("tick", TICK_AT_MOST_EVERY):
-        return
+    """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time.
+
+    Each duty is done whatever became of the others. What fails is told by /health, and logged once.
+    """
+    try:
+        if Pulse.due("tick", TICK_AT_MOST_EVERY):
+            _do_duties()
+    except (OperationalError, InterfaceError) as error:
+        # /health fails once there was no tick for a while.
+        logger.warning("no tick: the database does not answer: %s", error)
+
+
+def _do_duties() -> None:
+    failed: dict[str, Exception] = {}
+    for name, duty in DUTIES.items():
+        try:
+            duty()
+        except Exception as error:  # noqa: BLE001  # whatever it is: it is told, and the next duty is done
+            reason = getattr(error, "strerror", None)
+            what = type(error).__name__ + (f": {reason}" if reason else "")
+            failed[f"{name} ({what})"] = error
+            connection.close_if_unusable_or_obsolete()
+    before = Pulse.stamp("ticked", error=", ".join(failed))
+    for what in failed:
+        if what not in before:
+            logger.error("the tick cannot %s", what, exc_info=failed[what])
+
+
+def _reap() -> None:
     if dead := leases.reap():
         logger.warning("took back the work of %s dead processes", dead)
-    for batch_id in lifecycle.close_finished():
-        wake(finalize, batch_id)
-    _nudge_control()
-    _wake_drives()
-    webhooks.deliver_due()
-    idempotency.forget_old()
-    holds.forget_ended()
-    answers.forget_old()
-    retention.sweep()
-    Pulse.stamp("ticked")  # for /health: a tick that breaks off has not ticked
+
+
+def _close_finished() -> None:
+    lifecycle.close_finished(wake_control)
 
 
 def tick_between() -> Callable[[], None]:
@@ -146,3 +195,17 @@ def _wake_drives() -> None:
 def _has_work() -> bool:
     open_ = [each for each in presence.live_backends() if not each.is_paused and not gate.closed_reason(each)]
     return any(claims.has_work(backend) for backend in open_)
+
+
+# What a tick does, by what /health says that it cannot do.
+DUTIES: dict[str, Callable[[], object]] = {
+    "take back the work of dead processes": _reap,
+    "close finished batches": _close_finished,
+    "ask for steps that are due": _nudge_control,
+    "wake drives": _wake_drives,
+    "send webhooks": webhooks.deliver_due,
+    "forget old idempotency keys": idempotency.forget_old,
+    "forget holds that ended": holds.forget_ended,
+    "forget old answers": answers.forget_old,
+    "remove files that nobody needs": retention.sweep,
+}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from django.conf import settings
+from django.db import transaction
 from django.db.migrations.recorder import MigrationRecorder
 
 from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet
@@ -21,34 +22,55 @@ _turns = itertools.count(random.randrange(10_000))
 
 
 def release(holder: str) -> None:
-    """Drop all holds of `holder`, and the bytes of the files that were only waiting for that."""
-    held = list(File.objects.filter(holds__holder=holder))
-    FileHold.objects.filter(holder=holder).delete()
-    for file in held:
-        if not file.is_visible:
-            file.discard()
+    """Drop all holds of `holder`, and the bytes of the files that were only waiting for that.
+
+    Raises OSError if bytes cannot be removed now: they are held still. Safe to run again.
+    """
+    for file in File.objects.filter(holds__holder=holder):
+        with transaction.atomic():
+            FileHold.objects.filter(file=file, holder=holder).delete()
+            if not file.is_visible:
+                file.discard()
 
 
 def remove(parts: UploadPartQuerySet) -> None:
-    """Remove parts, bytes first: a row that is left behind by a kill is found again."""
+    """Remove parts. One whose bytes cannot be removed now is left to `sweep`."""
+    if error := _remove(parts):
+        logger.error("the bytes of a part cannot be removed yet: %s", error.strerror)
+
+
+def _remove(parts: UploadPartQuerySet) -> OSError | None:
+    """Remove parts, bytes first: a row that is left behind by a kill is found again. The last error of those that
+    could not be removed."""
+    failed = None
     for part in parts:
         try:
             part.content.delete(save=False)
             part.delete()
         except OSError as error:
-            logger.error("%s: the bytes cannot be removed: %s", part.pk, error.strerror)
+            failed = error
+    return failed
 
 
-def sweep(most: int = 100) -> None:
-    """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and what killed
-    processes left: temporary files, and bytes whose row was never committed."""
+def _discard_hidden(most: int) -> OSError | None:
+    failed = None
     for file in File.objects.all().discardable()[:most]:
         try:
             if file.discard():
                 logger.info("%s: bytes removed", file.pk)
         except OSError as error:
-            logger.error("%s: the bytes cannot be removed: %s", file.pk, error.strerror)
-    remove(UploadPart.objects.all().discardable()[:most])
+            failed = error
+    return failed
+
+
+def sweep(most: int = 100) -> None:
+    """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and what killed
+    processes left: temporary files, and bytes whose row was never committed.
+
+    Raises an OSError of what could not be removed, once everything was tried.
+    """
+    failed = _discard_hidden(most)
+    failed = _remove(UploadPart.objects.all().discardable()[:most]) or failed
     settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in settings.UPLOAD_DIR.iterdir():
         # Gone already: its upload just finished, or another sweep was faster.
@@ -56,6 +78,8 @@ def sweep(most: int = 100) -> None:
             if path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
                 path.unlink()
     _remove_orphans(most)
+    if failed is not None:
+        raise failed
 
 
 def _remove_orphans(most: int) -> None:

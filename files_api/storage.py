@@ -1,5 +1,6 @@
 """Bytes on disk: a file is there whole, under its final name and fsynced, or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,6 +14,10 @@ from django.conf import settings
 from django.core.files.base import File as Content
 from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
 
 
 class MeasuredFile(TemporaryUploadedFile):
@@ -76,11 +81,31 @@ class DurableFileSystemStorage(FileSystemStorage):
 def missing_bytes(wanted: int = 0) -> int:
     """How many bytes the disk lacks to take `wanted` more and keep MIN_FREE_BYTES free; 0 if it has them, or where the
     storage is no disk of this machine."""
+    free = free_bytes()
+    return 0 if free is None else max(0, settings.MIN_FREE_BYTES + wanted - free)
+
+
+def free_bytes() -> int | None:
+    """What is free on the disk, the reserve of MIN_FREE_BYTES included; None where the storage is no disk of this
+    machine."""
     try:
-        free = shutil.disk_usage(default_storage.path("")).free
+        return shutil.disk_usage(default_storage.path("")).free
     except (NotImplementedError, OSError):
-        return 0
-    return max(0, settings.MIN_FREE_BYTES + wanted - free)
+        return None
+
+
+def trouble(error: OSError) -> str:
+    """Why bytes cannot be read or written now and what to do about it, in sentences for a person; names no file."""
+    reason = error.strerror or type(error).__name__
+    if error.errno in NO_ROOM:
+        advice = "Make room on the disk of DATA_DIR"
+    elif error.errno in FORBIDDEN:
+        advice = "Let the user that runs the server read and write in DATA_DIR/files"
+    elif error.errno in IN_THE_WAY:
+        advice = "Something else lies in its place in DATA_DIR/files: move that away"
+    else:
+        advice = "See that the disk of DATA_DIR/files is there and in order"
+    return f"{reason}. {advice}; it is tried again by itself."
 
 
 def no_room_hint() -> str:

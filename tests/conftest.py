@@ -11,8 +11,9 @@ from django.db import connection
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from batches import executor, intake, output, presence
-from batches.models import Backend, Batch, PausedModel, Pulse, Status
+from batches import cleanup, executor, failing, intake, lifecycle, output, presence
+from batches.lifecycle import Outcome
+from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -137,12 +138,22 @@ class Work:
         self.api = api
         self.in_flight = 2  # the backend's window, as the product's is at first; with 1 what happens happens in order
 
-    def validate(self, batch_id: str) -> None:
-        while intake.validate(batch_id):
+    def validate(self, batch_id: str) -> Outcome:
+        """What became of the last slice. A stall is over at once."""
+        Batch.objects.filter(pk=batch_id).update(retry_at=None)
+        while (outcome := intake.validate(batch_id)) is Outcome.MORE:
             pass
+        return outcome
+
+    def end_pauses(self) -> None:
+        """Backoffs, stalls and pauses are over at once."""
+        Line.objects.update(not_before=None)
+        Batch.objects.update(retry_at=None)
+        Backend.objects.update(resume_at=None)
+        PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
 
     def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
-        """Send what can be sent; the ids of the batches that were closed by it."""
+        """Send what can be sent; the ids of the batches for which it woke the control worker."""
         closed: list[str] = []
         backend = presence.report_backend()
         backend.resize_window(self.in_flight)
@@ -150,9 +161,18 @@ class Work:
             executor.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
-    def finalize(self, batch_id: str) -> None:
-        output.finalize(batch_id, breathe=lambda: None)
-        output.tidy(batch_id, breathe=lambda: None)
+    def fail_lines(self, batch_id: str) -> Outcome:
+        """Of models that will never answer, and the end of a batch that has no line left; the last outcome."""
+        while (outcome := failing.fail_lines(batch_id)) is Outcome.MORE:
+            pass
+        lifecycle.close_finished(lambda batch_id: None)
+        return outcome
+
+    def finalize(self, batch_id: str) -> Outcome:
+        """Result files and what follows them; what became of the last step. A stall is over at once."""
+        Batch.objects.filter(pk=batch_id).update(retry_at=None)
+        outcome = output.finalize(batch_id, breathe=lambda: None)
+        return cleanup.tidy(batch_id, breathe=lambda: None) if outcome is Outcome.DONE else outcome
 
     def run(self, batch_id: str) -> dict[str, Any]:
         """From validating to the end; the batch object then."""
@@ -160,11 +180,9 @@ class Work:
         for _ in range(50):
             if Batch.objects.get(pk=batch_id).status != Status.IN_PROGRESS:
                 break
-            Batch.objects.get(pk=batch_id).lines.update(not_before=None)  # backoffs and pauses are over at once
-            Batch.objects.update(retry_at=None)
-            Backend.objects.update(resume_at=None)
-            PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
+            self.end_pauses()
             self.drive()
+            self.fail_lines(batch_id)
         self.finalize(batch_id)
         return self.batch(batch_id)
 
@@ -187,6 +205,18 @@ class Work:
 @pytest.fixture
 def work(transactional_db: None, api: APIClient) -> Work:
     return Work(api)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The messages that go out, at the broker's edge: (task, arguments)."""
+    messages: list[tuple[str, ...]] = []
+
+    def publish(self: Any, args: tuple[str, ...] = (), **options: Any) -> None:
+        messages.append((self.name.rpartition(".")[2], *args))
+
+    monkeypatch.setattr("celery.app.task.Task.apply_async", publish)
+    return messages
 
 
 @pytest.fixture

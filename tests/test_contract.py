@@ -112,7 +112,7 @@ def test_a_batch_in_each_of_its_statuses(api, work, backend, create):
     batch = create([line("a"), line("c")])
     work.validate(batch["id"])
     Batch.objects.filter(pk=batch["id"]).update(expires_at=timezone.now() - timedelta(seconds=1))
-    lifecycle.close_finished()
+    lifecycle.close_finished(lambda batch_id: None)
     work.finalize(batch["id"])
     batch = work.batch(batch["id"])
     assert (batch["status"], stamps(batch)) == ("expired", [*started, "finalizing_at", "expired_at"])

@@ -4,6 +4,7 @@ import os
 import time
 from datetime import timedelta
 
+import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
@@ -154,6 +155,20 @@ def test_an_expired_file_is_gone_and_the_sweep_removes_its_bytes(api, upload, se
     retention.sweep()
     assert stored_bytes(settings) == []
     retention.sweep()
+
+
+def test_the_sweep_removes_what_it_can_and_says_what_it_cannot(api, upload, settings):
+    stuck, other = (File.objects.get(pk=upload(LINES)["id"]) for _ in range(2))
+    path = settings.FILES_DIR / stuck.content.name
+    path.unlink()
+    (path / "something").mkdir(parents=True)
+    File.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    with pytest.raises(OSError, match="not empty"):
+        retention.sweep()
+    assert not (settings.FILES_DIR / other.content.name).exists()
+    (path / "something").rmdir()
+    retention.sweep()
+    assert not path.exists()
 
 
 def test_bytes_that_somebody_holds_stay_until_released(api, upload, settings):

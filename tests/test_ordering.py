@@ -280,7 +280,8 @@ def test_a_model_that_cannot_be_loaded_here_is_not_given_up_while_another_backen
 ):
     backend.models = ["theirs:1b"]
     backend.on_load.extend([Action(500, error_body("model requires more system memory"))] * 2)
-    work.validate(create([line("a", body={"model": "theirs:1b"})])["id"])
+    batch = create([line("a", body={"model": "theirs:1b"})])["id"]
+    work.validate(batch)
     work.drive()
     hour_ago = timezone.now() - timedelta(minutes=61)
     PausedModel.objects.update(since=hour_ago, resume_at=hour_ago)
@@ -292,6 +293,7 @@ def test_a_model_that_cannot_be_loaded_here_is_not_given_up_while_another_backen
     Backend.objects.filter(name="other").delete()
     PausedModel.objects.update(since=hour_ago, resume_at=hour_ago)
     work.drive()
+    work.fail_lines(batch)
     assert Line.objects.get().state == LineState.FAILED
 
 

@@ -7,9 +7,9 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from batches import leases, lifecycle, output
+from batches import cleanup, leases, lifecycle, output
 from batches.models import Batch, Lease, Line, LineState, Status
-from files_api.models import File
+from files_api.models import File, stored_name
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action, error_body
 
@@ -40,7 +40,7 @@ def test_a_finalizer_that_lost_its_lease_leaves_nothing(create, work, backend, s
             output.finalize(batch, breathe=lambda: None)
 
     output.finalize(batch, breathe=overtaken)
-    output.tidy(batch, breathe=lambda: None)
+    cleanup.tidy(batch, breathe=lambda: None)
 
     seen = work.batch(batch)
     assert seen["status"] == "completed"
@@ -55,9 +55,9 @@ def test_results_of_a_killed_finalizer_are_removed(create, work, backend, settin
     work.drive()
     output.finalize(batch, breathe=lambda: None)
     delivered = File.objects.get(purpose="batch_output")
-    orphan = settings.FILES_DIR / f"{output.stored_name(delivered, '')}.999999"
+    orphan = settings.FILES_DIR / f"{stored_name(delivered, '')}.999999"
     orphan.write_text("left behind")
-    output.tidy(batch, breathe=lambda: None)
+    cleanup.tidy(batch, breathe=lambda: None)
     assert not orphan.exists()
     assert Line.objects.values_list("state", "response").get() == (LineState.SUCCEEDED, "")
     assert custom_ids(work.content(delivered.pk)) == ["a"]
@@ -113,9 +113,10 @@ def test_settling_passes_once_over_the_lines_and_leaves_none_open(create, work, 
         """What a drive does with its lines once it sees that their batch has stopped."""
         Line.objects.filter(state=LineState.RUNNING).update(state=LineState.PENDING, lease=None)
 
-    finalizer = output._Finalizer(Batch.objects.get(), leases.acquire("finalize"), breathe=hand_back)
-    with CaptureQueriesContext(connection) as queries:
-        finalizer._settle_open_lines()
+    with leases.Keeper("finalize") as keeper:
+        finalizer = output._Finalizer(Batch.objects.get(), keeper, breathe=hand_back)
+        with CaptureQueriesContext(connection) as queries:
+            finalizer._settle_open_lines()
     assert not Line.objects.open().exists()
     assert Line.objects.values("state", "lease").distinct().count() == 1
     # Each range of numbers is looked up once, from where the last one ended: none begins at the start again.

@@ -1,18 +1,13 @@
 """Whose fault a failure is, and what waits for it: a line, one model, or the whole backend."""
 
-import re
 from datetime import timedelta
 
 import pytest
-from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import claims, executor, leases, ordering, presence, questions
-from batches.backends.base import Reply, Verdict
-from batches.backends.calls import Call
-from batches.models import Backend, Batch, Line, LineState, Part, PausedModel
-from tests.conftest import CHAT, custom_ids, line
+from batches import executor, presence, questions
+from batches.models import Backend, Batch, Line, LineState, PausedModel
+from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
 
 BOOM = Action(500, error_body("boom"))
@@ -399,97 +394,3 @@ def test_a_line_that_is_killed_with_its_worker_a_hundred_times_is_not_given_up(c
     batch = prepared(create, work, "a")
     Line.objects.update(lost_claims=100)
     assert custom_ids(work.content(work.run(batch)["output_file_id"])) == ["a"]
-
-
-# Failing all lines of a model
-
-
-class Killed(BaseException):
-    """The process is gone at this statement."""
-
-
-def waiting_for_gone(create, work, backend):
-    """A batch of 20 lines and a repeat of each for a model that is gone, and a line for another."""
-    backend.models = ["gemma3:12b", "gone"]
-    lines = []
-    for n in range(40):
-        say = [{"role": "user", "content": f"gone-{n % 20}"}]
-        lines.append(line(f"gone-{n}", body={"model": "gone", "seed": 1, "messages": say}))
-    batch = create([*lines, line("a")])["id"]
-    work.validate(batch)
-    return batch
-
-
-def in_pages(monkeypatch, *, die_at):
-    """Five lines a page; the process dies in page number `die_at`. Gives the sizes of those before."""
-    monkeypatch.setattr(claims, "FAILED_AT_ONCE", 5)
-    sizes = []
-
-    def watch(execute, sql, params, many, context):
-        if re.match(r'UPDATE "batches_line" SET .*"error_code" = .* WHERE "batches_line"."id" IN', sql):
-            if len(sizes) + 1 == die_at:
-                raise Killed
-            sizes.append(sql.partition(" IN ")[2].count("%s"))
-            assert connection.in_atomic_block
-        return execute(sql, params, many, context)
-
-    return sizes, connection.execute_wrapper(watch)
-
-
-def failed_so_far():
-    """By the batch's counts and by its rows, which are always the same: lines that failed, repeats among them."""
-    batch = Batch.objects.get()
-    repeats = Line.objects.filter(original__state=LineState.FAILED).count()
-    assert batch.failed == Line.objects.filter(state=LineState.FAILED).count() + repeats
-    assert batch.repeated_finished == repeats
-    return batch.failed
-
-
-def test_the_lines_of_a_missing_model_fail_in_pages_and_a_kill_between_them_loses_none(
-    create, work, backend, monkeypatch
-):
-    for n in range(20):
-        backend.always(f"gone-{n}", Action(404, error_body("model 'gone' not found", "not_found_error")))
-    batch = waiting_for_gone(create, work, backend)
-    sizes, watched = in_pages(monkeypatch, die_at=3)
-    with watched, pytest.raises(Killed):
-        work.drive()
-    assert sizes == [5, 5]
-    assert failed_so_far() == 2 * (1 + 10)
-
-    sizes, watched = in_pages(monkeypatch, die_at=None)
-    with watched:
-        done = work.run(batch)
-    assert sum(sizes) == 20 - 11 - 1  # the one that was sent, and those that waited behind it
-    assert done["request_counts"] == {"total": 41, "completed": 1, "failed": 40}
-    assert len(error_lines(work, done)) == 40
-    assert len([name for name in backend.arrived() if name.startswith("gone")]) == 2
-
-
-def test_the_lease_is_kept_while_they_fail(create, work, backend, monkeypatch):
-    monkeypatch.setattr(leases, "RENEW_EVERY_S", -1.0)
-    batch = waiting_for_gone(create, work, backend)
-    lease = leases.acquire("drive", backend=presence.report_backend())
-    part = Part.objects.get(batch=batch, model="gone")
-    part.batch = Batch.objects.get()
-    first, *_ = claims.claim(lease, ordering.Turn(part), 1)
-    call = Call(first, first.batch.endpoint, {}, 1.0, reply=Reply(Verdict.MODEL_MISSING, 404, "{}"))
-    _, watched = in_pages(monkeypatch, die_at=None)
-    with watched, CaptureQueriesContext(connection) as queries:
-        claims.store(lease, [call])
-    assert failed_so_far() == 40
-    assert len([query for query in queries if query["sql"].startswith('UPDATE "batches_lease"')]) == 3
-
-
-def test_giving_up_a_model_goes_on_after_a_kill(create, work, backend, monkeypatch):
-    batch = waiting_for_gone(create, work, backend)
-    reply = Reply(Verdict.UNLOADABLE, 500, "{}", code="no_room", message="No room.")
-    sizes, watched = in_pages(monkeypatch, die_at=2)
-    with watched, pytest.raises(Killed):
-        claims.give_up(CHAT, "gone", reply)
-    assert sizes == [5]
-    assert failed_so_far() == 10
-    claims.give_up(CHAT, "gone", reply)
-    assert failed_so_far() == 40
-    claims.give_up(CHAT, "gone", reply)
-    assert work.run(batch)["request_counts"] == {"total": 41, "completed": 1, "failed": 40}

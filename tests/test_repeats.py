@@ -232,8 +232,9 @@ def test_two_finalizers_write_the_same(create, work, backend, settings):
     rows = list(Line.objects.order_by("number"))
 
     def written():
-        finalizer = output._Finalizer(Batch.objects.get(), leases.acquire("finalize"), breathe=lambda: None)
-        return [output.result_line(batch, *row[:8]) for page in finalizer._pages() for row in page]
+        with leases.Keeper("finalize") as keeper:
+            finalizer = output._Finalizer(Batch.objects.get(), keeper, breathe=lambda: None)
+            return [output.result_line(batch, *row[:8]) for page in finalizer._pages() for row in page]
 
     assert len(written()) == len(rows)
     assert written() == written()

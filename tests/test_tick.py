@@ -3,23 +3,12 @@
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from batches import executor, leases, presence, tasks
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
 from tests.conftest import line
-
-
-@pytest.fixture
-def sent(monkeypatch):
-    """The messages that go out, at the broker's edge: (task, arguments)."""
-    messages = []
-
-    def publish(self, args=(), **options):
-        messages.append((self.name.rpartition(".")[2], *args))
-
-    monkeypatch.setattr("celery.app.task.Task.apply_async", publish)
-    return messages
 
 
 def tick():
@@ -146,15 +135,120 @@ def test_one_drive_is_woken_for_each_that_could_run(create, work, sent, settings
         leases.acquire(executor.PURPOSE)
 
 
-def test_a_tick_that_breaks_off_is_told_by_health(db, sent, settings):
-    tick()
-    assert presence.health()["status"] == "ok"
-    Pulse.objects.all().delete()
-    settings.UPLOAD_DIR = settings.UPLOAD_DIR / "file"
+@pytest.fixture
+def no_sweep(settings):
+    """There is a file where the directory of uploads should be."""
+    directory = settings.UPLOAD_DIR
+    settings.UPLOAD_DIR = directory / "file"
     settings.UPLOAD_DIR.write_text("no directory")
-    with pytest.raises(OSError, match="file"):
-        tick()
+    yield
+    settings.UPLOAD_DIR = directory
+
+
+def next_tick():
+    Pulse.objects.filter(pk="tick").delete()
+    tasks.tick()
+
+
+def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent, no_sweep, settings, caplog):
+    work.validate(create([line("a")])["id"])
+    sent.clear()
+    tick()
+    assert sent == [("drive",)]  # the other duties are done
+    reason = (
+        "The control worker cannot remove files that nobody needs (FileExistsError: File exists); its log says more."
+    )
+    assert (presence.health()["status"], presence.health()["reason"]) == ("failing", reason)
+    for _ in range(3):
+        next_tick()
     assert presence.health()["status"] == "failing"
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [(record.message, record.exc_info[0]) for record in errors] == [
+        ("the tick cannot remove files that nobody needs (FileExistsError: File exists)", FileExistsError)
+    ]
+    settings.UPLOAD_DIR = settings.UPLOAD_DIR.parent
+    next_tick()
+    assert presence.health()["status"] == "ok"
+
+
+def test_each_duty_that_fails_is_logged(work, sent, no_sweep, caplog):
+    tick()
+    caplog.clear()
+
+    def broken(execute, sql, params, many, context):
+        if "batches_answer" in sql:
+            raise OperationalError("disk I/O error")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(broken):
+        next_tick()
+        next_tick()
+    assert [record.message for record in caplog.records] == ["the tick cannot forget old answers (OperationalError)"]
+    reason = presence.health()["reason"]
+    assert "forget old answers (OperationalError), remove files" in reason
+    assert "disk I/O" not in reason
+
+
+def test_a_tick_that_cannot_run_at_all_fails_health_after_a_while(work, sent, caplog):
+    tick()
+    caplog.clear()
+
+    def away(execute, sql, params, many, context):
+        raise OperationalError("the database system is shutting down")
+
+    with connection.execute_wrapper(away):
+        tasks.tick()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert presence.health()["status"] == "ok"
+    Pulse.objects.filter(pk="ticked").update(at=timezone.now() - 2 * presence.TICK_MISSING_AFTER)
+    assert presence.health()["status"] == "failing"
+
+
+def test_a_batch_that_was_closed_is_woken_though_the_next_close_fails(create, work, sent):
+    first, second = (create([line("a")])["id"] for _ in range(2))
+    for batch in (first, second):
+        work.validate(batch)
+    Line.objects.update(state=LineState.SUCCEEDED)
+    sent.clear()
+    moves = []
+
+    def breaks_off(execute, sql, params, many, context):
+        if sql.startswith('UPDATE "batches_batch" SET "status"'):
+            moves.append(sql)
+            if len(moves) == 2:
+                raise OperationalError("database is locked")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(breaks_off):
+        tick()
+    closed = Batch.objects.get(status=Status.FINALIZING).pk
+    assert sent == [("finalize", closed)]
+    assert "close finished batches (OperationalError)" in presence.health()["reason"]
+    sent.clear()
+    next_tick()
+    other = ({first, second} - {closed}).pop()
+    assert sent == [("finalize", other)]
+    assert presence.health()["status"] == "ok"
+
+
+def test_a_drive_wakes_a_closed_batch_though_the_next_close_fails(create, work, backend, monkeypatch):
+    """It tries again at once, and then finds only the other one to close."""
+    monkeypatch.setattr("common.database.time.sleep", lambda seconds: None)
+    batches = [create([line("a")])["id"] for _ in range(2)]
+    for batch in batches:
+        work.validate(batch)
+    Line.objects.update(state=LineState.SUCCEEDED)
+    moves = []
+
+    def breaks_off(execute, sql, params, many, context):
+        if sql.startswith('UPDATE "batches_batch" SET "status"'):
+            moves.append(sql)
+            if len(moves) == 2:
+                raise OperationalError("database is locked")
+        return execute(sql, params, many, context)
+
+    with connection.execute_wrapper(breaks_off):
+        assert sorted(work.drive()) == sorted(batches)
 
 
 def test_health_tells_of_a_missing_tick(db):

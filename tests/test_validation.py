@@ -7,6 +7,7 @@ import pytest
 from django.utils import timezone
 
 from batches import intake, leases, lifecycle, prefix, repeats
+from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Lease, Line, Part, Status
 from files_api.models import FileHold
 from tests.conftest import CHAT, jsonl, line
@@ -158,7 +159,7 @@ def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
     monkeypatch.setattr(intake, "GROUP_LINES", 2)
     batch = create([line(each) for each in "abcde"])
 
-    assert intake.validate(batch["id"]) is True
+    assert intake.validate(batch["id"]) is Outcome.MORE
     assert Batch.objects.get().validated_lines == 2
     work.validate(batch["id"])
     assert list(Line.objects.order_by("number").values_list("custom_id", flat=True)) == list("abcde")
@@ -168,7 +169,7 @@ def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
 def test_blank_lines_are_read_in_slices_too(create, work, monkeypatch):
     monkeypatch.setattr(intake, "SLICE_S", -1.0)
     batch = create(jsonl([line("a")]) + b"\n" * 3 * intake.GROUP_LINES + jsonl([line("b")]))
-    assert intake.validate(batch["id"]) is True
+    assert intake.validate(batch["id"]) is Outcome.MORE
     assert Batch.objects.get().validated_lines == intake.GROUP_LINES
     work.validate(batch["id"])
     assert set(Line.objects.values_list("number", flat=True)) == {1, 3 * intake.GROUP_LINES + 2}
@@ -197,7 +198,7 @@ def test_two_at_once_do_not_mix(create, work):
     batch = create([line("a")])
     other = Lease.objects.create(purpose="validate", host="h", pid=1, started="1", expires_at=timezone.now())
     Batch.objects.update(lease=other)
-    assert intake.validate(batch["id"]) is False
+    assert intake.validate(batch["id"]) is Outcome.HELD
     assert not Line.objects.exists()
     Batch.objects.update(lease=None)
     work.validate(batch["id"])
@@ -269,7 +270,7 @@ def test_a_slice_whose_lease_has_run_out_stores_nothing(create, work, monkeypatc
     """Neither lines nor the cursor: a cursor without its lines would lose them."""
     batch = create([line(name) for name in "abc"])
     monkeypatch.setattr(leases, "LIFETIME", timedelta(seconds=-1))
-    assert intake.validate(batch["id"]) is False
+    assert intake.validate(batch["id"]) is Outcome.HELD
     assert (Batch.objects.get().validated_lines, Line.objects.count()) == (0, 0)
     monkeypatch.undo()
     work.validate(batch["id"])

@@ -151,7 +151,7 @@ def cancel(work, api, batch_id):
 def expire(work, api, batch_id):
     work.validate(batch_id)
     Batch.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    lifecycle.close_finished()
+    lifecycle.close_finished(lambda batch_id: None)
     work.finalize(batch_id)
 
 

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,6 +12,8 @@ import openai
 import pytest
 import requests
 
+from common.ids import derived_file_id
+from files_api.models import File, stored_name
 from tests.conftest import CHAT, custom_ids, jsonl, line
 from tests.fake_backend import Action, FakeBackend
 from tests.stack import eventually, free_port
@@ -99,6 +102,35 @@ def test_a_running_batch_is_cancelled_within_seconds(stack, fake):
 
 def _completed(client):
     return finish(client, submit(client, [line("z")]).id)
+
+
+def test_a_result_file_that_cannot_be_written_is_waited_for_quietly(stack, fake):
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    client = client_of(server)
+    fake.always("b", Action(hang=True))
+    batch = submit(client, [line(each) for each in "ab"])
+    eventually(lambda: "b" in fake.arrived(), what="the second request")
+    name = stored_name(File(id=derived_file_id(batch.id, "output")), "")
+    taken = [server.data_dir / "files" / f"{name}.{token}" for token in range(1, 300)]
+    for path in taken:
+        (path / "something").mkdir(parents=True)
+    client.batches.cancel(batch.id)
+    progress = f"{server.base}/v1/batches/{batch.id}/progress"
+    reason = eventually(lambda: requests.get(progress, timeout=10).json()["waiting_for"], what="the stall")
+    assert reason.startswith("The result files cannot be written: Is a directory.")
+    said = len(server.log.read_text().splitlines())
+    time.sleep(5)
+    assert requests.get(progress, timeout=10).json()["waiting_for"] == reason
+    health = server.health()
+    assert (health["status"], health["reason"]) == ("waiting", f"1 batch is stalled: {reason}")
+    written = server.log.read_text().splitlines()[said:]
+    assert len([each for each in written if "/health" not in each and "/progress" not in each]) <= 1, written
+    for path in taken:
+        shutil.rmtree(path)
+    done = finish(client, batch.id, within_s=20)
+    assert done.status == "cancelled"
+    check(client, done, ["a", "b"])
+    eventually(lambda: server.health()["status"] == "ok", what="a server in order")
 
 
 def test_a_batch_created_while_ollama_is_down_waits_and_says_why(stack):

@@ -59,10 +59,17 @@ class BatchQuerySet(models.QuerySet["Batch"]):
         """In progress past the end of the completion window."""
         return self.in_progress().filter(expires_at__lte=timezone.now())
 
+    def with_lines_to_fail(self) -> "BatchQuerySet":
+        """In progress, with pending lines for a model that will never answer."""
+        pending = Line.objects.filter(part=OuterRef("pk"), state=LineState.PENDING)
+        parts = Part.objects.filter(Exists(pending), batch=OuterRef("pk"), failure__isnull=False)
+        return self.in_progress().filter(Exists(parts))
+
     def waiting_for_control(self) -> "BatchQuerySet":
         """A step of the control worker is due and nobody is at it."""
-        due = [Status.VALIDATING, Status.FINALIZING, Status.CANCELLING]
-        return self.filter(Q(status__in=due) | Q(status__in=FINAL, tidied_at=None), lease=None).not_stalled()
+        due = Q(status__in=[Status.VALIDATING, Status.FINALIZING, Status.CANCELLING])
+        due |= Q(status__in=FINAL, tidied_at=None) | Q(pk__in=Batch.objects.with_lines_to_fail().values("pk"))
+        return self.filter(due, lease=None).not_stalled()
 
 
 # More than any line waits before another attempt, or any batch before another try of its next step.
@@ -135,6 +142,7 @@ class Batch(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["created_at", "id"], name="batch_newest"),
             models.Index(fields=["status"], name="batch_status"),
+            models.Index(fields=["stalled_at"], name="batch_stalled", condition=Q(stalled_at__isnull=False)),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(status__in=Status.values), name="batch_status_is_known"),

@@ -39,6 +39,7 @@ class Pulse(models.Model):
 
     name = models.CharField(primary_key=True, max_length=64)
     at = models.DateTimeField()
+    error = models.TextField(default="", help_text="What went wrong then, for a person; empty: nothing.")
 
     def __str__(self) -> str:
         return self.name
@@ -52,5 +53,8 @@ class Pulse(models.Model):
         return created
 
     @classmethod
-    def stamp(cls, name: str) -> None:
-        cls.objects.update_or_create(pk=name, defaults={"at": timezone.now()})
+    def stamp(cls, name: str, *, error: str = "") -> str:
+        """It was done just now, with this `error`; that of the last time."""
+        before = cls.objects.filter(pk=name).values_list("error", flat=True).first()
+        cls.objects.update_or_create(pk=name, defaults={"at": timezone.now(), "error": error})
+        return before or ""

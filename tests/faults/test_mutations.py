@@ -46,7 +46,7 @@ MUTATIONS = [
     Mutation(
         "no fence in the final move",
         "batches/output.py",
-        "self.batch.pk, final, lease=self.lease, output_file",
+        "self.batch.pk, final, lease=self.keeper.lease, output_file",
         "self.batch.pk, final, output_file",
         "zombie finalizes",
         "declared dead moved the batch to completed",

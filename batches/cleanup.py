@@ -1,0 +1,60 @@
+"""What is let go of a batch that is over: the answers on its rows, its input file, results that nobody delivered."""
+
+from collections.abc import Callable
+from functools import partial
+
+from django.core.files.storage import default_storage
+from django.db.models import Q
+from django.utils import timezone
+
+from batches import leases, output, steps
+from batches.lifecycle import Outcome
+from batches.models import FINAL, Batch, Status
+from common import failpoints, ids
+from files_api import retention
+from files_api.models import File, stored_name
+from files_api.storage import trouble
+
+
+def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
+    """Let go of what a batch in a final status does not need any more. Safe to run twice and at once.
+
+    The rows give up their answers (the files hold them), a failed batch its lines, and the input file its hold.
+    """
+    due = Q(status__in=FINAL, tidied_at=None)
+    return steps.run(batch_id, "tidy", due, partial(_tidy, breathe=breathe))
+
+
+def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -> Outcome:
+    for numbers in output.ranges(batch):
+        lines = batch.lines.filter(number__range=numbers)
+        if batch.status == Status.FAILED:
+            lines.delete()
+        else:
+            lines.exclude(response="").update(response="")
+        keeper.keep()
+        breathe()
+        failpoints.reach("mid_tidy")
+    try:
+        _remove_lost_results(batch)
+        retention.release(batch.pk)
+    except OSError as error:
+        raise steps.CannotGoOn(
+            f"The bytes of files that it needs no more cannot be removed: {trouble(error)}"
+        ) from error
+    Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
+    return Outcome.DONE
+
+
+def _remove_lost_results(batch: Batch) -> None:
+    """Remove result files that a finalizer wrote and could not deliver because it was killed."""
+    for name, delivered in (("output", batch.output_file), ("error", batch.error_file)):
+        directory, _, stem = stored_name(File(id=ids.derived_file_id(batch.pk, name)), "").rpartition("/")
+        try:
+            _, found = default_storage.listdir(directory)
+        except FileNotFoundError:
+            continue
+        for filename in found:
+            path = f"{directory}/{filename}"
+            if filename.startswith(f"{stem}.") and (delivered is None or path != delivered.content.name):
+                default_storage.delete(path)

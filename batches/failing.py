@@ -1,0 +1,90 @@
+"""Failing the lines of a model that will never answer, without sending them.
+
+    a drive ── mark ──> part.failure ── fail_lines, slice by slice ──> failed lines
+
+A drive marks the part in one UPDATE and goes on; no line of a marked part is claimed any more. The control worker fails
+the lines: a million of them take minutes, which a drive does not have. What a drive hands back later is found by the
+tick.
+"""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils import timezone
+
+from batches import leases, repeats, steps
+from batches.backends.base import Reply
+from batches.lifecycle import Outcome
+from batches.models import Batch, Lease, Line, LineState, Part, Status
+from common.database import retrying
+
+SLICE_S = 2.0
+# In one transaction: a million lines in one would keep all other writers waiting.
+FAILED_AT_ONCE = 2000
+
+
+def mark(part_ids: Collection[int], reply: Reply) -> None:
+    """Let the lines of these parts that wait fail with this reply. The caller wakes the control worker for the batches.
+    Safe to run twice: the first reply stays."""
+    _mark(Part.objects.filter(pk__in=part_ids), reply)
+
+
+def mark_model(endpoint: str, model: str, reply: Reply) -> list[str]:
+    """The same for all batches in progress whose lines wait for this model; their ids, for the caller to wake."""
+    batches = Batch.objects.all().in_progress().filter(endpoint=endpoint)
+    parts = Part.objects.filter(batch__in=batches, model=model)
+    _mark(parts, reply)
+    return list(parts.values_list("batch", flat=True))
+
+
+def _mark(parts: QuerySet[Part], reply: Reply) -> None:
+    failure = {"status": reply.status, "body": reply.body, "code": reply.code, "message": reply.message}
+    parts.filter(failure__isnull=True).update(failure=failure)
+
+
+def fail_lines(batch_id: str) -> Outcome:
+    """Fail lines of the marked parts of a batch in progress, for SLICE_S at most; MORE if some may be left.
+
+    Safe to run twice and at once. A batch that is cancelled or overdue stops it: finalizing settles its other lines.
+    """
+    return steps.run(batch_id, "fail_lines", Q(status=Status.IN_PROGRESS), _fail_slice)
+
+
+def _fail_slice(batch: Batch, keeper: leases.Keeper) -> Outcome:
+    ends_at = time.monotonic() + SLICE_S
+    for part in batch.parts.filter(failure__isnull=False):
+        while retrying(_fail_page, part, part.failure or {}, keeper.lease):
+            keeper.keep()
+            if time.monotonic() > ends_at:
+                return Outcome.MORE
+    return Outcome.DONE
+
+
+def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
+    """Fail a page of pending lines with those that repeat them, and count both. False: it was the last page.
+
+    Raises LeaseLost, and changes nothing, if the batch is not in progress any more or not held by `lease`.
+    """
+    waiting = Line.objects.filter(part=part, state=LineState.PENDING).order_by("order_key", "number")
+    with transaction.atomic():
+        # What a claim from before the mark has locked on Postgres is sent, or handed back and found by the tick.
+        ids = list(waiting.select_for_update(skip_locked=True).values_list("pk", flat=True)[:FAILED_AT_ONCE])
+        if not ids:
+            return False
+        Line.objects.filter(pk__in=ids).update(
+            state=LineState.FAILED,
+            finished_at=timezone.now(),
+            http_status=failure["status"],
+            response=failure["body"],
+            error_code=failure["code"],
+            error_message=failure["message"],
+        )
+        repeated = sum(repeats.counts(ids).values())
+        counters = {"failed": F("failed") + len(ids) + repeated, "repeated_finished": F("repeated_finished") + repeated}
+        ours = Batch.objects.filter(pk=part.batch_id, status=Status.IN_PROGRESS, lease=lease)
+        if not ours.update(**counters):
+            raise leases.LeaseLost
+    return len(ids) == FAILED_AT_ONCE
