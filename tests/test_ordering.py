@@ -16,6 +16,13 @@ from tests.fake_backend import TRIAL, Action, error_body
 NOW = timezone.now()
 
 
+@pytest.fixture
+def work(work):
+    """Two calls that are sent at once may arrive in either order; here the order counts."""
+    work.in_flight = 1
+    return work
+
+
 def ago(minutes):
     return NOW - timedelta(minutes=minutes)
 
