@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+from celery import shared_task
 from django.conf import settings
 from django.db.models import Q
 from django.utils import timezone
@@ -19,7 +20,6 @@ from kombu.exceptions import OperationalError
 
 from batches import answers, claims, executor, gate, holds, intake, leases, lifecycle, output, presence, webhooks
 from batches.models import FINAL, Batch, Pulse, Status
-from batchserver.celery import app
 from common import idempotency
 from files_api import retention
 
@@ -54,7 +54,7 @@ def wake_control(batch_id: str) -> None:
         wake(tidy, batch_id)
 
 
-@app.task
+@shared_task
 def validate(batch_id: str) -> None:
     if intake.validate(batch_id):
         wake(validate, batch_id)
@@ -67,7 +67,7 @@ def validate(batch_id: str) -> None:
     tick()
 
 
-@app.task
+@shared_task
 def drive() -> None:
     backend = presence.own_backend()
     if not backend.kind or not backend.is_fresh:
@@ -87,19 +87,19 @@ def drive() -> None:
     executor.Drive(backend, should_stop=should_stop, on_closed=on_closed).run()
 
 
-@app.task
+@shared_task
 def finalize(batch_id: str) -> None:
     output.finalize(batch_id, breathe=tick_between())
     webhooks.deliver_due()
     wake_control(batch_id)
 
 
-@app.task
+@shared_task
 def tidy(batch_id: str) -> None:
     output.tidy(batch_id, breathe=tick_between())
 
 
-@app.task
+@shared_task
 def tick() -> None:
     """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time."""
     if not Pulse.due("tick", TICK_AT_MOST_EVERY):
