@@ -1,5 +1,7 @@
 from django.apps import AppConfig
 
+from batchserver import celery  # noqa: F401  (the app that tasks are sent by)
+
 
 class WiringConfig(AppConfig):
     name = "batchserver"
