@@ -24,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from batches.quiet_hours import QuietHours
+from batchserver.version import read_version
 
 django_stubs_ext.monkeypatch()  # lets admin.ModelAdmin[Batch] and the like stand in the code, for mypy
 
@@ -416,7 +417,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ollama Batch Server",
     "DESCRIPTION": "The OpenAI Batch API in front of Ollama.",
-    "VERSION": "0.1.0",
+    "VERSION": read_version(),
     "OAS_VERSION": "3.1.0",
     "SCHEMA_PATH_PREFIX": "/v1",
     "COMPONENT_SPLIT_REQUEST": True,

@@ -239,7 +239,7 @@ def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
 
     assert "*" in ignore
     let_in = {line[1:] for line in ignore if line.startswith("!")}
-    assert let_in == {"LICENSE", "manage.py", "requirements.txt", *packages}
+    assert let_in == {"CHANGELOG.md", "LICENSE", "manage.py", "requirements.txt", *packages}
 
 
 def test_the_image_runs_as_an_ordinary_user() -> None:

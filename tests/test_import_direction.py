@@ -58,6 +58,7 @@ LAYERS = [
     {"batchserver.fields", "batchserver.supervisor", "batchserver.embedded_backend", "batchserver.database"},
     {
         *("batchserver.errors", "batchserver.ids", "batchserver.strict_json", "batchserver.failpoints"),
+        "batchserver.version",
         "batches.quiet_hours",
     },
     {"batchserver", "batches", "files_api"},
