@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -26,13 +27,55 @@ several_connections = pytest.mark.skipif(
 )
 
 
+# Events that Python reports to audit hooks before a process is started.
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+_processes_are_refused = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out tests that start processes, and slow ones")
+
+
+def fixtures_of(item: pytest.Item) -> set[str]:
+    """The names of all fixtures that the test comes to, by its arguments, its marks and other fixtures."""
+    return set(getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On Postgres run what touches rows in this process; whole servers name their database themselves."""
-    if environment.DATABASE != "postgres":
-        return
-    rows = [item for item in items if {"db", "transactional_db"} & set(getattr(item, "fixturenames", ()))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in rows])
-    items[:] = rows
+    kept = items
+    if environment.DATABASE == "postgres":
+        kept = [item for item in kept if {"db", "transactional_db"} & fixtures_of(item)]
+    if config.getoption("--quick"):
+        kept = [item for item in kept if "processes" not in fixtures_of(item) and not item.get_closest_marker("slow")]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+        items[:] = kept
+
+
+def _refuse_processes(event: str, _: object) -> None:
+    if _processes_are_refused and event in STARTS:
+        # Not an Exception: no handler of the code under test swallows it.
+        pytest.fail(f"{event}: a test that starts a process asks for the fixture `processes`")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold every test to what --quick takes it for."""
+    global _processes_are_refused
+    _processes_are_refused = "processes" not in fixtures_of(item)
+    try:
+        return (yield)
+    finally:
+        _processes_are_refused = False
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Allow the test to start processes. Any fixture that starts one asks for this one."""
 
 
 def needs(there: object, what: str) -> None:
@@ -190,7 +233,7 @@ def work(transactional_db: None, api: APIClient) -> Work:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+def stack(tmp_path: Path, processes: None) -> Iterator[Callable[..., Stack]]:
     """Start whole servers, real processes with state of their own, and stop them afterwards."""
     started: list[Stack] = []
 

@@ -210,11 +210,13 @@ def setting(name, **environment):
     )
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_settings_are_read():
     asked = setting("QUIET_HOURS", QUIET_HOURS=" 07:00-22:00 ", TIME_ZONE="Asia/Tokyo")
     assert asked.stdout == "QuietHours('07:00-22:00', 'Asia/Tokyo')\n"
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_time_zone_is_the_machines_own_unless_one_is_named():
     assert setting("TIME_ZONE", TZ="America/Lima").stdout == "America/Lima\n"
     assert setting("TIME_ZONE", TZ="America/Lima", TIME_ZONE="Asia/Tokyo").stdout == "Asia/Tokyo\n"
@@ -231,6 +233,7 @@ def test_the_time_zone_is_the_machines_own_unless_one_is_named():
         ({"TIME_ZONE": "../etc/passwd"}, "TIME_ZONE='../etc/passwd': expected"),
     ],
 )
+@pytest.mark.usefixtures("processes")
 def test_values_that_cannot_be_used_say_what_can(environment, told):
     refused = setting("TIME_ZONE", **environment)
     assert refused.returncode == 1

@@ -31,6 +31,7 @@ def test_the_changelog_has_a_version():
     assert Version(read_version()) >= Version("0.1.0")
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_copy_of_the_code_without_its_changelog_works(tmp_path):
     for name in ("batchserver", "batches", "files_api"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
