@@ -10,6 +10,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.utils import timezone
+from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
 
 from batches import executor, intake, output, presence
@@ -32,8 +33,28 @@ STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.sys
 _processes_are_refused = False
 
 
+# How many examples of each property are tried. Modules take theirs from the profile when they are imported.
+hypothesis_settings.register_profile("whole", max_examples=300)
+hypothesis_settings.register_profile("quick", max_examples=30)
+SLOW_S = 3.0
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out tests that start processes, and slow ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis_settings.load_profile("quick" if config.getoption("--quick") else "whole")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the tests that --quick had better leave out too. No failure: a busy machine makes any test slow."""
+    if not config.getoption("--quick"):
+        return
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    for report in sorted(reports, key=lambda report: -report.duration):
+        if report.when == "call" and report.duration > SLOW_S:
+            terminalreporter.write_line(f"{report.duration:.1f} s, and not marked slow: {report.nodeid}")
 
 
 def fixtures_of(item: pytest.Item) -> set[str]:
