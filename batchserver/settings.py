@@ -16,6 +16,7 @@ from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
 from batchserver import env, secret_key
+from batchserver.version import read_version
 
 django_stubs_ext.monkeypatch()  # lets admin.ModelAdmin[Batch] and the like stand in the code, for mypy
 
@@ -239,7 +240,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ollama Batch Server",
     "DESCRIPTION": "The OpenAI Batch API in front of Ollama.",
-    "VERSION": "0.1.0",
+    "VERSION": read_version(),
     "OAS_VERSION": "3.1.0",
     "SCHEMA_PATH_PREFIX": "/v1",
     "COMPONENT_SPLIT_REQUEST": True,

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,6 +10,7 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.utils import timezone
+from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
 
 from batches import cleanup, executor, failing, intake, lifecycle, output, presence
@@ -27,13 +29,75 @@ several_connections = pytest.mark.skipif(
 )
 
 
+# Events that Python reports to audit hooks before a process is started.
+STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+_processes_are_refused = False
+
+
+# How many examples of each property are tried. Modules take theirs from the profile when they are imported.
+hypothesis_settings.register_profile("whole", max_examples=300)
+hypothesis_settings.register_profile("quick", max_examples=30)
+SLOW_S = 3.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out tests that start processes, and slow ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis_settings.load_profile("quick" if config.getoption("--quick") else "whole")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name the tests that --quick had better leave out too. No failure: a busy machine makes any test slow."""
+    if not config.getoption("--quick"):
+        return
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    for report in sorted(reports, key=lambda report: -report.duration):
+        if report.when == "call" and report.duration > SLOW_S:
+            terminalreporter.write_line(f"{report.duration:.1f} s, and not marked slow: {report.nodeid}")
+
+
+def fixtures_of(item: pytest.Item) -> set[str]:
+    """The names of all fixtures that the test comes to, by its arguments, its marks and other fixtures."""
+    return set(getattr(item, "fixturenames", ()))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On Postgres run what touches rows in this process; whole servers name their database themselves."""
-    if environment.DATABASE != "postgres":
-        return
-    rows = [item for item in items if {"db", "transactional_db"} & set(getattr(item, "fixturenames", ()))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in rows])
-    items[:] = rows
+    kept = items
+    if environment.DATABASE == "postgres":
+        kept = [item for item in kept if {"db", "transactional_db"} & fixtures_of(item)]
+    if config.getoption("--quick"):
+        kept = [item for item in kept if "processes" not in fixtures_of(item) and not item.get_closest_marker("slow")]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+        items[:] = kept
+
+
+def _refuse_processes(event: str, _: object) -> None:
+    if _processes_are_refused and event in STARTS:
+        # Not an Exception: no handler of the code under test swallows it.
+        pytest.fail(f"{event}: a test that starts a process asks for the fixture `processes`")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Hold every test to what --quick takes it for."""
+    global _processes_are_refused
+    _processes_are_refused = "processes" not in fixtures_of(item)
+    try:
+        return (yield)
+    finally:
+        _processes_are_refused = False
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Allow the test to start processes. Any fixture that starts one asks for this one."""
 
 
 def needs(there: object, what: str) -> None:
@@ -220,7 +284,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+def stack(tmp_path: Path, processes: None) -> Iterator[Callable[..., Stack]]:
     """Start whole servers, real processes with state of their own, and stop them afterwards."""
     started: list[Stack] = []
 

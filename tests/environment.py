@@ -2,21 +2,19 @@
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from pathlib import Path
 
-SCRUBBED = """
-    ALLOWED_HOSTS ANSWER_ONCE_ACROSS_BATCHES BACKEND_API_KEY BACKEND_PARALLEL BACKEND_URL BEHIND_TLS CELERY_BROKER_URL
-    CSRF_TRUSTED_ORIGINS DATABASE_URL EMBEDDED_BACKEND_PORT FAILPOINTS HOST http_proxy HTTP_PROXY https_proxy
-    HTTPS_PROXY INTERACTIVE_HOLD_S LINE_MAX_ATTEMPTS LINE_TIMEOUT_S MODEL_PATIENCE_S
-    MAX_BATCH_LINES MAX_CONCURRENT_BATCHES MAX_FILE_BYTES MAX_LINE_BYTES MAX_REPLY_BYTES MODEL_ALIASES
-    MODEL_LOAD_TIMEOUT_S MODEL_NAME OLLAMA_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_WEBHOOK_SECRET PORT
-    QUIET_HOURS SECRET_KEY SHUTDOWN_GRACE_S TIME_ZONE WEBHOOK_SECRET WEBHOOK_URL
-"""
+# Every setting, and what else decides how clients and servers behave.
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+PROXIES = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"]
+OTHERS = ["FAILPOINTS", "OPENAI_BASE_URL", "OPENAI_WEBHOOK_SECRET", *PROXIES]
 
-for name in SCRUBBED.split():
+for name in SETTINGS + OTHERS:
     os.environ.pop(name, None)
 
 # The workers of pytest-xdist have theirs in that of the process that starts them, which alone ends in order.

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def browser(tmp_path):
+def browser(tmp_path, processes):
     needs(CHROMIUM and DRIVER, "Chromium and chromedriver on the PATH")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM

@@ -21,7 +21,7 @@ Row = dict[str, str]
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
+def data_dir(processes: None) -> Iterator[Path]:
     # Not tmp_path, which is too long to hold the broker's socket.
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)

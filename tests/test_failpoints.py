@@ -37,17 +37,20 @@ def run(tmp_path, text):
 
 
 @pytest.mark.parametrize(("action", "status"), [("kill9", -signal.SIGKILL), ("raise", 1), ("sleep=0.1", 0)])
+@pytest.mark.usefixtures("processes")
 def test_it_acts_at_the_nth_time(tmp_path, action, status):
     printed, ended = run(tmp_path, f"elsewhere:kill9,here:{action}@2")
     assert ended == status
     assert printed == (["1"] if status else ["1", "2", "3"])
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_next_process_passes_by(tmp_path):
     assert run(tmp_path, "here:kill9") == ([], -signal.SIGKILL)
     assert run(tmp_path, "here:kill9") == (["1", "2", "3"], 0)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_stopped_process_goes_on_when_it_is_told(tmp_path):
     process = start(tmp_path, "here:stop@2")
     marker = tmp_path / "failpoints" / "here"

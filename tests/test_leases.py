@@ -55,6 +55,7 @@ def test_a_lease_from_before_the_clock_went_back_is_reaped(claimed):
     assert leases.reap() == 1
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_lease_of_a_dead_process_of_this_host_is_reaped_at_once(claimed):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()

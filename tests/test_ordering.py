@@ -152,6 +152,7 @@ def test_lines_that_begin_alike_are_sent_one_after_the_other_and_come_out_in_inp
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.slow
 def test_models_are_loaded_once_each_across_batches(create, work, backend, in_flight):
     work.in_flight = in_flight
     backend.delay_s = 0.2
@@ -170,6 +171,7 @@ def test_models_are_loaded_once_each_across_batches(create, work, backend, in_fl
     assert set(Batch.objects.values_list("status", flat=True)) == {"finalizing"}
 
 
+@pytest.mark.slow
 def test_a_small_batch_does_not_wait_for_a_large_one(create, work, backend, monkeypatch):
     monkeypatch.setattr(ordering, "FIRST_TURN_WITHIN_S", 0.5)
     backend.delay_s = 0.05
@@ -190,6 +192,7 @@ def test_a_small_batch_does_not_wait_for_a_large_one(create, work, backend, monk
     assert len(arrived) == 105
 
 
+@pytest.mark.slow
 def test_the_last_lines_of_a_model_are_sent_before_the_next_is_loaded(create, work, backend):
     backend.delay_s = 1.5  # the drive looks around while the last one is claimed
     backend.models = ["gemma3:12b", "b:1b"]
@@ -200,6 +203,7 @@ def test_the_last_lines_of_a_model_are_sent_before_the_next_is_loaded(create, wo
     assert len(backend.loads) == 2
 
 
+@pytest.mark.slow
 def test_what_was_claimed_for_another_keeps_nobody_waiting(create, work, backend):
     """Fast answers are claimed in large groups; then they take long, and somebody is in a hurry."""
     work.in_flight = 8

@@ -31,7 +31,7 @@ def key(text, /, endpoint=COMPLETIONS, **more):
 # Sorting
 
 
-@settings(steady, max_examples=150)
+@settings(steady, max_examples=steady.max_examples // 2)
 @given(st.data())
 def test_lines_that_share_a_beginning_stand_together(data):
     """Groups that differ from each other before a cut, and whose members share all up to it, are contiguous."""

@@ -367,6 +367,7 @@ def test_it_asks_little_of_the_database_whatever_the_size(make, live_backend):
                     assert "TEMP B-TREE" not in plan or "batches_line" not in query["sql"], plan
 
 
+@pytest.mark.slow
 def test_a_batch_that_runs_ends_when_it_was_told(work, backend, create):
     backend.delay_s = 0.1
     batch = create([line(f"l{n}") for n in range(100)])["id"]

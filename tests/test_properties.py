@@ -18,7 +18,7 @@ from common import strict_json
 from tests.conftest import CHAT, line
 
 # A slow machine fails nothing.
-steady = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
+steady = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # What JSON can spell, and of it what every database keeps.
 ANY_TEXT = st.text(st.characters())
@@ -170,7 +170,7 @@ def damaged(draw):
     return text
 
 
-@settings(steady, max_examples=1500)
+@settings(steady, max_examples=5 * steady.max_examples)
 @given(damaged() | ALMOST)
 def test_strict_json_is_the_standards(text):
     try:

@@ -52,6 +52,7 @@ def test_every_command_is_known_here():
     ]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_first_command(tmp_path):
     (command,) = (each for each in commands() if each.startswith("script/run"))
     state = tmp_path / "state"
@@ -68,6 +69,7 @@ def test_the_first_command(tmp_path):
     assert Stack(state / "embedded", {}).pids() == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_server_and_the_curl_commands(tmp_path, fake):
     needs(shutil.which("curl"), "curl")
     server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url})

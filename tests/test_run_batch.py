@@ -13,7 +13,7 @@ from tests.stack import ROOT, Stack, free_port
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, processes):
     """Run the command in an empty directory with state and ports of its own; gives the finished process."""
     state = tmp_path / "state"
     environment = {"DATA_DIR": str(state), "PORT": str(free_port()), "EMBEDDED_BACKEND_PORT": str(free_port())}

@@ -103,6 +103,7 @@ def test_it_says_what_to_type_when_the_model_is_missing(stack, fake):
     assert "ollama pull" in server.health()["reason"]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_foreign_program_on_the_port_is_named(tmp_path, fake):
     with FakeBackend() as foreign:
         server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url, "PORT": foreign.url.rpartition(":")[2]})
@@ -114,6 +115,7 @@ def test_a_foreign_program_on_the_port_is_named(tmp_path, fake):
         assert "is in use by another program. Set PORT to a free one." in server.log.read_text()
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_directory_with_odd_characters_in_its_name_will_do(tmp_path, fake):
     server = Stack(tmp_path / "C# 100%20 ?x", {"OLLAMA_BASE_URL": fake.url})
     server.start()
@@ -127,6 +129,7 @@ def test_a_directory_with_odd_characters_in_its_name_will_do(tmp_path, fake):
         ({"DATABASE_URL": "postgres://nobody@127.0.0.1:9/x"}, "The database cannot be used: "),
     ],
 )
+@pytest.mark.usefixtures("processes")
 def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path, environment, said):
     server = Stack(tmp_path / "data", environment)
     server.start(ready=False)
@@ -152,6 +155,7 @@ def test_what_keeps_it_from_starting_is_said_in_a_line(tmp_path, environment, sa
         ("WEBHOOK_URL", "https://x.org", "WEBHOOK_SECRET is not set, and WEBHOOK_URL needs it; make one with: echo"),
     ],
 )
+@pytest.mark.usefixtures("processes")
 def test_a_bad_setting_is_named_with_what_is_allowed(name, value, said):
     command = [sys.executable, "manage.py", "serve"]
     result = subprocess.run(

@@ -478,12 +478,14 @@ def configured(**environment):
     )
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_address_is_used_as_it_was_typed():
     result = configured(WEBHOOK_URL="https://example.org/hook/", WEBHOOK_SECRET=SECRET)
     assert (result.returncode, result.stdout) == (0, "https://example.org/hook/\n")
 
 
 @pytest.mark.parametrize("secret", ["hunter2hunter2", "whsec_hunter2", f"{SECRET[6:]}", "whsec_" + "hunter2ü" * 8])
+@pytest.mark.usefixtures("processes")
 def test_a_bad_secret_is_refused_and_not_shown(secret):
     result = configured(WEBHOOK_URL="https://example.org/hook", WEBHOOK_SECRET=secret)
     assert result.returncode != 0

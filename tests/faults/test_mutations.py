@@ -55,7 +55,7 @@ MUTATIONS = [
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Outcome]]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Iterator[dict[str, Future[Outcome]]]:
     """Played beside each other: they mostly wait."""
     with ThreadPoolExecutor() as pool:
         yield {each.name: pool.submit(each.play, tmp_path_factory.mktemp("mutated") / "source") for each in MUTATIONS}

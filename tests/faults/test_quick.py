@@ -18,7 +18,7 @@ DATABASES = ("sqlite", "postgres")
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> Iterator[dict[tuple[str, str], Future[Outcome]]]:
+def outcomes(processes: None) -> Iterator[dict[tuple[str, str], Future[Outcome]]]:
     """All of them are played beside each other, from the first test on."""
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres()) if Postgres.is_installed() else None

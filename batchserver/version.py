@@ -1,0 +1,25 @@
+"""The version: the newest heading of CHANGELOG.md, and written nowhere else."""
+
+import re
+from pathlib import Path
+
+CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
+UNRELEASED = "Unreleased"
+# The file lies beside the code in a checkout and in the image. A copy of the code alone runs too.
+UNKNOWN = "0+unknown"
+
+
+def read_version(changelog: Path = CHANGELOG) -> str:
+    """The newest release, such as `0.1.0`; with `+unreleased` where changes after it are listed.
+
+    `0+unknown` if the file is not there or holds no release. Every answer is a version by PEP 440.
+    """
+    try:
+        text = changelog.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return UNKNOWN
+    headings: list[str] = re.findall(r"^## (\S+)", text, re.MULTILINE)
+    releases = [heading for heading in headings if heading != UNRELEASED]
+    if not releases:
+        return UNKNOWN
+    return releases[0] + ("+unreleased" if headings[0] == UNRELEASED else "")
