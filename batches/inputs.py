@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from batches import jsonl
+from batches.lines import jsonl
 from batches.models import Line
 from files_api.models import File
 

@@ -12,8 +12,9 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import backends, jsonl, leases, lifecycle, prefix, repeats, steps
+from batches import backends, leases, lifecycle, repeats, steps
 from batches.lifecycle import Outcome
+from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
 from common import failpoints
 from common.database import bulk_writes, insert
@@ -133,8 +134,8 @@ def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
 
 def _new_line(request: jsonl.Request, endpoint: str, model: str) -> _NewLine:
     number, offset, length, custom_id, named, body = request
-    order_key, tokens = prefix.measure(endpoint, body)
-    digest = repeats.digest(endpoint, model, body)
+    order_key, tokens = prompt.measure(endpoint, body)
+    digest = fingerprint.digest(endpoint, model, body)
     return _NewLine(number, offset, length, custom_id, named, model, order_key, tokens, digest)
 
 

@@ -20,7 +20,8 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import backends, prefix
+from batches import backends
+from batches.lines import prompt
 from batches.models import Backend, Batch, Line, LineQuerySet, Part
 
 TURN_S = 30.0
@@ -160,7 +161,7 @@ def _choose_model(waiting: Sequence[Part], loaded: str, stayed_s: float, now: da
 def _is_at_border(turn: Turn) -> bool:
     """The next line shares no prompt with the last one that is worth keeping for it."""
     following = turn.lines().values_list("order_key", flat=True).first()
-    return following is None or prefix.shared_blocks(bytes(following), turn.last_key) < SHARED_BLOCKS
+    return following is None or prompt.shared_blocks(bytes(following), turn.last_key) < SHARED_BLOCKS
 
 
 def _loaded(backend: Backend, waiting: Sequence[Part]) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 
 from django.conf import settings
 
-from batches import prefix
 from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.lines import prompt
 from batches.models import Line
 
 LEAST_S, MOST_S = 120.0, 1800.0
@@ -62,8 +62,8 @@ class Pace:
         if is_retry or not self._seconds_per_token:
             return MOST_S
         # JSON has integers that no float holds.
-        limit = min(prefix.token_limit(body), prefix.MOST_TOKENS)
+        limit = min(prompt.token_limit(body), prompt.MOST_TOKENS)
         written = limit or max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
-        read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / prefix.BYTES_PER_TOKEN
+        read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / prompt.BYTES_PER_TOKEN
         expected = max(self._seconds_per_token) * (written + read * READING)
         return min(MOST_S, max(LEAST_S, MARGIN * expected))

@@ -24,7 +24,7 @@ from rest_framework.request import Request
 from batches import backends, holds, presence
 from batches.backends.base import JSON, BackendKind, Verdict
 from batches.backends.relay import Broken, Head, NotConnected, Relay
-from batches.jsonl import model_of
+from batches.lines.jsonl import model_of
 from batches.models import Backend
 from common import errors, strict_json
 from common.errors import ApiError

@@ -9,7 +9,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
-from batches.jsonl import ENDPOINTS
+from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Priority, Status
 from batches.progress import Progress
 from common import errors

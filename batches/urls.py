@@ -1,7 +1,7 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
-from batches.jsonl import ENDPOINTS
+from batches.lines.jsonl import ENDPOINTS
 from batches.passthrough import PassThroughViewSet
 from batches.views import BatchViewSet, ModelViewSet
 

@@ -9,7 +9,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 
 from batches import lifecycle
-from batches.jsonl import ENDPOINTS
+from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch
 from common.models import ApiKey
 from files_api.models import Upload

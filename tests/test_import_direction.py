@@ -111,7 +111,7 @@ RULES = [
         for room, in_force in [
             ("batches.lines", False),
             # Until they move into batches.lines
-            *(("batches.jsonl", True), ("batches.prefix", True)),
+            *(("batches.lines.jsonl", True), ("batches.lines.prompt", True)),
             ("batches.quiet_hours", True),
             *(("common.errors", True), ("common.ids", True), ("common.strict_json", True), ("common.sockets", True)),
         ]

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from batches import jsonl
+from batches.lines import jsonl
 from tests.conftest import CHAT, line
 
 

@@ -16,7 +16,7 @@ from django.conf import settings as configured
 from django.utils import timezone
 
 from batches import passthrough, presence
-from batches.jsonl import ENDPOINTS
+from batches.lines.jsonl import ENDPOINTS
 from batches.models import Hold
 from common.models import ApiKey
 from tests.conftest import CHAT, line

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batches import prefix, repeats
+from batches.lines import fingerprint, prompt
 from tests.conftest import CHAT
 from tests.test_properties import ANY_TEXT, steady, values
 
@@ -25,7 +25,7 @@ def asking(endpoint, text, /, **more):
 
 
 def key(text, /, endpoint=COMPLETIONS, **more):
-    return prefix.order_key(endpoint, asking(endpoint, text, **more))
+    return prompt.order_key(endpoint, asking(endpoint, text, **more))
 
 
 # Sorting
@@ -36,7 +36,7 @@ def key(text, /, endpoint=COMPLETIONS, **more):
 def test_lines_that_share_a_beginning_stand_together(data):
     """Groups that differ from each other before a cut, and whose members share all up to it, are contiguous."""
     endpoint = data.draw(st.sampled_from(GENERATING))
-    cut = data.draw(st.sampled_from(prefix.CUTS[:12]))
+    cut = data.draw(st.sampled_from(prompt.CUTS[:12]))
     # What comes before the text in a chat is the same for all.
     differing = st.text("abcdef", min_size=cut // 2, max_size=cut // 2)
     heads = data.draw(st.lists(differing, min_size=2, max_size=5, unique=True))
@@ -46,7 +46,7 @@ def test_lines_that_share_a_beginning_stand_together(data):
         for tail in data.draw(st.lists(st.text(max_size=600), min_size=1, max_size=4))
     ]
     random.Random(cut).shuffle(bodies)
-    seen = [group for group, _ in sorted(bodies, key=lambda pair: prefix.order_key(endpoint, pair[1]))]
+    seen = [group for group, _ in sorted(bodies, key=lambda pair: prompt.order_key(endpoint, pair[1]))]
     borders = [group for before, group in zip([None, *seen], seen, strict=False) if group != before]
     assert len(borders) == len(set(seen))
 
@@ -56,35 +56,35 @@ def test_lines_that_share_a_beginning_stand_together(data):
 def test_as_many_blocks_are_shared_as_the_beginning_holds(endpoint, head, one, other):
     head = head * 20
     a, b = asking(endpoint, head + one), asking(endpoint, head + other)
-    shared = prefix.shared_blocks(prefix.order_key(endpoint, a), prefix.order_key(endpoint, b))
+    shared = prompt.shared_blocks(prompt.order_key(endpoint, a), prompt.order_key(endpoint, b))
     bytes_ = len(head.encode("utf-8", "surrogatepass"))
-    assert shared >= sum(cut <= bytes_ for cut in prefix.CUTS)
+    assert shared >= sum(cut <= bytes_ for cut in prompt.CUTS)
     if one == other:
-        assert prefix.order_key(endpoint, a) == prefix.order_key(endpoint, b)
+        assert prompt.order_key(endpoint, a) == prompt.order_key(endpoint, b)
 
 
-@pytest.mark.parametrize("cut", prefix.CUTS)
+@pytest.mark.parametrize("cut", prompt.CUTS)
 def test_a_difference_just_before_a_cut_shows_there_and_from_there_on(cut):
     a, b = key("x" * 2**17), key("x" * (cut - 1) + "y" + "x" * (2**17 - cut))
-    at = prefix.CUTS.index(cut)
-    assert prefix.shared_blocks(a, b) == at
-    for number in range(at, len(prefix.CUTS)):
-        start = prefix.SHAPE_BYTES + number * prefix.HASH_BYTES
-        assert a[start : start + prefix.HASH_BYTES] != b[start : start + prefix.HASH_BYTES]
+    at = prompt.CUTS.index(cut)
+    assert prompt.shared_blocks(a, b) == at
+    for number in range(at, len(prompt.CUTS)):
+        start = prompt.SHAPE_BYTES + number * prompt.HASH_BYTES
+        assert a[start : start + prompt.HASH_BYTES] != b[start : start + prompt.HASH_BYTES]
 
 
 def test_a_fifth_of_what_is_shared_is_lost_at_worst():
-    for before, cut in zip(prefix.CUTS[3:], prefix.CUTS[4:], strict=False):
+    for before, cut in zip(prompt.CUTS[3:], prompt.CUTS[4:], strict=False):
         assert before / cut >= 0.79
 
 
 def test_a_system_prompt_is_shared_whatever_follows():
     system = {"role": "system", "content": "You are a careful reviewer. " * 40}
     keys = [
-        prefix.order_key(CHAT, {"messages": [system, {"role": "user", "content": text}]})
+        prompt.order_key(CHAT, {"messages": [system, {"role": "user", "content": text}]})
         for text in ("one", "another " * 300)
     ]
-    assert prefix.shared_blocks(*keys) == sum(cut <= len(system["content"]) for cut in prefix.CUTS)
+    assert prompt.shared_blocks(*keys) == sum(cut <= len(system["content"]) for cut in prompt.CUTS)
 
 
 def test_parts_of_text_are_read_like_text_alone():
@@ -93,10 +93,10 @@ def test_parts_of_text_are_read_like_text_alone():
     def content(*texts):
         return [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
 
-    a = prefix.order_key(CHAT, {"messages": content(document, "Who pays?")})
-    b = prefix.order_key(CHAT, {"messages": content(document, "When?")})
-    c = prefix.order_key(CHAT, {"messages": [{"role": "user", "content": document}]})
-    assert prefix.shared_blocks(a, b) == prefix.shared_blocks(a, c) == sum(cut <= len(document) for cut in prefix.CUTS)
+    a = prompt.order_key(CHAT, {"messages": content(document, "Who pays?")})
+    b = prompt.order_key(CHAT, {"messages": content(document, "When?")})
+    c = prompt.order_key(CHAT, {"messages": [{"role": "user", "content": document}]})
+    assert prompt.shared_blocks(a, b) == prompt.shared_blocks(a, c) == sum(cut <= len(document) for cut in prompt.CUTS)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_parts_of_text_are_read_like_text_alone():
 )
 def test_requests_of_another_shape_share_nothing(shape):
     text = "x" * 1000
-    assert prefix.shared_blocks(key(text), key(text, **shape)) == 0
-    assert prefix.shared_blocks(key(text, **shape), key(text, **shape)) == 10
+    assert prompt.shared_blocks(key(text), key(text, **shape)) == 0
+    assert prompt.shared_blocks(key(text, **shape), key(text, **shape)) == 10
     assert key(text, **dict.fromkeys(shape)) == key(text)
 
 
@@ -122,14 +122,14 @@ def test_what_does_not_shape_the_prompt_does_not_count():
 
 
 def test_embeddings_keep_the_order_of_the_input():
-    assert prefix.order_key(EMBEDDINGS, {"input": "x" * 1000}) == b""
-    assert prefix.shared_blocks(b"", b"") == 0
+    assert prompt.order_key(EMBEDDINGS, {"input": "x" * 1000}) == b""
+    assert prompt.shared_blocks(b"", b"") == 0
 
 
 def test_a_key_fits_its_column():
     assert len(key("x" * 2**18)) <= 255
     assert len(key("x" * 1024)) == 4 + 10 * 3
-    assert prefix.shared_blocks(memoryview(key("x" * 64)), key("x" * 64)) == 1  # as Postgres gives it
+    assert prompt.shared_blocks(memoryview(key("x" * 64)), key("x" * 64)) == 1  # as Postgres gives it
 
 
 # Anything that JSON can be
@@ -145,7 +145,7 @@ BODIES = st.fixed_dictionaries(
     {},
     optional=dict.fromkeys(("messages", "input", "prompt"), MESSAGES | ANYTHING)
     | dict.fromkeys(
-        [*prefix.SHAPING, *prefix.LIMITS, "text", "instructions", "suffix", "temperature", "seed", "model"], ANYTHING
+        [*prompt.SHAPING, *prompt.LIMITS, "text", "instructions", "suffix", "temperature", "seed", "model"], ANYTHING
     ),
 )
 
@@ -154,13 +154,13 @@ BODIES = st.fixed_dictionaries(
 @given(st.sampled_from(ENDPOINTS), BODIES)
 def test_no_body_raises_and_equal_bodies_are_equal(endpoint, body):
     again = json.loads(json.dumps(body))
-    measured = prefix.measure(endpoint, body)
-    assert prefix.measure(endpoint, again) == measured
+    measured = prompt.measure(endpoint, body)
+    assert prompt.measure(endpoint, again) == measured
     assert len(measured.order_key) <= 255
-    assert 0 <= measured.context_tokens <= prefix.MOST_TOKENS
-    digest = repeats.digest(endpoint, "m", body)
-    assert repeats.digest(endpoint, "m", again) == digest
-    assert digest is None or len(digest) == repeats.DIGEST_BYTES
+    assert 0 <= measured.context_tokens <= prompt.MOST_TOKENS
+    digest = fingerprint.digest(endpoint, "m", body)
+    assert fingerprint.digest(endpoint, "m", again) == digest
+    assert digest is None or len(digest) == fingerprint.DIGEST_BYTES
 
 
 def test_a_body_that_is_nested_as_deep_as_can_be_read_raises_nothing():
@@ -170,8 +170,8 @@ def test_a_body_that_is_nested_as_deep_as_can_be_read_raises_nothing():
             nested = [nested]
         for endpoint in ENDPOINTS:
             body = {"messages": nested, "input": nested, "prompt": nested, "tools": nested, "seed": 1}
-            prefix.measure(endpoint, body)
-            repeats.digest(endpoint, "m", body)
+            prompt.measure(endpoint, body)
+            fingerprint.digest(endpoint, "m", body)
 
 
 # Room in the context
@@ -195,18 +195,18 @@ def test_a_body_that_is_nested_as_deep_as_can_be_read_raises_nothing():
         (EMBEDDINGS, {"input": ["x" * 30, "x" * 60], "max_tokens": 9}, 20),
         (EMBEDDINGS, {"input": [[1, 2, 3], [1]]}, 3),
         (EMBEDDINGS, {}, 0),
-        (COMPLETIONS, {"prompt": "x", "max_tokens": 10**30}, prefix.MOST_TOKENS),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": 10**30}, prompt.MOST_TOKENS),
     ],
 )
 def test_it_estimates_what_a_line_takes_at_most(endpoint, body, tokens):
-    assert prefix.measure(endpoint, body).context_tokens == tokens
+    assert prompt.measure(endpoint, body).context_tokens == tokens
 
 
 def test_an_image_counts_as_an_image_and_not_by_its_bytes():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 30_000}}
     text = {"type": "text", "text": "x" * 93}
     chat = {"messages": [{"role": "user", "content": [text, image, image]}]}
-    assert prefix.measure(CHAT, chat).context_tokens == 34 + 2 * 1024
+    assert prompt.measure(CHAT, chat).context_tokens == 34 + 2 * 1024
 
 
 # Requests with one answer alone
@@ -215,7 +215,7 @@ def test_an_image_counts_as_an_image_and_not_by_its_bytes():
 @pytest.mark.parametrize("sure", [{"temperature": 0}, {"temperature": 0.0}, {"temperature": -0.0}, {"seed": 7}])
 @pytest.mark.parametrize("endpoint", GENERATING)
 def test_a_request_that_is_not_sampled_by_chance_has_a_digest(endpoint, sure):
-    assert len(repeats.digest(endpoint, "m", asking(endpoint, "x", **sure))) == 16
+    assert len(fingerprint.digest(endpoint, "m", asking(endpoint, "x", **sure))) == 16
 
 
 @pytest.mark.parametrize(
@@ -223,28 +223,28 @@ def test_a_request_that_is_not_sampled_by_chance_has_a_digest(endpoint, sure):
 )
 @pytest.mark.parametrize("endpoint", GENERATING)
 def test_one_that_is_has_none(endpoint, unsure):
-    assert repeats.digest(endpoint, "m", asking(endpoint, "x", **unsure)) is None
-    assert len(repeats.digest(EMBEDDINGS, "m", asking(EMBEDDINGS, "x", **unsure))) == 16
+    assert fingerprint.digest(endpoint, "m", asking(endpoint, "x", **unsure)) is None
+    assert len(fingerprint.digest(EMBEDDINGS, "m", asking(EMBEDDINGS, "x", **unsure))) == 16
 
 
 def test_a_digest_is_of_all_that_is_asked():
     body = asking(CHAT, "x", temperature=0, max_tokens=5)
     others = [
-        repeats.digest(CHAT, "m", body),
-        repeats.digest(CHAT, "n", body),
-        repeats.digest(RESPONSES, "m", body),
-        repeats.digest(CHAT, "m", body | {"max_tokens": 6}),
-        repeats.digest(CHAT, "m", body | {"max_tokens": 5.0}),
-        repeats.digest(CHAT, "m", dict(reversed(body.items()))),
+        fingerprint.digest(CHAT, "m", body),
+        fingerprint.digest(CHAT, "n", body),
+        fingerprint.digest(RESPONSES, "m", body),
+        fingerprint.digest(CHAT, "m", body | {"max_tokens": 6}),
+        fingerprint.digest(CHAT, "m", body | {"max_tokens": 5.0}),
+        fingerprint.digest(CHAT, "m", dict(reversed(body.items()))),
     ]
     assert len(set(others)) == len(others)
 
 
 def test_the_name_of_the_model_is_not_what_is_asked():
     body = {"messages": [], "temperature": 0, "model": "gemma3:12b"}
-    digest = repeats.digest(CHAT, "gemma3:12b", body)
-    assert repeats.digest(CHAT, "gemma3:12b", body | {"model": "alias"}) == digest
-    assert repeats.digest(CHAT, "gemma3:12b", {"model": "alias", "messages": [], "temperature": 0}) == digest
-    assert repeats.digest(CHAT, "gemma3:12b", {"messages": [], "temperature": 0}) == digest
-    assert repeats.digest(CHAT, "qwen3:8b", body) != digest
+    digest = fingerprint.digest(CHAT, "gemma3:12b", body)
+    assert fingerprint.digest(CHAT, "gemma3:12b", body | {"model": "alias"}) == digest
+    assert fingerprint.digest(CHAT, "gemma3:12b", {"model": "alias", "messages": [], "temperature": 0}) == digest
+    assert fingerprint.digest(CHAT, "gemma3:12b", {"messages": [], "temperature": 0}) == digest
+    assert fingerprint.digest(CHAT, "qwen3:8b", body) != digest
     assert body["model"] == "gemma3:12b"

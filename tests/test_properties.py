@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from batches import jsonl
 from batches.backends.base import BackendKind
+from batches.lines import jsonl
 from batches.models import LineState
 from batches.output import MESSAGES, result_line
 from common import strict_json

@@ -6,8 +6,9 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import intake, leases, lifecycle, prefix, repeats
+from batches import intake, leases, lifecycle
 from batches.lifecycle import Outcome
+from batches.lines import fingerprint, prompt
 from batches.models import Backend, Batch, Lease, Line, Part, Status
 from files_api.models import FileHold
 from tests.conftest import CHAT, jsonl, line
@@ -227,9 +228,9 @@ def test_a_line_is_stored_with_what_sorts_it_and_what_it_takes(create, work):
 
     rows = list(Line.objects.order_by("number"))
     for row, given in zip(rows, lines, strict=True):
-        assert bytes(row.order_key) == prefix.order_key(CHAT, given["body"])
+        assert bytes(row.order_key) == prompt.order_key(CHAT, given["body"])
     assert [row.digest is None for row in rows] == [True, True, False]
-    assert bytes(rows[2].digest) == repeats.digest(CHAT, "qwen3:8b", lines[2]["body"])
+    assert bytes(rows[2].digest) == fingerprint.digest(CHAT, "qwen3:8b", lines[2]["body"])
     needs = Part.objects.order_by("model").values_list("model", "context_tokens")
     assert list(needs) == [("gemma3:12b", 200), ("qwen3:8b", 108)]
 

@@ -233,7 +233,9 @@ class Line(models.Model):
     offset = models.PositiveBigIntegerField()
     length = models.PositiveIntegerField(help_text="Bytes, without the line's end.")
     order_key = models.BinaryField(
-        max_length=255, default=b"", help_text="Lines that begin alike sort beside each other (batches/prefix.py)."
+        max_length=255,
+        default=b"",
+        help_text="Lines that begin alike sort beside each other (batches/prefix.py).",
     )
     digest = models.BinaryField(max_length=16, null=True, help_text="Of a request that has one answer alone.")
     original = models.ForeignKey(
