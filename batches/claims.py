@@ -18,7 +18,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import answers, doubt, failing, ordering, repeats
+from batches import doubt, failing, ordering, reuse
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
@@ -120,10 +120,10 @@ def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list
                 finished[line.pk] = line, "completed" if values["state"] is LineState.SUCCEEDED else "failed"
             if reply.verdict is Verdict.MODEL_MISSING and values["state"] is LineState.FAILED:
                 missing[line.part] = reply
-        for pk, count in repeats.counts(finished).items():
+        for pk, count in reuse.counts(finished).items():
             line, counter = finished[pk]
             tallies[line.batch_id].update({counter: count, "repeated_finished": count})
-        answers.remember(answered)
+        reuse.remember(answered)
         # Unless it was settled by whoever stopped its batch.
         hand_back(lease, cut)
         failpoints.reach("mid_store")

@@ -15,7 +15,7 @@ from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
-from batches import leases, repeats, steps
+from batches import leases, reuse, steps
 from batches.backends.base import Reply
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status
@@ -82,7 +82,7 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
             error_code=failure["code"],
             error_message=failure["message"],
         )
-        repeated = sum(repeats.counts(ids).values())
+        repeated = sum(reuse.counts(ids).values())
         counters = {"failed": F("failed") + len(ids) + repeated, "repeated_finished": F("repeated_finished") + repeated}
         ours = Batch.objects.filter(pk=part.batch_id, status=Status.IN_PROGRESS, lease=lease)
         if not ours.update(**counters):

@@ -12,7 +12,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import backends, leases, lifecycle, repeats, steps
+from batches import backends, leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
@@ -183,7 +183,7 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
 def _insert(part: Part, lines: list[_NewLine]) -> int:
     """Store lines of one part as rows, those that are the same as an earlier one as its repeats; how many are."""
     digests = {line.digest for line in lines if line.digest is not None}
-    originals = repeats.originals(part, digests) if digests else {}
+    originals = reuse.originals(part, digests) if digests else {}
     first: dict[bytes, int] = {}  # digest -> number, of those that are new in this group
     new, repeated = [], []
     for line in lines:

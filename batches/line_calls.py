@@ -2,7 +2,7 @@
 
 import logging
 
-from batches import answers
+from batches import reuse
 from batches.backends.base import BackendKind, Reply, Verdict, refused
 from batches.backends.calls import Call
 from batches.inputs import UNREADABLE, InputFiles
@@ -40,7 +40,7 @@ class LineCalls:
             raise
         if problem:
             return _answered(line, refused("unsupported_parameter", problem))
-        if known := retrying(answers.recall, line):
+        if known := retrying(reuse.recall, line):
             return _answered(line, Reply(Verdict.ANSWERED, 200, known))
         sent = self._kind.prepare(endpoint, body, line.model)
         return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))

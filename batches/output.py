@@ -14,7 +14,7 @@ from django.db.models import Case, F, Q, When
 from django.db.models.functions import Length
 from django.utils import timezone
 
-from batches import leases, lifecycle, repeats, steps
+from batches import leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
 from batches.models import OPEN, Batch, Line, LineState, Status
 from common import failpoints, ids
@@ -163,7 +163,7 @@ class _Finalizer:
 
     @cached_property
     def _has_repeats(self) -> bool:
-        return repeats.exist_in(self.batch)
+        return reuse.exist_in(self.batch)
 
     def _put_in_place(self, name: str, content: MeasuredFile) -> None:
         """Make the result file, in place on disk but without a row yet.
@@ -247,7 +247,7 @@ def result_line(
     digits = ids.derived_id("", batch_id, number)
     if response:
         if original is not None:
-            response = repeats.copied(response, batch_id, number)
+            response = reuse.copied(response, batch_id, number)
         # The reply is stored as compact ASCII JSON and goes in as it is.
         answer = f'{{"status_code":{http_status},"request_id":"{ids.REQUEST}{digits}","body":{response}}}'
     else:

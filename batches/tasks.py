@@ -21,7 +21,6 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
 from batches import (
-    answers,
     claims,
     cleanup,
     executor,
@@ -33,6 +32,7 @@ from batches import (
     lifecycle,
     output,
     presence,
+    reuse,
     webhooks,
 )
 from batches.lifecycle import Outcome
@@ -206,6 +206,6 @@ DUTIES: dict[str, Callable[[], object]] = {
     "send webhooks": webhooks.deliver_due,
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": holds.forget_ended,
-    "forget old answers": answers.forget_old,
+    "forget old answers": reuse.forget_old,
     "remove files that nobody needs": retention.sweep,
 }

@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import answers, executor, intake, leases, lifecycle, output, presence, repeats
+from batches import executor, intake, leases, lifecycle, output, presence, reuse
 from batches.models import Answer, Batch, Line, LineState, Part, Status
 from tests.conftest import CHAT, custom_ids, line
 from tests.fake_backend import Action, error_body
@@ -244,19 +244,19 @@ def test_a_copy_of_a_response_has_items_of_its_own_too():
     item = {"type": "message", "id": "msg_1", "content": []}
     usage = {"input_tokens": 5, "input_tokens_details": {"cached_tokens": 3}, "output_tokens": 2}
     body = {"id": "resp_1", "output": [item, {"type": "reasoning"}, "odd"], "usage": usage, "score": 0.1}
-    copy = json.loads(repeats.copied(json.dumps(body), "batch_x", 2))
+    copy = json.loads(reuse.copied(json.dumps(body), "batch_x", 2))
     assert copy["id"].startswith("resp_")
     assert copy["output"][0]["id"].startswith("msg_")
     assert {copy["id"], copy["output"][0]["id"]}.isdisjoint({"resp_1", "msg_1"})
     assert copy["output"][1:] == [{"type": "reasoning"}, "odd"]
     assert copy["usage"] == {"input_tokens": 0, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": 0}
     assert copy["score"] == 0.1
-    assert repeats.copied(json.dumps(body), "batch_x", 2) == json.dumps(copy, separators=(",", ":"))
+    assert reuse.copied(json.dumps(body), "batch_x", 2) == json.dumps(copy, separators=(",", ":"))
 
 
 @pytest.mark.parametrize("response", ["[1]", '{"error":{"message":"no"}}', '{"id":5,"usage":null}', '{"usage":"none"}'])
 def test_a_copy_of_anything_else_says_the_same(response):
-    assert json.loads(repeats.copied(response, "batch_x", 1)) == json.loads(response)
+    assert json.loads(reuse.copied(response, "batch_x", 1)) == json.loads(response)
 
 
 def test_the_metrics_count_what_was_not_sent(create, work, api, backend):
@@ -328,10 +328,10 @@ def test_an_answer_is_forgotten_after_a_while(create, work, backend, settings):
     settings.ANSWER_ONCE_ACROSS_BATCHES = True
     work.run(create([same("a", "x"), same("b", "y")])["id"])
     old, young = Answer.objects.all()
-    Answer.objects.filter(pk=old.pk).update(created_at=timezone.now() - answers.KEPT_FOR - timedelta(seconds=1))
+    Answer.objects.filter(pk=old.pk).update(created_at=timezone.now() - reuse.KEPT_FOR - timedelta(seconds=1))
     work.run(create([same("a", "x"), same("b", "y")])["id"])
     assert len(backend.arrived()) == 3  # though the old one is still there
-    answers.forget_old()
+    reuse.forget_old()
     assert list(Answer.objects.values_list("pk", flat=True)) == [young.pk]
 
 

@@ -1,0 +1,99 @@
+"""Answer once: a request that has one answer alone is asked once, and its answer used again.
+
+In one batch the first such line is the `original`. The others are REPEATED: never claimed, counted when the original
+finishes, and written to the result files with the answer of the original.
+
+With ANSWER_ONCE_ACROSS_BATCHES answers are kept for KEPT_FOR, for other batches too. They belong to a model's name: an
+answer stays though another model was put in the name's place.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Count
+from django.utils import timezone
+
+from batches.models import Answer, Batch, Line, LineState, Part
+from common import ids
+
+KEPT_FOR = timedelta(days=30)
+FORGOTTEN_AT_ONCE = 1000  # a tick keeps nobody waiting
+
+
+def originals(part: Part, digests: Collection[bytes]) -> dict[bytes, int]:
+    """Of these digests those of lines that the part has, with the lines' ids. Repeats have no digest of their own."""
+    found = Line.objects.filter(part=part, digest__in=digests).values_list("digest", "pk")
+    return {bytes(digest): pk for digest, pk in found if digest is not None}
+
+
+def counts(originals: Collection[int]) -> dict[int, int]:
+    """Of these lines those that have repeats, by id, with how many."""
+    if not originals:
+        return {}
+    repeats = Line.objects.filter(original__in=originals).order_by()
+    return dict(repeats.values_list("original").annotate(Count("pk")))
+
+
+def exist_in(batch: Batch) -> bool:
+    return Line.objects.filter(part__batch=batch, state=LineState.REPEATED).exists()
+
+
+def copied(response: str, batch_id: str, number: int) -> str:
+    """A response for another line: with ids that depend on that line alone, and a usage of 0, for nothing was spent."""
+    body = json.loads(response)
+    if not isinstance(body, dict):
+        return response
+    for index, item in enumerate([body, *_items(body)]):
+        if isinstance(item, dict) and (kept := re.match(r"[a-z]+[-_]", str(item.get("id")))):
+            item["id"] = ids.derived_id(kept[0], batch_id, number, index)
+    if "usage" in body:
+        body["usage"] = _zeroed(body["usage"])
+    return json.dumps(body, separators=(",", ":"))
+
+
+def _items(body: dict[str, Any]) -> list[Any]:
+    """The items of a response of /v1/responses, which have ids too."""
+    items = body.get("output")
+    return items if isinstance(items, list) else []
+
+
+def _zeroed(usage: Any) -> Any:
+    if isinstance(usage, dict):
+        return {name: _zeroed(value) for name, value in usage.items()}
+    return 0 if type(usage) in (int, float) else usage
+
+
+# Across batches
+
+
+def remember(answered: Iterable[tuple[Line, str]]) -> None:
+    """Keep the responses of lines that were answered, where they have one answer alone. Safe to run twice: the first
+    answer stays."""
+    if not settings.ANSWER_ONCE_ACROSS_BATCHES:
+        return
+    known = {bytes(line.digest).hex(): response for line, response in answered if line.digest is not None}
+    # In one order, or two drives that store the same answers could wait for each other.
+    rows = [Answer(digest=digest, response=response) for digest, response in sorted(known.items())]
+    Answer.objects.bulk_create(rows, ignore_conflicts=True)
+
+
+def recall(line: Line) -> str | None:
+    """The response to a line that was answered in another batch, with the line's own ids and a usage of 0; None if
+    there is none."""
+    if not settings.ANSWER_ONCE_ACROSS_BATCHES or line.digest is None:
+        return None
+    oldest = timezone.now() - KEPT_FOR
+    known = Answer.objects.filter(pk=bytes(line.digest).hex(), created_at__gt=oldest)
+    response = known.values_list("response", flat=True).first()
+    return copied(response, line.batch_id, line.number) if response else None
+
+
+def forget_old() -> None:
+    """Forget some of what is older than KEPT_FOR. Called again and again."""
+    old = Answer.objects.filter(created_at__lt=timezone.now() - KEPT_FOR).order_by("created_at")
+    if digests := list(old.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
+        Answer.objects.filter(pk__in=digests).delete()
