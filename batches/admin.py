@@ -14,8 +14,9 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.views.decorators.http import require_POST
 
-from batches import gate, lifecycle, presence, progress, switch, tasks, webhooks
+from batches import lifecycle, presence, progress, tasks, webhooks
 from batches.models import Backend, Batch, Hold, Line, PausedModel, WebhookDelivery
+from batches.scheduling import gate, switch
 from common.admin import LookOnly
 from common.errors import ApiError
 

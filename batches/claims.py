@@ -18,10 +18,11 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import doubt, failing, ordering, reuse
+from batches import doubt, failing, reuse
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
+from batches.scheduling import turns
 from common import failpoints
 from common.database import from_now
 
@@ -33,7 +34,7 @@ LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 
 def has_work(backend: Backend) -> bool:
     """A drive of this backend would find a line to send, or a paused model to try again."""
-    return ordering.has_work(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
+    return turns.has_work(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
 
 
 def _is_to_retry(paused: PausedModel) -> bool:
@@ -50,7 +51,7 @@ def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
     return Line.objects.all().open().filter(part__in=parts).exists()
 
 
-def claim(lease: Lease, turn: ordering.Turn, most: int) -> list[Line]:
+def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
     """Up to `most` lines for `lease`, of the part whose turn it is; none if the lease is not alive any more, or the
     batch stopped meanwhile. A line that may kill its worker comes by itself, and is to be sent so."""
     if turn.is_suspicious:

@@ -4,8 +4,9 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from batches import claims, ordering
+from batches import claims
 from batches.models import Backend, Lease, Line
+from batches.scheduling import turns
 from common.database import retrying
 
 MOST_CLAIMED = 64
@@ -17,7 +18,7 @@ class LineBuffer:
     def __init__(self, backend: Backend, lease: Lease) -> None:
         self._backend = backend
         self._lease = lease
-        self._turn: ordering.Turn | None = None
+        self._turn: turns.Turn | None = None
         self._ready: deque[Line] = deque()
         self._claim_size = 1
         self._model = ""  # of the line that was taken last
@@ -68,8 +69,8 @@ class LineBuffer:
         """Find out whose turn it is, and hand back what was claimed for another one."""
         at_work = self._ready[-1].model if self._ready else in_flight[-1].model if in_flight else ""
         stayed_s = time.monotonic() - self._model_since
-        turn = retrying(ordering.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=stayed_s)
-        if turn is not None and self._ready and retrying(ordering.yields, self._ready[-1].part, turn):
+        turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=stayed_s)
+        if turn is not None and self._ready and retrying(turns.yields, self._ready[-1].part, turn):
             self.hand_back()
         if turn is not None and self._turn is not None and turn.part.pk != self._turn.part.pk:
             self._claim_size = 1  # the lines of another part may take longer

@@ -21,11 +21,12 @@ from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
-from batches import backends, holds, presence
+from batches import backends, presence
 from batches.backends.base import JSON, BackendKind, Verdict
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.lines.jsonl import model_of
 from batches.models import Backend
+from batches.scheduling import persons
 from common import errors, strict_json
 from common.errors import ApiError
 from common.negotiation import json_object
@@ -90,7 +91,7 @@ class PassThroughViewSet(viewsets.ViewSet):
 
         with ExitStack() as held:
             _take_a_place(held)
-            person = holds.Person(backend)
+            person = persons.Person(backend)
             held.callback(person.leave)
             client: socket.socket | None = request.META.get("gunicorn.socket")
             if client is not None:

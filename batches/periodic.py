@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from batches import holds, leases, lifecycle
+from batches import leases, lifecycle
 from batches.admission import Admission
 from batches.backends.calls import Call, CallPool
 from batches.line_buffer import LineBuffer
 from batches.models import Backend, Batch, Line
 from batches.readiness import Readiness
+from batches.scheduling import persons
 from batches.share import Share
 from common.database import retrying
 
@@ -71,7 +72,7 @@ class PeriodicChecks:
 
     def _look_at_gate(self) -> None:
         retrying(self.admission.look_at_gate)
-        if self.admission.gate_is_closed and retrying(holds.person_is_at, self.backend):
+        if self.admission.gate_is_closed and retrying(persons.person_is_at, self.backend):
             # The person's request is served next. It may take our model's place, or bring the server down.
             self.calls.mark_shared()
             self.calls.cut_all(self.calls.waiting)

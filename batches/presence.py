@@ -11,8 +11,9 @@ from django.db.models import Count
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import backends, gate
+from batches import backends
 from batches.models import Backend, Batch, Pulse, Status
+from batches.scheduling import gate
 from files_api.storage import no_room_hint
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from django.conf import settings
 from django.db.models import F
 from django.utils import timezone
 
-from batches import gate, presence, switch
+from batches import presence
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
+from batches.scheduling import gate, switch
 
 # The speed is that of so many last lines, and unknown for fewer than so few.
 MOST_MEASURED, LEAST_MEASURED = 200, 5

@@ -20,23 +20,10 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import (
-    claims,
-    cleanup,
-    executor,
-    failing,
-    gate,
-    holds,
-    intake,
-    leases,
-    lifecycle,
-    output,
-    presence,
-    reuse,
-    webhooks,
-)
+from batches import claims, cleanup, executor, failing, intake, leases, lifecycle, output, presence, reuse, webhooks
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
+from batches.scheduling import gate, persons
 from common import idempotency
 from files_api import retention
 
@@ -205,7 +192,7 @@ DUTIES: dict[str, Callable[[], object]] = {
     "wake drives": _wake_drives,
     "send webhooks": webhooks.deliver_due,
     "forget old idempotency keys": idempotency.forget_old,
-    "forget holds that ended": holds.forget_ended,
+    "forget holds that ended": persons.forget_ended,
     "forget old answers": reuse.forget_old,
     "remove files that nobody needs": retention.sweep,
 }

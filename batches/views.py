@@ -9,8 +9,9 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, presence, progress, switch, tasks
+from batches import lifecycle, presence, progress, tasks
 from batches.models import Batch, BatchQuerySet
+from batches.scheduling import switch
 from batches.serializers import (
     AllPausedSerializer,
     BatchCreateSerializer,

@@ -16,7 +16,7 @@ import dj_database_url
 import tzlocal
 from django.core.exceptions import ImproperlyConfigured
 
-from batches.quiet_hours import QuietHours
+from batches.scheduling.quiet_hours import QuietHours
 
 Environment = Mapping[str, str]
 

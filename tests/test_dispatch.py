@@ -7,8 +7,9 @@ import time
 import pytest
 from django.utils import timezone
 
-from batches import holds, lifecycle, ordering, presence, tasks
+from batches import lifecycle, presence, tasks
 from batches.models import Backend, Batch, Line, LineState, PausedModel
+from batches.scheduling import persons, turns
 from tests.conftest import line
 from tests.fake_backend import MODEL, TRIAL, Action, error_body
 
@@ -44,7 +45,7 @@ def arrived_during(backend, key):
 
 
 def test_a_new_batch_for_the_loaded_model_joins_at_once(create, work, backend, drive, monkeypatch):
-    monkeypatch.setattr(ordering, "FIRST_TURN_WITHIN_S", 0.5)
+    monkeypatch.setattr(turns, "FIRST_TURN_WITHIN_S", 0.5)
     backend.delay_s = 0.1
     backend.on("slow", Action(delay_s=6))
     work.validate(create([line(each) for each in ["slow", *map(str, range(100))]])["id"])
@@ -71,7 +72,7 @@ def hold_for_a_second(backend, settings):
 
     def look():
         if len(backend.seen) >= 3 and not came:
-            came.append(holds.Person(presence.own_backend()))
+            came.append(persons.Person(presence.own_backend()))
         elif len(came) == 1:
             came[0].leave()
             came.append(time.monotonic())

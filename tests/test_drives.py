@@ -8,8 +8,9 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from batches import admission, alone, executor, holds, leases, presence
+from batches import admission, alone, executor, leases, presence
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState
+from batches.scheduling import persons
 from tests.conftest import line, several_connections
 from tests.fake_backend import Action
 
@@ -115,7 +116,7 @@ def test_a_person_is_served_first(create, work, backend):
 
     def look():
         if len(backend.arrived()) >= 2 and not came:
-            came.append(holds.Person(presence.own_backend()))
+            came.append(persons.Person(presence.own_backend()))
             came.append(time.monotonic())
         if came and time.monotonic() > came[1] + 3:
             came[0].leave()

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
-from batches.quiet_hours import QuietHours
+from batches.scheduling.quiet_hours import QuietHours
 from batchserver import env
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()

@@ -8,14 +8,15 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import claims, leases, lifecycle, ordering, presence
+from batches import claims, leases, lifecycle, presence
 from batches.models import Batch, Lease, Line, LineState, Status
+from batches.scheduling import turns
 from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
 
 
 def turn():
-    return ordering.next_turn(presence.own_backend(), None)
+    return turns.next_turn(presence.own_backend(), None)
 
 
 def results(work, batch):

@@ -6,8 +6,9 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import holds, presence
+from batches import presence
 from batches.models import Backend, Hold
+from batches.scheduling import persons
 
 
 @pytest.fixture
@@ -23,95 +24,95 @@ def later(seconds):
 
 def test_a_person_holds_from_the_first_moment_until_a_while_after(here, settings):
     settings.INTERACTIVE_HOLD_S = 10
-    assert not holds.person_is_at(here)
-    person = holds.Person(here)
-    assert holds.person_is_at(here)
+    assert not persons.person_is_at(here)
+    person = persons.Person(here)
+    assert persons.person_is_at(here)
     person.leave()
     person.leave()
     later(9)
-    assert holds.person_is_at(here)
-    assert holds.forget_ended() == 0
+    assert persons.person_is_at(here)
+    assert persons.forget_ended() == 0
     later(2)
-    assert not holds.person_is_at(here)
-    assert holds.forget_ended() == 1
+    assert not persons.person_is_at(here)
+    assert persons.forget_ended() == 1
     assert not Hold.objects.exists()
 
 
 def test_0_lets_lines_go_on_at_once(here, settings):
     settings.INTERACTIVE_HOLD_S = 0
-    holds.Person(here).leave()
+    persons.Person(here).leave()
     assert not Hold.objects.exists()
 
 
 def test_what_is_not_renewed_ends_by_itself(here):
-    holds.Person(here)
+    persons.Person(here)
     later(14)
-    assert holds.person_is_at(here)
+    assert persons.person_is_at(here)
     later(2)
-    assert not holds.person_is_at(here)
+    assert not persons.person_is_at(here)
 
 
 def test_who_stays_is_renewed_every_few_seconds(here, monkeypatch):
-    person = holds.Person(here)
+    person = persons.Person(here)
     later(10)
     person.renew()  # too soon
     assert Hold.objects.get().until < timezone.now() + timedelta(seconds=6)
-    monkeypatch.setattr(holds, "RENEW_EVERY_S", 0)
+    monkeypatch.setattr(persons, "RENEW_EVERY_S", 0)
     person.renew()
     assert Hold.objects.get().until > timezone.now() + timedelta(seconds=13)
 
 
 def test_a_hold_that_lapsed_is_taken_again(here, monkeypatch):
-    monkeypatch.setattr(holds, "RENEW_EVERY_S", 0)
-    person = holds.Person(here)
+    monkeypatch.setattr(persons, "RENEW_EVERY_S", 0)
+    person = persons.Person(here)
     later(20)
-    assert holds.forget_ended() == 1
+    assert persons.forget_ended() == 1
     person.renew()
-    assert holds.person_is_at(here)
+    assert persons.person_is_at(here)
 
 
 def test_several_at_once_are_held_for_each(here, settings):
     settings.INTERACTIVE_HOLD_S = 0
-    first, second = holds.Person(here), holds.Person(here)
+    first, second = persons.Person(here), persons.Person(here)
     first.leave()
-    assert holds.person_is_at(here)
+    assert persons.person_is_at(here)
     second.leave()
-    assert not holds.person_is_at(here)
+    assert not persons.person_is_at(here)
 
 
 def test_another_backend_is_not_concerned(here):
     other = Backend.objects.create(name="other", url="http://127.0.0.1:9")
-    holds.Person(here)
-    assert not holds.person_is_at(other)
+    persons.Person(here)
+    assert not persons.person_is_at(other)
 
 
 def test_a_pause_of_everything_is_active_and_no_person(here):
     Hold.objects.create(reason=Hold.Reason.PAUSED)
-    assert [hold.reason for hold in holds.active(here)] == ["paused"]
-    assert not holds.person_is_at(here)
-    assert holds.forget_ended() == 0
+    assert [hold.reason for hold in persons.active(here)] == ["paused"]
+    assert not persons.person_is_at(here)
+    assert persons.forget_ended() == 0
 
 
 def test_a_clock_that_went_back_holds_nothing_for_hours(here):
-    holds.Person(here)
+    persons.Person(here)
     later(-3600)
-    holds.forget_ended()
+    persons.forget_ended()
     assert Hold.objects.get().until < timezone.now() + timedelta(seconds=16)
 
 
 def test_a_database_that_does_not_answer_keeps_nobody_waiting(here, monkeypatch):
-    monkeypatch.setattr(holds, "RENEW_EVERY_S", 0)
+    monkeypatch.setattr(persons, "RENEW_EVERY_S", 0)
 
     class Locked:
         def __call__(self, execute, *args):
             raise OperationalError("database is locked")
 
     with connection.execute_wrapper(Locked()):
-        person = holds.Person(here)
+        person = persons.Person(here)
         person.renew()
     person.renew()
-    assert holds.person_is_at(here)
+    assert persons.person_is_at(here)
     with connection.execute_wrapper(Locked()):
         person.leave()
     later(16)
-    assert not holds.person_is_at(here)
+    assert not persons.person_is_at(here)

@@ -112,7 +112,7 @@ RULES = [
             ("batches.lines", False),
             # Until they move into batches.lines
             *(("batches.lines.jsonl", True), ("batches.lines.prompt", True)),
-            ("batches.quiet_hours", True),
+            ("batches.scheduling.quiet_hours", True),
             *(("common.errors", True), ("common.ids", True), ("common.strict_json", True), ("common.sockets", True)),
         ]
     ),

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 from django.utils import timezone
 
-from batches import ordering, presence
+from batches import presence
 from batches.models import Backend, Batch, Line, LineState, Part, PausedModel, Priority
-from batches.ordering import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
+from batches.scheduling import turns
+from batches.scheduling.turns import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
 from tests.conftest import line
 from tests.fake_backend import TRIAL, Action, error_body
 
@@ -173,7 +174,7 @@ def test_models_are_loaded_once_each_across_batches(create, work, backend, in_fl
 
 @pytest.mark.slow
 def test_a_small_batch_does_not_wait_for_a_large_one(create, work, backend, monkeypatch):
-    monkeypatch.setattr(ordering, "FIRST_TURN_WITHIN_S", 0.5)
+    monkeypatch.setattr(turns, "FIRST_TURN_WITHIN_S", 0.5)
     backend.delay_s = 0.05
     large = create([line(f"large-{number}") for number in range(100)])["id"]
     work.validate(large)
@@ -232,9 +233,9 @@ def test_a_batch_that_a_person_paused_is_passed_over(create, work, backend):
     Batch.objects.filter(pk=first).update(paused_at=timezone.now())
     work.drive()
     assert backend.arrived() == ["b"]
-    assert not ordering.has_work(presence.own_backend())
+    assert not turns.has_work(presence.own_backend())
     Batch.objects.update(paused_at=None)
-    assert ordering.has_work(presence.own_backend())
+    assert turns.has_work(presence.own_backend())
 
 
 def test_a_pause_in_the_middle_lets_what_is_in_flight_finish(create, work, backend):
@@ -270,7 +271,7 @@ def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, 
     gone = timezone.now() - timedelta(minutes=5)
     Backend.objects.filter(name="other").update(worker_seen_at=gone)
     # Nobody else has it any more: here it fails with its reason.
-    assert ordering.has_work(presence.own_backend())
+    assert turns.has_work(presence.own_backend())
 
 
 def test_a_model_that_is_removed_here_is_left_to_a_backend_that_has_it(create, work, backend, elsewhere):
@@ -315,7 +316,7 @@ def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
     own = presence.report_backend()
     turns, turn = [], None
     for _ in range(30):
-        following = ordering.next_turn(own, turn)
+        following = turns.next_turn(own, turn)
         if following is not turn:
             following.claimed(following.lines().first())
             turns.append(following.part.pk)
@@ -328,8 +329,8 @@ def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
 def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):
     work.validate(create([line("a"), line("b")])["id"])
     own = presence.report_backend()
-    turn = ordering.next_turn(own, None)
+    turn = turns.next_turn(own, None)
     assert Part.objects.get().turn_at is None
     turn.claimed(Line.objects.first())
     assert Part.objects.get().turn_at is not None
-    assert ordering.next_turn(own, turn) is turn
+    assert turns.next_turn(own, turn) is turn

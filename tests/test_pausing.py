@@ -11,9 +11,10 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
-from batches import gate, presence, switch, tasks
+from batches import presence, tasks
 from batches.models import Backend, Batch, Hold, Status
-from batches.quiet_hours import QuietHours
+from batches.scheduling import gate, switch
+from batches.scheduling.quiet_hours import QuietHours
 from tests.conftest import line
 
 

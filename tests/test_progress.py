@@ -10,9 +10,10 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import gate, leases, progress, switch
+from batches import leases, progress
 from batches.models import Backend, Batch, Hold, Line, LineState, Part, PausedModel, Status
-from batches.quiet_hours import QuietHours
+from batches.scheduling import gate, switch
+from batches.scheduling.quiet_hours import QuietHours
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
 from tests.test_pausing import quiet_now

@@ -12,7 +12,7 @@ from django.conf import settings as configured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batches.quiet_hours import MINUTES, QuietHours
+from batches.scheduling.quiet_hours import MINUTES, QuietHours
 from tests.stack import ROOT
 
 BERLIN = ZoneInfo("Europe/Berlin")

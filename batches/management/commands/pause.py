@@ -4,8 +4,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from batches import gate, switch
 from batches.management.commands import _switch
+from batches.scheduling import gate, switch
 
 
 class Command(BaseCommand):

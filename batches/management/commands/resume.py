@@ -4,8 +4,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from batches import switch, tasks
+from batches import tasks
 from batches.management.commands import _switch
+from batches.scheduling import switch
 
 
 class Command(BaseCommand):
