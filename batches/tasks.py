@@ -20,7 +20,8 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import claims, cleanup, executor, failing, intake, leases, lifecycle, output, presence, reuse, webhooks
+from batches import cleanup, failing, intake, leases, lifecycle, output, presence, reuse, webhooks
+from batches.dispatch import claims, dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
 from batches.scheduling import gate, persons
@@ -92,7 +93,7 @@ def drive() -> None:
         # A worker that was killed with -9 leaves its busy child behind: it must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    executor.Drive(backend, should_stop=should_stop, wake_control=wake_control).run()
+    dispatcher.Drive(backend, should_stop=should_stop, wake_control=wake_control).run()
 
 
 @shared_task
@@ -175,7 +176,7 @@ def _nudge_control() -> None:
 def _wake_drives() -> None:
     """One message in a while as long as fewer drives run than could: each worker process has room for one."""
     room = settings.MAX_CONCURRENT_BATCHES * max(1, len(presence.live_backends()))
-    if executor.drives_running() < room and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
+    if dispatcher.drives_running() < room and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
 
 

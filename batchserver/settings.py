@@ -87,7 +87,7 @@ CLIENT_API_KEY = env.text(environ, "OPENAI_API_KEY")
 
 # Execution
 MAX_CONCURRENT_BATCHES = env.whole(environ, "MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
-LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: from the measured speed (batches/pace.py)
+LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: from the measured speed (batches/dispatch/deadlines.py)
 MODEL_LOAD_TIMEOUT_S = env.seconds(environ, "MODEL_LOAD_TIMEOUT_S") or 900.0
 MODEL_PATIENCE_S = env.seconds(environ, "MODEL_PATIENCE_S") or 600.0
 LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)

@@ -13,7 +13,8 @@ from django.utils import timezone
 from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
 
-from batches import cleanup, executor, failing, intake, lifecycle, output, presence
+from batches import cleanup, failing, intake, lifecycle, output, presence
+from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
 from tests import environment
@@ -222,7 +223,7 @@ class Work:
         backend = presence.report_backend()
         backend.resize_window(self.in_flight)
         if not backend.is_paused:
-            executor.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
+            dispatcher.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
     def fail_lines(self, batch_id: str) -> Outcome:

@@ -8,7 +8,8 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from batches import admission, alone, executor, leases, presence
+from batches import leases, presence
+from batches.dispatch import admission, alone, dispatcher
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState
 from batches.scheduling import persons
 from tests.conftest import line, several_connections
@@ -187,7 +188,7 @@ def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(crea
         try:
             for _ in range(60):
                 Line.objects.update(not_before=None)
-                executor.Drive(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
+                dispatcher.Drive(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
                 if not Line.objects.all().open().exists():
                     return
                 Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import claims, leases, lifecycle, presence
+from batches import leases, lifecycle, presence
+from batches.dispatch import claims
 from batches.models import Batch, Lease, Line, LineState, Status
 from batches.scheduling import turns
 from tests.conftest import custom_ids, line

@@ -8,8 +8,9 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import claims, failing, leases, lifecycle, progress, tasks
+from batches import failing, leases, lifecycle, progress, tasks
 from batches.backends.base import Reply, Verdict
+from batches.dispatch import claims
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status
 from tests.conftest import CHAT, custom_ids, line

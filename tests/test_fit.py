@@ -4,10 +4,11 @@ import logging
 
 import pytest
 
-from batches import fit, presence
+from batches import presence
 from batches.backends import kind_named, open_calls
 from batches.backends.base import ModelState, Verdict
 from batches.backends.calls import Call
+from batches.dispatch import context_fit
 from batches.models import Batch, Part
 from tests.conftest import line
 from tests.fake_backend import MODEL
@@ -21,12 +22,12 @@ def part_of(context_tokens=0, *, model=MODEL, endpoint=CHAT):
 
 
 def messages(part, state):
-    return [each["message"] for each in fit.check(part, state)]
+    return [each["message"] for each in context_fit.check(part, state)]
 
 
 def test_a_context_that_is_too_small_names_what_is_needed_and_the_setting():
     state = ModelState("ollama", context_tokens=4096, most_context_tokens=131_072)
-    (warning,) = fit.check(part_of(9187), state)
+    (warning,) = context_fit.check(part_of(9187), state)
     assert (warning["code"], warning["model"]) == ("context_too_small", MODEL)
     assert "may need about 9,200 tokens, prompt and answer, and its context has 4,096." in warning["message"]
     assert "OLLAMA_CONTEXT_LENGTH=16384" in warning["message"]
@@ -68,7 +69,7 @@ def test_each_kind_has_a_setting_of_its_own(kind, setting):
 
 
 def test_a_model_that_spilled_to_the_cpu():
-    (warning,) = fit.check(part_of(), ModelState("ollama", size=10 * GIB, size_vram=7 * GIB + GIB // 8))
+    (warning,) = context_fit.check(part_of(), ModelState("ollama", size=10 * GIB, size_vram=7 * GIB + GIB // 8))
     assert warning["code"] == "model_on_cpu"
     assert warning["message"].startswith(f"Only 71 % of {MODEL} is on the GPU")
     assert "OLLAMA_NUM_PARALLEL" in warning["message"]
@@ -88,7 +89,7 @@ def test_a_model_that_spilled_to_the_cpu():
     ],
 )
 def test_a_model_that_was_made_for_something_else(endpoint, capabilities, warned):
-    found = fit.check(part_of(endpoint=endpoint), ModelState("ollama", capabilities=frozenset(capabilities)))
+    found = context_fit.check(part_of(endpoint=endpoint), ModelState("ollama", capabilities=frozenset(capabilities)))
     assert [each["code"] for each in found] == ["wrong_model"] * warned
 
 
@@ -110,10 +111,10 @@ TIGHT = ModelState("ollama", context_tokens=4096)
 
 
 def test_what_is_found_is_stored_once_and_logged_once(part, backend, caplog):
-    with caplog.at_level(logging.WARNING, "batches.fit"):
-        fit.report(part, TIGHT)
-        fit.report(part, TIGHT)
-    assert stored(part) == fit.check(part, TIGHT)
+    with caplog.at_level(logging.WARNING, "batches.dispatch.context_fit"):
+        context_fit.report(part, TIGHT)
+        context_fit.report(part, TIGHT)
+    assert stored(part) == context_fit.check(part, TIGHT)
     assert len(caplog.records) == 1
     assert part.batch_id in caplog.text
     assert "OLLAMA_CONTEXT_LENGTH=16384" in caplog.text
@@ -121,14 +122,14 @@ def test_what_is_found_is_stored_once_and_logged_once(part, backend, caplog):
 
 def test_what_is_found_later_takes_the_place_of_what_was_found_before(part, backend, caplog):
     spilled = [ModelState("ollama", size=10, size_vram=vram) for vram in (7, 6)]
-    others = [{"code": "slow", "message": "from elsewhere"}, *fit.check(part_of(9000, model="other"), TIGHT)]
+    others = [{"code": "slow", "message": "from elsewhere"}, *context_fit.check(part_of(9000, model="other"), TIGHT)]
     Batch.objects.filter(pk=part.batch_id).update(warnings=others)
-    fit.report(part, spilled[0])
-    assert stored(part) == others + fit.check(part, spilled[0])
-    fit.report(part, spilled[1])
-    assert stored(part) == others + fit.check(part, spilled[1])
+    context_fit.report(part, spilled[0])
+    assert stored(part) == others + context_fit.check(part, spilled[0])
+    context_fit.report(part, spilled[1])
+    assert stored(part) == others + context_fit.check(part, spilled[1])
     caplog.clear()
-    fit.report(part, ModelState("ollama"))  # mended
+    context_fit.report(part, ModelState("ollama"))  # mended
     assert stored(part) == others
     assert caplog.text == ""
 

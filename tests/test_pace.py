@@ -4,7 +4,7 @@ import pytest
 
 from batches.backends.base import Reply, Usage, Verdict
 from batches.backends.calls import Call
-from batches.pace import LEAST_S, MOST_S, Pace
+from batches.dispatch.deadlines import LEAST_S, MOST_S, Pace
 
 
 @pytest.fixture(autouse=True)

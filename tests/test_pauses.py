@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import executor, presence, questions
+from batches import presence
+from batches.dispatch import dispatcher, questions
 from batches.models import Backend, Batch, Line, LineState, PausedModel
 from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
@@ -45,7 +46,7 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
     known = presence.report_backend()
     backend.stop()
 
-    executor.Drive(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
+    dispatcher.Drive(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
 
     seen = Backend.objects.get()
     assert seen.is_paused

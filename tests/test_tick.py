@@ -6,7 +6,8 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import executor, leases, presence, tasks
+from batches import leases, presence, tasks
+from batches.dispatch import dispatcher
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
 from tests.conftest import line
 
@@ -83,7 +84,7 @@ def test_an_overdue_batch_is_closed_and_finalized(create, work, sent):
 def test_the_lines_of_a_dead_worker_are_taken_back_and_driven_again(create, work, sent):
     batch = create([line("a")])["id"]
     work.validate(batch)
-    lease = leases.acquire(executor.PURPOSE)
+    lease = leases.acquire(dispatcher.PURPOSE)
     Line.objects.update(state=LineState.RUNNING, lease=lease)
     sent.clear()
     tick()
@@ -132,7 +133,7 @@ def test_one_drive_is_woken_for_each_that_could_run(create, work, sent, settings
         sent.clear()
         tick()
         assert sent == ([("drive",)] if running < 2 else [])
-        leases.acquire(executor.PURPOSE)
+        leases.acquire(dispatcher.PURPOSE)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from batches.backends.base import Reply, Usage, Verdict
 from batches.backends.calls import Call
-from batches.window import MEASURE_S, Window, share
+from batches.dispatch.concurrency_limit import MEASURE_S, Window, share
 from tests.fake_backend import MODEL
 
 

@@ -37,7 +37,7 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "no lease check in the write",
-        "batches/claims.py",
+        "batches/dispatch/claims.py",
         "WHERE id = %s AND lease_id = %s AND state = %s",
         "WHERE id = %s AND %s IS NOT NULL AND %s IS NOT NULL",
         "zombie writes a line",

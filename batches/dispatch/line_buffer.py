@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from batches import claims
+from batches.dispatch import claims
 from batches.models import Backend, Lease, Line
 from batches.scheduling import turns
 from common.database import retrying

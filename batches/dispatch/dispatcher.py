@@ -18,17 +18,18 @@ from typing import TypeGuard
 
 from django.db.models.functions import Now
 
-from batches import backends, claims, leases, lifecycle
-from batches.admission import Admission
-from batches.answer_buffer import AnswerBuffer
+from batches import backends, leases, lifecycle
 from batches.backends.calls import Call, CallPool
-from batches.line_buffer import LineBuffer
-from batches.line_calls import LineCalls
+from batches.dispatch import claims
+from batches.dispatch.admission import Admission
+from batches.dispatch.answer_buffer import AnswerBuffer
+from batches.dispatch.line_buffer import LineBuffer
+from batches.dispatch.line_calls import LineCalls
+from batches.dispatch.periodic_checks import PeriodicChecks
+from batches.dispatch.questions import Question
+from batches.dispatch.readiness import Readiness
+from batches.dispatch.sharing import Share
 from batches.models import Backend, Lease, Line
-from batches.periodic import PeriodicChecks
-from batches.questions import Question
-from batches.readiness import Readiness
-from batches.share import Share
 from common import failpoints
 from common.database import relaxed_commits, retrying
 

@@ -18,9 +18,10 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import doubt, failing, reuse
+from batches import failing, reuse
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
+from batches.dispatch import fault_attribution
 from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
 from batches.scheduling import turns
 from common import failpoints
@@ -189,7 +190,7 @@ def busy_wait_s(reply: Reply, busy_s: float) -> float:
 
 
 def _suspicion(line: Line, call: Call[Line]) -> dict[str, bool]:
-    return {"needs_trial": True, "needs_alone": line.needs_alone or doubt.is_breakdown(call)}
+    return {"needs_trial": True, "needs_alone": line.needs_alone or fault_attribution.is_breakdown(call)}
 
 
 def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:

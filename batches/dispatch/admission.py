@@ -4,12 +4,12 @@ import time
 
 from django.conf import settings
 
-from batches import claims
 from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.dispatch import claims
+from batches.dispatch.sharing import Share
 from batches.models import Backend
 from batches.scheduling import gate
-from batches.share import Share
 
 # A drive before a closed gate ends after this time; the tick wakes another one once the gate is open.
 LINGERS_S = 30.0

@@ -10,9 +10,10 @@ from typing import Any
 
 from django.utils import timezone
 
-from batches import backends, claims, failing
+from batches import backends, failing
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
+from batches.dispatch import claims
 from batches.models import Backend, PausedModel
 
 logger = logging.getLogger(__name__)

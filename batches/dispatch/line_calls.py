@@ -5,9 +5,9 @@ import logging
 from batches import reuse
 from batches.backends.base import BackendKind, Reply, Verdict, refused
 from batches.backends.calls import Call
-from batches.inputs import UNREADABLE, InputFiles
+from batches.dispatch.deadlines import Deadlines
+from batches.dispatch.input_reader import UNREADABLE, InputFiles
 from batches.models import Line
-from batches.pace import Deadlines
 from common.database import retrying
 
 logger = logging.getLogger(__name__)

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Sequence
 
-from batches import alone
 from batches.backends.calls import Call
+from batches.dispatch import alone
+from batches.dispatch.concurrency_limit import Window, share
 from batches.models import Backend, Lease, Line
-from batches.window import Window, share
 
 
 class Share:

@@ -6,19 +6,19 @@ leads to a model that is ready, at its first line, after a person's request, and
 
     list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
 
-If an answer is bad, what it shows to be out of order pauses (batches/pauses.py), and its lines wait for the next try.
+If an answer is bad, the circuit breaker pauses what it shows to be out of order, and the lines wait for the next try.
 """
 
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches import claims, pauses
 from batches.backends.base import BackendKind, Verdict
 from batches.backends.calls import Call
-from batches.doubt import FaultAttribution, Key, is_breakdown, key_of
-from batches.fit import ContextFit
+from batches.dispatch import circuit_breaker, claims
+from batches.dispatch.context_fit import ContextFit
+from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdown, key_of
+from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Line, PausedModel
-from batches.questions import Purpose, Question
 from common.database import retrying
 
 # Answers to a question that let lines be sent: what the next line has to say to a refusal is its own affair.
@@ -174,7 +174,7 @@ class Readiness:
     def _pause_after(self, key: Key, failed: Call[Line] | Call[Question]) -> None:
         self._retries.pop(key, None)
         self._forget_loaded()
-        retrying(pauses.pause_after, self._backend, *key, failed)
+        retrying(circuit_breaker.pause_after, self._backend, *key, failed)
         self._paused.add(key)
 
     def _end_pause(self, key: Key) -> None:

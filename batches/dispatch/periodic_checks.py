@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from batches import leases, lifecycle
-from batches.admission import Admission
 from batches.backends.calls import Call, CallPool
-from batches.line_buffer import LineBuffer
+from batches.dispatch.admission import Admission
+from batches.dispatch.line_buffer import LineBuffer
+from batches.dispatch.readiness import Readiness
+from batches.dispatch.sharing import Share
 from batches.models import Backend, Batch, Line
-from batches.readiness import Readiness
 from batches.scheduling import persons
-from batches.share import Share
 from common.database import retrying
 
 LOOK_EVERY_S = 1.0
