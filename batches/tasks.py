@@ -20,7 +20,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import cleanup, failing, intake, leases, lifecycle, output, presence, reuse, webhooks
+from batches import cleanup, failing, leases, lifecycle, output, presence, reuse, validation, webhooks
 from batches.dispatch import claims, dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
@@ -72,7 +72,7 @@ def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
 
 @shared_task
 def validate(batch_id: str) -> None:
-    outcome = intake.validate(batch_id)
+    outcome = validation.validate(batch_id)
     _pass_on(batch_id, validate, outcome)
     if outcome is Outcome.DONE and _has_work():
         wake(drive)

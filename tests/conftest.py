@@ -13,7 +13,7 @@ from django.utils import timezone
 from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
 
-from batches import cleanup, failing, intake, lifecycle, output, presence
+from batches import cleanup, failing, lifecycle, output, presence, validation
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
@@ -206,7 +206,7 @@ class Work:
     def validate(self, batch_id: str) -> Outcome:
         """What became of the last slice. A stall is over at once."""
         Batch.objects.filter(pk=batch_id).update(retry_at=None)
-        while (outcome := intake.validate(batch_id)) is Outcome.MORE:
+        while (outcome := validation.validate(batch_id)) is Outcome.MORE:
             pass
         return outcome
 

@@ -266,7 +266,7 @@ def test_an_input_file_that_cannot_be_read_for_a_moment_is_waited_for(api, creat
 
 
 def test_validation_goes_on_where_reading_failed(create, work, sent, monkeypatch):
-    monkeypatch.setattr("batches.intake.GROUP_LINES", 2)
+    monkeypatch.setattr("batches.validation.GROUP_LINES", 2)
     batch = create([line(each) for each in "abcde"])["id"]
     real_open = storage.DurableFileSystemStorage._open
 
@@ -300,7 +300,7 @@ def test_a_bug_stalls_its_batch_and_its_traceback_is_logged_once(create, work, s
     tick()
     sent.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("batches.intake.prefix.measure", lambda *args: {}["secret"])
+        patch.setattr("batches.validation.prefix.measure", lambda *args: {}["secret"])
         for _ in range(3):
             tasks.validate(batch)
             is_over()

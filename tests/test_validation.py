@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import intake, leases, lifecycle
+from batches import leases, lifecycle, validation
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, prompt
 from batches.models import Backend, Batch, Lease, Line, Part, Status
@@ -75,10 +75,10 @@ def test_a_hundred_bad_lines_are_listed_and_the_rest_counted(create, work):
 
 
 def test_a_duplicate_far_away_is_found(create, work):
-    lines = [line(f"id-{n}") for n in range(intake.GROUP_LINES + 5)]
+    lines = [line(f"id-{n}") for n in range(validation.GROUP_LINES + 5)]
     batch = create([*lines, line("id-3")])
     work.validate(batch["id"])
-    assert errors(work.batch(batch["id"])) == [(intake.GROUP_LINES + 6, "duplicate_custom_id", "custom_id")]
+    assert errors(work.batch(batch["id"])) == [(validation.GROUP_LINES + 6, "duplicate_custom_id", "custom_id")]
 
 
 @pytest.mark.parametrize("content", [b'""\n', b'"\xc3\xa4"'])
@@ -156,11 +156,11 @@ def test_an_old_list_of_models_refuses_nobody(create, work):
 
 
 def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
-    monkeypatch.setattr(intake, "SLICE_S", -1.0)
-    monkeypatch.setattr(intake, "GROUP_LINES", 2)
+    monkeypatch.setattr(validation, "SLICE_S", -1.0)
+    monkeypatch.setattr(validation, "GROUP_LINES", 2)
     batch = create([line(each) for each in "abcde"])
 
-    assert intake.validate(batch["id"]) is Outcome.MORE
+    assert validation.validate(batch["id"]) is Outcome.MORE
     assert Batch.objects.get().validated_lines == 2
     work.validate(batch["id"])
     assert list(Line.objects.order_by("number").values_list("custom_id", flat=True)) == list("abcde")
@@ -168,12 +168,12 @@ def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
 
 
 def test_blank_lines_are_read_in_slices_too(create, work, monkeypatch):
-    monkeypatch.setattr(intake, "SLICE_S", -1.0)
-    batch = create(jsonl([line("a")]) + b"\n" * 3 * intake.GROUP_LINES + jsonl([line("b")]))
-    assert intake.validate(batch["id"]) is Outcome.MORE
-    assert Batch.objects.get().validated_lines == intake.GROUP_LINES
+    monkeypatch.setattr(validation, "SLICE_S", -1.0)
+    batch = create(jsonl([line("a")]) + b"\n" * 3 * validation.GROUP_LINES + jsonl([line("b")]))
+    assert validation.validate(batch["id"]) is Outcome.MORE
+    assert Batch.objects.get().validated_lines == validation.GROUP_LINES
     work.validate(batch["id"])
-    assert set(Line.objects.values_list("number", flat=True)) == {1, 3 * intake.GROUP_LINES + 2}
+    assert set(Line.objects.values_list("number", flat=True)) == {1, 3 * validation.GROUP_LINES + 2}
     assert work.batch(batch["id"])["request_counts"]["total"] == 2
 
 
@@ -199,7 +199,7 @@ def test_two_at_once_do_not_mix(create, work):
     batch = create([line("a")])
     other = Lease.objects.create(purpose="validate", host="h", pid=1, started="1", expires_at=timezone.now())
     Batch.objects.update(lease=other)
-    assert intake.validate(batch["id"]) is Outcome.HELD
+    assert validation.validate(batch["id"]) is Outcome.HELD
     assert not Line.objects.exists()
     Batch.objects.update(lease=None)
     work.validate(batch["id"])
@@ -236,8 +236,8 @@ def test_a_line_is_stored_with_what_sorts_it_and_what_it_takes(create, work):
 
 
 def test_a_part_needs_as_much_as_its_longest_line_in_any_slice(create, work, monkeypatch):
-    monkeypatch.setattr(intake, "SLICE_S", -1.0)
-    monkeypatch.setattr(intake, "GROUP_LINES", 1)
+    monkeypatch.setattr(validation, "SLICE_S", -1.0)
+    monkeypatch.setattr(validation, "GROUP_LINES", 1)
     batch = create(
         [line(name, body={"max_tokens": limit}) for name, limit in zip("abcd", (50, 900, 10, 60), strict=True)]
     )
@@ -258,7 +258,7 @@ def test_every_field_that_is_not_given_has_its_default(create, work):
 
 
 def test_what_was_read_before_a_duplicate_is_not_read_again(create, work, monkeypatch):
-    monkeypatch.setattr(intake, "GROUP_LINES", 2)
+    monkeypatch.setattr(validation, "GROUP_LINES", 2)
     names = ["a", "b", "c", "a", "d", "b", "e", "e"]
     batch = create([line(name) for name in names])
     work.validate(batch["id"])
@@ -271,7 +271,7 @@ def test_a_slice_whose_lease_has_run_out_stores_nothing(create, work, monkeypatc
     """Neither lines nor the cursor: a cursor without its lines would lose them."""
     batch = create([line(name) for name in "abc"])
     monkeypatch.setattr(leases, "LIFETIME", timedelta(seconds=-1))
-    assert intake.validate(batch["id"]) is Outcome.HELD
+    assert validation.validate(batch["id"]) is Outcome.HELD
     assert (Batch.objects.get().validated_lines, Line.objects.count()) == (0, 0)
     monkeypatch.undo()
     work.validate(batch["id"])
