@@ -7,7 +7,7 @@ from django.core.files.storage import default_storage
 from django.db.models import Q
 from django.utils import timezone
 
-from batches import leases, output, steps
+from batches import leases, results, steps
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Status
 from common import failpoints, ids
@@ -26,7 +26,7 @@ def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
 
 
 def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -> Outcome:
-    for numbers in output.ranges(batch):
+    for numbers in results.ranges(batch):
         lines = batch.lines.filter(number__range=numbers)
         if batch.status == Status.FAILED:
             lines.delete()

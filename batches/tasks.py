@@ -20,7 +20,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import cleanup, failing, leases, lifecycle, output, presence, reuse, validation, webhooks
+from batches import cleanup, failing, leases, lifecycle, presence, results, reuse, validation, webhooks
 from batches.dispatch import claims, dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
@@ -104,7 +104,7 @@ def fail_lines(batch_id: str) -> None:
 
 @shared_task
 def finalize(batch_id: str) -> None:
-    _pass_on(batch_id, finalize, output.finalize(batch_id, breathe=tick_between()))
+    _pass_on(batch_id, finalize, results.finalize(batch_id, breathe=tick_between()))
 
 
 @shared_task

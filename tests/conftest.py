@@ -13,7 +13,7 @@ from django.utils import timezone
 from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
 
-from batches import cleanup, failing, lifecycle, output, presence, validation
+from batches import cleanup, failing, lifecycle, presence, results, validation
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
@@ -236,7 +236,7 @@ class Work:
     def finalize(self, batch_id: str) -> Outcome:
         """Result files and what follows them; what became of the last step. A stall is over at once."""
         Batch.objects.filter(pk=batch_id).update(retry_at=None)
-        outcome = output.finalize(batch_id, breathe=lambda: None)
+        outcome = results.finalize(batch_id, breathe=lambda: None)
         return cleanup.tidy(batch_id, breathe=lambda: None) if outcome is Outcome.DONE else outcome
 
     def run(self, batch_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from batches import cleanup, leases, lifecycle, output
+from batches import cleanup, leases, lifecycle, results
 from batches.models import Batch, Lease, Line, LineState, Status
 from files_api.models import File, stored_name
 from tests.conftest import custom_ids, line
@@ -15,14 +15,14 @@ from tests.fake_backend import Action, error_body
 
 
 def test_a_page_is_read_in_parts_of_bounded_size():
-    part = output.PART_BYTES
-    assert list(output._parts([(1, 10), (2, 10), (3, 10)])) == [(1, 3)]
-    assert list(output._parts([(1, part), (2, 1), (5, part), (6, part)])) == [(1, 1), (2, 5), (6, 6)]
+    part = results.PART_BYTES
+    assert list(results._parts([(1, 10), (2, 10), (3, 10)])) == [(1, 3)]
+    assert list(results._parts([(1, part), (2, 1), (5, part), (6, part)])) == [(1, 1), (2, 5), (6, 6)]
 
 
 def test_long_replies_are_all_delivered_in_order(create, work, backend, monkeypatch):
-    monkeypatch.setattr(output, "PART_BYTES", 300)
-    monkeypatch.setattr(output, "PAGE", 4)
+    monkeypatch.setattr(results, "PART_BYTES", 300)
+    monkeypatch.setattr(results, "PAGE", 4)
     names = [f"id-{number}" for number in range(10)]
     batch = work.run(create([line(name) for name in names])["id"])
     assert custom_ids(work.content(batch["output_file_id"])) == names
@@ -37,9 +37,9 @@ def test_a_finalizer_that_lost_its_lease_leaves_nothing(create, work, backend, s
         """While the first writes, it is declared dead and another finishes."""
         if Batch.objects.get().lease is not None and not File.objects.filter(purpose="batch_output").exists():
             leases.release(Batch.objects.get().lease)
-            output.finalize(batch, breathe=lambda: None)
+            results.finalize(batch, breathe=lambda: None)
 
-    output.finalize(batch, breathe=overtaken)
+    results.finalize(batch, breathe=overtaken)
     cleanup.tidy(batch, breathe=lambda: None)
 
     seen = work.batch(batch)
@@ -53,7 +53,7 @@ def test_results_of_a_killed_finalizer_are_removed(create, work, backend, settin
     batch = create([line("a")])["id"]
     work.validate(batch)
     work.drive()
-    output.finalize(batch, breathe=lambda: None)
+    results.finalize(batch, breathe=lambda: None)
     delivered = File.objects.get(purpose="batch_output")
     orphan = settings.FILES_DIR / f"{stored_name(delivered, '')}.999999"
     orphan.write_text("left behind")
@@ -64,7 +64,7 @@ def test_results_of_a_killed_finalizer_are_removed(create, work, backend, settin
 
 
 def test_both_files_are_written_in_one_pass_and_in_input_order(create, work, backend, monkeypatch):
-    monkeypatch.setattr(output, "PAGE", 3)
+    monkeypatch.setattr(results, "PAGE", 3)
     for name in ("id-2", "id-3", "id-9"):
         backend.always(name, Action(400, error_body("no")))
     names = [f"id-{number}" for number in range(10)]
@@ -79,7 +79,7 @@ def test_both_files_are_written_in_one_pass_and_in_input_order(create, work, bac
 
 def test_a_long_write_keeps_its_lease_alive(create, work, backend, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_EVERY_S", -1.0)
-    monkeypatch.setattr(output, "PAGE", 1)
+    monkeypatch.setattr(results, "PAGE", 1)
     batch = create([line(name) for name in "abc"])["id"]
     work.validate(batch)
     work.drive()
@@ -88,7 +88,7 @@ def test_a_long_write_keeps_its_lease_alive(create, work, backend, monkeypatch):
     def breathe():
         left.append(Lease.objects.get().expires_at)
 
-    output.finalize(batch, breathe=breathe)
+    results.finalize(batch, breathe=breathe)
     assert len(set(left)) == len(left) == 3
 
 
@@ -102,7 +102,7 @@ def test_the_size_of_a_file_is_what_it_holds(create, work, backend):
 
 @pytest.mark.parametrize("end", [lifecycle.cancel, lambda batch: lifecycle.move(batch, Status.FINALIZING)])
 def test_settling_passes_once_over_the_lines_and_leaves_none_open(create, work, backend, monkeypatch, end):
-    monkeypatch.setattr(output, "PAGE", 10)
+    monkeypatch.setattr(results, "PAGE", 10)
     batch = create([line(f"id-{number}") for number in range(100)])["id"]
     work.validate(batch)
     lease = leases.acquire("drive")
@@ -114,7 +114,7 @@ def test_settling_passes_once_over_the_lines_and_leaves_none_open(create, work, 
         Line.objects.filter(state=LineState.RUNNING).update(state=LineState.PENDING, lease=None)
 
     with leases.Keeper("finalize") as keeper:
-        finalizer = output._Finalizer(Batch.objects.get(), keeper, breathe=hand_back)
+        finalizer = results._Finalizer(Batch.objects.get(), keeper, breathe=hand_back)
         with CaptureQueriesContext(connection) as queries:
             finalizer._settle_open_lines()
     assert not Line.objects.open().exists()

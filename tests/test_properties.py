@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from batches.backends.base import BackendKind
 from batches.lines import jsonl
 from batches.models import LineState
-from batches.output import MESSAGES, result_line
+from batches.results import MESSAGES, result_line
 from common import strict_json
 from tests.conftest import CHAT, line
 

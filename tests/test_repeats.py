@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import leases, lifecycle, output, presence, reuse, validation
+from batches import leases, lifecycle, presence, results, reuse, validation
 from batches.dispatch import dispatcher
 from batches.models import Answer, Batch, Line, LineState, Part, Status
 from tests.conftest import CHAT, custom_ids, line
@@ -203,7 +203,7 @@ def test_repeats_end_as_their_originals_do(create, work, backend, end, status, c
 def test_every_custom_id_is_once_in_the_files_whatever_happens(create, work, backend, monkeypatch, seed):
     draw = random.Random(seed)
     monkeypatch.setattr(validation, "GROUP_LINES", draw.randint(1, 8))
-    monkeypatch.setattr(output, "PAGE", draw.randint(1, 8))
+    monkeypatch.setattr(results, "PAGE", draw.randint(1, 8))
     texts = [f"text {number}" for number in range(8)]
     lines = [same(f"id-{number}", draw.choice(texts)) for number in range(30)]
     for text in texts[:3]:
@@ -234,8 +234,8 @@ def test_two_finalizers_write_the_same(create, work, backend, settings):
 
     def written():
         with leases.Keeper("finalize") as keeper:
-            finalizer = output._Finalizer(Batch.objects.get(), keeper, breathe=lambda: None)
-            return [output.result_line(batch, *row[:8]) for page in finalizer._pages() for row in page]
+            finalizer = results._Finalizer(Batch.objects.get(), keeper, breathe=lambda: None)
+            return [results.result_line(batch, *row[:8]) for page in finalizer._pages() for row in page]
 
     assert len(written()) == len(rows)
     assert written() == written()

@@ -12,7 +12,7 @@ import pytest
 from django.core.files.base import File as Content
 from django.utils import timezone
 
-from batches import leases, lifecycle, output, presence, progress, tasks
+from batches import leases, lifecycle, presence, progress, results, tasks
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, Status
 from common import ids
@@ -198,8 +198,8 @@ def test_without_room_for_all_of_them_none_is_written_again(answered, work, sent
     is_over()
     answers = sum(map(len, Line.objects.values_list("response", flat=True)))
     made = []
-    monkeypatch.setattr(output, "result_line", lambda *row: made.append(row) or "")
-    monkeypatch.setattr(output, "free_bytes", lambda: answers)  # and nothing for what stands around them
+    monkeypatch.setattr(results, "result_line", lambda *row: made.append(row) or "")
+    monkeypatch.setattr(results, "free_bytes", lambda: answers)  # and nothing for what stands around them
     tasks.finalize(answered)
     assert made == []
     assert "No space left on device" in Batch.objects.get().stall_reason

@@ -45,7 +45,7 @@ MUTATIONS = [
     ),
     Mutation(
         "no fence in the final move",
-        "batches/output.py",
+        "batches/results.py",
         "self.batch.pk, final, lease=self.keeper.lease, output_file",
         "self.batch.pk, final, output_file",
         "zombie finalizes",
