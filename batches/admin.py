@@ -14,9 +14,10 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.views.decorators.http import require_POST
 
-from batches import lifecycle, presence, progress, tasks, webhooks
+from batches import lifecycle, tasks, webhooks
 from batches.models import Backend, Batch, Hold, Line, PausedModel, WebhookDelivery
 from batches.scheduling import gate, switch
+from batches.status import health, progress
 from common.admin import LookOnly
 from common.errors import ApiError
 
@@ -124,7 +125,7 @@ class BatchAdmin(LookOnly):
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if request.method == "GET":
-            for reason in presence.closed_reasons():
+            for reason in health.closed_reasons():
                 self.message_user(request, reason, messages.WARNING)
         context = {"may_switch": self.has_cancel_permission(request), "all_paused": switch.all_paused_at()}
         return super().changelist_view(request, context | (extra_context or {}))

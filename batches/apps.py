@@ -7,7 +7,8 @@ class BatchesConfig(AppConfig):
     verbose_name = "Batches"
 
     def ready(self) -> None:
-        from batches import metrics, schema_drift
+        from batches import schema_drift
+        from batches.status import metrics
 
         metrics.register()
         pre_migrate.connect(schema_drift.mend, sender=self)

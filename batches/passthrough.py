@@ -21,7 +21,7 @@ from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
-from batches import backends, presence
+from batches import backends, registry
 from batches.backends.base import JSON, BackendKind, Verdict
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.lines.jsonl import model_of
@@ -81,7 +81,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
         model, streams = backends.resolve_alias(model_of(body, settings.MODEL_NAME)), _streams(body)
-        backend = presence.own_backend()
+        backend = registry.own_backend()
         kind = _kind(backend)
         if problem := kind.unsupported(self.endpoint, body):
             raise ApiError(problem, code="unsupported_parameter")

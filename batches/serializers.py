@@ -11,7 +11,7 @@ from rest_framework import serializers
 
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Priority, Status
-from batches.progress import Progress
+from batches.status.progress import Progress
 from common import errors
 from common.errors import ApiError
 from common.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema

@@ -20,7 +20,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import cleanup, failing, leases, lifecycle, presence, results, reuse, validation, webhooks
+from batches import cleanup, failing, leases, lifecycle, registry, results, reuse, validation, webhooks
 from batches.dispatch import claims, dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
@@ -82,9 +82,9 @@ def validate(batch_id: str) -> None:
 
 @shared_task
 def drive() -> None:
-    backend = presence.own_backend()
+    backend = registry.own_backend()
     if not backend.kind or not backend.is_fresh:
-        backend = presence.report_backend()
+        backend = registry.report_backend()
     if backend.is_paused or not backend.kind:
         return  # the backend's worker lifts the pause once it answers, and the next tick wakes a drive
     parent = os.getppid()
@@ -175,13 +175,13 @@ def _nudge_control() -> None:
 
 def _wake_drives() -> None:
     """One message in a while as long as fewer drives run than could: each worker process has room for one."""
-    room = settings.MAX_CONCURRENT_BATCHES * max(1, len(presence.live_backends()))
+    room = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
     if dispatcher.drives_running() < room and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
 
 
 def _has_work() -> bool:
-    open_ = [each for each in presence.live_backends() if not each.is_paused and not gate.closed_reason(each)]
+    open_ = [each for each in registry.live_backends() if not each.is_paused and not gate.closed_reason(each)]
     return any(claims.has_work(backend) for backend in open_)
 
 

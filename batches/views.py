@@ -9,7 +9,7 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, presence, progress, tasks
+from batches import lifecycle, registry, tasks
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
 from batches.serializers import (
@@ -20,6 +20,7 @@ from batches.serializers import (
     ModelObjectSerializer,
     ProgressSerializer,
 )
+from batches.status import progress
 from common import failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
@@ -127,11 +128,11 @@ class ModelViewSet(viewsets.ViewSet):
 
     @operation("List the models that lines can name", ModelListSerializer)
     def list(self, request: Request) -> Response:
-        return Response(ModelListSerializer({"data": presence.known_models()}).data)
+        return Response(ModelListSerializer({"data": registry.known_models()}).data)
 
     @operation("Retrieve a model's object", ModelObjectSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        for model in presence.known_models():
+        for model in registry.known_models():
             if model["id"] == pk:
                 return Response(ModelObjectSerializer(model).data)
         raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")

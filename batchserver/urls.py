@@ -16,9 +16,9 @@ urlpatterns = [
     path("v1/", include("batches.urls")),
     path("v1/openapi.json", document),
     path("admin/", admin.site.urls),
-    path("health", views.health),
+    path("health", views.show_health),
     path("metrics", ExportToDjangoView),
-    path("", views.home),
+    path("", views.show_home),
 ]
 
 handler400 = "common.exception_handler.bad_request"

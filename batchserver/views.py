@@ -7,24 +7,24 @@ from django.http import HttpRequest, JsonResponse
 from django.shortcuts import redirect
 from django.views.decorators.http import require_safe
 
-from batches import presence
+from batches.status import health
 from common import schema
 
 
 @require_safe
-def health(request: HttpRequest) -> JsonResponse:
+def show_health(request: HttpRequest) -> JsonResponse:
     """200 while the server does its work, waiting for its model server included; 503 with the reason if it does not."""
     body: dict[str, Any] = {"service": "ollama-batch-server"}
     try:
         if reason := schema.trouble():
             body |= {"status": "failing", "reason": reason}
         else:
-            body |= presence.health()
+            body |= health.summary()
     except DatabaseError as error:
         body |= {"status": "failing", "reason": schema.explain(error) or "The database does not answer."}
     return JsonResponse(body, status=503 if body["status"] == "failing" else 200)
 
 
 @require_safe
-def home(request: HttpRequest) -> Any:
+def show_home(request: HttpRequest) -> Any:
     return redirect("/admin/")

@@ -11,7 +11,7 @@ from celery import bootsteps, signals
 from django.db import DatabaseError, connection
 from kombu.exceptions import OperationalError
 
-from batches.presence import report_backend
+from batches.registry import report_backend
 from batches.tasks import shutdown, tick
 from batchserver.celery import app
 from common import schema

@@ -13,7 +13,7 @@ from django.utils import timezone
 from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
 
-from batches import cleanup, failing, lifecycle, presence, results, validation
+from batches import cleanup, failing, lifecycle, registry, results, validation
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
@@ -220,7 +220,7 @@ class Work:
     def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
         """Send what can be sent; the ids of the batches for which it woke the control worker."""
         closed: list[str] = []
-        backend = presence.report_backend()
+        backend = registry.report_backend()
         backend.resize_window(self.in_flight)
         if not backend.is_paused:
             dispatcher.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()

@@ -6,7 +6,7 @@ import socket
 import pytest
 from pytest_httpserver import HTTPServer
 
-from batches import backends, presence
+from batches import backends, registry
 from batches.backends.base import Model, ModelState, Usage, Verdict
 from batches.models import Backend
 from tests.fake_backend import answer, error_body
@@ -116,10 +116,10 @@ def test_what_the_server_serves_at_once_is_on_the_backends_row_and_the_setting_w
     settings.BACKEND_NAME = "gpu"
     server.lists_models({"id": "m", "owned_by": "llamacpp"})
     server.get("/props", {"total_slots": 4})
-    presence.report_backend()
+    registry.report_backend()
     assert Backend.objects.get(name="gpu").parallel == 4
     settings.BACKEND_PARALLEL = 16
-    presence.report_backend()
+    registry.report_backend()
     assert Backend.objects.get(name="gpu").parallel == 16
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from batches import backends, presence
+from batches import backends, registry
 from batches.backends.base import Verdict
 from batches.backends.calls import Call
 from tests.conftest import CHAT, line
@@ -14,7 +14,7 @@ from tests.stack import eventually
 
 @pytest.fixture
 def pool(db, backend):
-    pool = backends.open_calls(presence.report_backend().kind)
+    pool = backends.open_calls(registry.report_backend().kind)
     yield pool
     pool.close()
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
-from batches import presence
+from batches import registry
 from batches.models import Backend
+from batches.status import health
 from files_api.models import File
 from tests.conftest import custom_ids, line
 
@@ -112,7 +113,7 @@ def test_with_too_little_left_batches_wait_and_go_on_later(create, work, backend
     work.drive()
     assert backend.arrived() == []
     assert "MIN_FREE_BYTES" in Backend.objects.get().pause_reason
-    assert "Make room" in presence.health()["reason"]
+    assert "Make room" in health.summary()["reason"]
     settings.MIN_FREE_BYTES = 0
     assert work.run(batch)["request_counts"]["completed"] == 1
 
@@ -125,7 +126,7 @@ def test_a_drive_under_way_stops_sending(create, work, backend, settings):
     def fill_up():
         if len(backend.arrived()) >= 2:
             settings.MIN_FREE_BYTES = 2**62
-            presence.report_backend()
+            registry.report_backend()
         return False
 
     work.drive(should_stop=fill_up)

@@ -7,7 +7,7 @@ import time
 import pytest
 from django.utils import timezone
 
-from batches import lifecycle, presence, tasks
+from batches import lifecycle, registry, tasks
 from batches.models import Backend, Batch, Line, LineState, PausedModel
 from batches.scheduling import persons, turns
 from tests.conftest import line
@@ -19,7 +19,7 @@ def drive(work, monkeypatch):
     """Run the task `drive`; meanwhile call `look` once a second, in the thread that may touch the database."""
 
     def drive(look=lambda: None, *, in_flight=2):
-        Backend.objects.filter(pk=presence.report_backend().pk).update(window=in_flight)
+        Backend.objects.filter(pk=registry.report_backend().pk).update(window=in_flight)
         close_finished = lifecycle.close_finished
 
         def looked():
@@ -72,7 +72,7 @@ def hold_for_a_second(backend, settings):
 
     def look():
         if len(backend.seen) >= 3 and not came:
-            came.append(persons.Person(presence.own_backend()))
+            came.append(persons.Person(registry.own_backend()))
         elif len(came) == 1:
             came[0].leave()
             came.append(time.monotonic())
@@ -167,7 +167,7 @@ def test_the_order_to_stop_is_seen_while_a_model_is_loaded(create, work, backend
     """A question is a call like any other: the loop goes on beside it."""
     backend.on_load.append(Action(delay_s=30))
     work.validate(create([line("a")])["id"])
-    presence.report_backend()
+    registry.report_backend()
     timer = threading.Timer(1.5, setattr, (tasks.shutdown, "value", 1))
     timer.start()
     started = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from batches import leases, presence
+from batches import leases, registry
 from batches.dispatch import admission, alone, dispatcher
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState
 from batches.scheduling import persons
@@ -117,7 +117,7 @@ def test_a_person_is_served_first(create, work, backend):
 
     def look():
         if len(backend.arrived()) >= 2 and not came:
-            came.append(persons.Person(presence.own_backend()))
+            came.append(persons.Person(registry.own_backend()))
             came.append(time.monotonic())
         if came and time.monotonic() > came[1] + 3:
             came[0].leave()
@@ -146,7 +146,7 @@ def test_a_closed_gate_lets_the_drive_go_after_a_while(create, work, backend, mo
 
 
 def test_one_drive_has_the_backend_alone_when_all_others_stand_by(db):
-    backend = presence.own_backend()
+    backend = registry.own_backend()
     first, second = (leases.acquire("drive", backend=backend) for _ in range(2))
     assert not alone.take(backend, first)  # the other one may have calls in flight
     assert alone.is_anothers(fresh(backend), second)
@@ -158,7 +158,7 @@ def test_one_drive_has_the_backend_alone_when_all_others_stand_by(db):
 
 
 def test_a_dead_drive_keeps_nobody_from_the_backend(db):
-    backend = presence.own_backend()
+    backend = registry.own_backend()
     dead, living = (leases.acquire("drive", backend=backend) for _ in range(2))
     alone.take(backend, dead)
     Lease.objects.filter(pk=dead.pk).update(expires_at=timezone.now() - timedelta(seconds=1))
@@ -181,7 +181,7 @@ def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(crea
     names = [f"id-{number}" for number in range(30)]
     batch = create([line(name) for name in [*names[:10], "poison", *names[10:]]])["id"]
     work.validate(batch)
-    own = presence.report_backend()
+    own = registry.report_backend()
     own.resize_window(4)
 
     def drive():

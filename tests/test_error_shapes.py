@@ -59,7 +59,7 @@ def test_a_bug_is_a_500_without_its_details(api, monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(views.presence, "health", broken)
+    monkeypatch.setattr(views.health, "summary", broken)
     answer = api.get("/health")
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import leases, lifecycle, presence
+from batches import leases, lifecycle, registry
 from batches.dispatch import claims
 from batches.models import Batch, Lease, Line, LineState, Status
 from batches.scheduling import turns
@@ -17,7 +17,7 @@ from tests.fake_backend import TRIAL, Action, error_body
 
 
 def turn():
-    return turns.next_turn(presence.own_backend(), None)
+    return turns.next_turn(registry.own_backend(), None)
 
 
 def results(work, batch):

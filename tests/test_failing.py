@@ -8,11 +8,12 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import failing, leases, lifecycle, progress, tasks
+from batches import failing, leases, lifecycle, tasks
 from batches.backends.base import Reply, Verdict
 from batches.dispatch import claims
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status
+from batches.status import progress
 from tests.conftest import CHAT, custom_ids, line
 from tests.fake_backend import Action, error_body
 from tests.test_tick import tick

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from batches import presence
+from batches import registry
 from batches.backends import kind_named, open_calls
 from batches.backends.base import ModelState, Verdict
 from batches.backends.calls import Call
@@ -137,7 +137,7 @@ def test_what_is_found_later_takes_the_place_of_what_was_found_before(part, back
 @pytest.fixture
 def calls(backend, db):
     """The calls of a drive."""
-    pool = open_calls(presence.report_backend().kind)
+    pool = open_calls(registry.report_backend().kind)
     yield pool
     pool.close()
 

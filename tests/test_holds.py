@@ -6,14 +6,14 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import presence
+from batches import registry
 from batches.models import Backend, Hold
 from batches.scheduling import persons
 
 
 @pytest.fixture
 def here(transactional_db):
-    return presence.own_backend()
+    return registry.own_backend()
 
 
 def later(seconds):

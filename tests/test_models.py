@@ -5,14 +5,14 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import presence
+from batches import registry
 from batches.models import Backend
 
 
 @pytest.fixture
 def reported(api, backend):
     backend.models = ["gemma3:12b", "hf.co/user/repo:Q4"]
-    presence.report_backend()
+    registry.report_backend()
 
 
 def test_it_lists_what_the_backend_has(api, reported):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from django.utils import timezone
 
-from batches import presence
+from batches import registry
 from batches.models import Backend, Batch, Line, LineState, Part, PausedModel, Priority
 from batches.scheduling import turns
 from batches.scheduling.turns import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
@@ -233,9 +233,9 @@ def test_a_batch_that_a_person_paused_is_passed_over(create, work, backend):
     Batch.objects.filter(pk=first).update(paused_at=timezone.now())
     work.drive()
     assert backend.arrived() == ["b"]
-    assert not turns.has_work(presence.own_backend())
+    assert not turns.has_work(registry.own_backend())
     Batch.objects.update(paused_at=None)
-    assert turns.has_work(presence.own_backend())
+    assert turns.has_work(registry.own_backend())
 
 
 def test_a_pause_in_the_middle_lets_what_is_in_flight_finish(create, work, backend):
@@ -257,7 +257,7 @@ def test_a_pause_in_the_middle_lets_what_is_in_flight_finish(create, work, backe
 @pytest.fixture
 def elsewhere(backend):
     """Another live backend, which lists `theirs:1b`."""
-    own = presence.report_backend()
+    own = registry.report_backend()
     now = timezone.now()
     listed = [{"id": "theirs:1b", "created": 0, "owned_by": "x"}]
     other = {"kind": "ollama", "worker_seen_at": now, "seen_at": now, "listed": listed}
@@ -271,7 +271,7 @@ def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, 
     gone = timezone.now() - timedelta(minutes=5)
     Backend.objects.filter(name="other").update(worker_seen_at=gone)
     # Nobody else has it any more: here it fails with its reason.
-    assert turns.has_work(presence.own_backend())
+    assert turns.has_work(registry.own_backend())
 
 
 def test_a_model_that_is_removed_here_is_left_to_a_backend_that_has_it(create, work, backend, elsewhere):
@@ -313,7 +313,7 @@ def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
     """One rubric over two batches: there is no border to wait for."""
     for name in "ab":
         work.validate(create([system("Rate it. ", f"{name}-{number}") for number in range(20)])["id"])
-    own = presence.report_backend()
+    own = registry.report_backend()
     turns, turn = [], None
     for _ in range(30):
         following = turns.next_turn(own, turn)
@@ -328,7 +328,7 @@ def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
 
 def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):
     work.validate(create([line("a"), line("b")])["id"])
-    own = presence.report_backend()
+    own = registry.report_backend()
     turn = turns.next_turn(own, None)
     assert Part.objects.get().turn_at is None
     turn.claimed(Line.objects.first())

@@ -15,7 +15,7 @@ import requests
 from django.conf import settings as configured
 from django.utils import timezone
 
-from batches import passthrough, presence
+from batches import passthrough, registry
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Hold
 from common.models import ApiKey
@@ -303,7 +303,7 @@ def test_a_stream_that_nobody_begins_to_read_holds_nothing(ask, backend, setting
 
 
 def test_a_paused_backend_is_asked_all_the_same(ask, backend):
-    presence.report_backend().pause("by a person")
+    registry.report_backend().pause("by a person")
     Hold.objects.create(reason=Hold.Reason.PAUSED)
     assert ask().status_code == 200
 

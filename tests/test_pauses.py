@@ -5,9 +5,10 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import presence
+from batches import registry
 from batches.dispatch import dispatcher, questions
 from batches.models import Backend, Batch, Line, LineState, PausedModel
+from batches.status import health
 from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
 
@@ -43,7 +44,7 @@ def error_lines(work, batch):
 
 def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work, backend):
     batch = prepared(create, work, "ab")
-    known = presence.report_backend()
+    known = registry.report_backend()
     backend.stop()
 
     dispatcher.Drive(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
@@ -52,7 +53,7 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
     assert seen.is_paused
     assert "Start it: ollama serve" in seen.pause_reason
     assert charges() == UNCHARGED
-    assert presence.health()["reason"] is not None
+    assert health.summary()["reason"] is not None
 
     backend.start()
     assert work.run(batch)["request_counts"]["completed"] == 2
@@ -103,7 +104,7 @@ def test_a_model_that_fails_everything_pauses_and_charges_nobody(create, work, b
 
     assert charges() == UNCHARGED
     assert "fails every request of gemma3:12b, the plainest too" in seen.reason
-    assert seen.reason in presence.health()["reason"]
+    assert seen.reason in health.summary()["reason"]
     # Five lines, maybe one in flight beside them, and a trial; later the trial alone, each time after a longer pause.
     assert len(set(backend.arrived()) - {TRIAL}) in (5, 6)
     assert backend.arrived().count(TRIAL) == 4
@@ -175,7 +176,7 @@ def test_other_models_get_their_turn_beside_one_that_hangs(create, work, backend
 
 
 def test_of_two_drives_one_tries_a_paused_model_again(db):
-    paused = PausedModel.pause(presence.own_backend(), "/v1/embeddings", "m", "x", at_least=timedelta())
+    paused = PausedModel.pause(registry.own_backend(), "/v1/embeddings", "m", "x", at_least=timedelta())
     assert not paused.take()  # too early
     PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
     assert paused.take()
@@ -223,10 +224,10 @@ def test_a_backend_that_was_restarted_is_tried_at_once(create, work, backend):
     prepared(create, work, "a")
     work.drive()
     backend.stop()
-    assert "does not answer" in presence.report_backend().pause_reason
+    assert "does not answer" in registry.report_backend().pause_reason
     assert not PausedModel.objects.all().due().exists()
     backend.start()
-    assert not presence.report_backend().is_paused
+    assert not registry.report_backend().is_paused
     assert PausedModel.objects.all().due().exists()
 
 
@@ -316,9 +317,9 @@ def test_the_hour_begins_anew_with_another_reason_and_when_the_backend_comes_bac
     assert charges() == UNCHARGED
     PausedModel.objects.update(since=hour_ago)
     backend.stop()
-    presence.report_backend()
+    registry.report_backend()
     backend.start()
-    presence.report_backend()
+    registry.report_backend()
     again(work)
     assert charges() == UNCHARGED
     backend.forget()

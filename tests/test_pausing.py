@@ -11,10 +11,11 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
-from batches import presence, tasks
+from batches import tasks
 from batches.models import Backend, Batch, Hold, Status
 from batches.scheduling import gate, switch
 from batches.scheduling.quiet_hours import QuietHours
+from batches.status import health
 from tests.conftest import line
 
 
@@ -105,13 +106,13 @@ def test_all_are_paused_once_and_resumed(api, live_backend):
     assert Hold.objects.count() == 1
 
     assert "A person paused all batches at" in gate.closed_reason(live_backend)
-    assert presence.health()["status"] == "ok"
-    assert presence.health()["reason"] == gate.closed_reason(live_backend)
+    assert health.summary()["status"] == "ok"
+    assert health.summary()["reason"] == gate.closed_reason(live_backend)
 
     for _ in range(2):
         assert api.post("/v1/batches/resume").json() == {"object": "batches.pause", "paused": False, "paused_at": None}
         assert gate.closed_reason(live_backend) == ""
-    assert presence.health()["reason"] is None
+    assert health.summary()["reason"] is None
 
 
 def test_two_pauses_at_the_same_moment_are_one(api, live_backend):
@@ -163,8 +164,8 @@ def test_quiet_hours_close_the_gate_and_say_until_when(live_backend, settings):
     assert gate.closed_reason(live_backend) == (
         f"Quiet hours until {end:%Y-%m-%d %H:%M} (Asia/Tokyo) (QUIET_HOURS={settings.QUIET_HOURS.text})."
     )
-    assert presence.health()["status"] == "ok"
-    assert "Quiet hours" in presence.health()["reason"]
+    assert health.summary()["status"] == "ok"
+    assert "Quiet hours" in health.summary()["reason"]
     assert gate.clock(datetime(2026, 1, 1, 20, tzinfo=UTC)) == "2026-01-02 05:00 (Asia/Tokyo)"
 
 
@@ -181,9 +182,9 @@ def test_the_gate_asks_the_database_once(live_backend, settings, django_assert_n
 def test_health_waits_for_what_is_wrong_and_tells_of_the_gate_too(live_backend):
     live_backend.pause("The backend is away.")
     switch.pause_all()
-    health = presence.health()
-    assert health["status"] == "waiting"
-    assert health["reason"].startswith("The backend is away. A person paused all batches")
+    told = health.summary()
+    assert told["status"] == "waiting"
+    assert told["reason"].startswith("The backend is away. A person paused all batches")
 
 
 # Command line

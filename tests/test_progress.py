@@ -10,10 +10,11 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import leases, progress
+from batches import leases
 from batches.models import Backend, Batch, Hold, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 from batches.scheduling.quiet_hours import QuietHours
+from batches.status import progress
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
 from tests.test_pausing import quiet_now

@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import leases, lifecycle, presence, results, reuse, validation
+from batches import leases, lifecycle, registry, results, reuse, validation
 from batches.dispatch import dispatcher
 from batches.models import Answer, Batch, Line, LineState, Part, Status
 from tests.conftest import CHAT, custom_ids, line
@@ -343,6 +343,6 @@ def test_a_drive_that_knows_all_answers_sends_nothing(create, work, backend, set
     batch = create([same("a", "x")])["id"]
     work.validate(batch)
     closed = []
-    dispatcher.Drive(presence.report_backend(), should_stop=lambda: False, wake_control=closed.append).run()
+    dispatcher.Drive(registry.report_backend(), should_stop=lambda: False, wake_control=closed.append).run()
     assert (closed, backend.seen) == ([batch], [])
     assert Part.objects.filter(batch=batch).count() == 1

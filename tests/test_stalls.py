@@ -12,9 +12,10 @@ import pytest
 from django.core.files.base import File as Content
 from django.utils import timezone
 
-from batches import leases, lifecycle, presence, progress, results, tasks
+from batches import leases, lifecycle, results, tasks
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, Status
+from batches.status import health, progress
 from common import ids
 from files_api import storage
 from files_api.models import File, FileHold, stored_name
@@ -103,8 +104,8 @@ def test_result_files_on_a_full_disk_wake_nobody_and_are_told_everywhere(api, an
     assert Batch.objects.get().status == Status.FINALIZING
     assert [record.getMessage() for record in errors_of(caplog)] == [f"{answered}: stalled: {NO_ROOM}"]
     assert api.get(f"/v1/batches/{answered}/progress").json()["waiting_for"] == NO_ROOM
-    health = presence.health()
-    assert (health["status"], health["reason"]) == ("waiting", f"1 batch is stalled: {NO_ROOM}")
+    told = health.summary()
+    assert (told["status"], told["reason"]) == ("waiting", f"1 batch is stalled: {NO_ROOM}")
 
 
 def test_the_pause_doubles_and_is_logged_once_and_ends_with_the_cause(answered, work, sent, caplog):
@@ -257,11 +258,11 @@ def test_an_input_file_that_cannot_be_read_for_a_moment_is_waited_for(api, creat
             "that away; it is tried again by itself."
         )
         assert told["estimated_from"] == "Not known while the batch waits."
-        assert presence.health()["reason"].startswith("1 batch is stalled: The input file cannot be read")
+        assert health.summary()["reason"].startswith("1 batch is stalled: The input file cannot be read")
     is_over()
     tasks.validate(batch["id"])
     assert work.batch(batch["id"])["status"] == "in_progress"
-    assert presence.health()["status"] == "ok"
+    assert health.summary()["status"] == "ok"
     assert len(errors_of(caplog)) == 1
 
 
@@ -300,7 +301,7 @@ def test_a_bug_stalls_its_batch_and_its_traceback_is_logged_once(create, work, s
     tick()
     sent.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("batches.validation.prefix.measure", lambda *args: {}["secret"])
+        patch.setattr("batches.validation.prompt.measure", lambda *args: {}["secret"])
         for _ in range(3):
             tasks.validate(batch)
             is_over()
@@ -344,7 +345,7 @@ def test_health_counts_the_batches_by_their_reasons(create, work, sent):
     for batch, reason in zip(batches, ["Full.", "Full.", "A.", "B.", "C.", "D."], strict=True):
         lifecycle.stall(batch, reason)
     tick()
-    assert presence.health()["reason"] == (
+    assert health.summary()["reason"] == (
         "2 batches are stalled: Full. 1 batch is stalled: A. 1 batch is stalled: B. 2 more batches are stalled for "
         "other reasons; the admin has them."
     )

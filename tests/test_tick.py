@@ -6,15 +6,16 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import leases, presence, tasks
+from batches import leases, registry, tasks
 from batches.dispatch import dispatcher
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
+from batches.status import health
 from tests.conftest import line
 
 
 def tick():
     """A tick that is due, whenever the last one was; some worker reported its backend before."""
-    presence.own_backend()
+    registry.own_backend()
     Backend.objects.update(worker_seen_at=timezone.now())
     Pulse.objects.all().delete()
     tasks.tick()
@@ -99,11 +100,11 @@ def test_the_lines_of_a_dead_worker_are_taken_back_and_driven_again(create, work
 def test_a_paused_backend_wakes_nobody_until_it_answers(create, work, backend, sent):
     batch = create([line("a")])["id"]
     work.validate(batch)
-    presence.own_backend().pause("away")
+    registry.own_backend().pause("away")
     sent.clear()
     tick()
     assert sent == []
-    presence.report_backend()
+    registry.report_backend()
     assert not Backend.objects.get().is_paused
     tick()
     assert sent == [("drive",)]
@@ -159,17 +160,17 @@ def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent,
     reason = (
         "The control worker cannot remove files that nobody needs (FileExistsError: File exists); its log says more."
     )
-    assert (presence.health()["status"], presence.health()["reason"]) == ("failing", reason)
+    assert (health.summary()["status"], health.summary()["reason"]) == ("failing", reason)
     for _ in range(3):
         next_tick()
-    assert presence.health()["status"] == "failing"
+    assert health.summary()["status"] == "failing"
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [(record.message, record.exc_info[0]) for record in errors] == [
         ("the tick cannot remove files that nobody needs (FileExistsError: File exists)", FileExistsError)
     ]
     settings.UPLOAD_DIR = settings.UPLOAD_DIR.parent
     next_tick()
-    assert presence.health()["status"] == "ok"
+    assert health.summary()["status"] == "ok"
 
 
 def test_each_duty_that_fails_is_logged(work, sent, no_sweep, caplog):
@@ -185,7 +186,7 @@ def test_each_duty_that_fails_is_logged(work, sent, no_sweep, caplog):
         next_tick()
         next_tick()
     assert [record.message for record in caplog.records] == ["the tick cannot forget old answers (OperationalError)"]
-    reason = presence.health()["reason"]
+    reason = health.summary()["reason"]
     assert "forget old answers (OperationalError), remove files" in reason
     assert "disk I/O" not in reason
 
@@ -200,9 +201,9 @@ def test_a_tick_that_cannot_run_at_all_fails_health_after_a_while(work, sent, ca
     with connection.execute_wrapper(away):
         tasks.tick()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert presence.health()["status"] == "ok"
-    Pulse.objects.filter(pk="ticked").update(at=timezone.now() - 2 * presence.TICK_MISSING_AFTER)
-    assert presence.health()["status"] == "failing"
+    assert health.summary()["status"] == "ok"
+    Pulse.objects.filter(pk="ticked").update(at=timezone.now() - 2 * health.TICK_MISSING_AFTER)
+    assert health.summary()["status"] == "failing"
 
 
 def test_a_batch_that_was_closed_is_woken_though_the_next_close_fails(create, work, sent):
@@ -224,12 +225,12 @@ def test_a_batch_that_was_closed_is_woken_though_the_next_close_fails(create, wo
         tick()
     closed = Batch.objects.get(status=Status.FINALIZING).pk
     assert sent == [("finalize", closed)]
-    assert "close finished batches (OperationalError)" in presence.health()["reason"]
+    assert "close finished batches (OperationalError)" in health.summary()["reason"]
     sent.clear()
     next_tick()
     other = ({first, second} - {closed}).pop()
     assert sent == [("finalize", other)]
-    assert presence.health()["status"] == "ok"
+    assert health.summary()["status"] == "ok"
 
 
 def test_a_drive_wakes_a_closed_batch_though_the_next_close_fails(create, work, backend, monkeypatch):
@@ -253,11 +254,11 @@ def test_a_drive_wakes_a_closed_batch_though_the_next_close_fails(create, work, 
 
 
 def test_health_tells_of_a_missing_tick(db):
-    assert presence.health()["status"] == "failing"
+    assert health.summary()["status"] == "failing"
     Pulse.stamp("ticked")
-    assert presence.health()["status"] == "waiting"  # no worker has reported
+    assert health.summary()["status"] == "waiting"  # no worker has reported
     Pulse.objects.update(at=timezone.now() - timedelta(minutes=5))
-    assert presence.health()["status"] == "failing"
+    assert health.summary()["status"] == "failing"
 
 
 def test_a_broker_that_is_away_is_no_error(create, work, monkeypatch):

@@ -1,6 +1,6 @@
 """What a failed question to the backend pauses: all of it, or one model whose lines then wait while others go on.
 
-A pause of the backend ends when it answers its worker again (presence); that of a model when it passes a trial, which
+A pause of the backend ends when it answers its worker again (registry); that of a model when it passes a trial, which
 the drive gives it in growing intervals.
 """
 

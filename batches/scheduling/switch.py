@@ -1,7 +1,7 @@
 """The switch that a person has: no line of one batch, or of any, is sent until it is resumed.
 
 What is on its way to the model server is answered and stored; the completion window goes on. What failures pause, and
-trials lift again, is elsewhere (`pauses`, `presence`).
+trials lift again, is elsewhere (`dispatch.circuit_breaker`, `registry`).
 """
 
 import logging

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db.models import F
 from django.utils import timezone
 
-from batches import presence
+from batches import registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 
@@ -137,9 +137,9 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
         )
     if not with_work:
         return None
-    backends = presence.live_backends()
+    backends = registry.live_backends()
     if not backends:
-        return presence.NO_WORKER
+        return registry.NO_WORKER
     reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
     if all(reasons.values()):
         return next(iter(reasons.values()))
@@ -216,7 +216,7 @@ def _others(batch: Batch) -> list[Batch]:
     found = list(others.order_by("created_at")[: MOST_OTHERS + 1])
     if len(found) > MOST_OTHERS:
         raise Unknown(f"Not known while more than {MOST_OTHERS} other batches take turns.")
-    if found and len(presence.live_backends()) > 1:
+    if found and len(registry.live_backends()) > 1:
         raise Unknown("Not known while several batches share several model servers.")
     return found
 

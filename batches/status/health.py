@@ -1,0 +1,71 @@
+"""Whether the server does its work, and what holds it or a batch up, as `/health` tells it."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Count
+from django.utils import timezone
+
+from batches import registry
+from batches.models import Backend, Batch, Pulse, Status
+from batches.scheduling import gate
+
+TICK_MISSING_AFTER = timedelta(seconds=30)
+MOST_REASONS = 3
+
+
+def summary() -> dict[str, Any]:
+    """`status` is ok, waiting (for the model server, or for what stalls a batch) or failing (a part of ours is missing
+    or does not do its duty); `reason` says why.
+
+    That a person or the clock holds lines back is told in `reason` too, and is no change of `status`: nothing is wrong.
+    """
+    backends = registry.live_backends()
+    failing = _tick_trouble()
+    waiting = [] if failing or backends else [registry.NO_WORKER]
+    waiting += [trouble for backend in backends for trouble in _troubles(backend)]
+    waiting += _stalled_reasons()
+    return {
+        "status": "failing" if failing else "waiting" if waiting else "ok",
+        "reason": " ".join([*failing, *waiting, *closed_reasons()]) or None,
+        "backends": [
+            {"url": backend.url, "kind": backend.kind or None, "version": backend.version or None}
+            | {"models": backend.model_names, "paused": backend.pause_reason or None}
+            for backend in backends
+        ],
+        "batches": {
+            name: Batch.objects.filter(status=name).count()
+            for name in (Status.VALIDATING, Status.IN_PROGRESS, Status.FINALIZING, Status.CANCELLING)
+        },
+    }
+
+
+def _tick_trouble() -> list[str]:
+    tick = Pulse.objects.filter(pk="ticked").first()
+    if tick is None or tick.at < timezone.now() - TICK_MISSING_AFTER:
+        return ["The control worker has not ticked lately."]
+    return [f"The control worker cannot {tick.error}; its log says more."] if tick.error else []
+
+
+def _troubles(backend: Backend) -> list[str]:
+    """What is wrong with a backend or with models of it."""
+    reasons = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
+    return list(filter(None, reasons)) or list(filter(None, [registry.missing_default_model(backend)]))
+
+
+def closed_reasons() -> list[str]:
+    """Why a person or the clock holds back the lines of live backends; each reason once."""
+    return list(dict.fromkeys(filter(None, map(gate.closed_reason, registry.live_backends()))))
+
+
+def _stalled_reasons() -> list[str]:
+    """What holds up batches, whatever their status: how many, and why; the commonest reasons first."""
+    stalled = Batch.objects.filter(stalled_at__isnull=False).order_by().values_list("stall_reason")
+    counts = list(stalled.annotate(count=Count("pk")).order_by("-count", "stall_reason"))
+    told = [
+        f"{'1 batch is' if count == 1 else f'{count} batches are'} stalled: {reason}"
+        for reason, count in counts[:MOST_REASONS]
+    ]
+    if more := sum(count for _, count in counts[MOST_REASONS:]):
+        told.append(f"{more} more batches are stalled for other reasons; the admin has them.")
+    return told
