@@ -67,6 +67,12 @@ def live_backends() -> list[Backend]:
     return list(Backend.objects.all().live().order_by("pk"))
 
 
+def is_elsewhere(backend: Backend | None, model: str) -> bool:
+    """Another backend that is live has this model."""
+    own = backend.pk if backend is not None else None
+    return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
+
+
 def known_models() -> list[dict[str, Any]]:
     """What the live backends list, and the aliases of these: id, created, owned_by; by id, each once."""
     models = {model["id"]: model for backend in live_backends() for model in backend.listed}

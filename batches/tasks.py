@@ -21,10 +21,10 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
 from batches import cleanup, failing, leases, lifecycle, registry, results, reuse, validation, webhooks
-from batches.dispatch import claims, dispatcher
+from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Pulse, Status
-from batches.scheduling import gate, persons
+from batches.scheduling import gate, persons, turns
 from common import idempotency
 from files_api import retention
 
@@ -182,7 +182,7 @@ def _wake_drives() -> None:
 
 def _has_work() -> bool:
     open_ = [each for each in registry.live_backends() if not each.is_paused and not gate.closed_reason(each)]
-    return any(claims.has_work(backend) for backend in open_)
+    return any(turns.has_work(backend) for backend in open_)
 
 
 # What a tick does, by what /health says that it cannot do.

@@ -13,7 +13,7 @@ document = SpectacularAPIView.as_view(authentication_classes=[], renderer_classe
 
 urlpatterns = [
     path("v1/", include("files_api.urls")),
-    path("v1/", include("batches.urls")),
+    path("v1/", include("batches.api.urls")),
     path("v1/openapi.json", document),
     path("admin/", admin.site.urls),
     path("health", views.show_health),

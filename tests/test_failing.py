@@ -13,6 +13,7 @@ from batches.backends.base import Reply, Verdict
 from batches.dispatch import claims
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status
+from batches.scheduling import turns
 from batches.status import progress
 from tests.conftest import CHAT, custom_ids, line
 from tests.fake_backend import Action, error_body
@@ -230,8 +231,8 @@ def test_a_line_that_was_in_flight_finishes_by_itself_and_one_that_is_handed_bac
 
 
 def test_nobody_waits_for_a_model_that_is_given_up(marked, live_backend):
-    assert not claims.is_wanted(CHAT, "gone")
-    assert not claims.is_wanted(CHAT, "gone", now=False)
+    assert not turns.is_wanted(CHAT, "gone")
+    assert not turns.is_wanted(CHAT, "gone", now=False)
     lease = leases.acquire("drive", backend=live_backend)
     part = Part.objects.get(model="gone")
     assert claims.claim(lease, claims.ordering.Turn(part), 5) == []

@@ -31,7 +31,7 @@ ROOMS = [
 ENTRANCES = [
     *("batches.tasks", "batches.api", "batches.admin", "batches.management"),
     # Until they move into batches.api
-    *("batches.views", "batches.passthrough", "batches.serializers", "batches.urls"),
+    *("batches.api.batches", "batches.api.pass_through", "batches.api.serializers", "batches.api.urls"),
 ]
 # Where REST framework is at home below the entrances: views of files, and what both apps' views stand on.
 REST_GROUND = [

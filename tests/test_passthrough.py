@@ -15,7 +15,8 @@ import requests
 from django.conf import settings as configured
 from django.utils import timezone
 
-from batches import passthrough, registry
+from batches import registry
+from batches.api import pass_through
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Hold
 from common.models import ApiKey
@@ -319,7 +320,7 @@ def test_the_connection_is_left_as_it_was(api, transactional_db, backend):
 
             body = line("hello", body={"stream": True})["body"]
             response = api.post(CHAT, body, format="json", **{"gunicorn.socket": connection})
-            assert limit_ms() == passthrough.TAKES_NOTHING_S * 1000
+            assert limit_ms() == pass_through.TAKES_NOTHING_S * 1000
             assert b"[DONE]" in response.getvalue()
             response.close()
             assert limit_ms() == 0
@@ -388,13 +389,13 @@ def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
     server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0")
     # More than all buffers on the way to it hold.
     events = b'data: {"choices": []}\n\n' * 1_000_000
-    stream = Action(body=events, headers={"Content-Type": passthrough.EVENT_STREAM})
+    stream = Action(body=events, headers={"Content-Type": pass_through.EVENT_STREAM})
     fake.on("hello", *[stream] * PLACES)
     with ExitStack() as clients:
         for _ in range(PLACES):
             clients.enter_context(post(server, stream=True))
         assert post(server).status_code == 429
-        within_s = passthrough.TAKES_NOTHING_S + 15
+        within_s = pass_through.TAKES_NOTHING_S + 15
         eventually(lambda: post(server).status_code == 200, within_s=within_s, what="a free place")
 
 

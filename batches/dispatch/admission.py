@@ -6,7 +6,7 @@ from django.conf import settings
 
 from batches.backends.base import Verdict
 from batches.backends.calls import Call
-from batches.dispatch import claims
+from batches.dispatch import outcomes
 from batches.dispatch.sharing import Share
 from batches.models import Backend
 from batches.scheduling import gate
@@ -71,7 +71,7 @@ class Admission:
         elif call.verdict is Verdict.BUSY and call.reply is not None:
             now = time.monotonic()
             self._busy_since = self._busy_since or now
-            self._nothing_new_until = now + claims.busy_wait_s(call.reply, now - self._busy_since)
+            self._nothing_new_until = now + outcomes.busy_wait_s(call.reply, now - self._busy_since)
 
     @property
     def busy_s(self) -> float:

@@ -10,10 +10,9 @@ from typing import Any
 
 from django.utils import timezone
 
-from batches import backends, failing
+from batches import backends, failing, registry
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
-from batches.dispatch import claims
 from batches.models import Backend, PausedModel
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, t
     paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took)
     logger.warning("paused: %s", reason)
     is_hopeless = reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR
-    if is_hopeless and not claims.is_elsewhere(backend, model):
+    if is_hopeless and not registry.is_elsewhere(backend, model):
         logger.error("%s could not be loaded for too long: its lines fail", model)
         failing.mark_model(endpoint, model, reply)  # the tick wakes who fails them
         paused.delete()

@@ -7,49 +7,22 @@ meanwhile and somebody else has the line: the result is dropped.
 """
 
 import logging
-import random
-from collections import Counter
-from datetime import timedelta
+from collections import Counter, defaultdict
 from typing import Any
 
-from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches import failing, reuse
 from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
-from batches.dispatch import fault_attribution
-from batches.models import FINAL, Backend, Batch, Lease, Line, LineState, Part, PausedModel
+from batches.dispatch import outcomes
+from batches.models import FINAL, Batch, Lease, Line, LineState, Part
 from batches.scheduling import turns
 from common import failpoints
-from common.database import from_now
 
 logger = logging.getLogger(__name__)
-
-MOST_BACKEND_CRASHES = 2
-LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
-
-
-def has_work(backend: Backend) -> bool:
-    """A drive of this backend would find a line to send, or a paused model to try again."""
-    return turns.has_work(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
-
-
-def _is_to_retry(paused: PausedModel) -> bool:
-    """It is wanted, or nobody waits for it any more and the pause can go."""
-    endpoint, model = paused.endpoint, paused.model
-    return is_wanted(endpoint, model) or not is_wanted(endpoint, model, now=False)
-
-
-def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
-    """Some line of a batch in progress is still to be answered by this model at this endpoint; `now`, of a batch that
-    no person paused."""
-    batches = Batch.objects.all().runnable() if now else Batch.objects.all().in_progress()
-    parts = Part.objects.filter(batch__in=batches.filter(endpoint=endpoint), model=model, failure__isnull=True)
-    return Line.objects.all().open().filter(part__in=parts).exists()
 
 
 def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
@@ -94,48 +67,60 @@ def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list
     `busy_s` is how long the backend has been busy: the next try waits as long again. A missing model fails the lines
     that wait for it too: the ids of their batches, for which to wake the control worker.
     """
-    tallies: dict[str, Counter[str]] = {}
-    cut: list[Line] = []
-    finished: dict[int, tuple[Line, str]] = {}  # of lines that other lines may repeat, with the counter that moves
-    answered: list[tuple[Line, str]] = []
-    missing: dict[Part, Reply] = {}
+    group = _Group()
     with transaction.atomic():
         for call in calls:
             line, reply = call.subject, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
-                cut.append(line)
+                group.cut.append(line)
                 continue
-            values = _outcome(lease, line, reply, call, busy_s=busy_s)
-            if values["state"] is not LineState.PENDING:
-                values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
-            if not _write(lease, line, values):
+            values = outcomes.of(lease.backend, line, reply, call, busy_s=busy_s)
+            if _write(lease, line, values):
+                group.add(line, reply, values["state"])
+            else:
                 logger.warning("%s line %s: the result came too late and was dropped", line.batch_id, line.number)
-                continue
-            tally = tallies.setdefault(line.batch_id, Counter())
-            if values["state"] is LineState.SUCCEEDED:
-                tally["completed"] += 1
-                tally.update(vars(reply.usage))
-                answered.append((line, reply.body))
-            elif values["state"] is LineState.FAILED:
-                tally["failed"] += 1
-            if line.digest is not None and values["state"] is not LineState.PENDING:
-                finished[line.pk] = line, "completed" if values["state"] is LineState.SUCCEEDED else "failed"
-            if reply.verdict is Verdict.MODEL_MISSING and values["state"] is LineState.FAILED:
-                missing[line.part] = reply
-        for pk, count in reuse.counts(finished).items():
-            line, counter = finished[pk]
-            tallies[line.batch_id].update({counter: count, "repeated_finished": count})
-        reuse.remember(answered)
+        group.write(lease)
+    return sorted({part.batch_id for part in group.missing})
+
+
+class _Group:
+    """What a group of answers changes beside the rows of its own lines."""
+
+    def __init__(self) -> None:
+        self.cut: list[Line] = []
+        self.missing: dict[Part, Reply] = {}  # parts whose model is not there
+        self._tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by batch, by counter
+        self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter that moves
+        self._answered: list[tuple[Line, str]] = []
+
+    def add(self, line: Line, reply: Reply, state: LineState) -> None:
+        """Take in what was written of a line."""
+        if state is LineState.PENDING:
+            return
+        counter = "completed" if state is LineState.SUCCEEDED else "failed"
+        tally = self._tallies[line.batch_id]
+        tally[counter] += 1
+        if state is LineState.SUCCEEDED:
+            tally.update(vars(reply.usage))
+            self._answered.append((line, reply.body))
+        elif reply.verdict is Verdict.MODEL_MISSING:
+            self.missing[line.part] = reply
+        if line.digest is not None:
+            self._finished[line.pk] = line, counter
+
+    def write(self, lease: Lease) -> None:
+        for pk, count in reuse.counts(self._finished).items():
+            line, counter = self._finished[pk]
+            self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})
+        reuse.remember(self._answered)
         # Unless it was settled by whoever stopped its batch.
-        hand_back(lease, cut)
+        hand_back(lease, self.cut)
         failpoints.reach("mid_store")
-        for batch_id, tally in tallies.items():
+        for batch_id, tally in self._tallies.items():
             changes = {name: F(name) + count for name, count in tally.items() if count}
-            if changes:
-                Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
-        for part, reply in missing.items():
+            Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
+        for part, reply in self.missing.items():
             failing.mark([part.pk], reply)
-    return sorted({part.batch_id for part in missing})
 
 
 ANSWER = (
@@ -158,78 +143,3 @@ def _write(lease: Lease, line: Line, values: dict[str, Any]) -> bool:
     with connection.cursor() as cursor:
         cursor.execute(WRITE_ANSWER, [*(row[name] for name in ANSWER), line.pk, lease.pk, LineState.RUNNING])
         return bool(cursor.rowcount == 1)
-
-
-def _outcome(lease: Lease, line: Line, reply: Reply, call: Call[Line], *, busy_s: float) -> dict[str, Any]:
-    """The new values of a line's row: finished, or pending again with what was charged."""
-    match reply.verdict:
-        case Verdict.ANSWERED:
-            return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
-        case Verdict.MODEL_MISSING if is_elsewhere(lease.backend, line.model):
-            return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of its models is fresh
-        case Verdict.REFUSED | Verdict.MODEL_MISSING:
-            return _finished(LineState.FAILED, reply)
-        case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
-            charge, tries_left = _charge(line, reply)
-            backoff = _backoff(*charge.values())
-            # Another try that would end after the window is none: the line's own error says more than "expired".
-            ends_at = timezone.now() + backoff + timedelta(seconds=call.duration_s)
-            if tries_left <= 0 or ends_at >= line.batch.expires_at:
-                return _finished(LineState.FAILED, reply) | charge
-            return _again(backoff) | charge | _suspicion(line, call)
-        case Verdict.FAILED | Verdict.CRASHED:
-            return _again(_backoff(1)) | _suspicion(line, call)
-        case Verdict.BUSY:
-            return _again(_jittered(busy_wait_s(reply, busy_s)))
-    return {"state": LineState.PENDING}
-
-
-def busy_wait_s(reply: Reply, busy_s: float) -> float:
-    """How long to leave a server alone that has been busy for `busy_s`: as long again, or as it asks, within bounds."""
-    return min(MOST_BACKOFF_S, max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s))
-
-
-def _suspicion(line: Line, call: Call[Line]) -> dict[str, bool]:
-    return {"needs_trial": True, "needs_alone": line.needs_alone or fault_attribution.is_breakdown(call)}
-
-
-def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:
-    """The counter that a failure of the line's own moves, and how many tries are left then."""
-    if reply.verdict is Verdict.CRASHED:
-        crashes = line.backend_crashes + 1
-        return {"backend_crashes": crashes}, MOST_BACKEND_CRASHES - crashes
-    attempts = line.attempts + 1
-    if reply.code == "request_timeout":
-        # It took the time of many lines: one more try is all it gets.
-        attempts = max(attempts, settings.LINE_MAX_ATTEMPTS - 1)
-    return {"attempts": attempts}, settings.LINE_MAX_ATTEMPTS - attempts
-
-
-def _backoff(times: int) -> timedelta:
-    """Doubles with each time."""
-    return _jittered(min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)))
-
-
-def _jittered(seconds: float) -> timedelta:
-    """So that lines do not come back in step; never sooner."""
-    return timedelta(seconds=seconds * random.uniform(1.0, 1.5))
-
-
-def _again(backoff: timedelta) -> dict[str, Any]:
-    return {"state": LineState.PENDING, "not_before": from_now(backoff)}
-
-
-def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
-    return {
-        "state": state,
-        "http_status": reply.status,
-        "response": reply.body,
-        "error_code": reply.code,
-        "error_message": reply.message,
-    }
-
-
-def is_elsewhere(backend: Backend | None, model: str) -> bool:
-    """Another backend that is live has this model."""
-    own = backend.pk if backend is not None else None
-    return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)

@@ -14,11 +14,12 @@ from django.utils import timezone
 
 from batches.backends.base import BackendKind, Verdict
 from batches.backends.calls import Call
-from batches.dispatch import circuit_breaker, claims
+from batches.dispatch import circuit_breaker
 from batches.dispatch.context_fit import ContextFit
 from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdown, key_of
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Line, PausedModel
+from batches.scheduling import turns
 from common.database import retrying
 
 # Answers to a question that let lines be sent: what the next line has to say to a refusal is its own affair.
@@ -101,10 +102,10 @@ class Readiness:
     def _take(self, paused: PausedModel) -> None:
         """Try a paused model again, if some line wants it still, and neither this drive nor another is at one."""
         endpoint, model = paused.endpoint, paused.model
-        if retrying(claims.is_wanted, endpoint, model):
+        if retrying(turns.is_wanted, endpoint, model):
             if not self._retries and retrying(paused.take):
                 self._retries[endpoint, model] = paused
-        elif not retrying(claims.is_wanted, endpoint, model, now=False):
+        elif not retrying(turns.is_wanted, endpoint, model, now=False):
             # Lines of a batch that a person paused do not want it now, and the pause stays for them.
             retrying(paused.delete)
 

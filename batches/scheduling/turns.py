@@ -22,7 +22,7 @@ from django.utils import timezone
 
 from batches import backends
 from batches.lines import prompt
-from batches.models import Backend, Batch, Line, LineQuerySet, Part
+from batches.models import Backend, Batch, Line, LineQuerySet, Part, PausedModel
 
 TURN_S = 30.0
 # A turn that is over goes on so long for lines that begin as the last one does.
@@ -71,6 +71,25 @@ class Turn:
 
 
 def has_work(backend: Backend) -> bool:
+    """A drive of this backend would find a line to send, or a paused model to try again."""
+    return _has_line(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
+
+
+def _is_to_retry(paused: PausedModel) -> bool:
+    """It is wanted, or nobody waits for it any more and the pause can go."""
+    endpoint, model = paused.endpoint, paused.model
+    return is_wanted(endpoint, model) or not is_wanted(endpoint, model, now=False)
+
+
+def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
+    """Some line of a batch in progress is still to be answered by this model at this endpoint; `now`, of a batch that
+    no person paused."""
+    batches = Batch.objects.all().runnable() if now else Batch.objects.all().in_progress()
+    parts = Part.objects.filter(batch__in=batches.filter(endpoint=endpoint), model=model, failure__isnull=True)
+    return Line.objects.all().open().filter(part__in=parts).exists()
+
+
+def _has_line(backend: Backend) -> bool:
     """Some line could be sent."""
     parts = _open_parts(backend)
     return any(_with_work(parts, is_suspicious=each).exists() for each in (False, True))

@@ -1,9 +1,10 @@
 from django.urls import path
 from rest_framework.routers import SimpleRouter
 
+from batches.api.batches import BatchViewSet
+from batches.api.models import ModelViewSet
+from batches.api.pass_through import PassThroughViewSet
 from batches.lines.jsonl import ENDPOINTS
-from batches.passthrough import PassThroughViewSet
-from batches.views import BatchViewSet, ModelViewSet
 
 router = SimpleRouter(trailing_slash=False)
 router.register("batches", BatchViewSet, basename="batch")

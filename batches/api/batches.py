@@ -1,4 +1,4 @@
-"""/v1/batches: create, list, retrieve, cancel, pause, resume, progress; and /v1/models."""
+"""/v1/batches: create, list, retrieve, cancel, pause, resume, progress."""
 
 import json
 from datetime import datetime
@@ -9,17 +9,15 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, registry, tasks
-from batches.models import Batch, BatchQuerySet
-from batches.scheduling import switch
-from batches.serializers import (
+from batches import lifecycle, tasks
+from batches.api.serializers import (
     AllPausedSerializer,
     BatchCreateSerializer,
     BatchSerializer,
-    ModelListSerializer,
-    ModelObjectSerializer,
     ProgressSerializer,
 )
+from batches.models import Batch, BatchQuerySet
+from batches.scheduling import switch
 from batches.status import progress
 from common import failpoints, idempotency
 from common.errors import ApiError
@@ -119,20 +117,3 @@ def _all_paused(since: datetime | None) -> Response:
 def _wake(batch_id: str) -> None:
     failpoints.reach("after_create_committed")
     tasks.wake_control(batch_id)
-
-
-class ModelViewSet(viewsets.ViewSet):
-    """What lines can name: the models of the live backends, and their aliases. Ids hold `:` and `/`."""
-
-    lookup_value_regex = r"[^\x00]+"
-
-    @operation("List the models that lines can name", ModelListSerializer)
-    def list(self, request: Request) -> Response:
-        return Response(ModelListSerializer({"data": registry.known_models()}).data)
-
-    @operation("Retrieve a model's object", ModelObjectSerializer)
-    def retrieve(self, request: Request, pk: str) -> Response:
-        for model in registry.known_models():
-            if model["id"] == pk:
-                return Response(ModelObjectSerializer(model).data)
-        raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")

@@ -1,0 +1,1 @@
+"""What clients call: batches, models, and the endpoints of the model server, passed through."""

@@ -1,0 +1,27 @@
+"""/v1/models: what lines can name."""
+
+from rest_framework import viewsets
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from batches import registry
+from batches.api.serializers import ModelListSerializer, ModelObjectSerializer
+from common.errors import ApiError
+from common.openapi import operation
+
+
+class ModelViewSet(viewsets.ViewSet):
+    """What lines can name: the models of the live backends, and their aliases. Ids hold `:` and `/`."""
+
+    lookup_value_regex = r"[^\x00]+"
+
+    @operation("List the models that lines can name", ModelListSerializer)
+    def list(self, request: Request) -> Response:
+        return Response(ModelListSerializer({"data": registry.known_models()}).data)
+
+    @operation("Retrieve a model's object", ModelObjectSerializer)
+    def retrieve(self, request: Request, pk: str) -> Response:
+        for model in registry.known_models():
+            if model["id"] == pk:
+                return Response(ModelObjectSerializer(model).data)
+        raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")

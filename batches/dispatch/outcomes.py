@@ -1,0 +1,94 @@
+"""What becomes of a line's row, by the reply to its call: finished, or pending again with what it was charged."""
+
+import random
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from batches import registry
+from batches.backends.base import Reply, Verdict
+from batches.backends.calls import Call
+from batches.dispatch import fault_attribution
+from batches.models import Backend, Line, LineState
+from common.database import from_now
+
+MOST_BACKEND_CRASHES = 2
+LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+
+
+def of(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], *, busy_s: float) -> dict[str, Any]:
+    """The new values of a line's row. `backend` answered, and has been busy for `busy_s`."""
+    values = _by_verdict(backend, line, reply, call, busy_s)
+    if values["state"] is not LineState.PENDING:
+        values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
+    return values
+
+
+def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], busy_s: float) -> dict[str, Any]:
+    match reply.verdict:
+        case Verdict.ANSWERED:
+            return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
+        case Verdict.MODEL_MISSING if registry.is_elsewhere(backend, line.model):
+            return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of its models is fresh
+        case Verdict.REFUSED | Verdict.MODEL_MISSING:
+            return _finished(LineState.FAILED, reply)
+        case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
+            charge, tries_left = _charge(line, reply)
+            backoff = _backoff(*charge.values())
+            # Another try that would end after the window is none: the line's own error says more than "expired".
+            ends_at = timezone.now() + backoff + timedelta(seconds=call.duration_s)
+            if tries_left <= 0 or ends_at >= line.batch.expires_at:
+                return _finished(LineState.FAILED, reply) | charge
+            return _again(backoff) | charge | _suspicion(line, call)
+        case Verdict.FAILED | Verdict.CRASHED:
+            return _again(_backoff(1)) | _suspicion(line, call)
+        case Verdict.BUSY:
+            return _again(_jittered(busy_wait_s(reply, busy_s)))
+    return {"state": LineState.PENDING}
+
+
+def busy_wait_s(reply: Reply, busy_s: float) -> float:
+    """How long to leave a server alone that has been busy for `busy_s`: as long again, or as it asks, within bounds."""
+    return min(MOST_BACKOFF_S, max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s))
+
+
+def _suspicion(line: Line, call: Call[Line]) -> dict[str, bool]:
+    return {"needs_trial": True, "needs_alone": line.needs_alone or fault_attribution.is_breakdown(call)}
+
+
+def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:
+    """The counter that a failure of the line's own moves, and how many tries are left then."""
+    if reply.verdict is Verdict.CRASHED:
+        crashes = line.backend_crashes + 1
+        return {"backend_crashes": crashes}, MOST_BACKEND_CRASHES - crashes
+    attempts = line.attempts + 1
+    if reply.code == "request_timeout":
+        # It took the time of many lines: one more try is all it gets.
+        attempts = max(attempts, settings.LINE_MAX_ATTEMPTS - 1)
+    return {"attempts": attempts}, settings.LINE_MAX_ATTEMPTS - attempts
+
+
+def _backoff(times: int) -> timedelta:
+    """Doubles with each time."""
+    return _jittered(min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)))
+
+
+def _jittered(seconds: float) -> timedelta:
+    """So that lines do not come back in step; never sooner."""
+    return timedelta(seconds=seconds * random.uniform(1.0, 1.5))
+
+
+def _again(backoff: timedelta) -> dict[str, Any]:
+    return {"state": LineState.PENDING, "not_before": from_now(backoff)}
+
+
+def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
+    return {
+        "state": state,
+        "http_status": reply.status,
+        "response": reply.body,
+        "error_code": reply.code,
+        "error_message": reply.message,
+    }
