@@ -16,7 +16,7 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from batches import leases, reuse, steps
-from batches.backends.base import Reply
+from batches.backends.replies import Reply
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status
 from common.database import retrying

@@ -7,7 +7,8 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from batches import backends, registry
-from batches.backends.base import Model, ModelState, Usage, Verdict
+from batches.backends.base import Model, ModelState
+from batches.backends.replies import Usage, Verdict
 from batches.models import Backend
 from tests.fake_backend import answer, error_body
 

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from batches import backends, registry
-from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from tests.conftest import CHAT, line
 from tests.fake_backend import Action
 from tests.stack import eventually

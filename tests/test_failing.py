@@ -9,7 +9,7 @@ from django.db import OperationalError, connection
 from django.utils import timezone
 
 from batches import failing, leases, lifecycle, tasks
-from batches.backends.base import Reply, Verdict
+from batches.backends.replies import Reply, Verdict
 from batches.dispatch import claims
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from batches.backends import kind_named, ollama_context
-from batches.backends.base import Usage
+from batches.backends.replies import Usage
 from tests.conftest import custom_ids, line
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"

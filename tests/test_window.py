@@ -2,8 +2,8 @@
 
 import pytest
 
-from batches.backends.base import Reply, Usage, Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Reply, Usage, Verdict
 from batches.dispatch.concurrency_limit import MEASURE_S, Window, share
 from tests.fake_backend import MODEL
 

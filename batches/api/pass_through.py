@@ -22,8 +22,9 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
 from batches import backends, registry
-from batches.backends.base import JSON, BackendKind, Verdict
+from batches.backends.base import BackendKind
 from batches.backends.relay import Broken, Head, NotConnected, Relay
+from batches.backends.replies import JSON, Verdict
 from batches.lines.jsonl import model_of
 from batches.models import Backend
 from batches.scheduling import persons

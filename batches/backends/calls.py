@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import HTTPError
 
-from batches.backends.base import BackendKind, Exchange, Reply, Verdict, refused
+from batches.backends.base import BackendKind, Exchange
 from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge
+from batches.backends.replies import Reply, Verdict, refused
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """llama.cpp's own server, which the embedded backend is too."""
 
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, count
+from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
+from batches.backends.replies import count
 
 
 class LlamaServer(BackendKind):

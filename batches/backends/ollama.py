@@ -5,21 +5,8 @@ import secrets
 from typing import Any, ClassVar
 
 from batches.backends import ollama_context
-from batches.backends.base import (
-    JSON,
-    SERVER_ERRORS,
-    Ask,
-    BackendKind,
-    Exchange,
-    ModelState,
-    Rule,
-    State,
-    Usage,
-    Verdict,
-    count,
-    listed_models,
-    usage_of,
-)
+from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, listed_models
+from batches.backends.replies import JSON, SERVER_ERRORS, Rule, Usage, Verdict, count, usage_of
 
 # endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
 IGNORED: dict[str, dict[str, tuple[object, ...]]] = {

@@ -13,7 +13,8 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from batches.backends.base import JSON, Ask, Exchange, count
+from batches.backends.base import Ask, Exchange
+from batches.backends.replies import JSON, count
 
 Question = tuple[str, JSON]
 

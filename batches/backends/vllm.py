@@ -1,6 +1,7 @@
 """vLLM's OpenAI server."""
 
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, count
+from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
+from batches.backends.replies import count
 
 
 class Vllm(BackendKind):

@@ -4,8 +4,8 @@ import time
 
 from django.conf import settings
 
-from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from batches.dispatch import outcomes
 from batches.dispatch.sharing import Share
 from batches.models import Backend

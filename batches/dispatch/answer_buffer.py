@@ -7,8 +7,8 @@ milliseconds.
 
 import time
 
-from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from batches.models import Line
 
 GROUP_OVER_COST = 10

@@ -11,8 +11,8 @@ from typing import Any
 from django.utils import timezone
 
 from batches import backends, failing, registry
-from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Reply, Verdict
 from batches.models import Backend, PausedModel
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from batches import failing, reuse
-from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
 from batches.models import FINAL, Batch, Lease, Line, LineState, Part
 from batches.scheduling import turns

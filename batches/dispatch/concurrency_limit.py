@@ -7,8 +7,8 @@ refused or time out. Pure: the drive that owns it stores its size on the backend
 
 from typing import Any
 
-from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 
 # A measurement is over when so much time has passed and so many answers for each call in flight have come.
 MEASURE_S = 10.0

@@ -5,8 +5,8 @@ from typing import Any
 
 from django.conf import settings
 
-from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from batches.lines import prompt
 from batches.models import Line
 

@@ -15,8 +15,8 @@ unless a trial goes well.
 from collections import defaultdict
 from dataclasses import replace
 
-from batches.backends.base import Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from batches.models import Line
 
 # As many different lines that fail in a row call for a trial.

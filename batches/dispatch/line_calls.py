@@ -3,8 +3,9 @@
 import logging
 
 from batches import reuse
-from batches.backends.base import BackendKind, Reply, Verdict, refused
+from batches.backends.base import BackendKind
 from batches.backends.calls import Call
+from batches.backends.replies import Reply, Verdict, refused
 from batches.dispatch.deadlines import Deadlines
 from batches.dispatch.input_reader import UNREADABLE, InputFiles
 from batches.models import Line

@@ -8,8 +8,8 @@ from django.conf import settings
 from django.utils import timezone
 
 from batches import registry
-from batches.backends.base import Reply, Verdict
 from batches.backends.calls import Call
+from batches.backends.replies import Reply, Verdict
 from batches.dispatch import fault_attribution
 from batches.models import Backend, Line, LineState
 from common.database import from_now

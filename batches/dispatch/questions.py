@@ -5,8 +5,9 @@ from enum import Enum
 
 from django.conf import settings
 
-from batches.backends.base import JSON, BackendKind
+from batches.backends.base import BackendKind
 from batches.backends.calls import Call
+from batches.backends.replies import JSON
 
 # A loaded model answers a trial within this time, or the server is stuck.
 TRIAL_TIMEOUT_S = 120.0

@@ -12,8 +12,9 @@ If an answer is bad, the circuit breaker pauses what it shows to be out of order
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from batches.backends.base import BackendKind, Verdict
+from batches.backends.base import BackendKind
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from batches.dispatch import circuit_breaker
 from batches.dispatch.context_fit import ContextFit
 from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdown, key_of

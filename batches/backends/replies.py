@@ -1,0 +1,107 @@
+"""What a model server's reply means: the verdict on it, what is kept of it, and the tokens it counts."""
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from common import strict_json
+
+JSON = dict[str, Any]
+SERVER_ERRORS = tuple(range(500, 600))
+
+
+class Verdict(Enum):
+    """What a reply means for its line, and who is to blame."""
+
+    ANSWERED = "answered"  # the line's result
+    REFUSED = "refused"  # the line's own fault, for good: the reply goes to the error file as it is
+    FAILED = "failed"  # the line is charged with an attempt and may be tried again
+    BUSY = "busy"  # not now: tried again later, uncharged
+    CRASHED = "crashed"  # the server went away under the line
+    UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; nobody is charged
+    MISCONFIGURED = (
+        "misconfigured"  # likewise, and a person has to act; unless a trial shows it is the line's own fault
+    )
+    MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of after a night
+    UNLOADABLE = "unloadable"  # the model cannot be loaded at present: it waits and others go on; nobody is charged
+    CUT = "cut"  # we ended the call ourselves
+
+
+@dataclass(frozen=True)
+class Usage:
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of one call. `body` is compact ASCII JSON, empty where there is no HTTP answer worth keeping; then
+    `code` and `message` are the line's `error`."""
+
+    verdict: Verdict
+    status: int | None = None
+    body: str = ""
+    code: str = ""
+    message: str = ""
+    usage: Usage = field(default_factory=Usage)
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of a kind's table: the first whose status, endpoint and text fit decides."""
+
+    verdict: Verdict
+    statuses: tuple[int, ...]
+    texts: tuple[str, ...] = ("",)
+    endpoint: str = ""
+
+
+def refused(code: str, message: str) -> Reply:
+    """The line's own fault, as the endpoint itself would have said it."""
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return Reply(Verdict.REFUSED, 400, compact({"error": error}))
+
+
+def parsed(content: bytes) -> JSON | None:
+    try:
+        body = strict_json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def compact(body: JSON) -> str:
+    # ASCII only: U+2028, U+2029 and U+0085 would split a line for clients that read with splitlines().
+    return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+
+
+def enveloped(status: int, text: str) -> str:
+    message = text.strip()[:1000] or f"The model server answered HTTP {status} without a body."
+    return compact({"error": {"message": message, "type": "api_error", "param": None, "code": None}})
+
+
+def usage_of(body: JSON) -> Usage:
+    """Tokens as the chat, completions and embeddings endpoints name them, or as /v1/responses does."""
+    usage = body.get("usage")
+    reasoning = ("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens")
+    return Usage(
+        input_tokens=count(usage, "prompt_tokens", "input_tokens"),
+        cached_tokens=count(usage, "prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
+        output_tokens=count(usage, "completion_tokens", "output_tokens"),
+        reasoning_tokens=count(usage, *reasoning),
+    )
+
+
+def count(thing: Any, *paths: str, below: int = 2**31) -> int:
+    """The whole number at the first of these dotted paths that leads to one; 0 where none does."""
+    for path in paths:
+        place = thing
+        for key in path.split("."):
+            place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, int) and not isinstance(place, bool) and 0 <= place < below:
+            return place
+    return 0
