@@ -1,5 +1,4 @@
-"""Batches, lines, backends and webhook deliveries in the admin: to look at, to hold back, to cancel and to repeat, not
-to edit."""
+"""Batches in the admin: to look at, to hold back, to cancel and to try again, not to edit."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -14,8 +13,8 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.views.decorators.http import require_POST
 
-from batches import lifecycle, tasks, webhooks
-from batches.models import Backend, Batch, Hold, Line, PausedModel, WebhookDelivery
+from batches import lifecycle, tasks
+from batches.models import Batch
 from batches.scheduling import gate, switch
 from batches.status import health, progress
 from common.admin import LookOnly
@@ -191,68 +190,3 @@ def _file_link(file_id: str | None) -> str:
     if file_id is None:
         return "-"
     return format_html('<a href="{}">{}</a>', reverse("admin:files_api_file_change", args=[file_id]), file_id)
-
-
-@admin.register(Line)
-class LineAdmin(LookOnly):
-    list_display = ("number", "custom_id", "state", "model", "http_status", "attempts", "duration_ms", "batch")
-    list_display_links = ("number", "custom_id")
-    list_filter = ("state",)
-    list_select_related = ("batch", "part")
-    search_fields = ("=custom_id", "=batch__id")
-    search_help_text = "A custom_id or a batch id, whole."
-    show_full_result_count = False
-    ordering = ("batch", "number")
-    exclude = ("lease", "order_key", "digest", "original")
-    readonly_fields = ("original_line",)
-
-    @admin.display(description="Repeats", empty_value="-")
-    def original_line(self, line: Line) -> str | None:
-        if line.original is None:
-            return None
-        url = reverse("admin:batches_line_change", args=[line.original_id])
-        return format_html('<a href="{}">Line {}</a>', url, line.original.number)
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
-        # A page of long replies would be as large as all of them.
-        return super().get_queryset(request).defer("response", "error_message")
-
-
-@admin.register(Backend)
-class BackendAdmin(LookOnly):
-    list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")
-
-
-@admin.register(Hold)
-class HoldAdmin(LookOnly):
-    list_display = ("reason", "backend", "created_at", "until")
-
-
-@admin.register(PausedModel)
-class PausedModelAdmin(LookOnly):
-    list_display = ("model", "endpoint", "backend", "reason", "since", "failed_trials", "resume_at")
-
-
-@admin.register(WebhookDelivery)
-class WebhookDeliveryAdmin(LookOnly):
-    list_display = ("created_at", "event", "batch_link", "attempts", "delivered_at", "last_error")
-    fields = ("id", "event", "batch_link", "created_at", "attempts", "delivered_at", "next_at", "last_error")
-    ordering = ("-created_at",)
-    list_filter = ("event",)
-    search_fields = ("id", "=batch__id")
-    actions = ("send_again",)
-
-    def has_send_again_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("batches.change_webhookdelivery")
-
-    @admin.action(description="Send selected events again", permissions=["send_again"])
-    def send_again(self, request: HttpRequest, queryset: QuerySet[WebhookDelivery]) -> None:
-        webhooks.send_again(queryset)
-        for delivery in queryset:
-            self.message_user(request, f"Sending {delivery}.", messages.SUCCESS)
-
-    @admin.display(description="Batch")
-    def batch_link(self, delivery: WebhookDelivery) -> str:
-        return format_html(
-            '<a href="{}">{}</a>', reverse("admin:batches_batch_change", args=[delivery.batch_id]), delivery.batch_id
-        )
