@@ -71,7 +71,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in kept if "processes" not in fixtures_of(item) and not item.get_closest_marker("slow")]
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=list(set(items) - set(kept)))
-        items[:] = kept
+    # Files are run beside each other. Those of whole servers take minutes: the last one to begin would run alone.
+    long = {item.path for item in kept if "processes" in fixtures_of(item)}
+    items[:] = sorted(kept, key=lambda item: item.path not in long)
 
 
 def _refuse_processes(event: str, _: object) -> None:

@@ -18,16 +18,26 @@ def test_a_test_that_asked_starts_one():
     subprocess.run([sys.executable, "-c", ""], check=True)
 
 
+def collected(*arguments):
+    """The tests that these arguments run, in their order, without their parameters."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [line.partition("[")[0] for line in told.splitlines() if "::" in line]
+
+
 @pytest.mark.usefixtures("processes")
 def test_it_leaves_out_what_comes_to_processes_and_what_is_slow():
-    def collected(*options):
-        modules = ["tests/test_serve.py", "tests/test_drives.py", "tests/test_jsonl.py"]
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:randomly", *options, *modules]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return {line.partition("[")[0] for line in told.splitlines() if "::" in line}
-
-    left_out = collected() - collected("--quick")
+    modules = ["tests/test_serve.py", "tests/test_drives.py", "tests/test_jsonl.py"]
+    left_out = {*collected(*modules)} - {*collected("--quick", *modules)}
     assert "tests/test_serve.py::test_a_child_that_dies_is_started_again" in left_out  # by way of `stack`
     assert "tests/test_serve.py::test_a_bad_setting_is_named_with_what_is_allowed" in left_out  # by its own mark
     assert "tests/test_drives.py::test_a_person_is_served_first" in left_out  # slow
     assert not {each for each in left_out if each.startswith("tests/test_jsonl.py")}
+
+
+@pytest.mark.usefixtures("processes")
+def test_the_files_that_start_processes_come_first():
+    files = [test.partition("::")[0] for test in collected("tests/test_jsonl.py", "tests/test_serve.py")]
+    assert list(dict.fromkeys(files)) == ["tests/test_serve.py", "tests/test_jsonl.py"]
+    # Also of those that they leave to be shuffled: each file stays in one piece.
+    assert files == sorted(files, key=lambda file: file != "tests/test_serve.py")
