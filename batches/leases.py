@@ -80,7 +80,7 @@ class Keeper:
 def release(lease: Lease) -> None:
     """Give up the lease and hand back what it still holds, uncharged."""
     with transaction.atomic():
-        Line.objects.held_by(lease).update(state=LineState.PENDING, lease=None)
+        Line.objects.claimed_by(lease).update(state=LineState.PENDING, lease=None)
         Batch.objects.filter(lease=lease).update(lease=None)
         Backend.objects.filter(alone=lease).update(alone=None)
         Lease.objects.filter(pk=lease.pk).delete()

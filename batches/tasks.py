@@ -93,7 +93,7 @@ def drive() -> None:
         # A worker that was killed with -9 leaves its busy child behind: it must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    dispatcher.Drive(backend, should_stop=should_stop, wake_control=wake_control).run()
+    dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
 
 
 @shared_task

@@ -203,7 +203,7 @@ class Work:
 
     def __init__(self, api: APIClient) -> None:
         self.api = api
-        self.in_flight = 2  # the backend's window, as the product's is at first; with 1 what happens happens in order
+        self.in_flight = 2  # the concurrency limit, as the product's is at first; with 1 what happens happens in order
 
     def validate(self, batch_id: str) -> Outcome:
         """What became of the last slice. A stall is over at once."""
@@ -223,9 +223,9 @@ class Work:
         """Send what can be sent; the ids of the batches for which it woke the control worker."""
         closed: list[str] = []
         backend = registry.report_backend()
-        backend.resize_window(self.in_flight)
+        backend.set_concurrency_limit(self.in_flight)
         if not backend.is_paused:
-            dispatcher.Drive(backend, should_stop=should_stop, wake_control=closed.append).run()
+            dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=closed.append).run()
         return closed
 
     def fail_lines(self, batch_id: str) -> Outcome:

@@ -249,6 +249,7 @@ def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
     assert let_in() == {"CHANGELOG.md", "LICENSE", "manage.py", "requirements.txt", *packages} - {"benchmarks"}
 
 
+@pytest.mark.usefixtures("processes")
 def test_what_is_in_the_image_is_enough(tmp_path: Path) -> None:
     for name in let_in():
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy

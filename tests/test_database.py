@@ -38,4 +38,4 @@ def test_rows_that_break_a_constraint_are_refused_whole(transactional_db):
     with pytest.raises(IntegrityError), transaction.atomic():
         insert(Backend, names, [("b", "http://b"), ("a", "http://a")])
     stored = Backend.objects.get()
-    assert (stored.name, stored.listed, stored.kind, stored.window, stored.seen_at) == ("a", [], "", 0, None)
+    assert (stored.name, stored.listed, stored.kind, stored.concurrency_limit, stored.seen_at) == ("a", [], "", 0, None)

@@ -19,12 +19,12 @@ def drive(work, monkeypatch):
     """Run the task `drive`; meanwhile call `look` once a second, in the thread that may touch the database."""
 
     def drive(look=lambda: None, *, in_flight=2):
-        Backend.objects.filter(pk=registry.report_backend().pk).update(window=in_flight)
+        Backend.objects.filter(pk=registry.report_backend().pk).update(concurrency_limit=in_flight)
         close_finished = lifecycle.close_finished
 
-        def looked():
+        def looked(*args):
             look()
-            return close_finished()
+            close_finished(*args)
 
         monkeypatch.setattr(lifecycle, "close_finished", looked)
         tasks.drive()

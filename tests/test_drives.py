@@ -89,7 +89,7 @@ def test_a_busy_server_gets_fewer_calls(create, work, backend):
     assert most_at_once(backend, backend.seen[:8]) == 8
     # Those of the first eight that came after the first refusal were on their way by then.
     assert most_at_once(backend, backend.seen[16:]) <= 4
-    assert Backend.objects.get().window == 4
+    assert Backend.objects.get().concurrency_limit == 4
     assert not Line.objects.exclude(attempts=0).exists()
 
 
@@ -182,13 +182,13 @@ def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(crea
     batch = create([line(name) for name in [*names[:10], "poison", *names[10:]]])["id"]
     work.validate(batch)
     own = registry.report_backend()
-    own.resize_window(4)
+    own.set_concurrency_limit(4)
 
     def drive():
         try:
             for _ in range(60):
                 Line.objects.update(not_before=None)
-                dispatcher.Drive(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
+                dispatcher.Dispatcher(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
                 if not Line.objects.all().open().exists():
                     return
                 Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)

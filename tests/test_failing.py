@@ -81,6 +81,7 @@ def pages(monkeypatch, *, lines=5):
 def test_a_drive_marks_what_waits_for_a_missing_model_and_asks_for_its_end(create, work, backend, sent):
     for n in range(20):
         backend.always(f"gone-{n}", Action(404, error_body("model 'gone' not found", "not_found_error")))
+    work.in_flight = 1
     batch = waiting_for_gone(create, work, backend)
     sent.clear()
     assert work.drive() == [batch]  # the control worker has a step to do
@@ -235,7 +236,7 @@ def test_nobody_waits_for_a_model_that_is_given_up(marked, live_backend):
     assert not turns.is_wanted(CHAT, "gone", now=False)
     lease = leases.acquire("drive", backend=live_backend)
     part = Part.objects.get(model="gone")
-    assert claims.claim(lease, claims.ordering.Turn(part), 5) == []
+    assert claims.claim(lease, turns.Turn(part), 5) == []
     assert progress.waiting_for(Batch.objects.get()) is None
 
 

@@ -314,16 +314,16 @@ def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
     for name in "ab":
         work.validate(create([system("Rate it. ", f"{name}-{number}") for number in range(20)])["id"])
     own = registry.report_backend()
-    turns, turn = [], None
+    parts, turn = [], None
     for _ in range(30):
         following = turns.next_turn(own, turn)
         if following is not turn:
             following.claimed(following.lines().first())
-            turns.append(following.part.pk)
+            parts.append(following.part.pk)
         turn = following
         turn.began -= 5  # five seconds later
-    assert 3 < len(turns) < 7  # in 150 seconds
-    assert all(before != after for before, after in pairwise(turns))
+    assert 3 < len(parts) < 7  # in 150 seconds
+    assert all(before != after for before, after in pairwise(parts))
 
 
 def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):

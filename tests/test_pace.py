@@ -4,7 +4,7 @@ import pytest
 
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Usage, Verdict
-from batches.dispatch.deadlines import LEAST_S, MOST_S, Pace
+from batches.dispatch.deadlines import LEAST_S, MOST_S, ModelSpeed
 
 
 @pytest.fixture(autouse=True)
@@ -14,7 +14,7 @@ def _unset(settings):
 
 def paced(*answers):
     """A pace that saw answers of so many tokens in, tokens out, seconds."""
-    pace = Pace()
+    pace = ModelSpeed()
     for tokens_in, tokens_out, seconds in answers:
         reply = Reply(Verdict.ANSWERED, usage=Usage(input_tokens=tokens_in, output_tokens=tokens_out))
         pace.note(Call(None, "", {}, 0.0, duration_s=seconds, reply=reply))
@@ -27,7 +27,7 @@ def test_what_was_set_counts(settings):
 
 
 def test_before_anything_was_measured_it_is_the_longest():
-    assert Pace().deadline_s({"max_tokens": 1}) == MOST_S
+    assert ModelSpeed().deadline_s({"max_tokens": 1}) == MOST_S
     assert paced((0, 0, 5)).deadline_s({"max_tokens": 1}) == MOST_S
 
 

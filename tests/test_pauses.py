@@ -47,7 +47,7 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
     known = registry.report_backend()
     backend.stop()
 
-    dispatcher.Drive(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
+    dispatcher.Dispatcher(known, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
 
     seen = Backend.objects.get()
     assert seen.is_paused

@@ -344,6 +344,6 @@ def test_a_drive_that_knows_all_answers_sends_nothing(create, work, backend, set
     batch = create([same("a", "x")])["id"]
     work.validate(batch)
     closed = []
-    dispatcher.Drive(registry.report_backend(), should_stop=lambda: False, wake_control=closed.append).run()
+    dispatcher.Dispatcher(registry.report_backend(), should_stop=lambda: False, wake_control=closed.append).run()
     assert (closed, backend.seen) == ([batch], [])
     assert Part.objects.filter(batch=batch).count() == 1

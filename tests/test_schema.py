@@ -98,6 +98,7 @@ def test_health_tells_of_a_database_of_an_older_version(db, client):
     assert (answer.status_code, answer.json()["reason"]) == (503, schema.OLDER)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_server_does_not_start_on_a_database_of_a_newer_version(tmp_path, fake):
     server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url})
     setup = [sys.executable, "manage.py", "setup"]
@@ -113,6 +114,7 @@ def test_a_server_does_not_start_on_a_database_of_a_newer_version(tmp_path, fake
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("queue", ["control", "inference"])
 def test_a_worker_does_not_start_on_a_database_that_is_not_set_up(queue, tmp_path):
     server = Stack(tmp_path / "data", {})

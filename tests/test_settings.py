@@ -11,6 +11,9 @@ from batchserver import secret_key
 from tests.conftest import at_once
 from tests.stack import ROOT
 
+# What settings do when they are imported shows in a process of its own.
+pytestmark = pytest.mark.usefixtures("processes")
+
 # What touches the machine, as Python tells an audit hook. `open` is told of reads too: its flags say which it is.
 WATCHED = """
 import os, sys

@@ -58,7 +58,7 @@ def test_a_lost_message_of_any_step_is_sent_again_once_in_a_while(create, work, 
             assert sent == [("drive",)]
             work.drive()
         elif step == "finalize":
-            tasks.output.finalize(batch, breathe=lambda: None)
+            tasks.results.finalize(batch, breathe=lambda: None)
     work.finalize(batch)
     forgotten(batch)
     sent.clear()
@@ -152,8 +152,9 @@ def next_tick():
     tasks.tick()
 
 
-def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent, no_sweep, settings, caplog):
+def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent, request, settings, caplog):
     work.validate(create([line("a")])["id"])
+    request.getfixturevalue("no_sweep")
     sent.clear()
     tick()
     assert sent == [("drive",)]  # the other duties are done

@@ -94,6 +94,7 @@ def test_the_running_batch_is_finished(commit, tmp_path, backend, work, other_da
 
 # The first schema, and the one of the databases that answered "busy" to everything.
 @pytest.mark.parametrize("commit", ["4a54c07", "53ccd50"])
+@pytest.mark.usefixtures("processes")
 def test_a_whole_server_upgrades_and_goes_on(commit, tmp_path, fake):
     batch_id = left_by(commit, tmp_path / "data")
     server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url})
@@ -215,6 +216,7 @@ RELEASED = {
     "batches/0003_paused_models": "965062e5a84b6864",
     "batches/0004_parts_and_holds": "a134b909b3687d46",
     "batches/0005_stalls_and_failed_parts": "2cee1a48e2b806fa",
+    "batches/0006_names_and_faults_of_the_tick": "ea4a9786607bea42",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "files_api/0001_initial": "16ce9eefd037e6b9",
     "files_api/0002_uploads": "df10a2741615e8ef",
@@ -240,8 +242,8 @@ def test_a_released_migration_is_never_edited_again():
 
 
 def test_a_path_that_moved_is_no_edit_and_anything_else_is():
-    text = "import common.ids\n\nfield(default=common.ids.new_batch_id, to='batches.lease', null=True)\n"
-    moved = text.replace("common.ids", "common.ids")
+    text = "import batchserver.ids\n\nfield(default=batchserver.ids.new_batch_id, to='batches.lease', null=True)\n"
+    moved = text.replace("batchserver.ids", "common.ids")
     assert digest(moved) == digest(text)
     for part, other in [("new_batch_id", "new_file_id"), ("batches.lease", "common.lease"), ("True", "False")]:
         assert digest(text.replace(part, other)) != digest(text)

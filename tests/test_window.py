@@ -4,7 +4,7 @@ import pytest
 
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Usage, Verdict
-from batches.dispatch.concurrency_limit import MEASURE_S, Window, share
+from batches.dispatch.concurrency_limit import MEASURE_S, ConcurrencyLimit, portion
 from tests.fake_backend import MODEL
 
 
@@ -32,25 +32,25 @@ class Server:
 
 
 def test_it_is_one_more_than_the_backend_serves_at_once():
-    assert Window(4, most=64).size == 5
-    assert Window(None, most=64).size == 2
+    assert ConcurrencyLimit(4, most=64).size == 5
+    assert ConcurrencyLimit(None, most=64).size == 2
 
 
 def test_what_is_known_is_not_exceeded():
-    server = Server(Window(4, most=64), slots=64)
+    server = Server(ConcurrencyLimit(4, most=64), slots=64)
     assert set(server.run(300)) == {5}
 
 
 @pytest.mark.parametrize(("slots", "least", "most"), [(8, 8, 12), (100, 60, 64)])
 def test_it_grows_while_that_pays(slots, least, most):
-    server = Server(Window(None, most=64), slots)
+    server = Server(ConcurrencyLimit(None, most=64), slots)
     server.run(600)
     assert least <= min(server.run(60))
     assert server.window.size <= most * 1.5
 
 
 def test_a_server_of_one_call_at_a_time_keeps_two_nearly_always():
-    server = Server(Window(None, most=9), slots=1)
+    server = Server(ConcurrencyLimit(None, most=9), slots=1)
     sizes = server.run(1800)
     assert max(sizes) == 3
     assert sizes.count(2) / len(sizes) > 0.9
@@ -58,13 +58,13 @@ def test_a_server_of_one_call_at_a_time_keeps_two_nearly_always():
 
 
 def test_it_learns_nothing_while_there_is_little_to_send():
-    server = Server(Window(None, most=64), slots=64)
+    server = Server(ConcurrencyLimit(None, most=64), slots=64)
     assert set(server.run(300, is_full=False)) == {2}
 
 
 @pytest.mark.parametrize("failed", [{"verdict": Verdict.BUSY}, {"verdict": Verdict.FAILED, "timed_out": True}])
 def test_it_shrinks_once_for_calls_that_fail_together_and_comes_back(failed):
-    window = Window(15, most=64)
+    window = ConcurrencyLimit(15, most=64)
     for _ in range(16):
         window.note(call(started=1.0, **failed), MODEL, 10.0)
     assert window.size == 8
@@ -78,26 +78,26 @@ def test_it_shrinks_once_for_calls_that_fail_together_and_comes_back(failed):
 
 
 def test_it_is_never_less_than_one():
-    window = Window(None, most=9)
+    window = ConcurrencyLimit(None, most=9)
     for now in range(0, 600, 10):
         window.note(call(Verdict.BUSY, started=now), MODEL, now + 6)
     assert window.size == 1
 
 
 def test_what_another_drive_found_counts():
-    window = Window(None, most=9)
+    window = ConcurrencyLimit(None, most=9)
     window.adopt(6)
     assert window.size == 6
-    assert Window(None, most=9, size=6).size == 6
-    assert Window(None, most=9, size=60).size == 9
-    assert Window(2, most=9, size=60).size == 3  # what is known wins
-    known = Window(2, most=9)
+    assert ConcurrencyLimit(None, most=9, size=6).size == 6
+    assert ConcurrencyLimit(None, most=9, size=60).size == 9
+    assert ConcurrencyLimit(2, most=9, size=60).size == 3  # what is known wins
+    known = ConcurrencyLimit(2, most=9)
     known.adopt(60)
     assert known.size == 3
 
 
 def test_drives_share_it():
-    assert [share(5, [7, 8, 9], own) for own in (7, 8, 9)] == [2, 2, 1]
-    assert [share(2, [7, 8, 9], own) for own in (7, 8, 9)] == [1, 1, 1]
-    assert share(2, [7], 7) == 2
-    assert share(4, [], 7) == 4
+    assert [portion(5, [7, 8, 9], own) for own in (7, 8, 9)] == [2, 2, 1]
+    assert [portion(2, [7, 8, 9], own) for own in (7, 8, 9)] == [1, 1, 1]
+    assert portion(2, [7], 7) == 2
+    assert portion(4, [], 7) == 4

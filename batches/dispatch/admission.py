@@ -7,7 +7,7 @@ from django.conf import settings
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
 from batches.dispatch import outcomes
-from batches.dispatch.sharing import Share
+from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend
 from batches.scheduling import gate
 
@@ -16,11 +16,11 @@ LINGERS_S = 30.0
 
 
 class Admission:
-    """What one drive knows of the reasons to send nothing. `backend` and `share` are read here, and owned elsewhere."""
+    """What one drive knows of the reasons to send nothing. It reads `backend` and `shared`, which others write."""
 
-    def __init__(self, backend: Backend, share: Share) -> None:
+    def __init__(self, backend: Backend, shared: SharedBackend) -> None:
         self._backend = backend
-        self._share = share
+        self._shared = shared
         self._gate_reason = ""
         self._gate_closed_at = 0.0
         self._busy_since: float | None = None
@@ -40,7 +40,7 @@ class Admission:
             return self._backend.pause_reason
         if self._gate_reason:
             return self._gate_reason
-        if self._share.stands_aside:
+        if self._shared.stands_aside:
             return "Another worker needs the model server for itself."
         return ""
 

@@ -42,7 +42,7 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
             return []
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
         # Read again: only what we really got. In the same transaction, so that a claim tried again leaves none.
-        held = Line.objects.all().held_by(lease).in_bulk(ids)
+        held = Line.objects.all().claimed_by(lease).in_bulk(ids)
         lines = [held[each] for each in ids if each in held]
         if lines:
             turn.claimed(lines[-1])
@@ -57,7 +57,7 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
     """Make claimed lines that were not answered claimable again, uncharged."""
     if not lines:
         return
-    held = Line.objects.all().held_by(lease)
+    held = Line.objects.all().claimed_by(lease)
     held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
@@ -138,7 +138,7 @@ WRITE_ANSWER = (
 def _write(lease: Lease, line: Line, values: dict[str, Any]) -> bool:
     """Store what became of a line, if `lease` has it still."""
     if values["state"] is not LineState.SUCCEEDED:
-        return Line.objects.all().held_by(lease).filter(pk=line.pk).update(lease=None, **values) == 1
+        return Line.objects.all().claimed_by(lease).filter(pk=line.pk).update(lease=None, **values) == 1
     row = values | {"finished_at": connection.ops.adapt_datetimefield_value(values["finished_at"])}
     with connection.cursor() as cursor:
         cursor.execute(WRITE_ANSWER, [*(row[name] for name in ANSWER), line.pk, lease.pk, LineState.RUNNING])

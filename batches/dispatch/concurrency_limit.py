@@ -21,7 +21,7 @@ SHRINK_EVERY_S = 5.0
 READING = 0.1  # reading a token of the prompt, against writing one
 
 
-class Window:
+class ConcurrencyLimit:
     """`size` calls may be in flight. `parallel` is what the backend serves at once, None where nobody knows; then the
     window grows up to `most`."""
 
@@ -107,7 +107,7 @@ class Window:
         self.size = min(self.most, self.size + max(1, self.size // 2))
 
 
-def share(size: int, drives: list[int], own: int) -> int:
+def portion(size: int, drives: list[int], own: int) -> int:
     """Of a window of `size`, what the drive `own` has where all `drives` share it; at least one call each."""
     number, rest = divmod(size, max(1, len(drives)))
     rank = sorted(drives).index(own) if own in drives else 0

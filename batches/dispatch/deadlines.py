@@ -25,19 +25,19 @@ class Deadlines:
     """The deadlines of calls, by model, from the answers that one drive saw."""
 
     def __init__(self) -> None:
-        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
+        self._speeds: defaultdict[str, ModelSpeed] = defaultdict(ModelSpeed)
 
     def note(self, call: Call[Line]) -> None:
         """Learn from an answer; what is none teaches nothing."""
         if call.verdict is Verdict.ANSWERED:
-            self._paces[call.subject.model].note(call)
+            self._speeds[call.subject.model].note(call)
 
     def for_line(self, line: Line, body: dict[str, Any]) -> float:
         """The seconds that the answer to `body`, which is sent for `line`, may take."""
-        return self._paces[line.model].deadline_s(body, is_retry=line.attempts > 0)
+        return self._speeds[line.model].deadline_s(body, is_retry=line.attempts > 0)
 
 
-class Pace:
+class ModelSpeed:
     """The speed of one model, from the answers that one drive saw."""
 
     def __init__(self) -> None:

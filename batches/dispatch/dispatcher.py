@@ -2,9 +2,9 @@
 
     claimable lines ── claim ──> line buffer ── send ──> in flight ── wait ──> answer buffer ── store ──> rows
 
-One Drive runs in one process under one lease. Its thread alone touches the database and never waits for a model: calls
-run in threads of their own (backends.calls). A question to the model server (load this model, try it) is a call like a
-line's, so there is one loop, and nothing in it is entered twice.
+A drive is one run of the dispatcher, in one process under one lease. Its thread alone touches the database and never
+waits for a model: calls run in threads of their own (backends.calls). A question to the model server (load this model,
+try it) is a call like a line's, so there is one loop, and nothing in it is entered twice.
 
 Each piece of state has one owner: `admission` knows whether anything may be sent, the line buffer what is sent next,
 `readiness` what is known of the models, `share` what part of the backend is ours, the answer buffer what is not stored
@@ -28,7 +28,7 @@ from batches.dispatch.line_calls import LineCalls
 from batches.dispatch.periodic_checks import PeriodicChecks
 from batches.dispatch.questions import Question
 from batches.dispatch.readiness import Readiness
-from batches.dispatch.sharing import Share
+from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend, Lease, Line
 from common import failpoints
 from common.database import relaxed_commits, retrying
@@ -40,7 +40,7 @@ PURPOSE = "drive"
 Subject = Line | Question
 
 
-class Drive:
+class Dispatcher:
     """Sends the claimable lines of all batches to `backend` until none is left, it pauses, or `should_stop()`.
 
     `wake_control` is told the id of each batch that has work for the control worker now.
@@ -69,12 +69,12 @@ class Drive:
         self.lease = keeper.lease
         self.calls: CallPool[Subject] = backends.open_calls(backend.kind)
         self.line_calls = LineCalls(kind)
-        self.share = retrying(Share, backend, keeper.lease, most=kind.most_in_flight)
-        self.admission = Admission(backend, self.share)
-        self.readiness = Readiness(backend, kind, was_unused=self.share.was_unused)
+        self.shared = retrying(SharedBackend, backend, keeper.lease, most=kind.most_in_flight)
+        self.admission = Admission(backend, self.shared)
+        self.readiness = Readiness(backend, kind, was_unused=self.shared.was_unused)
         self.lines = LineBuffer(backend, keeper.lease)
         self.answers = AnswerBuffer()
-        parts = self.calls, self.share, self.admission, self.readiness, self.lines
+        parts = self.calls, self.shared, self.admission, self.readiness, self.lines
         self.checks = PeriodicChecks(backend, keeper, *parts, self.should_stop, self.wake_control)
 
     def _loop(self) -> None:
@@ -123,7 +123,7 @@ class Drive:
     def _claim(self) -> None:
         if not self.admission.why_closed():
             in_flight = [call.subject for call in self.calls.in_flight if is_line(call)]
-            self.lines.refill(self.share.room, in_flight)
+            self.lines.refill(self.shared.room, in_flight)
 
     def _send(self) -> None:
         """Send what may be sent now: questions that have to be answered first, then lines."""
@@ -148,9 +148,9 @@ class Drive:
         if isinstance(subject, Question) and subject.is_light:
             return all(call.subject != subject for call in self.calls.in_flight)
         if subject.needs_alone:
-            return not at_work and retrying(self.share.take_backend_alone)
-        retrying(self.share.give_backend_back)
-        return len(at_work) < self.share.room
+            return not at_work and retrying(self.shared.take_backend_alone)
+        retrying(self.shared.give_backend_back)
+        return len(at_work) < self.shared.room
 
     def _send_line(self, line: Line) -> None:
         try:
@@ -184,7 +184,7 @@ class Drive:
                 self.answers.add(settled)
             return
         assert is_line(call)
-        self.share.note(call)
+        self.shared.note(call)
         self.admission.note(call)
         self.line_calls.note(call)
         if self.readiness.note_line(call):

@@ -35,7 +35,7 @@ class FaultAttribution:
     """What one drive knows of whose fault failures are, for each model at each endpoint."""
 
     def __init__(self) -> None:
-        self._doubts: defaultdict[Key, Doubt] = defaultdict(Doubt)
+        self._health: defaultdict[Key, ModelHealth] = defaultdict(ModelHealth)
         # Failures that wait for a trial. A key without any asks for a trial all the same.
         self._suspects: dict[Key, list[Call[Line]]] = {}
 
@@ -46,24 +46,24 @@ class FaultAttribution:
 
     def needs_trial(self, line: Line) -> bool:
         """The line failed before, and its model is not known to be in order."""
-        return line.needs_trial and not self._doubts[key_of(line)].is_proven
+        return line.needs_trial and not self._health[key_of(line)].is_proven
 
     def note(self, call: Call[Line]) -> bool:
         """Take in what became of a line, and decide whether it pays for a failure. True: it can be stored now; False:
         it waits for a trial."""
         key = key_of(call.subject)
-        doubt = self._doubts[key]
-        doubt.note(call)
+        health = self._health[key]
+        health.note(call)
         if call.verdict in SUSPECT:
             self._suspects.setdefault(key, []).append(call)
             return False
-        if doubt.is_grave:
+        if health.is_grave:
             self._suspects.setdefault(key, [])
         return True
 
     def passed(self, key: Key) -> list[Call[Line]]:
         """A trial went well: the failures that waited for it are their lines' own, and can be stored."""
-        self._doubts[key].prove()
+        self._health[key].prove()
         settled = self._suspects.pop(key, [])
         for call in settled:
             if call.reply is not None:
@@ -72,7 +72,7 @@ class FaultAttribution:
 
     def not_passed(self, key: Key) -> list[Call[Line]]:
         """A trial failed or could not be made: the failures that waited for it are nobody's, and can be stored."""
-        self._doubts.pop(key, None)
+        self._health.pop(key, None)
         return self._suspects.pop(key, [])
 
     def release(self) -> list[Call[Line]]:
@@ -80,7 +80,7 @@ class FaultAttribution:
         return [call for calls in [self._suspects.pop(key) for key in list(self._suspects)] for call in calls]
 
 
-class Doubt:
+class ModelHealth:
     """Whether one model is in order at one endpoint."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from batches.backends.calls import Call, CallPool
 from batches.dispatch.admission import Admission
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.readiness import Readiness
-from batches.dispatch.sharing import Share
+from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend, Batch, Line
 from batches.scheduling import persons
 from common.database import retrying
@@ -30,7 +30,7 @@ class PeriodicChecks:
     backend: Backend
     keeper: leases.Keeper
     calls: CallPool[Any]
-    share: Share
+    shared: SharedBackend
     admission: Admission
     readiness: Readiness
     lines: LineBuffer
@@ -95,9 +95,9 @@ class PeriodicChecks:
 
     def _share_backend(self, is_idle: bool) -> None:
         if is_idle and not self.lines and not self.readiness.is_waiting:
-            retrying(self.share.give_backend_back)
-        retrying(self.share.look, is_idle=is_idle, in_flight=len(self.calls.computing))
-        self.calls.serves(self.share.window.running, is_known=self.share.window.parallel is not None)
+            retrying(self.shared.give_backend_back)
+        retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.computing))
+        self.calls.serves(self.shared.limit.running, is_known=self.shared.limit.parallel is not None)
 
 
 def _lines(calls: Iterable[Call[Any]]) -> list[Line]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from batches.backends.calls import Call
 from batches.dispatch import alone
-from batches.dispatch.concurrency_limit import Window, share
+from batches.dispatch.concurrency_limit import ConcurrencyLimit, portion
 from batches.models import Backend, Lease, Line
 
 
-class Share:
+class SharedBackend:
     """`room` calls may be in flight; none may be sent while `stands_aside` for another drive.
 
     `backend` is the row as the drive read it last; it reads it again before each `look`.
@@ -18,26 +18,26 @@ class Share:
     def __init__(self, backend: Backend, lease: Lease, *, most: int) -> None:
         self._backend = backend
         self._lease = lease
-        self.window = Window(backend.parallel, most=most, size=backend.window)
+        self.limit = ConcurrencyLimit(backend.parallel, most=most, size=backend.concurrency_limit)
         self.room = 1
         self.stands_aside = False
         self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
         if self.was_unused:
             # What the server was too busy for is long over.
-            backend.resize_window(self.window.size)
-        self._known_size = self.window.size  # as all drives know it
+            backend.set_concurrency_limit(self.limit.size)
+        self._known_size = self.limit.size  # as all drives know it
 
     def note(self, call: Call[Line]) -> None:
         """Take in what became of a line's call."""
-        self.window.note(call, call.subject.model, time.monotonic())
-        self.room = min(self.room, self.window.size)  # at once if it shrank
+        self.limit.note(call, call.subject.model, time.monotonic())
+        self.room = min(self.room, self.limit.size)  # at once if it shrank
 
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our part of the window, and stand aside for a drive that wants the backend to itself: that is done once
         we are idle, with nothing in flight and nothing to store."""
         drives = alone.drives(self._backend)
         self._resize(drives, is_full=in_flight >= self.room)
-        self.room = share(self.window.size, drives, self._lease.pk)
+        self.room = portion(self.limit.size, drives, self._lease.pk)
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
         alone.stand_by(self._lease, self.stands_aside and is_idle)
         if not self.stands_aside:
@@ -47,14 +47,14 @@ class Share:
             alone.stand_by(self._lease, self.stands_aside and is_idle)
 
     def _resize(self, drives: Sequence[int], *, is_full: bool) -> None:
-        if self.window.size == self._known_size:
-            self.window.adopt(self._backend.window or self.window.size)
+        if self.limit.size == self._known_size:
+            self.limit.adopt(self._backend.concurrency_limit or self.limit.size)
             if drives[:1] == [self._lease.pk]:
                 # One of them decides for all when it may grow.
-                self.window.look(time.monotonic(), is_full=is_full)
-        if self.window.size != self._backend.window:
-            self._backend.resize_window(self.window.size)
-        self._known_size = self.window.size
+                self.limit.look(time.monotonic(), is_full=is_full)
+        if self.limit.size != self._backend.concurrency_limit:
+            self._backend.set_concurrency_limit(self.limit.size)
+        self._known_size = self.limit.size
 
     def take_backend_alone(self) -> bool:
         """True once no other drive sends anything. Ask again until then."""

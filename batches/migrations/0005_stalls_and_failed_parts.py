@@ -35,13 +35,4 @@ class Migration(migrations.Migration):
             name='failure',
             field=models.JSONField(help_text='Why its model will never answer: its pending lines fail with this reply, unsent.', null=True),
         ),
-        migrations.AddField(
-            model_name='pulse',
-            name='error',
-            field=models.TextField(default='', help_text='What went wrong then, for a person; empty: nothing.'),
-        ),
-        migrations.AddIndex(
-            model_name='batch',
-            index=models.Index(condition=models.Q(('stalled_at__isnull', False)), fields=['stalled_at'], name='batch_stalled'),
-        ),
     ]

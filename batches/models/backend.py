@@ -38,7 +38,9 @@ class Backend(models.Model):
     resume_at = models.DateTimeField(null=True, help_text="A pause is not lifted before.")
     loaded_model = models.CharField(max_length=255, default="", help_text="Made ready by its drives.")
     parallel = models.PositiveIntegerField(null=True, help_text="Calls that it serves at once, if it says so.")
-    window = models.PositiveIntegerField(default=0, help_text="Calls in flight, of all its drives; 0: not known yet.")
+    concurrency_limit = models.PositiveIntegerField(
+        default=0, help_text="Calls in flight, of all its drives; 0: not known yet."
+    )
     alone = models.ForeignKey(
         Lease,
         models.DO_NOTHING,
@@ -85,8 +87,8 @@ class Backend(models.Model):
         if self.loaded_model != model:
             self._store(loaded_model=model)
 
-    def resize_window(self, size: int) -> None:
-        self._store(window=size)
+    def set_concurrency_limit(self, size: int) -> None:
+        self._store(concurrency_limit=size)
 
     def _store(self, **values: Any) -> None:
         # The row first: where the database does not answer this is done again, from the same values.

@@ -192,7 +192,7 @@ class LineQuerySet(models.QuerySet["Line"]):
         due = Q(not_before=None) | Q(not_before__lte=Now()) | Q(not_before__gt=from_now(LONGEST_WAIT))
         return self.filter(due, state=LineState.PENDING)
 
-    def held_by(self, lease: Lease) -> "LineQuerySet":
+    def claimed_by(self, lease: Lease) -> "LineQuerySet":
         return self.filter(lease=lease, state=LineState.RUNNING)
 
 
@@ -235,7 +235,7 @@ class Line(models.Model):
     order_key = models.BinaryField(
         max_length=255,
         default=b"",
-        help_text="Lines that begin alike sort beside each other (batches/prefix.py).",
+        help_text="Lines that begin alike sort beside each other.",
     )
     digest = models.BinaryField(max_length=16, null=True, help_text="Of a request that has one answer alone.")
     original = models.ForeignKey(

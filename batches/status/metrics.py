@@ -69,14 +69,14 @@ class BatchCollector(Collector):
         up = GaugeMetricFamily(
             f"{PREFIX}_backend_up", "1 if the backend takes lines, 0 if it is paused.", labels=["url"]
         )
-        window = GaugeMetricFamily(
-            f"{PREFIX}_backend_window", "Calls that may be in flight at the backend.", labels=["url"]
+        limit = GaugeMetricFamily(
+            f"{PREFIX}_backend_concurrency_limit", "Calls that may be in flight at the backend.", labels=["url"]
         )
         for backend in Backend.objects.all():
             up.add_metric([backend.url], 0 if backend.is_paused else 1)
-            window.add_metric([backend.url], backend.window)
+            limit.add_metric([backend.url], backend.concurrency_limit)
         yield up
-        yield window
+        yield limit
 
 
 def register() -> None:
