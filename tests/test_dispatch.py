@@ -156,6 +156,8 @@ def test_a_model_that_recovers_is_loaded_as_the_first_time(create, work, backend
     assert [event for event in backend.events if "describe" not in event] == [f"load {MODEL}", "load b:1b", "b"]
 
     backend.events.clear()
+    drive()  # too early: what the drive before has loaded is not forgotten
+    assert backend.events == []
     PausedModel.objects.update(resume_at=timezone.now())
     drive()
     assert backend.events[:2] == ["unload b:1b", f"load {MODEL}"]

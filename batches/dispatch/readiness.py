@@ -37,11 +37,10 @@ class Readiness:
         self._fit = ContextFit()
         self._retries: dict[Key, PausedModel] = {}  # paused models that this drive is to try again
         self._paused: set[Key] = set()
-        self._left_over = ""  # a model of ours that may still be on the card
         self._is_unsure = False  # the loaded model may have gone
+        # The loaded model is loaded again before its next line: it may have gone, or may stay for less than our time.
+        self._is_stale = was_unused
         self._loaded_at = timezone.now()
-        if was_unused:
-            self._forget_loaded()  # what was loaded may be gone, or stay for less than our time
 
     # What is needed
 
@@ -59,10 +58,9 @@ class Readiness:
         loaded = self._backend.loaded_model
         if self._is_unsure and loaded and self._kind.loads_on_demand:
             return Question(Purpose.LIST_LOADED, endpoint, loaded)
-        if loaded != model:
-            other = loaded or self._left_over
-            if other not in ("", model) and self._kind.unload(other):
-                return Question(Purpose.UNLOAD, endpoint, other)
+        if loaded != model or self._is_stale:
+            if loaded not in ("", model) and self._kind.unload(loaded):
+                return Question(Purpose.UNLOAD, endpoint, loaded)
             if self._kind.load(endpoint, model):
                 return Question(Purpose.LOAD, endpoint, model)
             if not needs_trial:
@@ -106,6 +104,7 @@ class Readiness:
         if retrying(turns.is_wanted, endpoint, model):
             if not self._retries and retrying(paused.take):
                 self._retries[endpoint, model] = paused
+                self._is_stale = True
         elif not retrying(turns.is_wanted, endpoint, model, now=False):
             # Lines of a batch that a person paused do not want it now, and the pause stays for them.
             retrying(paused.delete)
@@ -137,7 +136,6 @@ class Readiness:
                 self._fit.note(question.model, call.result)
             case Purpose.UNLOAD:
                 # Whatever it says: the load tells whether there is room.
-                self._left_over = ""
                 retrying(self._backend.now_has_loaded, "")
             case Purpose.LOAD | Purpose.TRIAL:
                 return self._note_load_or_trial(call)
@@ -148,7 +146,7 @@ class Readiness:
             return
         self._is_unsure = False
         if call.verdict is not Verdict.ANSWERED or not self._kind.has_model(call.result, call.subject.model):
-            self._forget_loaded()
+            retrying(self._backend.now_has_loaded, "")
 
     def _note_load_or_trial(self, call: Call[Question]) -> list[Call[Line]]:
         question = call.subject
@@ -175,7 +173,7 @@ class Readiness:
 
     def _pause_after(self, key: Key, failed: Call[Line] | Call[Question]) -> None:
         self._retries.pop(key, None)
-        self._forget_loaded()
+        self._is_stale = True
         retrying(circuit_breaker.pause_after, self._backend, *key, failed)
         self._paused.add(key)
 
@@ -185,13 +183,8 @@ class Readiness:
             retrying(paused.delete)
 
     def _now_loaded(self, model: str) -> None:
-        if self._backend.loaded_model != model:
+        if self._backend.loaded_model != model or self._is_stale:
             self._fit.forget()
             self._loaded_at = timezone.now()
-        self._left_over, self._is_unsure = "", False
+        self._is_stale = self._is_unsure = False
         retrying(self._backend.now_has_loaded, model)
-
-    def _forget_loaded(self) -> None:
-        """Load the next model as the first one, whichever it is; but know what may still be on the card."""
-        self._left_over = self._backend.loaded_model or self._left_over
-        retrying(self._backend.now_has_loaded, "")
