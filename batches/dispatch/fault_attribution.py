@@ -6,7 +6,7 @@ brings it back; a failure without the proof is charged to no line. A line that f
 proof. So a line that breaks a server is charged itself, the lines behind it are charged nothing, and nothing has to be
 remembered beyond the rows.
 
-If several calls were in flight when the server went away or stood still, any of them may be the cause: none is charged,
+If several calls were in flight when the server went away or hung, any of them may be the cause: none is charged,
 and each line is tried again alone.
 
 The failures in SUSPECT wait for a trial before they are stored: they speak against the model or the server unless the
