@@ -74,7 +74,7 @@ def test_a_model_that_spilled_to_the_cpu():
     assert warning["code"] == "model_on_cpu"
     assert warning["message"].startswith(f"Only 71 % of {MODEL} is on the GPU")
     assert "OLLAMA_NUM_PARALLEL" in warning["message"]
-    assert messages(part_of(), ModelState("ollama", size=10 * GIB))[0].startswith(f"Nothing of {MODEL} is on a GPU")
+    assert messages(part_of(), ModelState("ollama", size=10 * GIB))[0].startswith(f"{MODEL} is not on a GPU")
     assert messages(part_of(), ModelState("ollama", size=10 * GIB, size_vram=10 * GIB)) == []
 
 

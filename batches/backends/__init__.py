@@ -1,4 +1,4 @@
-"""The only HTTP to a model server: one class a kind, behind one small interface."""
+"""The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,14 +28,14 @@ __all__ = [
     "unreachable_hint",
 ]
 
-# In the order in which a server is asked whether it is one; the last takes any server that lists models.
+# In the order in which a server is asked whether it is of the kind; the last kind takes any server that lists models.
 KINDS: list[BackendKind] = [Ollama(), Vllm(), LlamaServer(), BackendKind()]
 _BY_NAME = {kind.name: type(kind) for kind in KINDS}
 LONGEST_ANSWER_S = 1800.0
 
 
 def kind_named(name: str) -> BackendKind:
-    """A kind of one's own: what it remembers of a server goes with it."""
+    """A new instance of the kind, so that what it remembers of a server is forgotten with it."""
     return _BY_NAME[name]()
 
 
@@ -62,9 +62,9 @@ def open_calls(kind: str) -> CallPool[Any]:
 
 
 def relay(endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
-    """Send a body, as `prepare` made it, for a client who waits. It is under way on return; errors come with its head.
+    """Send a body, as `prepare` made it, for a client who waits. Returns at once; `Relay.head` raises the errors.
 
-    A server that says nothing for as long as a model may take to load and a line to be answered is given up.
+    The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.
     """
     silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
     url, api_key = settings.BACKEND_URL + endpoint, settings.BACKEND_API_KEY
@@ -72,9 +72,9 @@ def relay(endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> R
 
 
 def probe() -> State:
-    """Ask the configured server who it is and what it has; a few seconds at most.
+    """Ask the configured server what it is and what it has; takes a few seconds at most.
 
-    Raises Unreachable, whose text says in one line what to do about it.
+    Raises Unreachable, whose text says in one line what to do.
     """
     connection = connect()
 

@@ -17,9 +17,9 @@ from batches.backends.replies import (
     usage_of,
 )
 
-# A way to ask the server something: path -> status and parsed body (None where it is not JSON).
+# A way to ask the server something: path -> status and parsed body (None if the body is not JSON).
 Ask = Callable[[str], tuple[int, Any]]
-# The same with a body to POST, or None for a GET.
+# The same with a body to POST, or with None for a GET.
 Exchange = Callable[[str, JSON | None], tuple[int, Any]]
 
 
@@ -38,13 +38,13 @@ class Model:
 
 @dataclass(frozen=True)
 class State:
-    """A server's answer to "who are you, and what do you have?"."""
+    """What a server is and what it has, as it says itself."""
 
     kind: str
     version: str = ""
     models: list[Model] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
-    parallel: int | None = None  # calls that it serves at once, if it says so
+    parallel: int | None = None  # how many calls the server serves at once, if it says so
 
     @property
     def names(self) -> list[str]:
@@ -53,29 +53,29 @@ class State:
 
 @dataclass(frozen=True)
 class ModelState:
-    """One model as its server has it at present; 0 or empty: it does not say."""
+    """One model as its server has it at present; 0 or empty if the server does not say."""
 
     kind: str
     context_tokens: int = 0  # what one call may take, prompt and answer
     most_context_tokens: int = 0  # what the model was made for: no setting gives it more
-    size: int = 0  # bytes that it takes in memory
-    size_vram: int = 0  # bytes of them on the GPU
+    size: int = 0  # bytes that the model takes in memory
+    size_vram: int = 0  # how many of these bytes are on the GPU
     capabilities: frozenset[str] = frozenset()  # as Ollama names them: completion, embedding, …
 
 
 class BackendKind:
-    """An OpenAI-compatible server of no kind that we know. The known kinds override what differs."""
+    """An OpenAI-compatible server of an unknown kind. The known kinds override what differs."""
 
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "The model server"
-    loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may let it go again by itself
-    most_in_flight: ClassVar[int] = 64  # where it does not say how many calls it serves at once
+    loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
+    most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
 
-    # Evaluated top to bottom; a status that no row names is the line's own fault.
+    # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
         Rule(Verdict.REFUSED, (404,), ("error",)),
-        Rule(Verdict.FAILED, (404,)),  # not the API's own word: this address is not there
+        Rule(Verdict.FAILED, (404,)),  # not the API's own error: nothing is at this address
         Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),
         Rule(Verdict.BUSY, (429, 499, 502, 503)),
         Rule(Verdict.REFUSED, (501,)),
@@ -84,7 +84,7 @@ class BackendKind:
     )
 
     def recognise(self, ask: Ask) -> State | None:
-        """The server's state if it is of this kind, else None. Lets through what `ask` raises."""
+        """The server's state if the server is of this kind, else None. Lets through what `ask` raises."""
         models = listed_models(ask)
         if models is None or not self._owns(models):
             return None
@@ -101,16 +101,16 @@ class BackendKind:
         return None
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
-        """What the server says of a model that it has loaded; None where it says nothing.
+        """What the server says about a model that it has loaded; None if it says nothing.
 
-        A question or two to the server: for a thread that may wait. Lets through what `exchange` raises.
+        Asks the server a question or two, so call it in a thread that may wait. Lets through what `exchange` raises.
         """
         return None
 
     def loaded(self, exchange: Exchange) -> list[str]:
         """The names of the models that the server has loaded, if it `loads_on_demand`.
 
-        A quick question, also beside running calls. Lets through what `exchange` raises.
+        The server answers quickly, also beside running calls. Lets through what `exchange` raises.
         """
         return []
 
@@ -121,16 +121,16 @@ class BackendKind:
         return "It is not among the models that the model server lists; MODEL_ALIASES can map its name to one that is."
 
     def unsupported(self, endpoint: str, body: JSON) -> str:
-        """What of a body this server would ignore, misread or fetch from elsewhere, in a sentence; empty if nothing.
+        """A sentence about what in a body this server would ignore, misread or fetch from elsewhere; empty if nothing.
 
-        Such a line is refused: a clear error is better than an answer to another question.
+        A line with such a body is refused: a clear error is better than an answer to another request.
         """
         if any(url and not url.startswith("data:") for url in _urls(body)):
             return "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
         return ""
 
     def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
-        """The body to send for a line's body: whole answers only, and the model by the server's own name for it."""
+        """The body to send for a line's body: never streamed, and with `model`, the server's own name for the model."""
         sent = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
         return {**sent, "model": model}
 
@@ -159,18 +159,18 @@ class BackendKind:
         return reply
 
     def hand_out(self, body: JSON) -> JSON:
-        """What users get of a whole answer: all of it, with ids that no other answer has."""
+        """What users get of a whole answer: all of the answer, with ids that no other answer has."""
         return body
 
     def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
         """What this server left out of the prompt without saying so, and what to do about it; empty if nothing.
 
-        Asked for each answer. May put a question to the server, and lets through what `exchange` raises.
+        Called for each answer. May ask the server a question, and lets through what `exchange` raises.
         """
         return ""
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
-        """Why a 200 is no answer after all; empty if it is one."""
+        """Why the body of a 200 is no answer after all; empty if it is an answer."""
         match endpoint:
             case "/v1/chat/completions" | "/v1/completions":
                 choices = body.get("choices")
@@ -188,11 +188,11 @@ class BackendKind:
         return ""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
-        """Path and body of a request that loads the model and does nothing else; None where the server has none."""
+        """Path and body of a request that loads the model and does nothing else; None if the server has none."""
         return None
 
     def unload(self, model: str) -> tuple[str, JSON] | None:
-        """Path and body of a request that takes the model off the card; None where the server has none.
+        """Path and body of a request that takes the model off the card; None if the server has none.
 
         Safe to send twice, and for a model that is not loaded. The answer may come before the memory is free.
         """
@@ -212,7 +212,7 @@ class BackendKind:
         return asked | {"model": model}
 
     def larger_context_hint(self, tokens: int) -> str:
-        """What to set so that a call may take `tokens`, prompt and answer."""
+        """What to set so that a call may take `tokens` tokens, prompt and answer."""
         return f"Give the model server a context of {tokens:,} tokens."
 
     def less_memory_hint(self) -> str:
@@ -220,7 +220,7 @@ class BackendKind:
         return "Give it a smaller context or fewer calls at once, or take a smaller quantisation."
 
     def stuck_hint(self) -> str:
-        """What to type where the server takes requests and does not answer them."""
+        """What to do if the server takes requests and does not answer them."""
         return "Restart it."
 
     def misconfigured_hint(self, status: int) -> str:
@@ -230,7 +230,7 @@ class BackendKind:
 
 
 def listed_models(ask: Ask) -> list[Model] | None:
-    """What the server lists under /v1/models; None if it lists nothing there."""
+    """The models that the server lists under /v1/models; None if the reply is no list of models."""
     status, body = ask("/v1/models")
     if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data"), list):
         return None

@@ -1,4 +1,4 @@
-"""Calls in flight: each in a thread with a connection of its own, so that the loop beside them never waits for one."""
+"""Calls in flight: each in a thread with a connection of its own, so that the drive's loop never waits for a call."""
 
 import logging
 import queue
@@ -23,9 +23,9 @@ S_co = TypeVar("S_co", covariant=True)
 @dataclass(eq=False)
 class Call(Generic[S_co]):
     """One request to the model server, made for its `subject`. `timeout_s` is its deadline, counted from when the
-    server computes it: until then it may wait there behind others.
+    server begins to compute the call: until then, the call may wait at the server behind others.
 
-    With `ask`, that is run in place of the request, and `result` is what it returns: None unless the verdict is
+    If `ask` is set, it is run in place of the request, and `result` is what `ask` returns: None unless the verdict is
     ANSWERED. A call that `is_light` costs the server no computing: it takes no place of the others and waits for none.
     """
 
@@ -38,14 +38,14 @@ class Call(Generic[S_co]):
     result: Any = None
     started: float = field(default_factory=time.monotonic)
     running_since: float | None = None
-    was_shared: bool = False  # the server may have been at others too
+    was_shared: bool = False  # the server may have computed others at the same time
     connection: Connection | None = None
     is_cut: bool = False
     timed_out: bool = False
     finished: float = 0.0
-    duration_s: float = 0.0  # of the server's work, without the wait for its turn
+    duration_s: float = 0.0  # of the server's work, without the wait at the server
     reply: Reply | None = None
-    is_charged: bool = False  # its line pays for the failure
+    is_charged: bool = False  # its line is charged with the failure
 
     @property
     def verdict(self) -> Verdict:
@@ -57,11 +57,11 @@ class Call(Generic[S_co]):
 
 
 class CallPool(Generic[S]):
-    """Threads that each send one call at a time, as many as were ever needed at once. Not for several users: one loop
+    """Threads that each send one call at a time; as many threads as were ever needed at once. For one user: one loop
     submits, waits and cuts.
 
-    `running` is how many of the calls in flight the server computes at once, if that `is_known` and else as far as can
-    be guessed; those behind them wait there for their turn, and their time does not count yet.
+    `running` is how many of the calls in flight the server computes at once; a guess, unless `is_known`. The calls
+    behind them wait at the server, and their deadlines do not run yet.
     """
 
     def __init__(self, kind: BackendKind, connect: Callable[[], Connection]) -> None:
@@ -74,7 +74,7 @@ class CallPool(Generic[S]):
         self._threads = 0
 
     def serves(self, running: int, *, is_known: bool) -> None:
-        """The server computes this many calls at once, as is known or as far as can be guessed."""
+        """The server computes `running` calls at once; `is_known`: that is no guess."""
         self.running, self.is_known = running, is_known
 
     def submit(self, call: Call[S]) -> None:
@@ -89,7 +89,7 @@ class CallPool(Generic[S]):
         self._todo.put(call)
 
     def wait(self, timeout_s: float) -> list[Call[S]]:
-        """The calls that finished, waiting for the first of them at most `timeout_s` seconds. Overdue calls are cut."""
+        """The calls that finished; waits at most `timeout_s` seconds for the first of them. Cuts overdue calls."""
         for call in self.in_flight:
             if call.is_overdue and not call.timed_out:
                 call.timed_out = True
@@ -111,7 +111,7 @@ class CallPool(Generic[S]):
         now = time.monotonic()
         computing = self.computing
         for call in [*computing[: self.running], *(call for call in self.in_flight if call.is_light)]:
-            # One that has finished and was not fetched yet was computed beside the others.
+            # A call that has finished and was not fetched yet was computed beside the others.
             if not call.finished:
                 call.running_since = call.running_since or now
         together = computing[: self.running] if self.is_known else computing
@@ -130,7 +130,7 @@ class CallPool(Generic[S]):
         return self.computing[self.running :]
 
     def mark_shared(self) -> None:
-        """Somebody else's request is at the server beside the calls in flight."""
+        """A person's request is at the server beside the calls in flight."""
         for call in self.in_flight:
             call.was_shared = True
 
@@ -144,7 +144,7 @@ class CallPool(Generic[S]):
             self.cut(call)
 
     def close(self) -> None:
-        """Cut what is in flight and let the threads go."""
+        """Cut the calls in flight and end the threads."""
         self.cut_all(self.in_flight)
         for _ in range(self._threads):
             self._todo.put(None)
@@ -192,7 +192,7 @@ class CallPool(Generic[S]):
                     return Reply(Verdict.CUT)
                 problem = ""  # the answer came in time; only the question about it did not
             except (HTTPError, OSError, ReplyTooLarge):
-                problem = ""  # it went away after a good answer
+                problem = ""  # the server went away after a good answer
             if problem:
                 return refused("context_length_exceeded", problem)
         return reply

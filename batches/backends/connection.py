@@ -14,11 +14,11 @@ from urllib3.util import parse_url
 from common.sockets import CONNECT_TIMEOUT_S, shut, watched_pools
 
 QUESTION_TIMEOUT_S = 3.0
-# A kept connection that the server is just closing fails at once; one that fails later failed under our request.
+# A kept connection that the server is just closing fails at once; if it fails later, it failed under our request.
 STALE_WITHIN_S = 0.1
 
 
-# What a request that the server never saw ends with; any other HTTPError or OSError broke it off under way.
+# Errors of a request that the server never saw; after any other HTTPError or OSError, the server may have seen it.
 NEVER_SENT = (NewConnectionError, ConnectTimeoutError, SSLError)
 
 
@@ -27,20 +27,20 @@ class ReplyTooLarge(Exception):
 
 
 class Cut(Exception):
-    """The call was ended by `Connection.cut`."""
+    """`Connection.cut` ended the call."""
 
 
 class Connection:
-    """Requests to one server, one at a time, by the thread that owns it.
+    """Requests to one server, one at a time, by the thread that owns the connection.
 
-    Neither proxies nor .netrc of the environment are used, and no redirect is followed: requests go to the operator's
-    address and nowhere else. By urllib3 itself: what `requests` adds takes half of a call's CPU time.
+    Uses neither proxies nor .netrc of the environment, and follows no redirect: requests go to the operator's address
+    and nowhere else. Uses urllib3 directly, because what `requests` adds takes half of a call's CPU time.
     """
 
     def __init__(self, base_url: str, *, api_key: str = "", max_reply_bytes: int = 2**26) -> None:
         self.base_url = base_url
         self.max_reply_bytes = max_reply_bytes
-        self.retry_after_s = 0.0  # what the last answer asked for; 0 where it did not
+        self.retry_after_s = 0.0  # what the last answer asked for; 0 if it did not ask
         self._guard = threading.Lock()
         self._socket: socket.socket | None = None
         self._call: object = None
@@ -59,13 +59,13 @@ class Connection:
         return self._request("GET", path, None, timeout_s)
 
     def post(self, path: str, body: dict[str, Any], *, call: object) -> tuple[int, bytes]:
-        """Status and body of the answer, however long it takes: whoever set a deadline cuts `call`.
+        """Status and body of the answer, however long it takes: at the deadline, another thread cuts `call`.
 
         Raises Cut, ReplyTooLarge, urllib3's HTTPError or OSError.
         """
         with self._guard:
             self._call, self._is_cut, self._is_new = call, self._cut_early is call, False
-        # ASCII keeps what JSON can spell and UTF-8 cannot, such as half a surrogate pair.
+        # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
         content = json.dumps(body).encode("ascii")
         started = time.monotonic()
         try:
@@ -79,7 +79,7 @@ class Connection:
                 try:
                     return self._request("POST", path, content, None)
                 except (HTTPError, OSError) as error:
-                    # Gone altogether: what broke the kept connection may have been this very request.
+                    # The server is gone altogether: this very request may have broken the kept connection.
                     raise broken from error
         except (HTTPError, OSError) as error:
             if self._cut_meanwhile():
@@ -90,7 +90,7 @@ class Connection:
                 self._call, self._is_cut = None, False
 
     def exchange(self, call: object) -> Callable[[str, dict[str, Any] | None], tuple[int, Any]]:
-        """Questions that belong to `call` and are cut with it: path and body (None: GET) to status and parsed JSON."""
+        """Asks questions that belong to `call` and are cut with it: path and body (None: GET) to status and JSON."""
 
         def ask(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
             if body is None:
@@ -152,7 +152,7 @@ class Connection:
             is_whole = True
             return response.status, bytes(content)
         finally:
-            # What is left of a broken reply must not be taken for the next one.
+            # The rest of a broken reply must not be taken for the next reply.
             if is_whole:
                 response.release_conn()
             else:

@@ -1,4 +1,4 @@
-"""llama.cpp's own server, which the embedded backend is too."""
+"""llama.cpp's own server; the embedded backend is one too."""
 
 from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
 from batches.backends.replies import count
@@ -19,7 +19,7 @@ class LlamaServer(BackendKind):
         _, properties = exchange("/props", None)
         _, listed = exchange("/v1/models", None)
         models = listed.get("data") if isinstance(listed, dict) else None
-        # It answers any name with the one model that it has.
+        # llama-server has one model, and answers with that one whatever name is asked for.
         loaded = models[0] if isinstance(models, list) and models else None
         return ModelState(
             self.name,

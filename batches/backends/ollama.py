@@ -1,4 +1,4 @@
-"""Ollama. Its behaviour is read from its source (server/routes.go, server/sched.go, openai/openai.go)."""
+"""Ollama, as its source says that it behaves (server/routes.go, server/sched.go, openai/openai.go)."""
 
 import re
 import secrets
@@ -29,10 +29,10 @@ IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
-# How long a model stays on the card after its last answer. sched.go, useLoadedRunner: what the request that loads says
-# stays in force for all that say nothing, as those under /v1 do, and processCompleted starts the time anew after each.
-# So it outlasts a pause, whatever OLLAMA_KEEP_ALIVE is (0 would load the model anew for each line), and not the day.
-# Never `options` beside it: a later request without them would load the model again (needsReload).
+# How long a model stays on the card after its last answer. sched.go, useLoadedRunner: the time that the loading request
+# says stays in force for requests that say none, as those under /v1 do; processCompleted starts the time anew after
+# each. So the model outlasts a pause, whatever OLLAMA_KEEP_ALIVE is (0 would load the model for each line), and is gone
+# within the day. Never send `options` with it: a later request without them would load the model again (needsReload).
 KEEP_ALIVE = "30m"
 
 
@@ -78,7 +78,7 @@ class Ollama(BackendKind):
                 "exceeds file size",
             ),
         ),
-        # EmbedHandler answers 400 for whatever fails, a dead runner included.
+        # EmbedHandler answers 400 whatever fails, a dead runner included.
         Rule(
             Verdict.CRASHED,
             (400,),
@@ -86,7 +86,7 @@ class Ollama(BackendKind):
             endpoint="/v1/embeddings",
         ),
         Rule(Verdict.FAILED, (400,), ("NaN or Inf",), endpoint="/v1/embeddings"),
-        # A cloud model is refused with a body; without one it is our Host header that is refused.
+        # A refused cloud model has a body; without a body, Ollama refuses our Host header.
         Rule(Verdict.REFUSED, (401, 403), ("error",)),
         *BackendKind.rules,
     )
@@ -96,7 +96,7 @@ class Ollama(BackendKind):
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
         models = listed_models(ask) or []
-        # How many requests a model answers at once (OLLAMA_NUM_PARALLEL) it does not tell.
+        # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
         return State(self.name, str(body["version"]), models, list(ollama_context.loaded_models(ask)))
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
@@ -127,10 +127,10 @@ class Ollama(BackendKind):
     def unsupported(self, endpoint: str, body: JSON) -> str:
         if problem := super().unsupported(endpoint, body):
             return problem
-        # GenerateHandler: an empty prompt is an order to load the model, answered with finish_reason "load".
+        # GenerateHandler takes an empty prompt as an order to load the model, and answers with finish_reason "load".
         if endpoint == "/v1/completions" and body.get("prompt") in (None, "", [], [""]):
             return "Ollama only loads the model for an empty 'prompt'."
-        # openai.go's request structs have none of these: they would be dropped without a word.
+        # openai.go's request structs have none of these members, so Ollama would drop them without saying so.
         for name, harmless in IGNORED.get(endpoint, {}).items():
             if body.get(name) not in (None, *harmless):
                 return f"Ollama ignores '{name}'; leave it out."
@@ -138,25 +138,25 @@ class Ollama(BackendKind):
 
     def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
         sent = super().prepare(endpoint, body, model)
-        # Not in openai.go ChatCompletionRequest: it would be ignored, and the answer be unbounded.
+        # openai.go ChatCompletionRequest lacks this member: Ollama would ignore it, and the answer would have no limit.
         limit = sent.pop("max_completion_tokens", None)
         if sent.get("max_tokens") is None and limit is not None:
             sent["max_tokens"] = limit
         if isinstance(sent.get("messages"), list):
             sent["messages"] = [_flattened(message) for message in sent["messages"]]
         if endpoint == "/v1/completions" and isinstance(sent.get("prompt"), list) and len(sent["prompt"]) == 1:
-            sent["prompt"] = sent["prompt"][0]  # its prompt is a string
+            sent["prompt"] = sent["prompt"][0]  # Ollama takes a string only
         return sent
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
-        # Without a prompt the handlers only load. A model for embeddings knows no other way.
+        # Without a prompt the handlers only load the model. A model for embeddings can be loaded by /api/embed alone.
         if endpoint == "/v1/embeddings":
             return "/api/embed", {"model": model, "input": [], "keep_alive": KEEP_ALIVE}
         return "/api/generate", {"model": model, "stream": False, "keep_alive": KEEP_ALIVE}
 
     def unload(self, model: str) -> tuple[str, JSON] | None:
-        # GenerateHandler sees to it before it asks what the model can do: for those for embeddings too, whose own
-        # handler would load the model first. One that answers just now goes when it has answered (expireRunner).
+        # GenerateHandler unloads before it asks what the model can do, so it also unloads a model for embeddings, whose
+        # own handler would load the model first. A model that is just answering is unloaded after that (expireRunner).
         return "/api/generate", {"model": model, "stream": False, "keep_alive": 0}
 
     def larger_context_hint(self, tokens: int) -> str:
@@ -166,7 +166,7 @@ class Ollama(BackendKind):
         return "Lower OLLAMA_NUM_PARALLEL or OLLAMA_CONTEXT_LENGTH, or take a smaller quantisation of it."
 
     def hand_out(self, body: JSON) -> JSON:
-        # middleware/openai.go draws ids from 999 numbers, so that two lines of a batch may have the same.
+        # middleware/openai.go draws ids from 999 numbers, so two lines of a batch may get the same id.
         items = body.get("output")
         if isinstance(items, list):
             body = body | {"output": [_with_own_id(item) if isinstance(item, dict) else item for item in items]}
@@ -178,7 +178,7 @@ class Ollama(BackendKind):
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):
             return problem
-        # routes.go ends a stream of repeated tokens without its final record: a 200 whose usage is all zero.
+        # routes.go ends a stream of repeated tokens without the final record: a 200 with a usage of all zeros.
         if endpoint in GENERATING and not usage_of(body).output_tokens:
             return "The reply broke off: it counts no tokens."
         return ""
@@ -188,19 +188,19 @@ class Ollama(BackendKind):
 
     def misconfigured_hint(self, status: int) -> str:
         if status == 403:
-            # allowedHostsMiddleware: an empty 403 for a Host header that is neither loopback nor a local name.
+            # allowedHostsMiddleware answers an empty 403 to a Host header that is neither loopback nor a local name.
             return "Ollama refuses our Host header (HTTP 403). Start it with OLLAMA_HOST=0.0.0.0, or use its address."
         return super().misconfigured_hint(status)
 
 
 def _with_own_id(thing: JSON) -> JSON:
-    """`thing` with an id that keeps its prefix (`chatcmpl-`, `resp_`) and is random behind it."""
+    """`thing` with an id that keeps its prefix (`chatcmpl-`, `resp_`) and is random after the prefix."""
     prefix = re.match(r"[a-z]+[-_]", str(thing.get("id")))
     return thing | {"id": prefix[0] + secrets.token_hex(16)} if prefix else thing
 
 
 def _flattened(message: Any) -> Any:
-    """A message whose content is text parts alone, as one text: Ollama makes a message of each part."""
+    """A message whose content is text parts alone, as one text, since Ollama makes a message of each part."""
     parts = message.get("content") if isinstance(message, dict) else None
     if not isinstance(parts, list) or not parts:
         return message

@@ -1,10 +1,10 @@
-"""Whether Ollama answered a prompt that it had cut to fit the context, without a word: HTTP 200, wrong data.
+"""Whether Ollama answered a prompt that it had cut to fit the context without saying so: HTTP 200, wrong data.
 
-Under /v1 an over-long prompt loses its oldest messages (server/prompt.go chatPrompt), then its middle
-(llm/llama_server.go), and an embedding's input its end (server/routes.go EmbedHandler). The native endpoints refuse
-instead where `truncate` is false, and say by how much. They count before they compute, so a chat that fits costs some
-50 ms more, its prompt being in the cache; inputs that fit are embedded twice. It is done only where the numbers leave
-room for a cut.
+Under /v1, an over-long prompt loses its oldest messages (server/prompt.go chatPrompt), then its middle
+(llm/llama_server.go). The input of an embedding loses its end (server/routes.go EmbedHandler). The native endpoints
+refuse such a prompt if `truncate` is false, and say by how much it is too long. They count before they compute, so a
+chat that fits costs some 50 ms more, since its prompt is in the cache; inputs that fit are embedded twice. The native
+endpoint is asked only if the numbers allow that the prompt was cut.
 """
 
 import json
@@ -20,13 +20,13 @@ Question = tuple[str, JSON]
 
 LEAST_CONTEXT = 512  # tokens; a prompt that fits into this is not looked at
 IMAGE_TOKENS = 4096  # at most, of one image
-EMBEDDING_BATCH = 2048  # tokens; an input is cut to this where the context is larger
+EMBEDDING_BATCH = 2048  # tokens; an input is cut to this if the context is larger
 SPECIAL_TOKENS = 8
-# Loading a model again, maybe with a smaller context, takes about as long: the sizes are good for the lines in between.
+# Loading a model again, maybe with a smaller context, takes about REMEMBERED_S: until then, the sizes are still true.
 REMEMBERED_S = 1.0
-# A token of a whole prompt has fewer bytes on average. In one that was cut to half the context it seems to have more.
+# A token of a whole prompt has fewer bytes on average. A token of a prompt cut to half the context seems to have more.
 BYTES_PER_TOKEN = 5
-# What of a body the model reads.
+# The members of a body that the model reads.
 PROMPT = ("messages", "prompt", "suffix", "input", "instructions", "tools")
 
 
@@ -37,14 +37,14 @@ class Contexts:
         self._told: tuple[float, dict[str, int]] = (-REMEMBERED_S, {})
 
     def size(self, exchange: Exchange, model: str, *, looks_cut: bool) -> int:
-        """The context of `model`, in tokens; the smallest of all loaded ones where it goes by another name.
+        """The context of `model`, in tokens; the smallest of all loaded models if none is loaded under this name.
 
-        Asked for where it is not remembered, and where an answer looks as if it were less than what is remembered.
+        Asks Ollama if the context is not remembered, or if an answer looks as if the context had become smaller.
         """
         asked_at, sizes = self._told
         name = _name_in(sizes, model)
         if looks_cut or not name or time.monotonic() > asked_at + REMEMBERED_S:
-            asked_at = time.monotonic()  # what is told is not older
+            asked_at = time.monotonic()  # the reply is not older than this
             loaded = loaded_models(lambda path: exchange(path, None))
             sizes = {each: context for each in loaded if (context := count(loaded[each], "context_length"))}
             self._told = asked_at, sizes
@@ -53,19 +53,19 @@ class Contexts:
 
 
 def loaded_models(ask: Ask) -> dict[str, JSON]:
-    """What Ollama tells of the models that it has loaded, by name."""
+    """What Ollama tells about the models that it has loaded, by name."""
     _, answer = ask("/api/ps")
     listed = answer.get("models") if isinstance(answer, dict) else None
     return {str(each["name"]): each for each in listed or [] if isinstance(each, dict) and "name" in each}
 
 
 def model_in(loaded: dict[str, JSON], model: str) -> JSON:
-    """What it tells of `model`; nothing where that is not loaded, or goes by another name."""
+    """What Ollama tells about `model`; empty if the model is not loaded, or has another name."""
     return loaded.get(_name_in(loaded, model), {})
 
 
 def cut_prompt(contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> str:
-    """What was cut, and what to do about it; empty if the prompt went in whole as far as can be told."""
+    """What was cut, and what to do about it; empty if the prompt was read whole, as far as can be told."""
     ask = _about_embedding if endpoint == "/v1/embeddings" else _about_prompt
     question = ask(contexts, exchange, endpoint, sent, prompt_tokens)
     if question is None:
@@ -90,7 +90,7 @@ def _name_in(names: Collection[str], model: str) -> str:
 def _about_prompt(
     contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int
 ) -> Question | None:
-    # A token has a byte at least. One message is cut to half a context or more, a history to anything.
+    # A token has at least one byte. A single message is cut to half a context or more, a history to any length.
     most_tokens = sum(_most_tokens(text) for text in _texts([sent.get(name) for name in PROMPT]))
     if most_tokens < LEAST_CONTEXT:
         return None

@@ -1,4 +1,4 @@
-"""A call for a client who waits: handed on as it comes, and ended at once where nobody waits any more."""
+"""A call for a client who waits: the answer is handed on as it comes, and ended at once if the client is gone."""
 
 import json
 import queue
@@ -15,11 +15,11 @@ from urllib3.util import parse_url
 from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
 
 LOOK_EVERY_S = 0.5
-READ_AHEAD = 64  # pieces; then the model server waits for a client that reads slowly
+READ_AHEAD = 64  # pieces; beyond these, the model server waits for a client that reads slowly
 
 
 class NotConnected(Exception):
-    """The server did not take the connection: it saw nothing of the request."""
+    """The server did not take the connection, so it saw no byte of the request."""
 
 
 class Broken(Exception):
@@ -28,7 +28,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Head:
-    """What stands before the body of an answer. `content_type` without parameters, `retry_after` as it came."""
+    """What comes before the body of an answer. `content_type` has no parameters, `retry_after` is as it was sent."""
 
     status: int
     content_type: str
@@ -36,11 +36,11 @@ class Head:
 
 
 class Relay:
-    """One POST, sent by a thread of its own, so that whoever hands on the answer is never stuck in a read.
+    """One POST, sent by a thread of its own, so that the thread that hands on the answer is never stuck in a read.
 
-    While there is nothing to hand on, `look` is called twice a second, and once for each piece; what it raises ends
-    the call. Neither proxies nor .netrc of the environment are used, and no redirect is followed. To be closed by the
-    thread that reads it.
+    `look` is called every LOOK_EVERY_S while there is nothing to hand on, and once for each piece; what `look` raises
+    ends the call. Uses neither proxies nor .netrc of the environment, and follows no redirect. The thread that reads
+    the relay has to close it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Relay:
         threading.Thread(target=self._run, name="relay", daemon=True).start()
 
     def head(self) -> Head:
-        """The head of the answer, to be asked for once, before its body. Raises NotConnected, Broken, or `look`'s."""
+        """The head of the answer; call once, before the body. Raises NotConnected, Broken, or what `look` raises."""
         head = self._next()
         assert isinstance(head, Head)
         return head
@@ -108,11 +108,11 @@ class Relay:
             with closing(response):
                 content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
                 self._put(Head(response.status, content_type, response.headers.get("Retry-After", "")))
-                # One read of the socket each: what came is handed on, however little.
+                # Each piece is one read of the socket: what came is handed on, however little.
                 while piece := response.read1(2**16, decode_content=True):
                     self._put(piece)
             self._put(None)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the client has to hear of it)
+        except Exception as error:  # noqa: BLE001  (whatever the error is, the client has to be told)
             # The type alone: the text may hold a prompt.
             what = f"The model server broke the connection ({type(error).__name__})."
             self._put(Broken(what) if self._socket.was_connected else NotConnected())

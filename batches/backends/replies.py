@@ -1,4 +1,4 @@
-"""What a model server's reply means: the verdict on it, what is kept of it, and the tokens it counts."""
+"""What a model server's reply means: the verdict on the reply, what is kept of it, and the tokens it counts."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,15 +16,13 @@ class Verdict(Enum):
 
     ANSWERED = "answered"  # the line's result
     REFUSED = "refused"  # the line's own fault, for good: the reply goes to the error file as it is
-    FAILED = "failed"  # the line is charged with an attempt and may be tried again
+    FAILED = "failed"  # the line may be charged with an attempt, and may be tried again
     BUSY = "busy"  # not now: tried again later, uncharged
     CRASHED = "crashed"  # the server went away under the line
-    UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; nobody is charged
-    MISCONFIGURED = (
-        "misconfigured"  # likewise, and a person has to act; unless a trial shows it is the line's own fault
-    )
-    MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of after a night
-    UNLOADABLE = "unloadable"  # the model cannot be loaded at present: it waits and others go on; nobody is charged
+    UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; no line is charged
+    MISCONFIGURED = "misconfigured"  # likewise, and a person has to act; unless a trial blames the line itself
+    MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of hours later
+    UNLOADABLE = "unloadable"  # the model cannot be loaded at present: its lines wait uncharged, others go on
     CUT = "cut"  # we ended the call ourselves
 
 
@@ -38,7 +36,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of one call. `body` is compact ASCII JSON, empty where there is no HTTP answer worth keeping; then
+    """What became of one call. `body` is compact ASCII JSON, or empty if there is no HTTP answer worth keeping: then
     `code` and `message` are the line's `error`."""
 
     verdict: Verdict
@@ -52,7 +50,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of a kind's table: the first whose status, endpoint and text fit decides."""
+    """A row of a kind's table: the first row whose status, endpoint and text fit decides."""
 
     verdict: Verdict
     statuses: tuple[int, ...]
@@ -61,7 +59,7 @@ class Rule:
 
 
 def refused(code: str, message: str) -> Reply:
-    """The line's own fault, as the endpoint itself would have said it."""
+    """A reply that refuses a line for its own fault, as the endpoint itself would refuse it."""
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
     return Reply(Verdict.REFUSED, 400, compact({"error": error}))
 
@@ -85,7 +83,8 @@ def enveloped(status: int, text: str) -> str:
 
 
 def usage_of(body: JSON) -> Usage:
-    """Tokens as the chat, completions and embeddings endpoints name them, or as /v1/responses does."""
+    """The tokens that a body counts, under the names of the chat, completions and embeddings endpoints or of
+    /v1/responses."""
     usage = body.get("usage")
     reasoning = ("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens")
     return Usage(
@@ -97,7 +96,7 @@ def usage_of(body: JSON) -> Usage:
 
 
 def count(thing: Any, *paths: str, below: int = 2**31) -> int:
-    """The whole number at the first of these dotted paths that leads to one; 0 where none does."""
+    """The whole number at the first of these dotted paths that leads to one; 0 if none does."""
     for path in paths:
         place = thing
         for key in path.split("."):

@@ -7,7 +7,7 @@ from batches.backends.replies import count
 class Vllm(BackendKind):
     name = "vllm"
     title = "vLLM"
-    most_in_flight = 256  # its own bound on a consumer card
+    most_in_flight = 256  # vLLM's own bound on a consumer card
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "vllm" for model in models)
@@ -21,7 +21,7 @@ class Vllm(BackendKind):
         listed = answer.get("data") if isinstance(answer, dict) else None
         for each in listed if isinstance(listed, list) else []:
             if isinstance(each, dict) and each.get("id") == model:
-                # It is started with what it has memory for; what the model was made for is in its files alone.
+                # vLLM is started with what it has memory for; what the model was made for stands in its files alone.
                 return ModelState(self.name, context_tokens=count(each, "max_model_len"))
         return None
 

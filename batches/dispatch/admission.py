@@ -11,12 +11,12 @@ from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend
 from batches.scheduling import gate
 
-# A drive before a closed gate ends after this time; the tick wakes another one once the gate is open.
+# A drive ends once its gate has been closed for this time; the tick wakes another drive when the gate is open.
 LINGERS_S = 30.0
 
 
 class Admission:
-    """What one drive knows of the reasons to send nothing. It reads `backend` and `shared`, which others write."""
+    """What one drive knows of the reasons to send nothing. Reads `backend` and `shared`, and never writes them."""
 
     def __init__(self, backend: Backend, shared: SharedBackend) -> None:
         self._backend = backend
@@ -33,7 +33,7 @@ class Admission:
         return self.why_closed() or ("The model server is busy." if is_busy else "")
 
     def why_closed(self) -> str:
-        """The same, but for a server that is busy: its lines stay with this drive, which waits for it."""
+        """The same reason, but empty if the server is only busy: this drive then keeps its lines and waits."""
         if self._stops_at is not None:
             return "The worker is being stopped."
         if self._backend.is_paused:
@@ -46,7 +46,7 @@ class Admission:
 
     @property
     def is_over(self) -> bool:
-        """The reason will last: there is no point in waiting for its end."""
+        """The reason will last, so it is of no use to wait for its end."""
         if self._stops_at is not None or self._backend.is_paused:
             return True
         return bool(self._gate_reason) and time.monotonic() > self._gate_closed_at + LINGERS_S
@@ -65,7 +65,7 @@ class Admission:
         self._gate_reason = reason
 
     def note(self, call: Call[object]) -> None:
-        """Take in what became of a call: a server that is busy gets nothing new for a while, an answer ends that."""
+        """Take in what became of a call. A busy server gets nothing new for a while; an answer ends its busy time."""
         if call.verdict is Verdict.ANSWERED:
             self._busy_since = None
         elif call.verdict is Verdict.BUSY and call.reply is not None:
@@ -75,15 +75,15 @@ class Admission:
 
     @property
     def busy_s(self) -> float:
-        """How long the server has refused lines for being busy."""
+        """For how many seconds the server has refused lines because it is busy."""
         return time.monotonic() - self._busy_since if self._busy_since is not None else 0.0
 
     def stop(self) -> None:
-        """Admit nothing any more. Safe to call again: the grace runs from the first call."""
+        """Admit nothing any more. Safe to call again: SHUTDOWN_GRACE_S counts from the first time."""
         if self._stops_at is None:
             self._stops_at = time.monotonic() + settings.SHUTDOWN_GRACE_S
 
     @property
     def grace_is_over(self) -> bool:
-        """The worker is to stop, and what is in flight had SHUTDOWN_GRACE_S to finish."""
+        """The worker is being stopped, and the calls in flight have had SHUTDOWN_GRACE_S to finish."""
         return self._stops_at is not None and time.monotonic() >= self._stops_at

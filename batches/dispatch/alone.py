@@ -1,8 +1,9 @@
-"""One drive alone with a backend that several drives share: to load another model, or to try a line that may bring the
-server down, whose fault it then is beyond doubt.
+"""One drive has a shared backend to itself: to load another model, or to send a line that may bring the server down.
+If the server then goes down, the fault is that line's beyond doubt.
 
-The drive that wants it writes its lease on the backend's row; the others see it within a second, let what they have in
-flight finish and say that they stand by. A drive that died is no obstacle: only leases that are alive count.
+A drive that wants the backend alone writes its lease on the backend's row. The other drives read the row within a
+second, let their calls in flight finish, and say on their leases that they stand by. A drive that died is no obstacle:
+only leases that are alive count.
 """
 
 from django.db.models import Exists, Q, QuerySet
@@ -12,12 +13,12 @@ from batches.models import Backend, Lease
 
 
 def drives(backend: Backend) -> list[int]:
-    """The leases of the drives that work on it, the oldest first."""
+    """The ids of the leases of the drives that work on `backend`, the oldest first."""
     return list(_alive(backend).order_by("pk").values_list("pk", flat=True))
 
 
 def take(backend: Backend, lease: Lease) -> bool:
-    """True once the backend is ours alone. Until then ask again, with nothing in flight. Safe to repeat."""
+    """True once `lease` has the backend alone. Until then, call again, with nothing in flight. Safe to repeat."""
     taken = Exists(_alive(backend).filter(pk=backend.alone_id)) if backend.alone_id else Q(pk__in=[])
     mine = Backend.objects.filter(Q(alone=None) | Q(alone=lease) | (Q(alone=backend.alone_id) & ~taken), pk=backend.pk)
     if not mine.update(alone=lease):
@@ -32,12 +33,12 @@ def give_back(backend: Backend, lease: Lease) -> None:
 
 
 def is_anothers(backend: Backend, lease: Lease) -> bool:
-    """Another drive has it, or is waiting for us to stand by. `backend` as it was just read."""
+    """Another drive has the backend alone, or waits for us to stand by. `backend` is the row as it was just read."""
     return backend.alone_id not in (None, lease.pk) and _alive(backend).filter(pk=backend.alone_id).exists()
 
 
 def stand_by(lease: Lease, stands_by: bool) -> None:
-    """Tell the others that we have nothing in flight and send nothing, or that we go on."""
+    """Tell the other drives that we have nothing in flight and send nothing, or that we go on."""
     if lease.stands_by != stands_by:
         Lease.objects.filter(pk=lease.pk).update(stands_by=stands_by)
         lease.stands_by = stands_by

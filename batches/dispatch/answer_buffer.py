@@ -1,7 +1,7 @@
 """Answers that wait to be stored: one by one while they come slowly, in groups while they come fast.
 
-A group is stored once it has GROUP_LINES answers, or has waited GROUP_OVER_COST times as long as storing the last one
-took (MOST_GROUP_S at most). So storing takes a tenth of the time at most, and a crash costs the answers of some
+A group is stored once it has GROUP_LINES answers, or has waited GROUP_OVER_COST times as long as storing the last group
+took (MOST_GROUP_S at most). So storing takes at most a tenth of the time, and a crash costs the answers of some
 milliseconds.
 """
 
@@ -14,12 +14,12 @@ from batches.models import Line
 GROUP_OVER_COST = 10
 MOST_GROUP_S = 0.2
 GROUP_LINES = 64
-# These concern other lines too: they are stored before another line is sent.
+# Answers that concern other lines too: they are stored before another line is sent.
 URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING)
 
 
 class AnswerBuffer:
-    """Calls for lines that are over and not stored yet."""
+    """Calls made for lines, over and not stored yet."""
 
     def __init__(self) -> None:
         self._calls: list[Call[Line]] = []
@@ -42,10 +42,10 @@ class AnswerBuffer:
         return is_last or self.is_urgent or len(self._calls) >= GROUP_LINES or time.monotonic() >= self.due_at
 
     def take(self) -> list[Call[Line]]:
-        """All of them, to be stored now."""
+        """All calls of the buffer, to be stored now."""
         group, self._calls = self._calls, []
         return group
 
     def stored(self, took_s: float) -> None:
-        """Storing the last group took this long: decide how long the next one may grow."""
+        """Storing the last group took `took_s` seconds: decide how long the next group may wait."""
         self.due_at = time.monotonic() + min(MOST_GROUP_S, GROUP_OVER_COST * took_s)

@@ -1,7 +1,7 @@
-"""What a failed question to the backend pauses: all of it, or one model whose lines then wait while others go on.
+"""What a failed question pauses: the whole backend, or one model whose lines then wait while others go on.
 
-A pause of the backend ends when it answers its worker again (registry); that of a model when it passes a trial, which
-the drive gives it in growing intervals.
+The pause of a backend ends when a health probe gets an answer (registry). The pause of a model ends when the model
+passes a trial; a drive asks for one at growing intervals.
 """
 
 import logging
@@ -18,12 +18,12 @@ from batches.models import Backend, PausedModel
 logger = logging.getLogger(__name__)
 
 MISCONFIGURED_FOR = timedelta(seconds=30)
-# A model that could not be loaded for so long never will be: its lines fail.
+# A model that could not be loaded for this time never will be: its lines fail.
 UNLOADABLE_FOR = timedelta(hours=1)
 
 
 def pause_after(backend: Backend, endpoint: str, model: str, failed: Call[Any]) -> None:
-    """Pause what this reply shows to be out of order. Safe to run twice."""
+    """Pause what the reply to `failed` shows to be out of order. Safe to run twice."""
     reply = failed.reply or Reply(failed.verdict)
     match reply.verdict:
         case Verdict.UNREACHABLE:
@@ -41,13 +41,13 @@ def _pause(backend: Backend, reason: str, *, at_least: timedelta | None = None) 
 
 def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, took: timedelta) -> None:
     reason = _what_is_wrong(backend, endpoint, model, reply)
-    # At least as long as the question took: one that hangs leaves half of the time to other models.
+    # At least as long as the question took, so that a question that hangs leaves half of the time to other models.
     paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took)
     logger.warning("paused: %s", reason)
     is_hopeless = reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR
     if is_hopeless and not registry.is_elsewhere(backend, model):
         logger.error("%s could not be loaded for too long: its lines fail", model)
-        failing.mark_model(endpoint, model, reply)  # the tick wakes who fails them
+        failing.mark_model(endpoint, model, reply)  # the tick starts the step that fails them
         paused.delete()
 
 

@@ -1,9 +1,9 @@
-"""Lines in and out of a lease's hands: claimed for it, and stored by it with what became of them.
+"""How lines are claimed for a lease, and how what became of them is stored.
 
     pending ── claim ──> running ── store ──> succeeded | failed | pending again
 
-The UPDATE that stores a result names the lease that claimed the line. If it changes no row, the lease was declared dead
-meanwhile and somebody else has the line: the result is dropped.
+The UPDATE that stores a result names the lease that claimed the line. If the UPDATE changes no row, the lease was
+declared dead meanwhile and the line is another's: the result is dropped.
 """
 
 import logging
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
-    """Up to `most` lines for `lease`, of the part whose turn it is; none if the lease is not alive any more, or the
-    batch stopped meanwhile. A line that may kill its worker comes by itself, and is to be sent so."""
+    """Claim up to `most` lines for `lease`, of the part whose turn it is; none if the lease is not alive any more, or
+    if the batch stopped meanwhile. A line that may kill its worker is claimed alone, and marked to be sent alone."""
     if turn.is_suspicious:
         most = 1
     with transaction.atomic():
-        # Postgres passes over lines that another claim has locked; on SQLite the transaction holds the only write lock.
+        # Postgres skips lines that another claim has locked; on SQLite this transaction has the only write lock.
         ids = list(
             turn.lines()
             .filter(batch__in=Batch.objects.all().runnable(), part__failure__isnull=True)
@@ -41,9 +41,10 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
         if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
             return []
         Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
-        # Read again: only what we really got. In the same transaction, so that a claim tried again leaves none.
-        held = Line.objects.all().claimed_by(lease).in_bulk(ids)
-        lines = [held[each] for each in ids if each in held]
+        # Read again, since another claim may have got some of them. In the same transaction, so that a claim that is
+        # tried again leaves no line behind.
+        claimed = Line.objects.all().claimed_by(lease).in_bulk(ids)
+        lines = [claimed[each] for each in ids if each in claimed]
         if lines:
             turn.claimed(lines[-1])
     failpoints.reach("after_claim")
@@ -54,18 +55,18 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
 
 
 def hand_back(lease: Lease, lines: list[Line]) -> None:
-    """Make claimed lines that were not answered claimable again, uncharged."""
+    """Make lines that were claimed and not answered claimable again, uncharged."""
     if not lines:
         return
-    held = Line.objects.all().claimed_by(lease)
-    held.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
+    claimed = Line.objects.all().claimed_by(lease)
+    claimed.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
 def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list[str]:
-    """Record what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
+    """Store what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
     `busy_s` is how long the backend has been busy: the next try waits as long again. A missing model fails the lines
-    that wait for it too: the ids of their batches, for which to wake the control worker.
+    that wait for it too; returns the ids of their batches, for which the caller wakes the control worker.
     """
     group = _Group()
     with transaction.atomic():
@@ -84,17 +85,17 @@ def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list
 
 
 class _Group:
-    """What a group of answers changes beside the rows of its own lines."""
+    """What a group of answers changes besides the rows of its own lines."""
 
     def __init__(self) -> None:
         self.cut: list[Line] = []
-        self.missing: dict[Part, Reply] = {}  # parts whose model is not there
+        self.missing: dict[Part, Reply] = {}  # parts whose model is missing
         self._tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by batch, by counter
-        self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter that moves
+        self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise
         self._answered: list[tuple[Line, str]] = []
 
     def add(self, line: Line, reply: Reply, state: LineState) -> None:
-        """Take in what was written of a line."""
+        """Take in a line that was written with this state."""
         if state is LineState.PENDING:
             return
         counter = "completed" if state is LineState.SUCCEEDED else "failed"
@@ -113,7 +114,7 @@ class _Group:
             line, counter = self._finished[pk]
             self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})
         reuse.remember(self._answered)
-        # Unless it was settled by whoever stopped its batch.
+        # A line that the finalizer has settled, because its batch stopped, stays as it is.
         hand_back(lease, self.cut)
         failpoints.reach("mid_store")
         for batch_id, tally in self._tallies.items():
@@ -127,7 +128,7 @@ ANSWER = (
     *("state", "http_status", "response", "error_code", "error_message"),
     *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "finished_at", "duration_ms"),
 )
-# What the ORM would make of it, once instead of for each line: composing it takes longer than the database's own work.
+# The ORM would compose this SQL anew for each line, which takes longer than the database's own work.
 WRITE_ANSWER = (
     "UPDATE batches_line SET state = %s, lease_id = NULL, http_status = %s, response = %s, error_code = %s, "
     "error_message = %s, input_tokens = %s, cached_tokens = %s, output_tokens = %s, reasoning_tokens = %s, "
@@ -136,7 +137,7 @@ WRITE_ANSWER = (
 
 
 def _write(lease: Lease, line: Line, values: dict[str, Any]) -> bool:
-    """Store what became of a line, if `lease` has it still."""
+    """Store what became of a line, if it is still claimed for `lease`; whether it was."""
     if values["state"] is not LineState.SUCCEEDED:
         return Line.objects.all().claimed_by(lease).filter(pk=line.pk).update(lease=None, **values) == 1
     row = values | {"finished_at": connection.ops.adapt_datetimefield_value(values["finished_at"])}

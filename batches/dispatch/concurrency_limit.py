@@ -1,8 +1,8 @@
-"""How many calls to keep in flight on one backend: what it serves at once and one more, so that it never waits for us.
+"""How many calls to keep in flight at one backend: one more than it serves at once, so that it never waits for us.
 
-A loaded Ollama queues without a word and never says that it is busy, so tokens per second are the signal: where nobody
-said how many calls the backend serves at once, the window grows while they grow. It shrinks at once when calls are
-refused or time out. Pure: the drive that owns it stores its size on the backend's row, which all drives share.
+A loaded Ollama queues calls and never says that it is busy, so tokens per second are the signal. If nobody said how
+many calls the backend serves at once, the limit grows while tokens per second grow. The limit shrinks at once when
+calls are refused or time out. Pure: the drive that owns the limit stores it on the backend's row, for all drives.
 """
 
 from typing import Any
@@ -10,31 +10,31 @@ from typing import Any
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
 
-# A measurement is over when so much time has passed and so many answers for each call in flight have come.
+# A measurement is over after MEASURE_S, and ANSWERS_PER_CALL answers for each call in flight.
 MEASURE_S = 10.0
 ANSWERS_PER_CALL = 4
-# A larger window stays if it brings so much.
+# A larger limit stays if it brings WORTH times the tokens per second.
 WORTH = 1.1
 FIRST_REST_S, MOST_REST_S = 60.0, 900.0
-# Calls that fail together shrink it once.
+# Calls that fail together shrink the limit once: it shrinks at most this often.
 SHRINK_EVERY_S = 5.0
 READING = 0.1  # reading a token of the prompt, against writing one
 
 
 class ConcurrencyLimit:
-    """`size` calls may be in flight. `parallel` is what the backend serves at once, None where nobody knows; then the
-    window grows up to `most`."""
+    """`size` calls may be in flight. `parallel` is how many calls the backend serves at once, or None if nobody knows:
+    then the limit grows up to `most`."""
 
     def __init__(self, parallel: int | None, *, most: int, size: int = 0) -> None:
         self.parallel = parallel
         self.usual = (parallel or 1) + 1
         self.most = max(self.usual, most) if parallel is None else self.usual
-        # What was learned counts where nobody tells; what was shrunk comes back by itself.
+        # A size that was learned counts if nobody tells `parallel`; a size that shrank grows back by itself.
         self.size = min(max(size, 1), self.most) if size and parallel is None else self.usual
         self._shrunk_at = float("-inf")
         self._rest_s = FIRST_REST_S
         self._rests_until = float("-inf")
-        self._before: tuple[int, float] | None = None  # the size that is compared with, and its rate
+        self._before: tuple[int, float] | None = None  # the size to compare with, and its rate
         self._started: float | None = None
         self._answers = 0
         self._work = 0.0
@@ -42,11 +42,11 @@ class ConcurrencyLimit:
 
     @property
     def running(self) -> int:
-        """How many of the calls in flight the backend computes; the others wait there."""
+        """How many of the calls in flight the backend computes; the others wait at the backend."""
         return self.parallel or max(1, self.size - 1)
 
     def adopt(self, size: int) -> None:
-        """Another drive changed it, or an older setting left it so."""
+        """Take over the size that the backend's row has: another drive changed it, or an older setting left it."""
         size = min(size, self.most)
         if size != self.size:
             self.size = size
@@ -58,12 +58,12 @@ class ConcurrencyLimit:
         self._started, self._answers, self._work = None, 0, 0.0
 
     def note(self, call: Call[Any], model: str, now: float) -> None:
-        """Take in what became of a call for `model`. The answers of another model are measured anew."""
+        """Take in what became of a call for `model`. Answers of another model begin a new measurement."""
         if model != self._model:
             self._model = model
             self.forget()
         if call.verdict is Verdict.BUSY or call.timed_out:
-            # Calls that were sent before it shrank say nothing about what it is now.
+            # Calls that were sent before the limit shrank say nothing about its size now.
             if call.started > self._shrunk_at and now > self._shrunk_at + SHRINK_EVERY_S:
                 self.size = max(1, self.size // 2)
                 self._shrunk_at = now
@@ -76,7 +76,7 @@ class ConcurrencyLimit:
             self._work += usage.output_tokens + READING * max(0, usage.input_tokens - usage.cached_tokens)
 
     def look(self, now: float, *, is_full: bool) -> None:
-        """Grow or go back, if a measurement is over. Call it every second."""
+        """Grow or go back, if a measurement is over. Call every second; `is_full`: all calls allowed are in flight."""
         if not is_full:
             self.forget()
             return
@@ -108,7 +108,7 @@ class ConcurrencyLimit:
 
 
 def portion(size: int, drives: list[int], own: int) -> int:
-    """Of a window of `size`, what the drive `own` has where all `drives` share it; at least one call each."""
+    """How many calls the drive `own` may have if all `drives` share a limit of `size`; at least one."""
     number, rest = divmod(size, max(1, len(drives)))
     rank = sorted(drives).index(own) if own in drives else 0
     return max(1, number + (rank < rest))

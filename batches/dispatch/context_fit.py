@@ -1,7 +1,7 @@
-"""Whether a batch's lines fit what its model has on the card, said before the night is lost.
+"""Whether a batch's lines fit their model as it is loaded on the card, told before hours are lost.
 
-What is found becomes `Batch.warnings`: {"code", "model", "message"}, the message with the setting to change. Nothing is
-refused for it: a line's need is an estimate, and most lines may fit.
+What is found is stored in `Batch.warnings` as {"code", "model", "message"}; the message names the setting to change.
+A warning refuses no line: a line's need is an estimate, and most lines may fit.
 """
 
 import logging
@@ -24,7 +24,8 @@ Found = dict[str, str]
 
 
 def check(part: Part, state: ModelState) -> list[Found]:
-    """What speaks against sending these lines to their model as it is loaded; what the server does not tell, does not.
+    """What speaks against sending these lines to their model as it is loaded. Values that the server does not tell
+    speak against nothing.
 
     Changes nothing; reads the part's batch.
     """
@@ -37,8 +38,8 @@ def check(part: Part, state: ModelState) -> list[Found]:
 
 
 class ContextFit:
-    """What one drive has found out of its models: each is described once after it was loaded, and each part that it
-    sends lines of is compared with that once."""
+    """What one drive has found out about its models. Each model is described once after it was loaded. Each part whose
+    lines the drive sends is compared with the description once."""
 
     def __init__(self) -> None:
         self._states: dict[str, ModelState | None] = {}
@@ -46,7 +47,7 @@ class ContextFit:
         self._seen: set[int] = set()
 
     def has_to_ask(self, part: Part) -> bool:
-        """A line of this part is being sent: True if its model has to be described, and `note` told what it says."""
+        """A line of this part is being sent. True: its model has to be described, and `note` told the description."""
         if part.pk in self._seen:
             return False
         self._seen.add(part.pk)
@@ -64,7 +65,7 @@ class ContextFit:
             self._report(part)
 
     def forget(self) -> None:
-        """A model was loaded, maybe with another context than before."""
+        """Drop all descriptions: a model was loaded, maybe with another context than before."""
         self._states.clear()
         self._waiting.clear()
         self._seen.clear()
@@ -75,9 +76,9 @@ class ContextFit:
 
 
 def report(part: Part, state: ModelState) -> None:
-    """Store on the batch what `check` finds, in place of what it found before of this model, and log what is new.
+    """Store on the batch what `check` finds, in place of what it found before for this model, and log what is new.
 
-    Safe to run twice and beside others that warn of the same batch: nothing is written or logged where nothing changed.
+    Safe to run twice, and beside others that warn about the same batch: writes and logs only what changed.
     """
     found = check(part, state)
     with transaction.atomic():
@@ -115,7 +116,7 @@ def _on_cpu(part: Part, state: ModelState) -> str:
         return ""
     kind = backends.kind_named(state.kind)
     if not state.size_vram:
-        return f"Nothing of {part.model} is on a GPU, so answers take many times as long. {kind.title}'s log says why."
+        return f"{part.model} is not on a GPU at all, so answers take many times as long. {kind.title}'s log says why."
     percent = 100 * state.size_vram // state.size
     return f"Only {percent} % of {part.model} is on the GPU, so answers take longer. {kind.less_memory_hint()}"
 

@@ -1,4 +1,4 @@
-"""How long an answer may take, judged by how long answers of the same model took."""
+"""How long an answer may take, judged by how long earlier answers of the same model took."""
 
 from collections import defaultdict, deque
 from typing import Any
@@ -16,7 +16,7 @@ REMEMBERED = 50
 MARGIN = 4.0
 # Reading a token of the prompt takes a tenth of writing one, or less.
 READING = 0.1
-# The answer to a line without a limit may be UNLIMITED times as long as the longest one yet.
+# The answer to a line that sets no token limit may be UNLIMITED times as long as the longest answer yet.
 UNLIMITED = 10
 LEAST_UNLIMITED_TOKENS = 2048
 
@@ -28,12 +28,12 @@ class Deadlines:
         self._speeds: defaultdict[str, ModelSpeed] = defaultdict(ModelSpeed)
 
     def note(self, call: Call[Line]) -> None:
-        """Learn from an answer; what is none teaches nothing."""
+        """Learn from an answer; a call without an answer teaches nothing."""
         if call.verdict is Verdict.ANSWERED:
             self._speeds[call.subject.model].note(call)
 
     def for_line(self, line: Line, body: dict[str, Any]) -> float:
-        """The seconds that the answer to `body`, which is sent for `line`, may take."""
+        """How many seconds the answer to `body` may take, which is sent for `line`."""
         return self._speeds[line.model].deadline_s(body, is_retry=line.attempts > 0)
 
 
@@ -48,20 +48,20 @@ class ModelSpeed:
         if call.reply is None:
             return
         usage = call.reply.usage
-        # A prompt that the server had read before costs nothing, and it does not always say so.
+        # A prompt that the server had read before costs nothing, and the server does not always say so.
         tokens = usage.output_tokens or usage.input_tokens * READING
         if tokens >= 1:
             self._seconds_per_token.append(call.duration_s / tokens)
             self._longest = max(self._longest, usage.output_tokens)
 
     def deadline_s(self, body: dict[str, Any], *, is_retry: bool = False) -> float:
-        """For the answer to this body, in seconds: LINE_TIMEOUT_S if it is set, MOST_S while nothing was measured, and
-        for a line that failed before, which may be the long one among short ones."""
+        """The deadline for this body, in seconds: LINE_TIMEOUT_S if it is set; MOST_S if nothing was measured yet, and
+        for a line that failed before, which may be a long line among short ones."""
         if settings.LINE_TIMEOUT_S is not None:
             return float(settings.LINE_TIMEOUT_S)
         if is_retry or not self._seconds_per_token:
             return MOST_S
-        # JSON has integers that no float holds.
+        # JSON allows integers that are too large for a float.
         limit = min(prompt.token_limit(body), prompt.MOST_TOKENS)
         written = limit or max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
         read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / prompt.BYTES_PER_TOKEN

@@ -2,13 +2,18 @@
 
     claimable lines ── claim ──> line buffer ── send ──> in flight ── wait ──> answer buffer ── store ──> rows
 
-A drive is one run of the dispatcher, in one process under one lease. Its thread alone touches the database and never
-waits for a model: calls run in threads of their own (backends.calls). A question to the model server (load this model,
-try it) is a call like a line's, so there is one loop, and nothing in it is entered twice.
+A drive is one run of the dispatcher, in one process under one lease. The drive's thread alone touches the database and
+never waits for a model: calls run in threads of their own (backends.calls). A question to the model server (load this
+model, give it a trial) is a call like a line's: there is one loop, and nothing in the loop is entered twice.
 
-Each piece of state has one owner: `admission` knows whether anything may be sent, the line buffer what is sent next,
-`readiness` what is known of the models, `share` what part of the backend is ours, the answer buffer what is not stored
-yet, and the periodic checks tell them what has changed around them.
+Each piece of state has one owner:
+
+    admission   whether anything may be sent now
+    lines       the line buffer: what is sent next
+    readiness   what is known of the models
+    shared      our room at the backend, and whether we have it alone
+    answers     the answer buffer: what is not stored yet
+    checks      the periodic checks, which tell the others what has changed around them
 """
 
 import logging
@@ -41,9 +46,9 @@ Subject = Line | Question
 
 
 class Dispatcher:
-    """Sends the claimable lines of all batches to `backend` until none is left, it pauses, or `should_stop()`.
+    """Sends the claimable lines of all batches to `backend` until no line is left, it is paused, or `should_stop()`.
 
-    `wake_control` is told the id of each batch that has work for the control worker now.
+    `wake_control` is called with the id of each batch that has work for the control worker now.
     """
 
     def __init__(
@@ -74,8 +79,8 @@ class Dispatcher:
         self.readiness = Readiness(backend, kind, was_unused=self.shared.was_unused)
         self.lines = LineBuffer(backend, keeper.lease)
         self.answers = AnswerBuffer()
-        parts = self.calls, self.shared, self.admission, self.readiness, self.lines
-        self.checks = PeriodicChecks(backend, keeper, *parts, self.should_stop, self.wake_control)
+        owners = self.calls, self.shared, self.admission, self.readiness, self.lines
+        self.checks = PeriodicChecks(backend, keeper, *owners, self.should_stop, self.wake_control)
 
     def _loop(self) -> None:
         while True:
@@ -83,14 +88,14 @@ class Dispatcher:
             self._stand_down()
             self._claim()
             self._send()
-            # The next lines are at hand before an answer comes: the backend does not wait for a claim.
+            # Claim the next lines before an answer comes, so that the backend does not wait for a claim.
             self._claim()
             if self._is_done():
                 break
             for call in self.calls.wait(self._patience_s()):
                 self._note(call)
             if not self.answers.is_urgent:
-                # The backend gets its next call before the database gets this one's answer.
+                # Send the next call before the answers are stored, so that the backend does not wait for the database.
                 self._send()
             if self.answers.is_due(is_last=not self.calls.in_flight):
                 self._store()
@@ -112,7 +117,7 @@ class Dispatcher:
         return max(0.0, until - time.monotonic())
 
     def _stand_down(self) -> None:
-        """If nothing may be sent, give the lines to whoever may send them, and wait for no trial."""
+        """If nothing may be sent, hand the lines back for other drives to claim, and wait for no trial."""
         if self.admission.why_closed():
             self.lines.hand_back()
             for call in self.readiness.release():
@@ -141,7 +146,7 @@ class Dispatcher:
                 return
 
     def _has_place_for(self, subject: Subject) -> bool:
-        """It may be sent beside what is in flight. What needs the backend alone waits for the end of all calls."""
+        """`subject` may be sent beside the calls in flight. What needs the backend alone waits for the end of all."""
         at_work = self.calls.computing
         if any(call.subject.needs_alone for call in at_work):
             return False
@@ -170,7 +175,7 @@ class Dispatcher:
             self.calls.submit(self.readiness.call(question))
 
     def _stall(self, line: Line, error: OSError) -> None:
-        """The input file of a batch cannot be read now: its lines wait, and those of other batches go on."""
+        """The input file of a batch cannot be read now: the lines of this batch wait, and other batches go on."""
         reason = f"Its input file cannot be read now ({error.strerror or type(error).__name__}). Look at the storage."
         retrying(lifecycle.stall, line.batch_id, reason)
         retrying(claims.hand_back, self.lease, [line])
@@ -199,7 +204,7 @@ class Dispatcher:
         self.answers.stored(time.monotonic() - started)
         self.lines.answered(len(group))
         if failed:
-            self.lines.end_turn()  # lines that are claimed already may be among those that fail
+            self.lines.end_turn()  # lines in the buffer may be among the lines that fail
         for batch_id in failed:
             self.wake_control(batch_id)
 

@@ -1,15 +1,16 @@
 """Whose fault a failure is: the line's own, or that of a model or server that fails everything.
 
-A line pays for a failure only if the model is known to be in order: the last thing that it did was to answer, a line or
-a trial, which any server in order answers. A failure takes that proof away, so that the next one is nobody's, until an
-answer brings it back. A line that failed is tried again on a proof only. So whatever breaks a server pays itself, the
-lines behind it pay nothing, and nothing has to be remembered beyond the rows.
+A line is charged with a failure only if the model is known to be in order. The proof is that the model's last reply was
+an answer, to a line or to a trial (any model in order answers a trial). A failure takes the proof away, and an answer
+brings it back; a failure without the proof is charged to no line. A line that failed is tried again only with the
+proof. So a line that breaks a server is charged itself, the lines behind it are charged nothing, and nothing has to be
+remembered beyond the rows.
 
-If several calls were in flight when the server went away or stood still, any of them may have done it: none pays, and
-each is tried again by itself.
+If several calls were in flight when the server went away or hung, any of them may be the cause: none is charged,
+and each line is tried again alone.
 
-Some failures wait for a trial before they are stored: those in SUSPECT, which speak against the model or the server
-unless a trial goes well.
+The failures in SUSPECT wait for a trial before they are stored: they speak against the model or the server unless the
+trial goes well.
 """
 
 from collections import defaultdict
@@ -19,9 +20,9 @@ from batches.backends.calls import Call
 from batches.backends.replies import Verdict
 from batches.models import Line
 
-# As many different lines that fail in a row call for a trial.
+# SUSPICIOUS_LINES different lines that fail in a row call for a trial.
 SUSPICIOUS_LINES = 5
-# A verdict that speaks against the server, and what the failure is if a trial goes well: the line's own.
+# A verdict that speaks against the server, and the line's own verdict that replaces it if a trial goes well.
 SUSPECT = {Verdict.MISCONFIGURED: Verdict.REFUSED, Verdict.UNLOADABLE: Verdict.FAILED}
 
 Key = tuple[str, str]  # endpoint and model
@@ -32,16 +33,16 @@ def key_of(line: Line) -> Key:
 
 
 class FaultAttribution:
-    """What one drive knows of whose fault failures are, for each model at each endpoint."""
+    """What one drive knows about whose fault failures are, for each model at each endpoint."""
 
     def __init__(self) -> None:
         self._health: defaultdict[Key, ModelHealth] = defaultdict(ModelHealth)
-        # Failures that wait for a trial. A key without any asks for a trial all the same.
+        # Failures that wait for a trial. A key with an empty list asks for a trial too.
         self._suspects: dict[Key, list[Call[Line]]] = {}
 
     @property
     def wanted_trials(self) -> list[Key]:
-        """What has to be tried before another line is sent."""
+        """The models that need a trial before another line is sent."""
         return list(self._suspects)
 
     def needs_trial(self, line: Line) -> bool:
@@ -49,8 +50,8 @@ class FaultAttribution:
         return line.needs_trial and not self._health[key_of(line)].is_proven
 
     def note(self, call: Call[Line]) -> bool:
-        """Take in what became of a line, and decide whether it pays for a failure. True: it can be stored now; False:
-        it waits for a trial."""
+        """Take in what became of a line, and decide whether the line is charged with a failure. True: the call can be
+        stored now; False: the call waits for a trial."""
         key = key_of(call.subject)
         health = self._health[key]
         health.note(call)
@@ -62,7 +63,7 @@ class FaultAttribution:
         return True
 
     def passed(self, key: Key) -> list[Call[Line]]:
-        """A trial went well: the failures that waited for it are their lines' own, and can be stored."""
+        """A trial went well. Returns the failures that waited for it, to be stored: each is its line's own fault."""
         self._health[key].prove()
         settled = self._suspects.pop(key, [])
         for call in settled:
@@ -71,12 +72,12 @@ class FaultAttribution:
         return settled
 
     def not_passed(self, key: Key) -> list[Call[Line]]:
-        """A trial failed or could not be made: the failures that waited for it are nobody's, and can be stored."""
+        """A trial failed or could not be made. Returns the failures that waited for it, to be stored uncharged."""
         self._health.pop(key, None)
         return self._suspects.pop(key, [])
 
     def release(self) -> list[Call[Line]]:
-        """No trial can be made now: all failures that wait for one, as nobody's."""
+        """No trial can be made now. Returns all failures that wait for one, to be stored uncharged."""
         return [call for calls in [self._suspects.pop(key) for key in list(self._suspects)] for call in calls]
 
 
@@ -88,7 +89,7 @@ class ModelHealth:
         self._failing: set[int] = set()
 
     def note(self, call: Call[Line]) -> None:
-        """Take in a reply, and decide whether its line pays for it. One that need not have come from the model, such
+        """Take in a reply, and decide whether its line is charged. A reply that need not have come from the model, such
         as a refusal, changes nothing."""
         match call.verdict:
             case Verdict.ANSWERED:

@@ -1,4 +1,4 @@
-"""The requests of claimed lines, read from the input files where validation found them."""
+"""The requests of claimed lines, read from the input files at the offsets that validation stored."""
 
 from contextlib import suppress
 from typing import Any
@@ -7,12 +7,12 @@ from batches.lines import jsonl
 from batches.models import Line
 from files_api.models import File
 
-# What a file that was removed or damaged since validation can raise. Another OSError is the storage's, which may mend.
+# What a file that was removed or damaged since validation can raise. Any other OSError is the storage's, and may pass.
 UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError)
 
 
 class InputFiles:
-    """The bodies of claimed lines, read from the input files at the lines' offsets. A few files stay open."""
+    """The bodies of claimed lines, read from the input files at the lines' offsets. MOST_OPEN files stay open."""
 
     MOST_OPEN = 8
 
@@ -20,7 +20,8 @@ class InputFiles:
         self._open: dict[str, Any] = {}
 
     def body(self, line: Line) -> dict[str, Any]:
-        """Raises one of UNREADABLE if the file is gone or is not what was validated, OSError if reading fails now."""
+        """The body of `line`. Raises one of UNREADABLE if the file is gone or is not what was validated, and OSError if
+        the file cannot be read now."""
         if line.batch_id not in self._open:
             while len(self._open) >= self.MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
@@ -33,7 +34,7 @@ class InputFiles:
         return jsonl.parse_body(stream.read(line.length))
 
     def reopen(self, line: Line) -> None:
-        """Open its file anew for the next line."""
+        """Have the next line of this batch open the input file anew."""
         if stream := self._open.pop(line.batch_id, None):
             with suppress(OSError):
                 stream.close()

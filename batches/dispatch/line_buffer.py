@@ -13,7 +13,7 @@ MOST_CLAIMED = 64
 
 
 class LineBuffer:
-    """The next lines for `backend`, claimed for `lease` and in the order in which they should be sent."""
+    """The next lines for `backend`, claimed for `lease`, in the order in which they are sent."""
 
     def __init__(self, backend: Backend, lease: Lease) -> None:
         self._backend = backend
@@ -22,7 +22,7 @@ class LineBuffer:
         self._ready: deque[Line] = deque()
         self._claim_size = 1
         self._model = ""  # of the line that was taken last
-        self._model_since = float("-inf")  # lines of no other model were taken since then
+        self._model_since = float("-inf")  # since then, only lines of this model were taken
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -43,30 +43,30 @@ class LineBuffer:
         return line
 
     def answered(self, lines: int) -> None:
-        """So many answers came in one group: fast answers are claimed in groups as large."""
+        """`lines` answers came in one group: while answers come fast, claim lines in groups as large."""
         self._claim_size = min(MOST_CLAIMED, max(1, lines))
 
     def refill(self, room: int, in_flight: Sequence[Line]) -> None:
-        """Claim more lines once half of them are sent, for a window of `room` calls. `in_flight` are under way."""
+        """Claim more lines once half of them are sent, for a room of `room` calls. `in_flight` are not answered yet."""
         size = max(self._claim_size, room)
         if len(self._ready) * 2 > size:
             return
         if self._turn is None and not self._ready:
             self.choose_turn(in_flight)
-        # Lines of another model wait until the last line of this one is sent, in case that more of them come.
+        # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.
         while self._turn is not None and not (self._ready and self._ready[-1].model != self._turn.part.model):
             if self._turn.is_suspicious and (self._ready or in_flight):
-                return  # what is claimed beside it would be lost with it
+                return  # lines claimed beside one that may kill its worker would be lost with it
             if lines := retrying(claims.claim, self._lease, self._turn, size):
                 self._ready.extend(lines)
                 return
             ended, self._turn = self._turn, None
             self.choose_turn(in_flight)
             if self._turn is not None and self._turn.part.pk == ended.part.pk:
-                return  # another drive has just taken its lines, or its batch stopped: the next look finds out
+                return  # another drive has just claimed its lines, or its batch stopped: the next look tells
 
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
-        """Find out whose turn it is, and hand back what was claimed for another one."""
+        """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
         at_work = self._ready[-1].model if self._ready else in_flight[-1].model if in_flight else ""
         stayed_s = time.monotonic() - self._model_since
         turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=stayed_s)
@@ -77,16 +77,16 @@ class LineBuffer:
         self._turn = turn
 
     def keep_only(self, running: set[str]) -> None:
-        """Hand back the lines of all batches but these."""
+        """Hand back the lines of all batches but the `running` ones."""
         self._hand_back([line for line in self._ready if line.batch_id not in running])
 
     def end_turn(self) -> None:
-        """Hand everything back, and ask anew whose turn it is: the lines of this one cannot be sent now."""
+        """Hand all lines back and end the turn, whose lines cannot be sent now. `refill` finds out the next turn."""
         self.hand_back()
         self._turn = None
 
     def hand_back(self) -> None:
-        """Make the lines claimable again, uncharged. Nothing happens if there are none."""
+        """Make all lines claimable again, uncharged. Does nothing if there are none."""
         self._hand_back(list(self._ready))
 
     def _hand_back(self, lines: list[Line]) -> None:

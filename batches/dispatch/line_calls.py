@@ -1,4 +1,4 @@
-"""From a claimed line to its call: its body as the model server takes it, a deadline, or an answer without it."""
+"""From a claimed line to its call: the body as the model server takes it, and a deadline; or a reply without a call."""
 
 import logging
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class LineCalls:
-    """Makes the calls of one drive. To be closed: it keeps input files open."""
+    """Makes the calls of one drive for lines. Call `close` at the end: input files stay open until then."""
 
     def __init__(self, kind: BackendKind) -> None:
         self._kind = kind
@@ -25,14 +25,14 @@ class LineCalls:
     def make(self, line: Line) -> Call[Line]:
         """The call for this line, to be sent unless it has a reply already.
 
-        Raises OSError if its input file cannot be read now; the next call opens the file anew.
+        Raises OSError if the line's input file cannot be read now; the next `make` opens the file anew.
         """
         endpoint = line.batch.endpoint
         try:
             body = retrying(self._inputs.body, line)
             problem = self._kind.unsupported(endpoint, body)
         except UNREADABLE as error:
-            # Validation read this very line: the file was damaged since.
+            # Validation read this very line, so the file was removed or damaged since.
             logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
             message = "The input file cannot be read any more."
             return _answered(line, Reply(Verdict.REFUSED, code="input_unreadable", message=message))
@@ -47,7 +47,7 @@ class LineCalls:
         return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))
 
     def note(self, call: Call[Line]) -> None:
-        """Learn from what became of a call how long others may take."""
+        """Learn from what became of a call how long other calls may take."""
         self._deadlines.note(call)
 
     def close(self) -> None:
@@ -55,5 +55,5 @@ class LineCalls:
 
 
 def _answered(line: Line, reply: Reply) -> Call[Line]:
-    """A call that is over before it was sent."""
+    """A call that has its reply without being sent."""
     return Call(line, line.batch.endpoint, {}, 0.0, reply=reply)

@@ -19,7 +19,7 @@ LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 
 
 def of(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], *, busy_s: float) -> dict[str, Any]:
-    """The new values of a line's row. `backend` answered, and has been busy for `busy_s`."""
+    """The new values of a line's row. The reply came from `backend`, which has been busy for `busy_s`."""
     values = _by_verdict(backend, line, reply, call, busy_s)
     if values["state"] is not LineState.PENDING:
         values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
@@ -31,13 +31,13 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
         case Verdict.MODEL_MISSING if registry.is_elsewhere(backend, line.model):
-            return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of its models is fresh
+            return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of the backend's models is fresh
         case Verdict.REFUSED | Verdict.MODEL_MISSING:
             return _finished(LineState.FAILED, reply)
         case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
             charge, tries_left = _charge(line, reply)
             backoff = _backoff(*charge.values())
-            # Another try that would end after the window is none: the line's own error says more than "expired".
+            # No other try if it would end after the completion window: the line's own error says more than "expired".
             ends_at = timezone.now() + backoff + timedelta(seconds=call.duration_s)
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
@@ -50,7 +50,8 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
 
 
 def busy_wait_s(reply: Reply, busy_s: float) -> float:
-    """How long to leave a server alone that has been busy for `busy_s`: as long again, or as it asks, within bounds."""
+    """How many seconds to send nothing to a server that has been busy for `busy_s`: as long again, or as long as the
+    server asks, from LEAST_BACKOFF_S to MOST_BACKOFF_S."""
     return min(MOST_BACKOFF_S, max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s))
 
 
@@ -59,24 +60,24 @@ def _suspicion(line: Line, call: Call[Line]) -> dict[str, bool]:
 
 
 def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:
-    """The counter that a failure of the line's own moves, and how many tries are left then."""
+    """The new value of the counter that a failure charged to the line raises, and how many tries are left then."""
     if reply.verdict is Verdict.CRASHED:
         crashes = line.backend_crashes + 1
         return {"backend_crashes": crashes}, MOST_BACKEND_CRASHES - crashes
     attempts = line.attempts + 1
     if reply.code == "request_timeout":
-        # It took the time of many lines: one more try is all it gets.
+        # The line took the time of many lines, so it gets only one more try.
         attempts = max(attempts, settings.LINE_MAX_ATTEMPTS - 1)
     return {"attempts": attempts}, settings.LINE_MAX_ATTEMPTS - attempts
 
 
 def _backoff(times: int) -> timedelta:
-    """Doubles with each time."""
+    """The backoff after a failure that is the line's `times`-th: doubles each time, up to MOST_BACKOFF_S."""
     return _jittered(min(MOST_BACKOFF_S, LEAST_BACKOFF_S * 2 ** (times - 1)))
 
 
 def _jittered(seconds: float) -> timedelta:
-    """So that lines do not come back in step; never sooner."""
+    """`seconds`, lengthened at random and never shortened, so that lines do not all come back at the same moment."""
     return timedelta(seconds=seconds * random.uniform(1.0, 1.5))
 
 

@@ -1,4 +1,4 @@
-"""What a drive looks at again and again while it works: its lease, persons, the clock, other drives, stopped batches.
+"""What a drive checks every second or more often: its lease, persons, the clock, other drives, stopped batches.
 
 Each read is a small transaction of its own, tried again by itself if the database does not answer.
 """
@@ -19,13 +19,13 @@ from batches.scheduling import persons
 from common.database import retrying
 
 LOOK_EVERY_S = 1.0
-# A person who comes to the backend is not to wait for a whole look.
+# Shorter, so that a person who comes to the backend does not wait for LOOK_EVERY_S.
 LOOK_AT_GATE_EVERY_S = 0.25
 
 
 @dataclass
 class PeriodicChecks:
-    """Tells the parts of one drive what has changed around it."""
+    """Tells the objects of one drive what has changed around the drive."""
 
     backend: Backend
     keeper: leases.Keeper
@@ -45,7 +45,7 @@ class PeriodicChecks:
         return min(self.looked_at + LOOK_EVERY_S, self.looked_at_gate + LOOK_AT_GATE_EVERY_S)
 
     def run(self, *, is_idle: bool) -> None:
-        """Look at what is due; cheap to call often. `is_idle`: nothing is in flight, and nothing is to be stored.
+        """Check what is due; cheap to call often. `is_idle`: nothing is in flight, and nothing is to be stored.
 
         Raises LeaseLost.
         """
@@ -73,21 +73,21 @@ class PeriodicChecks:
     def _look_at_gate(self) -> None:
         retrying(self.admission.look_at_gate)
         if self.admission.gate_is_closed and retrying(persons.person_is_at, self.backend):
-            # The person's request is served next. It may take our model's place, or bring the server down.
+            # The person's request is served next, and may take our model's place or bring the server down.
             self.calls.mark_shared()
             self.calls.cut_all(self.calls.waiting)
             self.readiness.doubt_loaded()
 
     def close_finished_batches(self) -> None:
-        """Move batches that have no open line, or are past their window, and wake who finalizes them."""
+        """Move batches that have no open line, or are past their completion window, and have them finalized."""
         retrying(lifecycle.close_finished, self.wake_control)
 
     def _drop_stopped_batches(self) -> None:
         """Cut the calls of batches that were cancelled or ran out of time: finalizing settles their lines. The calls of
-        batches that a person paused may finish."""
-        held = {line.batch_id for line in [*self.lines, *_lines(self.calls.in_flight)]}
-        batches = Batch.objects.all().in_progress().filter(pk__in=held)
-        running = dict(retrying(list, batches.values_list("pk", "paused_at"))) if held else {}
+        batches that an operator paused may finish."""
+        at_work = {line.batch_id for line in [*self.lines, *_lines(self.calls.in_flight)]}
+        batches = Batch.objects.all().in_progress().filter(pk__in=at_work)
+        running = dict(retrying(list, batches.values_list("pk", "paused_at"))) if at_work else {}
         self.lines.keep_only({batch_id for batch_id, paused_at in running.items() if paused_at is None})
         for call in list(self.calls.in_flight):
             if isinstance(call.subject, Line) and call.subject.batch_id not in running:

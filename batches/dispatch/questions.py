@@ -1,4 +1,4 @@
-"""Questions to the model server for a model's sake, so that lines for it can be sent."""
+"""The questions that a drive asks the model server for a model's sake, so that lines for that model can be sent."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -9,7 +9,7 @@ from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.replies import JSON
 
-# A loaded model answers a trial within this time, or the server is stuck.
+# The server is stuck if a loaded model does not answer a trial within this time.
 TRIAL_TIMEOUT_S = 120.0
 UNLOAD_TIMEOUT_S = 30.0
 LIGHT_TIMEOUT_S = 10.0
@@ -24,7 +24,7 @@ class Purpose(Enum):
     DESCRIBE = "tell the context and the memory of a model"
 
 
-# These cost the server no computing, and are asked beside running calls.
+# Questions that cost the server no computing, and are asked beside running calls.
 LIGHT = (Purpose.LIST_LOADED, Purpose.DESCRIBE)
 
 
@@ -40,11 +40,11 @@ class Question:
 
     @property
     def needs_alone(self) -> bool:
-        """It is asked with nothing else in flight, by a drive that has the backend to itself."""
+        """The question is asked with nothing else in flight, by a drive that has the backend to itself."""
         return not self.is_light
 
     def call(self, kind: BackendKind, *, is_loaded: bool) -> "Call[Question]":
-        """The call that asks it. `is_loaded`: the model is, as far as is known."""
+        """The call that asks the question. `is_loaded`: the model is loaded, as far as is known."""
         model = self.model
         match self.purpose:
             case Purpose.LIST_LOADED:
@@ -56,6 +56,6 @@ class Question:
             case Purpose.LOAD:
                 return Call(self, *(kind.load(self.endpoint, model) or NOTHING), settings.MODEL_LOAD_TIMEOUT_S)
             case Purpose.TRIAL:
-                # A server that loads models with their first request may have to do so now.
+                # A server that loads a model with its first request may have to load this one now.
                 timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
                 return Call(self, self.endpoint, kind.trial(self.endpoint, model), timeout_s)

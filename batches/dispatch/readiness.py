@@ -1,12 +1,12 @@
 """What has to be true before a line is sent: its model is loaded, and known to be in order if the line failed before.
 
-What is missing is asked for by a Question, a call like any other. Loading and trials are asked with nothing else in
-flight, by a drive that has the backend to itself; the list of loaded models is asked beside running calls. One way
-leads to a model that is ready, at its first line, after a person's request, and after a pause:
+A Question, which is sent as a call like any other, asks for what is missing. Loads and trials are asked with nothing
+else in flight, by a drive that has the backend to itself; the list of loaded models is asked beside running calls. The
+order is the same for a model's first line, after a person's request, and after a pause:
 
     list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
 
-If an answer is bad, the circuit breaker pauses what it shows to be out of order, and the lines wait for the next try.
+If an answer is bad, the circuit breaker pauses what the answer shows to be out of order; lines wait for the next try.
 """
 
 from django.db.models.functions import Now
@@ -23,7 +23,8 @@ from batches.models import Backend, Line, PausedModel
 from batches.scheduling import turns
 from common.database import retrying
 
-# Answers to a question that let lines be sent: what the next line has to say to a refusal is its own affair.
+# Verdicts on a load or a trial after which lines are sent: a refusal need not concern them, and if it does, the next
+# line gets a refusal of its own.
 PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
 
 
@@ -37,16 +38,16 @@ class Readiness:
         self._fit = ContextFit()
         self._retries: dict[Key, PausedModel] = {}  # paused models that this drive is to try again
         self._paused: set[Key] = set()
-        self._is_unsure = False  # the loaded model may have gone
-        # The loaded model is loaded again before its next line: it may have gone, or may stay for less than our time.
+        self._is_unsure = False  # the loaded model may be gone
+        # The loaded model is loaded again before its next line: it may be gone, or have a shorter keep-alive than ours.
         self._is_stale = was_unused
         self._loaded_at = timezone.now()
 
     # What is needed
 
     def next_question(self, line: Line | None) -> Question | None:
-        """What has to be asked next: for failures that wait for a trial, for a paused model, then for `line`; None if
-        `line` can be sent. The answer stays the same until `note_answer` gets the reply."""
+        """The question to ask next: for failures that wait for a trial, for a paused model, then for `line`; None if
+        `line` can be sent. The result stays the same until `note_answer` gets the reply."""
         for key in [*self._faults.wanted_trials, *self._retries]:
             return self._next_step(key, needs_trial=True)
         if line is None:
@@ -68,28 +69,28 @@ class Readiness:
         return Question(Purpose.TRIAL, endpoint, model) if needs_trial else None
 
     def question_beside(self, line: Line) -> Question | None:
-        """What else to ask once `line` is sent, without waiting for the answer."""
+        """The question to ask once `line` is sent, without waiting for the answer; None if there is none."""
         if self._fit.has_to_ask(line.part):
             return Question(Purpose.DESCRIBE, line.batch.endpoint, line.model)
         return None
 
     def call(self, question: Question) -> Call[Question]:
-        """The call that asks it."""
+        """The call that asks `question`."""
         return question.call(self._kind, is_loaded=question.model == self._backend.loaded_model)
 
     @property
     def is_waiting(self) -> bool:
-        """Something has to be asked, whatever line is next."""
+        """A question has to be asked, whatever line is next."""
         return bool(self._faults.wanted_trials or self._retries)
 
     def is_paused(self, line: Line) -> bool:
-        """Lines for this model wait, as far as this drive knows."""
+        """The model of `line` is paused, as far as this drive knows."""
         return key_of(line) in self._paused
 
     # What it learns
 
     def look(self) -> None:
-        """Read which models are paused, and take one that is due for another trial. Call it once a second."""
+        """Read which models are paused, and take one that is due for another trial. Call once a second."""
         paused = retrying(list, self._backend.paused_models.all())
         self._paused = {(each.endpoint, each.model) for each in paused}
         for each in retrying(list, self._backend.paused_models.all().due()):
@@ -99,35 +100,36 @@ class Readiness:
             self._is_unsure = self._is_unsure or not is_listed
 
     def _take(self, paused: PausedModel) -> None:
-        """Try a paused model again, if some line wants it still, and neither this drive nor another is at one."""
+        """Plan a trial for a paused model that some line still wants, unless this drive already plans one for another
+        model, or another drive was faster."""
         endpoint, model = paused.endpoint, paused.model
         if retrying(turns.is_wanted, endpoint, model):
             if not self._retries and retrying(paused.take):
                 self._retries[endpoint, model] = paused
                 self._is_stale = True
         elif not retrying(turns.is_wanted, endpoint, model, now=False):
-            # Lines of a batch that a person paused do not want it now, and the pause stays for them.
+            # Lines of a batch that an operator paused do not want the model now, but its pause stays for them.
             retrying(paused.delete)
 
     def _was_listed_since(self) -> bool:
-        """The worker has read the list of loaded models since this drive loaded one."""
+        """A health probe has read the list of loaded models since this drive loaded one."""
         return self._backend.seen_at is not None and self._backend.seen_at > self._loaded_at
 
     def doubt_loaded(self) -> None:
-        """The loaded model may have gone: ask before the next line."""
+        """The loaded model may be gone: ask before the next line."""
         self._is_unsure = True
 
     def note_line(self, call: Call[Line]) -> bool:
-        """Take in what became of a line, and decide whether it pays for a failure. True: it can be stored now; False:
-        it waits for a trial."""
+        """Take in what became of a line, and decide whether the line is charged with a failure. True: the call can be
+        stored now; False: the call waits for a trial."""
         if is_breakdown(call):
-            self.doubt_loaded()  # the server may have started anew, and load the model for other than our time
+            self.doubt_loaded()  # the server may have restarted, and load the model without our keep-alive
         if call.verdict is Verdict.UNREACHABLE and not self._backend.is_paused:
             self._pause_after(key_of(call.subject), call)
         return self._faults.note(call)
 
     def note_answer(self, call: Call[Question]) -> list[Call[Line]]:
-        """Take in the answer to a question; the failed lines that it settles, to be stored now."""
+        """Take in the answer to a question. Returns the failed lines that the answer settles, to be stored now."""
         question = call.subject
         match question.purpose:
             case Purpose.LIST_LOADED:
@@ -135,7 +137,7 @@ class Readiness:
             case Purpose.DESCRIBE:
                 self._fit.note(question.model, call.result)
             case Purpose.UNLOAD:
-                # Whatever it says: the load tells whether there is room.
+                # The answer itself does not matter: the load tells whether the card has memory for the next model.
                 retrying(self._backend.now_has_loaded, "")
             case Purpose.LOAD | Purpose.TRIAL:
                 return self._note_load_or_trial(call)
@@ -162,8 +164,8 @@ class Readiness:
         return self._faults.not_passed(key)
 
     def release(self) -> list[Call[Line]]:
-        """Nothing can be asked now: the failures that waited for a trial, to be tried again uncharged. Paused models
-        are left to whoever looks next."""
+        """Nothing can be asked now. Returns the failures that waited for a trial, to be tried again uncharged. Paused
+        models are left to the next drive that looks."""
         for paused in self._retries.values():
             retrying(PausedModel.objects.filter(pk=paused.pk).update, resume_at=Now())
         self._retries.clear()

@@ -1,1 +1,1 @@
-"""A line of an input file as text: how it is read, how its prompt begins, which requests are the same. No Django."""
+"""A line of an input file as text: reading it, how its prompt begins, and which requests are the same. No Django."""

@@ -1,4 +1,4 @@
-"""Which requests are the same and have one answer alone: from the body, before anything is sent. Pure."""
+"""Which requests are the same and have only one answer: told from the body, before anything is sent. Pure."""
 
 from hashlib import blake2b
 from typing import Any
@@ -10,10 +10,10 @@ EMBEDDINGS = "/v1/embeddings"
 
 
 def digest(endpoint: str, model: str, body: dict[str, Any]) -> bytes | None:
-    """DIGEST_BYTES that are the same for the same request to the same model, where it has one answer alone: sampled
-    with temperature 0 or a seed, or an embedding. None for all others.
+    """DIGEST_BYTES bytes that are the same for the same request to the same model. None for a request that may have
+    several answers: it is no embedding, and is sampled without temperature 0 and without a seed.
 
-    `model` is the one that answers, whatever `body` calls it. Structure and order of the rest of it count.
+    `model` is the model that answers, whatever `body` calls it. Structure and order of the rest of `body` count.
     """
     if endpoint != EMBEDDINGS and not _is_deterministic(body):
         return None

@@ -1,4 +1,4 @@
-"""The input file: read line by line in bounded memory, with every rule about a line. Pure; knows no database."""
+"""The input file, read line by line in bounded memory, and every rule about a line. Pure; knows no database."""
 
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
@@ -13,8 +13,8 @@ BOM = b"\xef\xbb\xbf"
 
 
 class RawLine(NamedTuple):
-    """A line as it stands in the file. `content` has neither line end nor BOM; None if it is longer than allowed, and
-    empty for a line of white space, which is no request."""
+    """A line as it stands in the file. `content` has neither line end nor BOM; it is None if the line is longer than
+    allowed, and empty for a line of white space, which is no request."""
 
     number: int
     offset: int
@@ -23,7 +23,7 @@ class RawLine(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A good line. `offset` and `length` say where its bytes are; `model` is the default where the line names none."""
+    """A good line. `offset` and `length` say where its bytes are; `model` is the default if the line names none."""
 
     number: int
     offset: int
@@ -42,9 +42,9 @@ class LineRefused(Exception):
 
 
 def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_bytes: int) -> Iterator[RawLine]:
-    """The lines of `file` from `offset` on, of which `number` came before.
+    """The lines of `file` from `offset` on; `number` lines come before `offset`.
 
-    A line longer than `max_line_bytes` is read past, not into memory.
+    A line longer than `max_line_bytes` is skipped, and not read into memory.
     """
     file.seek(offset)
     if offset == 0 and file.read(len(BOM)) == BOM:
@@ -56,7 +56,7 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
         number += 1
         start, offset = offset, offset + len(chunk)
         content = chunk.rstrip(b"\r\n")
-        # A piece without an end goes on behind it, whatever stands at its own: it may be a run of carriage returns.
+        # A full chunk without b"\n" goes on in the next one, whatever its last bytes are: they may be carriage returns.
         too_long = len(content) > max_line_bytes or (len(chunk) == most and not chunk.endswith(b"\n"))
         while too_long and not chunk.endswith(b"\n") and (chunk := readline(2**16)):
             offset += len(chunk)
@@ -67,7 +67,7 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
 
 
 def parse_body(content: bytes) -> dict[str, Any]:
-    """The body of a line that was found good. Raises what reading a damaged file can raise."""
+    """The body of a line that validation found good. Raises what parsing a damaged line can raise."""
     body: dict[str, Any] = strict_json.loads(content)["body"]
     return body
 
@@ -114,7 +114,7 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
 
 
 def model_of(body: dict[str, Any], default_model: str) -> str:
-    """The model that a request names, or the default one. Raises ApiError for what is no model's name."""
+    """The model that a request names, or `default_model`. Raises ApiError for a value that is no model's name."""
     model = body.get("model")
     if model in (None, ""):
         return default_model

@@ -1,8 +1,8 @@
-"""How a request's prompt begins, and how much it takes: from the body alone, before anything is sent. Pure.
+"""How a request's prompt begins, and how many tokens it takes: from the body alone, before anything is sent. Pure.
 
-A model server reads a prompt again only from where it differs from one that it has just read. Lines sorted by
-`order_key` come to stand beside those that they share most with: a system prompt, a few-shot header, a document.
-Nothing here raises, whatever JSON a body holds: what is wrong with it is the model server's to say.
+A model server reads a prompt only from its first difference to a prompt that the server has just read. Lines sorted by
+`order_key` stand next to the lines that they share most with: a system prompt, a few-shot header, a document. Only
+`dump` raises, whatever JSON a body holds: the model server tells what is wrong with the body.
 """
 
 import json
@@ -10,26 +10,26 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from zlib import crc32
 
-# A key is the digest of the request's shape, then a hash of the prompt up to each cut that lies within it.
+# A key is the digest of the request's shape, then a hash of the prompt up to each cut that lies within the prompt.
 SHAPE_BYTES = 4
 HASH_BYTES = 3
 FIRST_CUTS = (64, 128, 192, 256)
 GROWTH = 1.25
 LAST_CUT = 128 * 2**10
 
-# What changes how a prompt is rendered, most of it at its head.
+# Members that change how a prompt is rendered, most of them at its head.
 SHAPING = ("tools", "functions", "response_format", "reasoning_effort", "reasoning", "chat_template_kwargs")
-# Rendered too, though not part of the messages.
+# Members that are rendered too, though not part of the messages.
 BESIDE_THE_PROMPT = ("tools", "functions", "suffix")
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
-# An estimate on the high side: most texts take four bytes a token, dense ones three.
+# Estimates tokens on the high side: most texts take four bytes for each token, dense texts three.
 BYTES_PER_TOKEN = 3
 MEDIA = ("image_url", "input_image", "input_audio")
 TOKENS_PER_MEDIUM = 1024
 MOST_TOKENS = 2**31 - 1  # what a column holds
 
-# Made once: json.dumps with arguments makes an encoder in each call.
+# Made once, since json.dumps with arguments makes an encoder in each call.
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
 
 
@@ -40,24 +40,24 @@ def _cuts() -> Iterator[int]:
         yield cut
 
 
-# Bytes of the prompt. Growing steps keep keys short (34 bytes for 1 KiB, 97 at most) and lose a fifth of what is
-# shared at worst.
+# In bytes of the prompt. Growing steps keep keys short (34 bytes for 1 KiB, 97 at most) and lose at worst a fifth of
+# what two prompts share.
 CUTS = tuple(_cuts())
 
 
 class Prompt(NamedTuple):
-    """What is known of a line's prompt without reading it again."""
+    """What is stored about a line's prompt, so that the prompt need not be read again."""
 
     order_key: bytes
     context_tokens: int
 
 
 def measure(endpoint: str, body: dict[str, Any]) -> Prompt:
-    """The line's key for sorting, and the tokens that it takes at most, prompt and answer, by an estimate: a line that
-    sets no limit counts with its prompt alone."""
+    """The line's key for sorting, and an estimate of the tokens that it takes at most, prompt and answer. If a line
+    sets no token limit, its prompt alone counts."""
     try:
         if endpoint == "/v1/embeddings":
-            # Nothing of one embedding is used for the next: these stay in the order of the input.
+            # A server uses nothing from one embedding for the next, so these lines stay in the order of the input.
             return Prompt(b"", _capped(_longest(body.get("input"))))
         media: list[int] = []
         prompt = _utf8(_render(endpoint, body, media))
@@ -72,8 +72,8 @@ def measure(endpoint: str, body: dict[str, Any]) -> Prompt:
 
 
 def order_key(endpoint: str, body: dict[str, Any]) -> bytes:
-    """At most 255 bytes. Lines of one shape have the first k hashes in common if, and but for chance only if, their
-    prompts are the same up to the k-th cut."""
+    """The key for sorting, at most 255 bytes. Two lines of one shape have the first k hashes in common if their prompts
+    are the same up to the k-th cut, and only by chance otherwise."""
     return measure(endpoint, body).order_key
 
 
@@ -107,7 +107,7 @@ def _key(shape: bytes, prompt: bytes) -> bytes:
     for cut in CUTS:
         if cut > len(prompt):
             break
-        # Each is the checksum of all bytes before its cut, for the price of those since the last one.
+        # Each hash is a checksum of all bytes before its cut, though only the bytes since the last cut are read.
         crc = crc32(view[start:cut], crc)
         hashes.append(crc.to_bytes(4, "big")[-HASH_BYTES:])
         start = cut
@@ -124,7 +124,7 @@ def _shape(body: dict[str, Any]) -> bytes:
 
 
 def _render(endpoint: str, body: dict[str, Any], media: list[int]) -> str:
-    """The prompt as one text. `media` gets the length of each image or sound in it (they are ASCII)."""
+    """The prompt as one text. Appends to `media` the length of each image or sound in the prompt (they are ASCII)."""
     if endpoint == "/v1/completions":
         prompt = body.get("prompt")
         return prompt if isinstance(prompt, str) else _encode(prompt)
@@ -167,7 +167,7 @@ def _parts(content: Any, media: list[int]) -> str:
 
 
 def _longest(input_: Any) -> int:
-    """Tokens of the longest of several texts that are read one by one; any of them may be a list of tokens."""
+    """Tokens of the longest of several texts that the model reads one by one; each may be a list of tokens."""
     if not isinstance(input_, list):
         return _tokens(_size(input_)) if input_ else 0
     if all(isinstance(token, int) for token in input_):
@@ -184,7 +184,7 @@ def _size(value: Any) -> int:
 
 
 def token_limit(body: dict[str, Any]) -> int:
-    """The tokens that an answer to this body may have, by the lowest limit that it sets; 0 if it sets none.
+    """The tokens that an answer to `body` may have, by the lowest limit that `body` sets; 0 if it sets none.
 
     `true` is no number, though Python takes it for 1.
     """

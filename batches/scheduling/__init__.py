@@ -1,1 +1,1 @@
-"""Whose turn it is, and what keeps all lines back: persons first, the operator's pause, quiet hours."""
+"""Which part has its turn, and what keeps all lines back: a person's request, the operator's pause, quiet hours."""

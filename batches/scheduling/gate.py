@@ -1,6 +1,6 @@
-"""Whether lines may be sent now: the one place that knows who may hold all of them back.
+"""Whether lines may be sent now, as far as persons and the clock say: the one place that knows what keeps all back.
 
-A failure is not its affair: what a failed request pauses is the backend's own (`Backend.paused_at`) or its model's.
+Failures do not close the gate: a failed request pauses the backend (`Backend.paused_at`) or one model of it.
 """
 
 from datetime import datetime
@@ -14,7 +14,7 @@ from batches.models import Backend, Hold
 def closed_reason(backend: Backend) -> str:
     """Why no new line may be sent to this backend now, in a sentence for a person; empty if lines may be sent.
 
-    One query, cheap enough for several times a second.
+    One query, cheap enough to be made several times a second.
     """
     holds = dict(Hold.objects.all().of(backend).order_by("-created_at").values_list("reason", "created_at"))
     if since := holds.get(Hold.Reason.PAUSED):
@@ -30,5 +30,5 @@ def closed_reason(backend: Backend) -> str:
 
 
 def clock(at: datetime) -> str:
-    """A moment as people here read it, in TIME_ZONE."""
+    """A moment as the operator reads it, in TIME_ZONE."""
     return f"{timezone.localtime(at):%Y-%m-%d %H:%M} ({settings.TIME_ZONE})"

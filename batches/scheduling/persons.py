@@ -1,6 +1,7 @@
-"""A person first: while somebody's own request is at a backend, and for a while after it, no new line is sent there.
+"""A person comes first: while a person's own request is at a backend, and for INTERACTIVE_HOLD_S after it, no new line
+is sent there.
 
-Each such request has a row that it renews. What a killed process held ends by itself, by the database's clock.
+Each such request has a hold that it renews. A hold of a killed process ends by itself, by the database's clock.
 """
 
 import logging
@@ -22,19 +23,19 @@ RENEW_EVERY_S = 5.0
 
 
 def active(backend: Backend) -> HoldQuerySet:
-    """What keeps lines from this backend now, for whatever reason."""
+    """The holds that keep lines from this backend now, for whatever reason."""
     return Hold.objects.all().of(backend)
 
 
 def person_is_at(backend: Backend) -> bool:
-    """Somebody's own request is there, or was a moment ago. One small query, for a loop to ask."""
+    """A person's own request is at this backend, or was a moment ago. One small query, which a loop may make often."""
     return active(backend).filter(reason=Hold.Reason.PERSON).exists()
 
 
 class Person:
-    """Somebody at a backend from now until `leave`; call `renew` at least every few seconds in between.
+    """A person at a backend, from now until `leave`; in between, call `renew` at least every RENEW_EVERY_S.
 
-    A database that does not answer keeps nobody from the model: the hold is then missing for a while.
+    A database that does not answer keeps no person from the model: the hold is then missing for a while.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -44,7 +45,7 @@ class Person:
         self._renew()
 
     def renew(self) -> None:
-        """Stay. Cheap to call often."""
+        """Keep the hold alive. Cheap to call often."""
         if time.monotonic() >= self._renewed_at + RENEW_EVERY_S:
             self._renew()
 
@@ -71,15 +72,15 @@ class Person:
 
     def _hold_for(self, time_left: timedelta) -> None:
         with relaxed_commits():
-            # One that lapsed meanwhile may be gone: then there is a new one.
+            # A hold that ended meanwhile may have been removed: then make a new one.
             if not Hold.objects.filter(pk=self._row).update(until=from_now(time_left)):
                 row = Hold.objects.create(backend=self._backend, reason=Hold.Reason.PERSON, until=from_now(time_left))
                 self._row = row.pk
 
 
 def forget_ended() -> int:
-    """Remove what ended; the number of rows. Any process, any time, safe to run twice."""
-    # The clock went back since these were written: nobody holds so long at once.
+    """Remove the holds that ended; returns how many. Any process may call it at any time; safe to run twice."""
+    # Holds that end later than any is made to end were written before the clock went back.
     longest = max(LIFETIME, timedelta(seconds=settings.INTERACTIVE_HOLD_S))
     people = Hold.objects.filter(reason=Hold.Reason.PERSON)
     people.filter(until__gt=from_now(2 * longest)).update(until=from_now(longest))

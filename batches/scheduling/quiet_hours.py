@@ -1,4 +1,4 @@
-"""Hours of the day in which no line is sent, on the wall clock of a time zone. Knows neither settings nor rows."""
+"""Hours of the day in which no line is sent, by the wall clock of a time zone. Knows neither settings nor rows."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -11,10 +11,10 @@ _RANGE = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d
 
 class QuietHours:
     """What `07:00-22:00,23:30-00:15` says: from the first minute of each range up to its end, which may be past
-    midnight. An empty text is no quiet hours. Raises ValueError on any other text, and where no minute would be left.
+    midnight. An empty text means no quiet hours. Raises ValueError on any other text, or if no minute would be left.
 
-    Where clocks are changed the wall clock counts: an hour that is passed over is no time, one that comes twice is
-    quiet or not both times.
+    The wall clock counts when clocks are changed: an hour that the clock skips takes no time, and an hour that comes
+    twice is either quiet both times or not quiet both times.
     """
 
     def __init__(self, text: str, zone: ZoneInfo) -> None:
@@ -36,20 +36,20 @@ class QuietHours:
         return f"QuietHours({self.text!r}, {self.zone.key!r})"
 
     def is_quiet(self, at: datetime) -> bool:
-        """Whether no line is sent at this moment, an aware datetime."""
+        """Whether the moment `at`, an aware datetime, is in quiet hours."""
         return self._quiet[self._minute(at)]
 
     def ends_at(self, at: datetime) -> datetime | None:
-        """When the quiet hours of this moment end, in UTC; None if it is in none."""
+        """When the quiet hours that `at` is in end, in UTC; None if `at` is in none."""
         return self._next_change(at) if self.is_quiet(at) else None
 
     def after(self, at: datetime, work: timedelta, *, exact_until: datetime) -> datetime:
-        """When so much time beside the quiet hours has passed since `at`; in UTC.
+        """When `work` has passed since `at`, not counting quiet hours; in UTC.
 
-        Exact up to `exact_until`, change by change. Behind that whole days are skipped as if no clock were changed in
-        them, so that years of work cost no more than a day's: that may be wrong by an open hour or two.
+        Exact up to `exact_until`, change by change. After `exact_until`, whole days are skipped as if no clock were
+        changed in them, so that years of work cost no more than a day's: that may be wrong by an open hour or two.
         """
-        at = at.astimezone(UTC)  # sums go wrong in a zone where clocks are changed
+        at = at.astimezone(UTC)  # sums go wrong in a zone whose clocks are changed
         a_day = self._quiet.count(False) * _MINUTE
         while change := self._next_change(at):
             if at > exact_until and (days := -(-work // a_day) - 1) > 0:
@@ -68,7 +68,7 @@ class QuietHours:
         return local.hour * 60 + local.minute
 
     def _next_change(self, at: datetime) -> datetime | None:
-        """The first minute after `at` in which it is quiet and was not, or the other way round; None if there is none.
+        """The first minute after `at` in which quiet hours begin or end; None if there is none.
 
         Offsets from UTC are whole minutes (everywhere since 1972), so a minute of the wall clock is one of UTC.
         """
@@ -80,7 +80,7 @@ class QuietHours:
         length = next(n for n in range(MINUTES) if self._quiet[(minute + n) % MINUTES] is not quiet)
         change = start + length * _MINUTE
         if change.astimezone(self.zone).utcoffset() != start.astimezone(self.zone).utcoffset():
-            # The clocks are changed in between: minute by minute, over what they pass over and what they repeat.
+            # The clocks are changed in between: go minute by minute, since they skip some minutes or repeat some.
             change = start + _MINUTE
             while self.is_quiet(change) is quiet:
                 change += _MINUTE

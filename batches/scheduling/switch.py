@@ -1,7 +1,7 @@
-"""The switch that a person has: no line of one batch, or of any, is sent until it is resumed.
+"""The operator's pause: no line of one batch, or of any batch, is sent until the operator resumes it.
 
-What is on its way to the model server is answered and stored; the completion window goes on. What failures pause, and
-trials lift again, is elsewhere (`dispatch.circuit_breaker`, `registry`).
+Calls in flight are answered and stored; the completion window goes on. Pauses that failures cause, and that trials or
+health probes end, are made elsewhere (`dispatch.circuit_breaker`, `registry`).
 """
 
 import logging
@@ -14,12 +14,12 @@ from batches.models import Batch, Hold, Status
 
 logger = logging.getLogger(__name__)
 
-# In these there is something to hold back.
+# A batch in another status has no lines to keep back.
 PAUSABLE = (Status.VALIDATING, Status.IN_PROGRESS)
 
 
 def pause(batch_id: str) -> None:
-    """Hold back the lines of a batch. Again is fine; ApiError 409 for a batch that sends no more lines anyway."""
+    """Keep back the lines of a batch. Safe to repeat; ApiError 409 for a batch that sends no more lines anyway."""
     if Batch.objects.filter(pk=batch_id, status__in=PAUSABLE, paused_at=None).update(paused_at=timezone.now()):
         logger.info("%s: paused", batch_id)
     else:
@@ -27,7 +27,7 @@ def pause(batch_id: str) -> None:
 
 
 def resume(batch_id: str) -> None:
-    """Let its lines be sent again; the caller wakes a drive. Again is fine; ApiError 409 as for a pause."""
+    """Let the lines of a batch be sent again; the caller wakes a drive. Safe to repeat; errors as for `pause`."""
     if Batch.objects.filter(pk=batch_id, status__in=PAUSABLE, paused_at__isnull=False).update(paused_at=None):
         logger.info("%s: resumed", batch_id)
     else:
@@ -41,12 +41,12 @@ def _check_pausable(batch_id: str, what: str) -> None:
 
 
 def is_paused(batch: Batch) -> bool:
-    """A person holds it back. One that ended or is being ended waits for nobody, whatever was asked before."""
+    """An operator has paused the batch. A batch that ended or is ending is not paused, whatever was asked before."""
     return batch.paused_at is not None and batch.status in PAUSABLE
 
 
 def pause_all() -> datetime:
-    """Hold back all lines, those of later batches too; since when they are. Again is fine."""
+    """Keep back all lines, those of later batches too; returns since when they are kept back. Safe to repeat."""
     if (since := all_paused_at()) is None:
         since = Hold.objects.create(reason=Hold.Reason.PAUSED).created_at
         logger.info("all batches: paused")
@@ -54,13 +54,13 @@ def pause_all() -> datetime:
 
 
 def resume_all() -> None:
-    """Let lines be sent again, those of batches paused one by one excepted; the caller wakes a drive. Again is fine."""
+    """Let lines be sent again, but not those of a batch paused by itself; the caller wakes a drive. Safe to repeat."""
     if Hold.objects.filter(reason=Hold.Reason.PAUSED).delete()[0]:
         logger.info("all batches: resumed")
 
 
 def all_paused_at() -> datetime | None:
-    """Since when all lines are held back by a person; None if they are not."""
-    # Of two that paused at the same moment there may be two rows; resuming removes both.
+    """Since when an operator keeps all lines back; None if no operator does."""
+    # Two operators who pause at the same moment may leave two rows; `resume_all` removes both.
     holds = Hold.objects.filter(backend=None, reason=Hold.Reason.PAUSED)
     return holds.order_by("created_at").values_list("created_at", flat=True).first()

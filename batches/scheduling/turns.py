@@ -1,12 +1,12 @@
-"""Whose turn it is: which part of which batch a backend works on, and in which order its lines go.
+"""Whose turn it is: which part of which batch a backend works on, and in which order the lines of the part are sent.
 
     priority, then the model that is loaded (until another has waited for MODEL_PATIENCE_S),
-    then parts that had no turn yet (unless another has waited for a minute), then who had none for longest
+    then parts that had no turn yet (unless another has waited for a minute), then the part that waits longest for one
 
 Loading another model costs seconds and every prompt that the server remembers, so models are drained one after the
-other, across all batches. Where more of them wait than patience has room for, each stays for its share of it. The parts
-of one model take turns, by time. Within a part lines that begin alike are neighbours, so that the server reads the
-prompt that they share once.
+other, across all batches. If more models wait than MODEL_PATIENCE_S has time for, each stays loaded for its share of
+that time. The parts of one model take turns, by time. Within a part, lines that begin alike are neighbours, so that
+the server reads the prompt that they share once.
 """
 
 import time
@@ -25,13 +25,13 @@ from batches.lines import prompt
 from batches.models import Backend, Batch, Line, LineQuerySet, Part, PausedModel
 
 TURN_S = 30.0
-# A turn that is over goes on so long for lines that begin as the last one does.
+# A turn that is over goes on for at most this time, for lines that begin as the last line does.
 BORDER_S = 10.0
-# A part that had no turn yet waits so long at most for one that is on.
+# A part that had no turn yet waits at most this time for the turn that is on.
 FIRST_TURN_WITHIN_S = 5.0
-# Others wait no longer than that while ever new ones come.
+# A part that had a turn waits at most this time while new parts keep coming.
 FIRST_TURNS_FOR = timedelta(minutes=1)
-# Two neighbours with so many blocks of their keys in common share a prompt worth keeping.
+# Two neighbours whose keys have SHARED_BLOCKS blocks in common share a prompt worth keeping.
 SHARED_BLOCKS = 4
 SUSPICIOUS_CLAIMS = 3
 # A turn that began later than this from now was stamped before the clock went back.
@@ -40,17 +40,18 @@ MOST_AHEAD = timedelta(minutes=1)
 
 @dataclass
 class Turn:
-    """The right of one part to be worked on; for `age_s` seconds so far."""
+    """The right of one part to have its lines sent; it has lasted `age_s` seconds so far."""
 
     part: Part
-    # Lines that were lost with their worker again and again: one of them may be what kills it.
+    # The turn is for lines that were lost with their worker SUSPICIOUS_CLAIMS times or more: one may be what kills it.
     is_suspicious: bool = False
     began: float = field(default_factory=time.monotonic)
     last_key: bytes = b""
     is_stamped: bool = False
 
     def claimed(self, line: Line) -> None:
-        """Its last claimed line is this. With its first one the turn begins, for whoever asks who had none lately."""
+        """`line` is the last one claimed in this turn. The first claimed line stamps the part's `turn_at`, by which
+        all drives see that it had a turn."""
         self.last_key = bytes(line.order_key)
         if not self.is_stamped:
             Part.objects.filter(pk=self.part.pk).update(turn_at=Now())
@@ -64,26 +65,26 @@ class Turn:
         return time.monotonic() - self.began
 
     def lines(self) -> LineQuerySet:
-        """Its claimable lines, in the order in which they should be sent."""
+        """The claimable lines of this turn, in the order in which they are sent."""
         lines = _claimable(is_suspicious=self.is_suspicious).filter(part=self.part)
-        # Those lost least often first: who was only claimed beside the one that kills must not wait behind it for ever.
+        # Lines lost least often first: a line that was only claimed beside the one that kills must not wait behind it.
         return lines.order_by(*(("lost_claims", "number") if self.is_suspicious else ("order_key", "number")))
 
 
 def has_work(backend: Backend) -> bool:
-    """A drive of this backend would find a line to send, or a paused model to try again."""
+    """A drive would find a line to send to this backend, or a paused model of it to try again."""
     return _has_line(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
 
 
 def _is_to_retry(paused: PausedModel) -> bool:
-    """It is wanted, or nobody waits for it any more and the pause can go."""
+    """The model is wanted, or no line waits for it any more and its pause can be removed."""
     endpoint, model = paused.endpoint, paused.model
     return is_wanted(endpoint, model) or not is_wanted(endpoint, model, now=False)
 
 
 def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
-    """Some line of a batch in progress is still to be answered by this model at this endpoint; `now`, of a batch that
-    no person paused."""
+    """Some line of a batch in progress is still to be answered by this model at this endpoint. With `now`, only batches
+    that no operator paused count."""
     batches = Batch.objects.all().runnable() if now else Batch.objects.all().in_progress()
     parts = Part.objects.filter(batch__in=batches.filter(endpoint=endpoint), model=model, failure__isnull=True)
     return Line.objects.all().open().filter(part__in=parts).exists()
@@ -96,7 +97,7 @@ def _has_line(backend: Backend) -> bool:
 
 
 def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_s: float = float("inf")) -> Turn | None:
-    """The turn that is on from now: `turn` or another; None if no line can be sent. Ask every second, and where a turn
+    """The turn that is on from now: `turn` or another; None if no line can be sent. Call every second, and when a turn
     has no line left. `at_work` is the model of lines that were claimed and not answered yet, `stayed_s` for how long
     lines of one model alone have been sent."""
     parts = _open_parts(backend)
@@ -116,8 +117,8 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
 
 
 def yields(part: Part, turn: Turn) -> bool:
-    """What was claimed of `part` is not sent before the lines whose turn it is; but its last lines are, or its model
-    would have to be loaded again for them, unless the turn is one of a higher priority."""
+    """Lines claimed of `part` wait for the lines whose turn it is. The last lines of `part` do not wait, or its model
+    would have to be loaded again for them, unless the turn has a higher priority."""
     if part.pk == turn.part.pk:
         return False
     return turn.part.batch.priority > part.batch.priority or Turn(part).lines().exists()
@@ -132,8 +133,9 @@ def choose(
     is_at_border: Callable[[Turn], bool],
     now: datetime,
 ) -> Part | None:
-    """The part whose turn it is, of those that have a line to send. `loaded` has been at work for `stayed_s`. `turn` is
-    the one that is on; `is_at_border` is asked whether it would end between prompts that have little in common. Pure.
+    """The part whose turn it is, among the `waiting` ones, which have a line to send. The model `loaded` has been at
+    work for `stayed_s`. `turn` is the turn that is on; `is_at_border` tells whether it would end between prompts that
+    have little in common. Pure.
     """
     if not waiting:
         return None
@@ -155,7 +157,7 @@ def choose(
 
 
 def _last_turn(part: Part, now: datetime) -> datetime | None:
-    """When its last turn began. A stamp of the future is none: it would keep the part waiting until then."""
+    """When the last turn of `part` began. A stamp of the future counts as old, or the part would wait until then."""
     if part.turn_at is not None and part.turn_at > now + MOST_AHEAD:
         return now - timedelta(days=1)
     return part.turn_at
@@ -166,25 +168,25 @@ def _choose_model(waiting: Sequence[Part], loaded: str, stayed_s: float, now: da
     for model in {part.model for part in waiting}:
         parts = [part for part in waiting if part.model == model]
         turns = [at for part in parts if (at := _last_turn(part, now)) is not None]
-        # Served lately in any of its parts, or never: then it has waited since the first of them could run.
+        # A model waits since the latest turn of its parts or, if none had a turn, since its first part could run.
         since[model] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
     longest = min(since, key=lambda model: (since[model], model))
     if loaded not in since:
         return longest
-    # Or one of many would be loaded for a line or two: all the others are overdue still.
+    # Otherwise each of many models would be loaded for a line or two, since all the others are overdue still.
     has_had_its_share = stayed_s >= settings.MODEL_PATIENCE_S / len(since)
     is_overdue = since[longest] < now - timedelta(seconds=settings.MODEL_PATIENCE_S)
     return longest if is_overdue and has_had_its_share else loaded
 
 
 def _is_at_border(turn: Turn) -> bool:
-    """The next line shares no prompt with the last one that is worth keeping for it."""
+    """The next line and the last one share no prompt worth keeping."""
     following = turn.lines().values_list("order_key", flat=True).first()
     return following is None or prompt.shared_blocks(bytes(following), turn.last_key) < SHARED_BLOCKS
 
 
 def _loaded(backend: Backend, waiting: Sequence[Part]) -> str:
-    """The model that is ready: as the drives left it, or else one that the server has loaded by itself."""
+    """The loaded model: the one that the drives loaded, or else one that the server has loaded by itself."""
     if backend.loaded_model:
         return backend.loaded_model
     for part in waiting:
@@ -198,7 +200,8 @@ def _open_parts(backend: Backend) -> QuerySet[Part]:
     parts = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
     for endpoint, model in backend.paused_models.values_list("endpoint", "model"):
         parts = parts.exclude(batch__endpoint=endpoint, model=model)
-    # A model that only another backend has waits for that one. One that none has is tried, and fails with its reason.
+    # A model that only another backend has waits for that backend. A model that no backend has is tried, and its lines
+    # fail with the reason.
     if backend.is_fresh and (others := [each for each in Backend.objects.all().live() if each.pk != backend.pk]):
         for model in set(parts.order_by().values_list("model", flat=True)):
             if not backend.has_model(model) and any(each.has_model(model) for each in others):
