@@ -22,7 +22,7 @@ class BackendQuerySet(models.QuerySet["Backend"]):
 
 
 class Backend(models.Model):
-    """A model server as its worker last saw it. The row, no worker, has concurrency limit, loaded model, pause."""
+    """A model server as its worker last saw it. Its workers share its concurrency limit, loaded model and pause."""
 
     name = models.CharField(max_length=255, unique=True)
     url = models.CharField(max_length=255)
