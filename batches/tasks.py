@@ -195,5 +195,5 @@ DUTIES: dict[str, Callable[[], object]] = {
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": persons.forget_ended,
     "forget old answers": reuse.forget_old,
-    "remove files that nobody needs": retention.sweep,
+    "remove files that are not needed": retention.sweep,
 }
