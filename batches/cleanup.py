@@ -1,4 +1,4 @@
-"""What is let go of a batch that is over: the answers on its rows, its input file, results that nobody delivered."""
+"""Tidy a batch that is over: empty its rows, release its input file, remove result files that were not delivered."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +17,9 @@ from files_api.storage import trouble
 
 
 def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
-    """Let go of what a batch in a final status does not need any more. Safe to run twice and at once.
+    """Remove what a batch in a final status does not need any more. Safe to run twice and at once.
 
-    The rows give up their answers (the files hold them), a failed batch its lines, and the input file its hold.
+    The rows lose their answers, which the result files have; a failed batch loses its lines, the input file its hold.
     """
     due = Q(status__in=FINAL, tidied_at=None)
     return steps.run(batch_id, "tidy", due, partial(_tidy, breathe=breathe))
@@ -40,7 +40,7 @@ def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -
         retention.release(batch.pk)
     except OSError as error:
         raise steps.CannotGoOn(
-            f"The bytes of files that it needs no more cannot be removed: {trouble(error)}"
+            f"The bytes of files that the batch needs no more cannot be removed: {trouble(error)}"
         ) from error
     Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
     return Outcome.DONE

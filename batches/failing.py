@@ -1,10 +1,10 @@
-"""Failing the lines of a model that will never answer, without sending them.
+"""Fail the lines of a model that will never answer, without sending them.
 
     a drive ── mark ──> part.failure ── fail_lines, slice by slice ──> failed lines
 
-A drive marks the part in one UPDATE and goes on; no line of a marked part is claimed any more. The control worker fails
-the lines: a million of them take minutes, which a drive does not have. What a drive hands back later is found by the
-tick.
+A drive marks the part in one UPDATE and goes on; lines of a marked part are not claimed any more. The control worker
+fails the lines: a million of them take minutes, which a drive does not have. The tick finds lines that a drive hands
+back later.
 """
 
 import time
@@ -22,18 +22,18 @@ from batches.models import Batch, Lease, Line, LineState, Part, Status
 from common.database import retrying
 
 SLICE_S = 2.0
-# In one transaction: a million lines in one would keep all other writers waiting.
+# Lines in one transaction: a million would keep all other writers waiting.
 FAILED_AT_ONCE = 2000
 
 
 def mark(part_ids: Collection[int], reply: Reply) -> None:
-    """Let the lines of these parts that wait fail with this reply. The caller wakes the control worker for the batches.
+    """Let the pending lines of these parts fail with this reply. The caller wakes the control worker for the batches.
     Safe to run twice: the first reply stays."""
     _mark(Part.objects.filter(pk__in=part_ids), reply)
 
 
 def mark_model(endpoint: str, model: str, reply: Reply) -> list[str]:
-    """The same for all batches in progress whose lines wait for this model; their ids, for the caller to wake."""
+    """Mark the parts for this model of all batches in progress; the ids of these batches, for the caller to wake."""
     batches = Batch.objects.all().in_progress().filter(endpoint=endpoint)
     parts = Part.objects.filter(batch__in=batches, model=model)
     _mark(parts, reply)
@@ -48,7 +48,7 @@ def _mark(parts: QuerySet[Part], reply: Reply) -> None:
 def fail_lines(batch_id: str) -> Outcome:
     """Fail lines of the marked parts of a batch in progress, for SLICE_S at most; MORE if some may be left.
 
-    Safe to run twice and at once. A batch that is cancelled or overdue stops it: finalizing settles its other lines.
+    Safe to run twice and at once. It stops if the batch is cancelled or overdue: finalizing settles the other lines.
     """
     return steps.run(batch_id, "fail_lines", Q(status=Status.IN_PROGRESS), _fail_slice)
 
@@ -64,13 +64,14 @@ def _fail_slice(batch: Batch, keeper: leases.Keeper) -> Outcome:
 
 
 def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
-    """Fail a page of pending lines with those that repeat them, and count both. False: it was the last page.
+    """Fail a page of pending lines with their repeats, and count both. False: the page was the last.
 
     Raises LeaseLost, and changes nothing, if the batch is not in progress any more or not held by `lease`.
     """
     waiting = Line.objects.filter(part=part, state=LineState.PENDING).order_by("order_key", "number")
     with transaction.atomic():
-        # What a claim from before the mark has locked on Postgres is sent, or handed back and found by the tick.
+        # On Postgres a claim from before the mark may have locked lines. Such lines are sent, or handed back and found
+        # by the tick.
         ids = list(waiting.select_for_update(skip_locked=True).values_list("pk", flat=True)[:FAILED_AT_ONCE])
         if not ids:
             return False

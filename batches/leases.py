@@ -1,4 +1,4 @@
-"""Taking, keeping and losing the right to work: conditional UPDATEs by the database's clock, on any database."""
+"""Take, keep and lose the right to work: conditional UPDATEs by the database's clock, on any database."""
 
 import os
 import socket
@@ -16,13 +16,13 @@ from common.database import from_now, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
-MOST_LOST_CLAIMS = 10_000  # that it is so often says enough, and a column has an end
+MOST_LOST_CLAIMS = 10_000  # counted no further: the column is a small integer
 
 
 def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
-    """A new lease of this process, alive for LIFETIME unless renewed. `backend` is what a drive works on."""
+    """A new lease of this process, alive for LIFETIME unless renewed. `backend` is the one that a drive works on."""
     pid = os.getpid()
-    # The expression becomes a value in the row; read it back only if somebody asks.
+    # The database computes `expires_at`; it is read back only if a caller asks for it.
     return Lease.objects.create(
         purpose=purpose,
         host=_host(),
@@ -34,24 +34,24 @@ def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
 
 
 def renew(lease: Lease) -> bool:
-    """False: we were declared dead. Stop, drop what is in flight and write nothing more."""
+    """False: the lease expired. Stop, drop the calls in flight and write nothing more."""
     return Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).update(expires_at=from_now(LIFETIME)) == 1
 
 
 class LeaseLost(Exception):
-    """We were declared dead: whatever we hold belongs to others now. Stop, and write nothing more."""
+    """The lease expired: its work belongs to other processes now. Stop, and write nothing more."""
 
 
 class Keeper:
-    """A lease of this process for as long as the `with` block runs, kept alive by whoever calls `keep` often enough.
+    """A lease of this process while the `with` block runs; the block calls `keep` often enough to keep it alive.
 
         with leases.Keeper("finalize") as keeper:
             for page in pages:
                 write(page)
                 keeper.keep()
 
-    `keep` renews the lease when that is due, and raises LeaseLost once it is not ours any more. Leaving the block
-    releases the lease and hands back what it still holds.
+    `keep` renews the lease if a renewal is due, and raises LeaseLost if the lease has expired. Leaving the block
+    releases the lease and hands back its lines, batch and backend.
     """
 
     def __init__(self, purpose: str, *, backend: Backend | None = None) -> None:
@@ -78,7 +78,7 @@ class Keeper:
 
 
 def release(lease: Lease) -> None:
-    """Give up the lease and hand back what it still holds, uncharged."""
+    """Give up the lease and hand back its lines, batch and backend. No line is charged with an attempt."""
     with transaction.atomic():
         Line.objects.claimed_by(lease).update(state=LineState.PENDING, lease=None)
         Batch.objects.filter(lease=lease).update(lease=None)
@@ -87,10 +87,10 @@ def release(lease: Lease) -> None:
 
 
 def reap() -> int:
-    """Hand back what dead leases hold; the number of dead leases. Any process, any time, safe to run twice.
+    """Hand back the work of dead leases; the number of dead leases. Any process, any time, safe to run twice.
 
-    Dead is who let the lease expire, or a process of this host that is gone. A lease far in the future was written
-    before the clock went back, and counts as expired too.
+    A lease is dead if it expired, or if its process was on this host and is gone. A lease that ends far in the future
+    was written before the clock went back, and counts as expired too.
     """
     expired = Q(expires_at__lte=Now()) | Q(expires_at__gt=from_now(2 * LIFETIME))
     dead = set(Lease.objects.filter(expired).values_list("pk", flat=True))
@@ -102,7 +102,7 @@ def reap() -> int:
             lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
             lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
             lines.update(state=LineState.PENDING, lease=None, lost_claims=lost)
-            # Nobody is on the way to it any more: the next step is asked for at once.
+            # No worker does the step of this batch any more: the tick asks for it at once.
             Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
             Backend.objects.filter(alone=token).update(alone=None)
             Lease.objects.filter(pk=token).delete()
@@ -117,7 +117,7 @@ def _is_gone(lease: Lease) -> bool:
 
 @cache
 def _host() -> str:
-    """Where process ids mean the same: this boot of this machine, and this container's own numbering."""
+    """Where a process id names one process: this boot of this machine, and this container's own numbering."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -126,7 +126,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When the process started, in clock ticks since boot; with its id this names it for good. None: it is gone."""
+    """When the process started, in clock ticks since boot; no other process has this id and start. None: it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -4,19 +4,19 @@
         │   └──> failed   │            └────────> expired
         └───────────> cancelling ───────────────> cancelled
 
-    in_progress   intake, when every line is good; `total` and `model` are set with it
-    failed        intake, when a line is bad; nothing was sent
-    finalizing    executor or tick, when no line is open or the completion window is over
-    cancelling    the API or the admin, from the two statuses in which there is something to stop
-    completed     output, once both files are in place
-    expired       output, likewise, if the window was over before some lines
-    cancelled     output, likewise, with whatever was finished
+    in_progress   validation, if every line is good; `model` is set with it
+    failed        validation, if a line is bad; nothing was sent
+    finalizing    the dispatcher or the tick, if no line is open or the completion window is over
+    cancelling    the API or the admin, while the batch is validating or in progress
+    completed     results, once both files are in place
+    expired       results, likewise, if the window ended before some lines were finished
+    cancelled     results, likewise, with the lines that were finished
 
-Each move is one conditional UPDATE: of two processes that try the same move one wins, and the other gets False.
-A move to a final status stores the event that WEBHOOK_URL is told, in the same transaction.
+Each move is one conditional UPDATE: if two processes try the same move, one wins and the other gets False.
+A move to a final status stores the event for WEBHOOK_URL in the same transaction.
 
 A step of a batch (validation, sending a line, finalizing) that cannot be done now stalls the batch: no step of it is
-tried before a pause is over, which doubles each time, and the reason is told wherever the batch is shown.
+tried before a backoff is over. The backoff doubles each time, and the reason is told wherever the batch is shown.
 """
 
 import logging
@@ -46,24 +46,24 @@ ALLOWED: dict[Status, tuple[Status, ...]] = {
 }
 NOT_STALLED: dict[str, Any] = {"stalls": 0, "stall_reason": "", "stalled_at": None, "retry_at": None}
 FIRST_STALL_S, LONGEST_STALL_S = 2.0, 300.0
-MOST_STALLS = 1000  # counted: a column has an end
+MOST_STALLS = 1000  # counted no further: the column is a small integer
 
 SOURCES = {to: [status for status, targets in ALLOWED.items() if to in targets] for to in Status}
 
 
 class Outcome(Enum):
-    """What became of a step of a batch. Only DONE and MORE are a reason to wake anybody."""
+    """What became of a step of a batch. Only after DONE and MORE is a worker woken."""
 
     DONE = "done"  # the batch needs this step no more
     MORE = "more"  # a slice of it is done, and the next one can follow at once
-    HELD = "held"  # another worker is at it, and wakes whoever is next
-    LATER = "later"  # the batch is stalled; the tick asks again once its pause is over
+    HELD = "held"  # another worker does the step, and wakes the next one
+    LATER = "later"  # the batch is stalled; the tick asks again once its backoff is over
 
 
 def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | None = None, **fields: Any) -> bool:
-    """Move a batch to `to`, stamp `<to>_at` and set `fields`, in one UPDATE. False: somebody else moved it first.
+    """Move a batch to `to`, stamp `<to>_at` and set `fields`, in one UPDATE. False: another process moved it first.
 
-    `lease` fences the move: it happens only while the batch is still held by that lease.
+    `lease` fences the move: a batch is moved only while that lease holds it.
     """
     batches = Batch.objects.filter(pk=batch_id, status__in=SOURCES[to])
     if lease is not None:
@@ -83,7 +83,7 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
 
 
 def cancel(batch_id: str) -> None:
-    """Stop a batch; its finished lines are delivered. Again is fine; a batch that is past stopping is a 409."""
+    """Stop a batch; its finished lines are delivered. Safe to run twice. Raises a 409 if it is too late to stop it."""
     if move(batch_id, Status.CANCELLING):
         return
     status = Batch.objects.values_list("status", flat=True).get(pk=batch_id)
@@ -92,14 +92,14 @@ def cancel(batch_id: str) -> None:
 
 
 def too_late(to: str, status: str) -> ApiError:
-    """The refusal to do `to` (a verb) with a batch of this status, from which no way leads there."""
+    """The 409 for `to` (a verb), which the status of the batch does not allow any more."""
     return conflict(f"Cannot {to} a batch with status '{status}'.")
 
 
 def close_finished(closed: Callable[[str], None]) -> None:
-    """Move batches with no open line, or past their window, to finalizing; `closed` is told each id at once.
+    """Move batches with no open line, or past their window, to finalizing; `closed` gets each id at once.
 
-    Each move is a transaction: what breaks this off leaves no batch behind that was moved and told to nobody. Safe to
+    Each move is a transaction, and its call follows it: an error leaves no batch that was moved without a call. Safe to
     run again.
     """
     for batch_id in Batch.objects.drained().values_list("pk", flat=True):
@@ -111,21 +111,21 @@ def close_finished(closed: Callable[[str], None]) -> None:
 
 
 def stall(batch_id: str, reason: str) -> bool:
-    """Try no step of this batch before a pause is over: 2 s, and twice as long each time, 5 minutes at most.
+    """Try no step of this batch before a backoff is over: FIRST_STALL_S, doubled each time, LONGEST_STALL_S at most.
 
-    `reason` is a sentence for a person, with what to do. It is logged once, however often the batch stalls for it: True
-    if it is new. While a pause is on nothing changes.
+    `reason` is a sentence for a person, with what to do. Each reason is logged once, however often the batch stalls for
+    it. True: the reason is new. During a backoff nothing changes.
     """
     with transaction.atomic():
         batch = Batch.objects.select_for_update().get(pk=batch_id)
-        pause_s = min(LONGEST_STALL_S, FIRST_STALL_S * 2 ** min(batch.stalls, 20))
+        backoff_s = min(LONGEST_STALL_S, FIRST_STALL_S * 2 ** min(batch.stalls, 20))
         stalled = Batch.objects.filter(pk=batch_id).not_stalled()
         changed = stalled.update(
             stalls=min(MOST_STALLS, batch.stalls + 1),
             stall_reason=reason,
             stalled_at=Coalesce(F("stalled_at"), Now()),
-            retry_at=from_now(timedelta(seconds=pause_s)),
-            nudged_at=None,  # the tick asks as soon as the pause is over
+            retry_at=from_now(timedelta(seconds=backoff_s)),
+            nudged_at=None,  # the tick asks as soon as the backoff is over
         )
     is_new = bool(changed) and batch.stall_reason != reason
     if is_new:
@@ -134,11 +134,11 @@ def stall(batch_id: str, reason: str) -> bool:
 
 
 def unstall(batch_id: str) -> None:
-    """The step that stalled the batch was done. Cheap and safe to call where nothing was stalled."""
+    """End the stall of a batch whose step was done. Cheap, and safe to call if the batch is not stalled."""
     if Batch.objects.filter(pk=batch_id, stalls__gt=0).update(**NOT_STALLED):
         logger.info("%s: goes on", batch_id)
 
 
 def try_again(batch_id: str) -> None:
-    """End the pause of a stalled batch; the caller wakes whoever does its next step. Safe where nothing is stalled."""
+    """End the backoff of a stalled batch; the caller wakes the worker of its next step. Safe if it is not stalled."""
     Batch.objects.filter(pk=batch_id, stalls__gt=0).update(retry_at=None, nudged_at=None)

@@ -1,4 +1,4 @@
-"""Which backends are there, and what they have: a row each, kept fresh by its worker."""
+"""Which backends there are, and what they have: one row each, kept fresh by the backend's worker."""
 
 import logging
 import socket
@@ -19,16 +19,16 @@ NO_WORKER = "No inference worker has reported lately."
 
 
 def own_backend() -> Backend:
-    """The row of the backend that this process is configured to use; made if it is the first to ask."""
+    """The row of the backend that this process is configured to use; made if there is none."""
     backend, _ = Backend.objects.get_or_create(name=settings.BACKEND_NAME, defaults={"url": settings.BACKEND_URL})
     return backend
 
 
 def report_backend() -> Backend:
-    """Ask the backend what it has, store it, and lift or set its pause accordingly.
+    """The health probe: ask the backend what it has, store the answer, and lift or set the backend's pause.
 
-    Each of its questions has seconds to be answered. A pause that has an end is not lifted before it: that the backend
-    lists its models says nothing of whether it can run them.
+    Each request of the probe is cut after seconds. A pause that has an end is not lifted before that end: a backend
+    that lists its models may still not be able to run them.
     """
     fields = ["worker", "worker_seen_at"]
     try:
@@ -56,25 +56,25 @@ def report_backend() -> Backend:
 
 
 def _pause(backend: Backend, reason: str) -> None:
-    """Pause it and say so, once for as long as the reason stays."""
+    """Pause the backend and log the reason, once while the reason stays the same."""
     if backend.pause_reason != reason:
         logger.warning("paused: %s", reason)
         backend.pause(reason)
 
 
 def live_backends() -> list[Backend]:
-    """The backends whose workers reported lately, whether these answered them or not."""
+    """The backends whose workers reported lately, whether or not the backends answered."""
     return list(Backend.objects.all().live().order_by("pk"))
 
 
 def is_elsewhere(backend: Backend | None, model: str) -> bool:
-    """Another backend that is live has this model."""
+    """Whether another live backend has this model."""
     own = backend.pk if backend is not None else None
     return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
 
 
 def known_models() -> list[dict[str, Any]]:
-    """What the live backends list, and the aliases of these: id, created, owned_by; by id, each once."""
+    """The models that live backends list, and aliases of them: id, created, owned_by; sorted by id, each id once."""
     models = {model["id"]: model for backend in live_backends() for model in backend.listed}
     for alias, target in settings.MODEL_ALIASES.items():
         if alias != "*" and target in models:
@@ -83,7 +83,7 @@ def known_models() -> list[dict[str, Any]]:
 
 
 def missing_default_model(backend: Backend) -> str:
-    """What to type if the backend lacks MODEL_NAME; empty if it has it or is not known well enough to say."""
+    """What to type if the backend lacks MODEL_NAME; empty if it has the model, or was not seen lately."""
     model = backends.resolve_alias(settings.MODEL_NAME)
     if not backend.is_fresh or backend.has_model(model):
         return ""

@@ -1,4 +1,4 @@
-"""Rows to result files, once a batch has nothing left to send."""
+"""Write the result files of a batch from its rows, once it has no line left to send."""
 
 import errno
 import json
@@ -23,8 +23,8 @@ from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
 
 PAGE = 1000
-PART_BYTES = 8 * 2**20
-FRAME_BYTES = 200  # of a result line, around the answer: a few more than most have
+CHUNK_BYTES = 8 * 2**20
+FRAME_BYTES = 200  # of a result line without its answer: slightly more than most lines have
 TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 MESSAGES: dict[int, dict[str, str]] = {
     LineState.CANCELLED: line_error("batch_cancelled", "The batch was cancelled before this request executed."),
@@ -38,7 +38,7 @@ def finalize(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
     """Write the result files of a finalizing or cancelling batch and move it to its final status.
 
     `breathe` is called between pages, so that other duties do not wait behind a million lines. Safe to run twice and
-    at once: one lease holds the batch, the last move is fenced by it, and a loser removes only what it wrote itself.
+    at once: one lease holds the batch and fences its last move, and a loser removes only files that it wrote itself.
     """
 
     def work(batch: Batch, keeper: leases.Keeper) -> Outcome:
@@ -58,7 +58,7 @@ class _Finalizer:
         self.files: dict[str, File] = {}
 
     def run(self) -> None:
-        """Raises CannotGoOn if the files cannot be written now, and LeaseLost; nothing of them is left then."""
+        """Raises CannotGoOn if the files cannot be written now, or LeaseLost; the files are removed then."""
         self._settle_open_lines()
         failpoints.reach("before_finalize_write")
         try:
@@ -69,12 +69,12 @@ class _Finalizer:
         except OSError as error:
             self._remove_files()
             raise steps.CannotGoOn(f"The result files cannot be written: {trouble(error)}") from error
-        # If this raises, the move may be committed all the same, and the files be delivered.
+        # An error here removes no file: the move may be committed all the same, and the files delivered.
         if not self._finish():
             self._remove_files()
             raise leases.LeaseLost
 
-    def _pause(self) -> None:
+    def _between_pages(self) -> None:
         self.keeper.keep()
         self.breathe()
 
@@ -88,34 +88,34 @@ class _Finalizer:
                     self._put_in_place(name, content)
 
     def _remove_files(self) -> None:
-        """What stays after all is removed by the cleanup."""
+        """The tidying removes any file that cannot be removed here."""
         for file in self.files.values():
             with suppress(OSError):
                 file.content.delete(save=False)
 
     def _check_room(self) -> None:
-        """Find a full disk by counting, and not by writing a million lines until no more fit, again and again."""
+        """Find a full disk by counting bytes, rather than by writing lines until the disk is full at every try."""
         wanted = 0
         for page in self._sizes():
             wanted += sum(size + FRAME_BYTES for _, size in page)
-            self._pause()
+            self._between_pages()
         free = free_bytes()
         if free is not None and free < wanted:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _settle_open_lines(self) -> None:
-        """Close what was not finished when the batch was cancelled or its window ended. A late result then finds its
-        line not running any more, and is dropped. Repeats go with their originals.
+        """Close the lines that were not finished when the batch was cancelled or its window ended. A late answer then
+        finds its line not running any more, and is dropped. Repeats go with their originals.
 
-        One pass over the numbers does it: no line opens again, and one that is handed back meanwhile is open still. To
-        look for open lines again and again would be to pass each time over all that are settled.
+        One pass over the numbers is enough: a settled line never opens again, and a line that is handed back meanwhile
+        is open still. A query for the open lines alone would scan all settled lines, page after page.
         """
         state = LineState.CANCELLED if self.batch.status == Status.CANCELLING else LineState.EXPIRED
         while Line.objects.all().open().filter(part__batch=self.batch).exists():
             for numbers in ranges(self.batch):
                 settled = {"state": state, "lease": None, "finished_at": timezone.now()}
                 self.batch.lines.filter(number__range=numbers, state__in=OPEN).update(**settled)
-                self._pause()
+                self._between_pages()
 
     def _write(self, output: MeasuredFile, errors: MeasuredFile) -> None:
         """Write each line to its file, and count it: no line changes any more."""
@@ -129,34 +129,34 @@ class _Finalizer:
                 self.states[state] += 1
             for column in range(len(TOKENS)):
                 self.tokens[column] += sum(row[8 + column] for row in rows)
-            # In one piece: writing and hashing each line by itself takes longer than making it.
+            # One write for the page: writing and hashing each line by itself takes longer than making it.
             output.write("".join(good).encode("ascii"))
             errors.write("".join(bad).encode("ascii"))
 
     def _pages(self) -> Iterator[list[tuple[Any, ...]]]:
-        """What `result_line` needs of the lines, and their tokens, in input order. By keyset pages: an open cursor
+        """What `result_line` needs of the lines, and their tokens, in input order. In keyset pages: an open cursor
         would keep SQLite's log from being reset."""
         names = ("state", "http_status", "response", "error_code", "error_message")
-        columns = [self._outcome(name) for name in names]
+        columns = [self._result_column(name) for name in names]
         lines = self.batch.lines.order_by("number")
         for page in self._sizes():
-            # A page of long replies is read in parts: a million short ones cost few queries, long ones little memory.
-            for first, last in _parts(page):
-                part = lines.filter(number__range=(first, last))
-                yield list(part.values_list("number", "custom_id", *columns, "original", *TOKENS))
-                self._pause()
+            # A page of long replies is read in chunks: a million short ones cost few queries, long ones little memory.
+            for first, last in _chunks(page):
+                chunk = lines.filter(number__range=(first, last))
+                yield list(chunk.values_list("number", "custom_id", *columns, "original", *TOKENS))
+                self._between_pages()
 
     def _sizes(self) -> Iterator[list[tuple[int, int]]]:
         """Pages of the lines in input order: number, and the size of the answer."""
-        size = Length(self._outcome("response")) + Length(self._outcome("error_message"))
+        size = Length(self._result_column("response")) + Length(self._result_column("error_message"))
         lines = self.batch.lines.order_by("number").values_list("number", size)
         number = 0
         while page := list(lines.filter(number__gt=number)[:PAGE]):
             yield page
             number = page[-1][0]
 
-    def _outcome(self, name: str) -> F | Case:
-        """A column of what became of a line; of a repeat that of its original."""
+    def _result_column(self, name: str) -> F | Case:
+        """A column of a line's result; for a repeat, the column of its original."""
         if not self._has_repeats:
             return F(name)  # without the join, which doubles the time
         return Case(When(original__isnull=False, then=F(f"original__{name}")), default=F(name))
@@ -168,7 +168,7 @@ class _Finalizer:
     def _put_in_place(self, name: str, content: MeasuredFile) -> None:
         """Make the result file, in place on disk but without a row yet.
 
-        Its id comes from the batch; its stored name holds our token, so that nobody else writes to it.
+        The file's id comes from the batch; its stored name has the lease's id, so that no other writes to it.
         """
         now = timezone.now()
         file = File(
@@ -208,7 +208,7 @@ class _Finalizer:
 
 
 def ranges(batch: Batch) -> Iterator[tuple[int, int]]:
-    """The first and the last number of each PAGE of its lines in order, by an index alone."""
+    """The first and the last number of each PAGE of the batch's lines in order, from an index alone."""
     numbers = batch.lines.order_by("number").values_list("number", flat=True)
     number = 0
     while page := list(numbers.filter(number__gt=number)[:PAGE]):
@@ -216,12 +216,12 @@ def ranges(batch: Batch) -> Iterator[tuple[int, int]]:
         number = page[-1]
 
 
-def _parts(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """From (number, size) of lines in order: the first and the last number of each part of about PART_BYTES."""
+def _chunks(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """From (number, size) of lines in order: the first and the last number of each chunk of about CHUNK_BYTES."""
     first, size = page[0][0], 0
     for index, (number, bytes_) in enumerate(page):
         size += bytes_
-        if size >= PART_BYTES or index == len(page) - 1:
+        if size >= CHUNK_BYTES or index == len(page) - 1:
             yield first, number
             if index < len(page) - 1:
                 first, size = page[index + 1][0], 0
@@ -240,15 +240,15 @@ def result_line(
 ) -> str:
     """A line of the output or the error file, ASCII, with its line end. Its ids depend on batch and number alone.
 
-    State, response and error of a repeat, which has an `original`, are those of the original.
+    A repeat has an `original`, and its state, response and error are those of the original.
     """
     answer, error = "null", "null"
-    # For both ids: hashing takes as long as all the rest.
+    # One digest for both ids: hashing takes as long as all the rest.
     digits = ids.derived_id("", batch_id, number)
     if response:
         if original is not None:
             response = reuse.copied(response, batch_id, number)
-        # The reply is stored as compact ASCII JSON and goes in as it is.
+        # The reply is stored as compact ASCII JSON, and is put in unchanged.
         answer = f'{{"status_code":{http_status},"request_id":"{ids.REQUEST}{digits}","body":{response}}}'
     else:
         error = json.dumps(MESSAGES.get(state) or line_error(error_code, error_message))

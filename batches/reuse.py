@@ -1,10 +1,10 @@
-"""Answer once: a request that has one answer alone is asked once, and its answer used again.
+"""Reuse: a request that has one answer alone is asked once, and its answer used again.
 
-In one batch the first such line is the `original`. The others are REPEATED: never claimed, counted when the original
-finishes, and written to the result files with the answer of the original.
+The first of several equal lines of a batch is the `original`. The others are REPEATED: never claimed, counted when the
+original finishes, and written to the result files with the answer of the original.
 
-With ANSWER_ONCE_ACROSS_BATCHES answers are kept for KEPT_FOR, for other batches too. They belong to a model's name: an
-answer stays though another model was put in the name's place.
+With ANSWER_ONCE_ACROSS_BATCHES, answers are kept for KEPT_FOR, for other batches too. An answer belongs to the name of
+a model: it stays if the name is given to another model.
 """
 
 import json
@@ -21,17 +21,17 @@ from batches.models import Answer, Batch, Line, LineState, Part
 from common import ids
 
 KEPT_FOR = timedelta(days=30)
-FORGOTTEN_AT_ONCE = 1000  # a tick keeps nobody waiting
+FORGOTTEN_AT_ONCE = 1000  # by one tick: other writers must not wait long for it
 
 
 def originals(part: Part, digests: Collection[bytes]) -> dict[bytes, int]:
-    """Of these digests those of lines that the part has, with the lines' ids. Repeats have no digest of their own."""
+    """The digests among these that lines of the part have, with the lines' ids. Repeats have no digest of their own."""
     found = Line.objects.filter(part=part, digest__in=digests).values_list("digest", "pk")
     return {bytes(digest): pk for digest, pk in found if digest is not None}
 
 
 def counts(originals: Collection[int]) -> dict[int, int]:
-    """Of these lines those that have repeats, by id, with how many."""
+    """How many repeats each of these lines has, by its id; lines without repeats are left out."""
     if not originals:
         return {}
     repeats = Line.objects.filter(original__in=originals).order_by()
@@ -43,7 +43,7 @@ def exist_in(batch: Batch) -> bool:
 
 
 def copied(response: str, batch_id: str, number: int) -> str:
-    """A response for another line: with ids that depend on that line alone, and a usage of 0, for nothing was spent."""
+    """The response for another line: its ids depend on that line alone, and its usage is 0, for nothing was spent."""
     body = json.loads(response)
     if not isinstance(body, dict):
         return response
@@ -71,19 +71,18 @@ def _zeroed(usage: Any) -> Any:
 
 
 def remember(answered: Iterable[tuple[Line, str]]) -> None:
-    """Keep the responses of lines that were answered, where they have one answer alone. Safe to run twice: the first
-    answer stays."""
+    """Keep the responses of answered lines that have one answer alone. Safe to run twice: the first answer stays."""
     if not settings.ANSWER_ONCE_ACROSS_BATCHES:
         return
     known = {bytes(line.digest).hex(): response for line, response in answered if line.digest is not None}
-    # In one order, or two drives that store the same answers could wait for each other.
+    # Sorted, or two drives that store the same answers could deadlock.
     rows = [Answer(digest=digest, response=response) for digest, response in sorted(known.items())]
     Answer.objects.bulk_create(rows, ignore_conflicts=True)
 
 
 def recall(line: Line) -> str | None:
     """The response to a line that was answered in another batch, with the line's own ids and a usage of 0; None if
-    there is none."""
+    none is kept."""
     if not settings.ANSWER_ONCE_ACROSS_BATCHES or line.digest is None:
         return None
     oldest = timezone.now() - KEPT_FOR
@@ -93,7 +92,7 @@ def recall(line: Line) -> str | None:
 
 
 def forget_old() -> None:
-    """Forget some of what is older than KEPT_FOR. Called again and again."""
+    """Forget answers older than KEPT_FOR, FORGOTTEN_AT_ONCE at most. Each tick calls it."""
     old = Answer.objects.filter(created_at__lt=timezone.now() - KEPT_FOR).order_by("created_at")
     if digests := list(old.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
         Answer.objects.filter(pk__in=digests).delete()

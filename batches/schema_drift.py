@@ -1,10 +1,10 @@
-"""Databases that applied a migration before it was edited: their tables are brought to its last form.
+"""Mend databases that applied a migration before it was edited: their tables are brought to its last form.
 
-Before 0.1.0 migrations were edited that had been applied already, so a database that a commit of those days left lacks
-what an edit added and has what an edit removed. A new migration cannot bring it right: 0003 fails on the earliest of
-them (it drops columns that they lack), and on SQLite 0005 fails on others (it copies a table with columns that they
-lack). So `mend` looks at the tables before any migration runs, at every `migrate`. It changes nothing in a database of
-the last form. tests/schemas has a database of each form; tests/test_upgrades.py keeps migrations from being edited.
+Before 0.1.0, migrations were edited after databases had applied them. Such a database lacks what an edit added, and has
+what an edit removed. A new migration cannot bring it right: 0003 fails on the earliest databases (it drops columns that
+they lack), and on SQLite 0005 fails on others (it copies a table with columns that they lack). So `mend` looks at the
+tables before any migration runs, at every `migrate`. A database of the last form is not changed.
+tests/schemas has a database of each form; tests/test_upgrades.py keeps migrations from being edited.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ from common import schema
 
 APPS = ("files_api", "batches", "batchserver")
 
-# By model, what the edits added: fields, or (with none) the model itself. A field is added if the migrations that were
-# applied say that it is there.
+# What the edits added, by model: fields, or the model itself if no field is named. A field is added if the applied
+# migrations have it.
 ADDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("batchserver", "rememberedanswer"): (),
     ("batchserver", "apikey"): ("revoked_at",),
@@ -29,7 +29,7 @@ ADDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("batches", "line"): ("needs_alone",),
     ("batches", "batch"): ("repeated", "repeated_finished"),
 }
-# What they removed.
+# What the edits removed, by model.
 REMOVED: dict[tuple[str, str], dict[str, Field[Any, Any]]] = {
     ("batches", "backend"): {"model_names": JSONField(default=list), "window_changed_at": DateTimeField(null=True)},
 }
@@ -64,7 +64,7 @@ class _Drift:
             self.tables = set(self.connection.introspection.table_names(cursor))
 
     def look_at(self, model: type[Model]) -> None:
-        """Note what the table of `model` lacks and what it has too much."""
+        """Note what the table of `model` lacks, and which of its columns an edit removed."""
         app, name, table = model._meta.app_label, model._meta.model_name or "", model._meta.db_table
         added = ADDED.get((app, name))
         if table not in self.tables:
@@ -88,7 +88,7 @@ class _Drift:
             self._drop_batch_index(table)
 
     def mend(self) -> None:
-        """Do it, in one transaction. Nothing to do is the rule."""
+        """Apply the operations, in one transaction. Most databases need none."""
         if not any(self.operations.values()):
             return
         with self.connection.schema_editor() as editor:
@@ -107,7 +107,7 @@ class _Drift:
     def _add(self, app: str, name: str, field: str) -> None:
         self.found.remove_field(app, name, field)
         self.operations[app].append(AddField(name, field, self.target.models[app, name].fields[field]))
-        if field == "repeated_finished":  # the last of the two
+        if field == "repeated_finished":  # the second of the two
             self.operations[app].append(RunPython(_count_repeats))
 
     def _remove(self, app: str, name: str, column: str, field: "Field[Any, Any]") -> None:
@@ -115,7 +115,7 @@ class _Drift:
         self.operations[app].append(RemoveField(name, column))
 
     def _drop_batch_index(self, table: str) -> None:
-        """Drop the index of lines by their batch alone, from when migration 0004 still left it."""
+        """Drop the index of lines by their batch alone, which an earlier form of migration 0004 left."""
         field = self.target.models["batches", "line"].fields["batch"]
         with self.connection.cursor() as cursor:
             constraints = self.connection.introspection.get_constraints(cursor, table).values()
@@ -135,7 +135,7 @@ def _cannot_mend(what: str) -> CommandError:
 
 
 def _count_repeats(apps: Any, editor: Any) -> None:
-    """Batch.repeated and .repeated_finished, which were not counted while there was no place for them."""
+    """Set Batch.repeated and .repeated_finished, which were not counted while the columns were missing."""
     alias = editor.connection.alias
     batches, lines = (apps.get_model("batches", name).objects.using(alias) for name in ("Batch", "Line"))
     repeats = lines.filter(batch=OuterRef("pk"), state=REPEATED)

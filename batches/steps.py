@@ -1,4 +1,4 @@
-"""A step of a batch by the control worker: under a lease that holds the batch, and ended with an Outcome, always.
+"""Run a step of a batch in the control worker: under a lease that holds the batch, and always with an Outcome.
 
 A step that failed is not asked for again at once: the batch stalls (`lifecycle.stall`), with the reason in a sentence.
 """
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 class CannotGoOn(Exception):
-    """The step cannot be done now. The text says why and what to do, in sentences for a person; it names no path and
-    holds nothing of a client's."""
+    """The step cannot be done now. The text says why and what to do, in sentences for a person; it has no path and
+    no data of a client."""
 
 
 def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keeper], Outcome]) -> Outcome:
-    """Do `work` while a lease holds the batch, if the step is `due` for it; what became of it.
+    """Do `work` while a lease holds the batch, if the step is `due` for it; the outcome of the step.
 
-    `work` keeps the lease alive, and raises LeaseLost once it is not ours, CannotGoOn if the step cannot be done now.
-    Any other error is a fault of ours, and stalls the batch too: nobody knows when it may go on. Raises only what the
-    database raises if it cannot even store that.
+    `work` keeps the lease alive. It raises LeaseLost if the lease has expired, CannotGoOn if the step cannot be done
+    now. Any other error is a fault of the server's own, and stalls the batch too: when it can go on is not known. `run`
+    raises only errors of the database, if not even the stall can be stored.
     """
     with leases.Keeper(purpose) as keeper:
         waiting = Batch.objects.filter(due, pk=batch_id, lease=None).not_stalled()
@@ -38,13 +38,13 @@ def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keepe
             outcome = work(batch, keeper)
         except leases.LeaseLost:
             outcome = _why_not(batch_id, due)
-            if outcome is not Outcome.DONE:  # as after a cancel
+            if outcome is not Outcome.DONE:  # the step is not due any more, as after a cancel
                 logger.warning("%s: %s was taken over", batch_id, purpose)
             return outcome
         except CannotGoOn as error:
             retrying(lifecycle.stall, batch_id, str(error))
             return Outcome.LATER
-        except Exception as error:  # a bug holds up its batch, and does not spin
+        except Exception as error:  # a bug stalls its batch, and is not tried again at once
             if retrying(lifecycle.stall, batch_id, _own_fault(error)):
                 logger.exception("%s: %s failed", batch_id, purpose)
             return Outcome.LATER
@@ -64,5 +64,5 @@ def _why_not(batch_id: str, due: Q) -> Outcome:
 def _own_fault(error: Exception) -> str:
     name = type(error).__name__
     if isinstance(error, OperationalError | InterfaceError):
-        return f"The database does not answer ({name}). The log of the control worker has its words."
+        return f"The database does not answer ({name}). See the log of the control worker."
     return f"An error of the server's own ({name}). See the log of the control worker."

@@ -1,4 +1,4 @@
-"""The flow of a batch, as messages. Each is safe to lose, to double and to be late: the database says what is due.
+"""The flow of a batch, as messages. A message may be lost, doubled or late: the database says what is due.
 
 create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
                                                    │ ^ tick: reaps the dead, closes what is over, wakes what is stuck
@@ -40,9 +40,9 @@ MESSAGE_LIFE_S = 600
 
 
 def wake(task: Any, *args: str) -> None:
-    """Send a message. One that cannot be sent is not an error: the next tick sees what is due."""
+    """Send a message. A message that cannot be sent is not an error: the next tick sees what is due."""
     try:
-        # One that nobody took in time was sent again by then.
+        # A tick has sent the message again long before it expires.
         task.apply_async(args=args, expires=MESSAGE_LIFE_S)
     except (BrokerError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
@@ -62,7 +62,7 @@ def wake_control(batch_id: str) -> None:
 
 
 def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
-    """Wake whoever is next after a `step` with this outcome. After HELD another worker does, after LATER the tick."""
+    """Wake the worker of the next step. After HELD another worker wakes it, after LATER the tick."""
     if outcome is Outcome.MORE:
         wake(step, batch_id)
     elif outcome is Outcome.DONE:
@@ -76,7 +76,7 @@ def validate(batch_id: str) -> None:
     _pass_on(batch_id, validate, outcome)
     if outcome is Outcome.DONE and _has_work():
         wake(drive)
-    # The next tick's message waits behind the slices of all batches that are being validated, and may expire there.
+    # A message for the next tick waits behind the slices of all batches in validation, and may expire there.
     tick()
 
 
@@ -86,11 +86,11 @@ def drive() -> None:
     if not backend.kind or not backend.is_fresh:
         backend = registry.report_backend()
     if backend.is_paused or not backend.kind:
-        return  # the backend's worker lifts the pause once it answers, and the next tick wakes a drive
+        return  # the backend's worker lifts the pause once the backend answers, and the next tick wakes a drive
     parent = os.getppid()
 
     def should_stop() -> bool:
-        # A worker that was killed with -9 leaves its busy child behind: it must not go on beside the next worker.
+        # A worker killed by SIGKILL leaves its busy child behind; the child must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
     dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
@@ -99,7 +99,7 @@ def drive() -> None:
 @shared_task
 def fail_lines(batch_id: str) -> None:
     _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
-    tick()  # as for validation; it closes the batch if that was its last line
+    tick()  # as after validation; the tick closes the batch if its last line has failed
 
 
 @shared_task
@@ -114,15 +114,15 @@ def tidy(batch_id: str) -> None:
 
 @shared_task
 def tick() -> None:
-    """Find what a lost message, a dead process or the clock left behind, and push it on. Safe to run at any time.
+    """Find work that a lost message, a dead process or the clock left behind, and wake its worker. Safe at any time.
 
-    Each duty is done whatever became of the others. What fails is told by /health, and logged once.
+    Each duty is done, whether or not the others fail. /health names the duties that fail; each is logged once.
     """
     try:
         if Pulse.due("tick", TICK_AT_MOST_EVERY):
             _do_duties()
     except (OperationalError, InterfaceError) as error:
-        # /health fails once there was no tick for a while.
+        # /health is "failing" if no tick was done for TICK_MISSING_AFTER.
         logger.warning("no tick: the database does not answer: %s", error)
 
 
@@ -131,7 +131,7 @@ def _do_duties() -> None:
     for name, duty in DUTIES.items():
         try:
             duty()
-        except Exception as error:  # noqa: BLE001  # whatever it is: it is told, and the next duty is done
+        except Exception as error:  # noqa: BLE001  # any error is told, and the next duty is done
             reason = getattr(error, "strerror", None)
             what = type(error).__name__ + (f": {reason}" if reason else "")
             failed[f"{name} ({what})"] = error
@@ -152,7 +152,7 @@ def _close_finished() -> None:
 
 
 def tick_between() -> Callable[[], None]:
-    """For steps that take long: call it often, and it ticks when a tick is due."""
+    """For long steps: a function to call often, which ticks if a tick is due."""
     last = time.monotonic()
 
     def breathe() -> None:
@@ -168,15 +168,15 @@ def _nudge_control() -> None:
     waiting = Batch.objects.all().waiting_for_control()
     long_ago = Q(nudged_at=None) | Q(nudged_at__lte=timezone.now() - NUDGE_AGAIN_AFTER)
     for batch_id in waiting.filter(long_ago).order_by("created_at").values_list("pk", flat=True)[:100]:
-        # One message for each stuck batch in a while, however many ticks see it, or messages would multiply.
+        # One message for a batch in NUDGE_AGAIN_AFTER, however many ticks see it, or messages would multiply.
         if Batch.objects.filter(long_ago, pk=batch_id).update(nudged_at=timezone.now()):
             wake_control(batch_id)
 
 
 def _wake_drives() -> None:
-    """One message in a while as long as fewer drives run than could: each worker process has room for one."""
-    room = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
-    if dispatcher.drives_running() < room and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
+    """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one."""
+    most_drives = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
+    if dispatcher.drives_running() < most_drives and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
 
 
@@ -185,7 +185,7 @@ def _has_work() -> bool:
     return any(turns.has_work(backend) for backend in open_)
 
 
-# What a tick does, by what /health says that it cannot do.
+# The duties of a tick; /health says "The control worker cannot", and the name.
 DUTIES: dict[str, Callable[[], object]] = {
     "take back the work of dead processes": _reap,
     "close finished batches": _close_finished,
@@ -195,5 +195,5 @@ DUTIES: dict[str, Callable[[], object]] = {
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": persons.forget_ended,
     "forget old answers": reuse.forget_old,
-    "remove files that nobody needs": retention.sweep,
+    "remove files that are not needed": retention.sweep,
 }

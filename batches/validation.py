@@ -1,4 +1,4 @@
-"""Validation: the input file becomes one row a line, or the batch fails with every bad line named."""
+"""Validation: each line of the input file becomes a row, or the batch fails and its bad lines are named."""
 
 import logging
 import time
@@ -25,18 +25,18 @@ from files_api.storage import trouble
 logger = logging.getLogger(__name__)
 
 SLICE_S = 2.0
-# Writes in big chunks: the rows of 5000 lines touch fewer pages of the indexes than five times those of 1000, and half
-# of the bytes go to the disk.
+# Large groups: one write of 5000 rows touches fewer pages of the indexes than five writes of 1000, and writes half as
+# many bytes to the disk.
 GROUP_LINES = 5000
 GROUP_BYTES = 32 * 2**20
 MOST_ERRORS = 100
 
 
 def validate(batch_id: str) -> Outcome:
-    """Read on where the last slice stopped, for SLICE_S at most; MORE if there is more to read.
+    """Read on from where the last slice stopped, for SLICE_S at most; MORE if there is more to read.
 
     Safe to run twice and at once: the cursor moves in the transaction that stores the lines, and one lease holds the
-    batch. A slice that is lost is read again by the next.
+    batch. The next slice reads a lost one again.
     """
     return steps.run(batch_id, "validate", Q(status=Status.VALIDATING), _validate)
 
@@ -83,21 +83,21 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
 
 
 class _NewLine(NamedTuple):
-    """What is stored of a good line."""
+    """A good line, as it is stored."""
 
     number: int
     offset: int
     length: int
     custom_id: str
     named: str
-    model: str  # what MODEL_ALIASES makes of that name
+    model: str  # `named`, resolved by MODEL_ALIASES
     order_key: bytes
     context_tokens: int
     digest: bytes | None
 
 
 class _Group(NamedTuple):
-    """Lines that are stored in one transaction, and the place in the file behind them. Their bytes are let go."""
+    """Lines that are stored in one transaction, and the place in the file after them. Their bytes are not kept."""
 
     parsed: list[_NewLine | jsonl.LineRefused]
     next_offset: int
@@ -108,7 +108,7 @@ def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
     parsed: list[_NewLine | jsonl.LineRefused] = []
     start, number = batch.validated_bytes, batch.validated_lines
     raw = None
-    # Settings are looked up once: for each line that would take a tenth of its time.
+    # Settings are looked up once: a look-up for each line would take a tenth of its time.
     parse = partial(
         jsonl.parse,
         endpoint=batch.endpoint,
@@ -124,7 +124,7 @@ def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
                 parsed.append(refusal)
             else:
                 parsed.append(_new_line(request, batch.endpoint, resolve(request.model)))
-        # Lines of white space count: millions of them are a slice too.
+        # Lines of white space count too: millions of them must not make one slice.
         if raw.number - number >= GROUP_LINES or raw.next_offset - start >= GROUP_BYTES:
             yield _Group(parsed, raw.next_offset, raw.number)
             parsed, start, number = [], raw.next_offset, raw.number
@@ -140,9 +140,9 @@ def _new_line(request: jsonl.Request, endpoint: str, model: str) -> _NewLine:
 
 
 def _store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group) -> None:
-    """Store the good lines and note the bad ones of a group, and move the cursor. LeaseLost: the batch is not ours."""
-    # Whether a custom_id occurred before is asked only of a file that is bad anyway, or where the constraint says so:
-    # in a good one no line would be found.
+    """Store the good lines and note the bad ones of a group, and move the cursor. Raises LeaseLost."""
+    # Earlier groups are searched for a custom_id only if the file is bad anyway, or if the constraint reports one: in a
+    # good file the search would find nothing.
     try:
         _try_to_store(batch, lease, check, group, look_back=batch.error_count > 0)
     except IntegrityError:
@@ -164,7 +164,7 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
     tokens = {part: max(line.context_tokens for line in lines) for part, lines in by_part.items()}
     with transaction.atomic():
         ours = Batch.objects.filter(pk=batch.pk, status=Status.VALIDATING, lease=lease)
-        # The lease first: a cursor that has moved is committed with its lines or not at all.
+        # The lease first: the moved cursor is committed with its lines or not at all.
         if not leases.renew(lease) or not ours.update(nudged_at=timezone.now(), **progress):
             raise leases.LeaseLost
         repeated = 0
@@ -181,10 +181,10 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
 
 
 def _insert(part: Part, lines: list[_NewLine]) -> int:
-    """Store lines of one part as rows, those that are the same as an earlier one as its repeats; how many are."""
+    """Store lines of one part as rows; a line equal to an earlier one becomes its repeat. The number of repeats."""
     digests = {line.digest for line in lines if line.digest is not None}
     originals = reuse.originals(part, digests) if digests else {}
-    first: dict[bytes, int] = {}  # digest -> number, of those that are new in this group
+    first: dict[bytes, int] = {}  # digest -> number of the first line with it, if new in this group
     new, repeated = [], []
     for line in lines:
         digest = line.digest
@@ -222,9 +222,9 @@ def _fail_whole(batch: Batch, lease: Lease, error: dict[str, Any]) -> Outcome:
 
 
 class _LineCheck:
-    """Sorts a group of lines into requests and `errors` entries: the rules of jsonl, custom_ids that occurred before,
-    and models that no backend has. Models are checked only against lists that are fresh; without one, a missing model
-    shows at its first line."""
+    """Sorts a group of lines into requests and `errors` entries: by the rules of jsonl, by custom_ids that occurred
+    before, and by models that no backend has. Models are checked only against fresh lists; without one, a missing
+    model is found when its first line is sent."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -233,7 +233,7 @@ class _LineCheck:
         self.parts: dict[str, Part] = {}
 
     def part(self, model: str) -> Part:
-        """The part of the batch for the lines of this model; made if it is the first of them."""
+        """The part of the batch for the lines of this model; made if there is none."""
         if model not in self.parts:
             self.parts[model], _ = Part.objects.get_or_create(batch=self.batch, model=model)
         return self.parts[model]
@@ -241,7 +241,7 @@ class _LineCheck:
     def __call__(
         self, parsed: list[_NewLine | jsonl.LineRefused], *, look_back: bool
     ) -> tuple[list[_NewLine], list[dict[str, Any]]]:
-        """`look_back` compares custom_ids with those that are stored too, not only within this group."""
+        """`look_back`: compare custom_ids with those of stored lines too, not only within this group."""
         good: list[_NewLine] = []
         bad: list[dict[str, Any]] = []
         seen: set[str] = set()

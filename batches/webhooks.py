@@ -1,11 +1,11 @@
-"""Events to the operator's WEBHOOK_URL: a row each, signed as Standard Webhooks says, sent until they are taken.
+"""Events for the operator's WEBHOOK_URL: a row each, signed as Standard Webhooks says, sent until they are accepted.
 
-    lifecycle.move ── row ──> due ── claim ──> sending ── 2xx ──> delivered
-                               ^                  │ └── 410, or the day is over ──> given up
-                               └── anything else ─┘  later each time
+    lifecycle.move ── row ──> due ── reserve ──> sending ── 2xx ──> delivered
+                               ^                    │ └── 410, or GIVEN_UP_AFTER is over ──> given up
+                               └── anything else ───┘  after a growing backoff
 
-At least once: a sender that is killed before it stored the answer leaves a row that is sent again. The event's id and
-every byte of its body stay the same, so a receiver can tell.
+Delivery is at least once: if a sender is killed before it has stored the answer, its row is sent again. The event's id
+and every byte of its body stay the same, so a receiver can recognise it.
 """
 
 import base64
@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 
 THREAD = "webhooks"
 DEADLINE_S = 20.0
-# How long a claim keeps others off: longer than any attempt takes.
-CLAIMED_FOR = timedelta(seconds=60)
-# After the first attempt, the second, and so on; the last one from there on.
+# How long an event is reserved for one sender: longer than any attempt takes.
+RESERVED_FOR = timedelta(seconds=60)
+# After the first attempt, the second, and so on; the last value repeats.
 BACKOFF_S = (5, 30, 120, 600, 1800, 3600, 7200)
 GIVEN_UP_AFTER = timedelta(hours=24)
 
 
 def deliver_due() -> None:
-    """Let a thread of this process send what is due, one thread at most; returns at once.
+    """Let a thread of this process send due events, one thread at most; returns at once.
 
-    For processes that do not fork. What comes while the thread is ending waits for the next call.
+    For processes that do not fork. An event that becomes due while the thread is ending waits for the next call.
     """
     if not settings.WEBHOOK_URL or not WebhookDelivery.objects.all().due().exists():
         return
@@ -63,36 +63,36 @@ def _deliver() -> None:
 
 
 def send_due() -> None:
-    """Send what is due, one event after the other, until nothing is. Safe to run in many processes at once.
+    """Send due events, one after the other, until none is due. Safe to run in many processes at once.
 
-    Raises the database's errors; what was being sent then is sent again.
+    Raises the database's errors; the event that was being sent is sent again.
     """
-    while settings.WEBHOOK_URL and (delivery := retrying(_claim)):
+    while settings.WEBHOOK_URL and (delivery := retrying(_reserve)):
         retrying(_store, delivery, _send(delivery))
 
 
 def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
-    """Make them due, whatever became of them. One that is older than a day gets a single attempt."""
+    """Make these events due, delivered or not. An event older than GIVEN_UP_AFTER gets a single attempt."""
     deliveries.update(next_at=Now())
 
 
-def _claim() -> WebhookDelivery | None:
-    """What has been due for longest, not due for others until CLAIMED_FOR is over; None if nothing is due."""
+def _reserve() -> WebhookDelivery | None:
+    """The event that has been due for longest, not due for others for RESERVED_FOR; None if none is due."""
     while delivery := WebhookDelivery.objects.all().due().order_by("next_at").first():
-        unclaimed = WebhookDelivery.objects.all().due().filter(pk=delivery.pk, attempts=delivery.attempts)
+        unreserved = WebhookDelivery.objects.all().due().filter(pk=delivery.pk, attempts=delivery.attempts)
         delivery.attempts += 1
-        if unclaimed.update(attempts=delivery.attempts, next_at=from_now(CLAIMED_FOR)):
+        if unreserved.update(attempts=delivery.attempts, next_at=from_now(RESERVED_FOR)):
             return delivery
     return None
 
 
 def _store(delivery: WebhookDelivery, values: dict[str, Any]) -> None:
-    """Nothing is stored if the claim ran out and somebody else has it: theirs is the newer word."""
+    """Store the result of an attempt, unless another sender has reserved the event since: its result is newer."""
     WebhookDelivery.objects.filter(pk=delivery.pk, attempts=delivery.attempts).update(**values)
 
 
 def _send(delivery: WebhookDelivery) -> dict[str, Any]:
-    """One attempt; the new values of the row. Neither they nor the log hold the URL, which may contain a key."""
+    """One attempt; the new values of the row. Neither the row nor the log has the URL, which may contain a key."""
     try:
         status, wait_s = _post(delivery)
     except _TooSlow:
@@ -122,7 +122,7 @@ def _given_up(delivery: WebhookDelivery, problem: str) -> dict[str, Any]:
 
 
 def _kind(error: Exception) -> str:
-    """The name of what went wrong below requests' own wrapping: NameResolutionError says more than ConnectionError."""
+    """The name of the error that requests wrapped: NameResolutionError says more than ConnectionError."""
     cause = error.args[0] if error.args else None
     return type(getattr(cause, "reason", None) or error).__name__
 
@@ -148,7 +148,7 @@ def _signature(event_id: str, timestamp: str, content: bytes) -> str:
 
 
 def _post(delivery: WebhookDelivery) -> tuple[int, float]:
-    """The target's status, and the seconds that it asks to wait. Its body is not read, and no redirect followed.
+    """The target's status, and the seconds that it asks to wait. The body is not read, and no redirect followed.
 
     Raises _TooSlow, requests' own errors or OSError.
     """
@@ -161,7 +161,7 @@ def _post(delivery: WebhookDelivery) -> tuple[int, float]:
         "webhook-timestamp": timestamp,
         "webhook-signature": _signature(delivery.pk, timestamp, content),
     }
-    # Without a session: nothing of the environment, such as a proxy or a .netrc, comes in.
+    # Without a session: the environment (a proxy, a .netrc) has no effect.
     request = requests.Request("POST", settings.WEBHOOK_URL, headers, data=content).prepare()
     sock = WatchedSocket()
     with _Deadline(sock):
@@ -175,7 +175,7 @@ def _post(delivery: WebhookDelivery) -> tuple[int, float]:
 
 
 class _WatchedAdapter(HTTPAdapter):
-    """Tells `sock` of the connection of the one request that it sends."""
+    """Gives `sock` the connection of the one request that it sends."""
 
     def __init__(self, sock: WatchedSocket) -> None:
         self._socket = sock
@@ -191,9 +191,9 @@ class _TooSlow(Exception):
 
 
 class _Deadline:
-    """Shuts the socket of the request inside after DEADLINE_S, wherever it stands: _TooSlow comes out of it then.
+    """Shuts the socket of the request in the block after DEADLINE_S; the block then raises _TooSlow.
 
-    A timeout of requests' starts anew with each byte that arrives.
+    A timeout of `requests` is no deadline: it starts anew with each byte that arrives.
     """
 
     def __init__(self, sock: WatchedSocket) -> None:
@@ -207,5 +207,5 @@ class _Deadline:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         if self._socket.is_shut:
-            # Whatever was read until then may be half of it.
+            # The answer may be cut off.
             raise _TooSlow

@@ -4,7 +4,7 @@ import sys
 
 # SQLite before 3.51.3 can corrupt a WAL database that two processes write at the same instant, and most systems ship an
 # older one. pysqlite3 bundles a fixed library under the standard module's interface; it has to be in place before
-# Django imports sqlite3. Where no wheel exists the system check batchserver.W001 says so.
+# Django imports sqlite3. If there is no wheel, the system check batchserver.W001 says so.
 try:
     import pysqlite3
 except ImportError:

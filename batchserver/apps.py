@@ -1,6 +1,6 @@
 from django.apps import AppConfig
 
-from batchserver import celery  # noqa: F401  (the app that tasks are sent by)
+from batchserver import celery  # noqa: F401  (the app that sends tasks)
 
 
 class WiringConfig(AppConfig):

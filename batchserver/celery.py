@@ -15,14 +15,14 @@ from celery.exceptions import SecurityWarning
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 
-# Messages are JSON with ids alone, so a worker that runs as root (in a container, say) is no news worth ten lines.
+# Messages are JSON with ids alone, so a worker may run as root (in a container, for instance) without a warning.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
-# A worker imports `include` once Django is set up; other processes never do.
+# A worker imports `include` once Django is set up; other processes never import it.
 app = Celery("batchserver", include=["batchserver.worker"])
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
-# A shared task looks for the app of its thread, which only the thread that made the app has. The web has others.
+# A shared task uses the current app of its thread. Without this only the thread that made the app has one.
 app.set_default()
 
 

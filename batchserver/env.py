@@ -1,6 +1,6 @@
-"""What an environment's variables say: a mapping and a name in, a value out. Only `zone` looks at the machine too.
+"""Parsers of environment variables: a mapping and a name in, a value out. Only `zone` reads the machine too.
 
-Surrounding blanks do not count, and an empty value is as good as none. A value that cannot be used raises
+Surrounding blanks do not count, and an empty value counts as none. A value that cannot be used raises
 ImproperlyConfigured, which names the variable, the value (unless it may hold a secret) and what is allowed.
 """
 
@@ -31,7 +31,7 @@ def texts(environment: Environment, name: str) -> list[str]:
 
 
 def whole(environment: Environment, name: str, default: int, *, least: int = 0, most: int = 2**63 - 1) -> int:
-    """A whole number within the bounds. `default` is not held against them."""
+    """A whole number within the bounds. `default` is not checked."""
     value = text(environment, name)
     if not value:
         return default
@@ -45,7 +45,7 @@ def whole(environment: Environment, name: str, default: int, *, least: int = 0, 
 
 
 def seconds(environment: Environment, name: str, *, may_be_0: bool = False) -> float | None:
-    """A number of seconds; None where none is given."""
+    """A number of seconds; None if none is given."""
     value = text(environment, name)
     if not value:
         return None
@@ -80,7 +80,7 @@ def pairs(environment: Environment, name: str) -> dict[str, str]:
 
 
 def url(environment: Environment, name: str, default: str) -> str:
-    """A model server's address, without a slash at its end. It may hold neither user nor password."""
+    """A model server's address, without a slash at its end. It must have neither user nor password."""
     value = text(environment, name, default).rstrip("/")
     if not _is_address(value):
         raise ImproperlyConfigured(f"{name}={value!r}: expected an address like http://localhost:11434.")
@@ -93,7 +93,7 @@ def url(environment: Environment, name: str, default: str) -> str:
 
 
 def secret_url(environment: Environment, name: str) -> str:
-    """An address as it was typed: a slash at its end can mean something. "" where none is given."""
+    """An address as it was typed: a slash at its end can mean something. "" if none is given."""
     value = text(environment, name)
     if value and not _is_address(value):
         raise ImproperlyConfigured(
@@ -111,7 +111,7 @@ def _is_address(value: str) -> bool:
 
 
 def signing_secret(environment: Environment, name: str, *, needed_by: str) -> str:
-    """A secret as Standard Webhooks spells it. Its errors do not hold the value.
+    """A secret as Standard Webhooks spells it. Its errors do not show the value.
 
     Without `whsec_`, libraries differ on what the key is.
     """
@@ -130,12 +130,12 @@ def signing_secret(environment: Environment, name: str, *, needed_by: str) -> st
 
 
 def zone(environment: Environment, name: str) -> str:
-    """A time zone's IANA name; the machine's own zone where none is given, UTC where the machine names none."""
+    """A time zone's IANA name; the machine's own zone if none is given, UTC if the machine names none."""
     if value := text(environment, name):
         if not _is_zone(value):
             raise ImproperlyConfigured(f"{name}={value!r}: expected a time zone's IANA name, such as Europe/Berlin.")
         return value
-    with suppress(LookupError, ValueError, OSError):  # the machine contradicts itself, or says nothing that is a zone
+    with suppress(LookupError, ValueError, OSError):  # the machine names several zones, or none that exists
         if (own := tzlocal.get_localzone_name()) and _is_zone(own):
             return own
     return "UTC"
@@ -161,7 +161,7 @@ def quiet_hours(environment: Environment, name: str, zone: str) -> QuietHours:
 
 
 def database(environment: Environment, name: str) -> dict[str, Any]:
-    """Django's settings of the database at this URL, its own options (?sslmode=…) too; {} where none is given."""
+    """Django's settings of the database at this URL, its own options (?sslmode=…) too; {} if none is given."""
     value = text(environment, name)
     if not value:
         return {}
@@ -173,7 +173,7 @@ def database(environment: Environment, name: str) -> dict[str, Any]:
 
 
 def failpoints(environment: Environment, name: str) -> dict[str, tuple[str, int]]:
-    """Name -> what is done there and at which time; see common/failpoints.py."""
+    """Name -> the action there, and at which time it is done; see common/failpoints.py."""
     found = {}
     for item in texts(environment, name):
         fits = re.fullmatch(r"(\w+):(kill9|kill9_parent|stop|raise|sleep=\d+(?:\.\d+)?)(?:@([1-9]\d*))?", item)

@@ -1,6 +1,6 @@
 """What the first start makes: directories, the secret key, tables, and an administrator.
 
-Safe to run at every start, and by several at once.
+Safe to run at every start, and by several processes at once.
 """
 
 import secrets
@@ -15,9 +15,9 @@ ADMIN_NAME = "admin"
 
 
 def make_directories() -> None:
-    """Make what is missing of DATA_DIR and the directories of files. Raises ImproperlyConfigured."""
+    """Make DATA_DIR and the directories of files, if missing. Raises ImproperlyConfigured."""
     try:
-        # Each by itself: parents that are made on the way do not get the mode.
+        # Each by itself: `parents` makes parents without the mode.
         for directory in (settings.DATA_DIR, settings.FILES_DIR, settings.UPLOAD_DIR):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -27,7 +27,7 @@ def make_directories() -> None:
 def prepare(*, with_admin: bool = True) -> str | None:
     """Make what is missing and bring the database up to date; the new administrator's password if one was made."""
     make_directories()
-    str(settings.SECRET_KEY)  # made here if it is not there: before any other process looks for it
+    str(settings.SECRET_KEY)  # made here if it is missing, before any other process needs it
     call_command("migrate", verbosity=0, interactive=False)
     users = get_user_model().objects
     if not with_admin or users.filter(is_superuser=True).exists():

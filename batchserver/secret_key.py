@@ -1,4 +1,4 @@
-"""The key that signs admin sessions, where SECRET_KEY names none: made once, kept in DATA_DIR, readable by us alone."""
+"""The key that signs admin sessions, if SECRET_KEY is not set: made once, kept in DATA_DIR, readable by us alone."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ NAME = "secret_key"
 
 
 def kept_in(directory: Path) -> str:
-    """The key of this directory, made if it has none yet. Safe to run by several at once: all get the same."""
+    """The key of this directory, made if there is none. Safe to run in several processes at once: all get one key."""
     path = directory / NAME
     if not path.exists():
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -18,7 +18,7 @@ def kept_in(directory: Path) -> str:
 
 
 def _make(path: Path) -> None:
-    # Written whole and then linked: of two first starts one wins, and neither reads half a key.
+    # Written whole and then linked: if two processes start at once, one wins, and neither reads half a key.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{NAME}.")
     try:
         with os.fdopen(descriptor, "w") as file:

@@ -1,6 +1,6 @@
-"""Every knob, with its unit in its name. The only reader of the environment and of `.env`, by the parsers in env.
+"""Every setting, with its unit in its name. The only reader of the environment and of `.env`, by the parsers in env.
 
-To import it makes no directory, writes no file and opens no socket: what has to be made is made by the first start.
+An import makes no directory, writes no file and opens no socket: the first start makes what has to be made.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from dotenv import load_dotenv
 from batchserver import env, secret_key
 from batchserver.version import read_version
 
-django_stubs_ext.monkeypatch()  # lets admin.ModelAdmin[Batch] and the like stand in the code, for mypy
+django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -28,28 +28,28 @@ load_dotenv(env.text(environ, "ENV_FILE") or BASE_DIR / ".env", override=False)
 # Where we listen
 HOST = env.text(environ, "HOST", "127.0.0.1")
 PORT = env.whole(environ, "PORT", 4080, least=1, most=65535)
-# One process, so that /metrics has one set of counters; threads, so that a slow upload holds up nobody.
+# One process, so that /metrics has one set of counters; threads, so that a slow upload delays no other request.
 WEB_THREADS = 16
 
 # State
 DATA_DIR = (BASE_DIR / Path(env.text(environ, "DATA_DIR", "data")).expanduser()).resolve()
 FILES_DIR = DATA_DIR / "files"
 UPLOAD_DIR = FILES_DIR / ".incoming"  # same file system as FILES_DIR: a finished upload is renamed, never copied
-# Read or made when it is first needed, and not before: `manage.py setup` and `serve` make it at the first start.
+# Read or made when first needed, not before: `manage.py setup` and `serve` make it at the first start.
 SECRET_KEY = env.text(environ, "SECRET_KEY") or cast(str, SimpleLazyObject(lambda: secret_key.kept_in(DATA_DIR)))
 DEBUG = False
 
 _named_hosts = env.texts(environ, "ALLOWED_HOSTS")
 _loopback = ["localhost", "127.0.0.1", "[::1]"]
-# This host's own names and addresses are allowed too where others on the network can reach us; to find them takes
-# sockets, so the web process adds them when it starts (batchserver/wsgi.py).
+# This host's own names and addresses are allowed too if other machines can reach us. To find them takes sockets, so the
+# web process adds them when it starts (batchserver/wsgi.py).
 ALLOW_OWN_NAMES = not _named_hosts and HOST in ("0.0.0.0", "::")
 if HOST in ("0.0.0.0", "::", "localhost", "127.0.0.1", "::1"):
     ALLOWED_HOSTS = _named_hosts or _loopback
 else:
     ALLOWED_HOSTS = _named_hosts or [*_loopback, f"[{HOST}]" if ":" in HOST else HOST]
 CSRF_TRUSTED_ORIGINS = env.texts(environ, "CSRF_TRUSTED_ORIGINS")
-# Behind a TLS proxy: cookies by HTTPS alone, plain HTTP redirected, HSTS. On loopback there is no TLS to insist on.
+# Behind a TLS proxy: cookies by HTTPS alone, plain HTTP redirected, HSTS. Without a proxy there is no TLS.
 BEHIND_TLS = env.switch(environ, "BEHIND_TLS", False)
 if BEHIND_TLS:
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
@@ -71,23 +71,23 @@ if EMBEDDED_BACKEND:
 else:
     BACKEND_URL = env.url(environ, "BACKEND_URL", env.url(environ, "OLLAMA_BASE_URL", "http://localhost:11434"))
 BACKEND_IS_LOCAL = urlsplit(BACKEND_URL).hostname in ("localhost", "127.0.0.1", "::1")
-# As far as the configuration says; the server itself is asked too.
+# By the configuration alone; the health probe asks the server itself.
 BACKEND_IS_OLLAMA = not env.text(environ, "BACKEND_URL")
 # The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
 BACKEND_NAME = f"{BACKEND_URL} on {os.uname().nodename}" if BACKEND_IS_LOCAL else BACKEND_URL
 BACKEND_API_KEY = env.text(environ, "BACKEND_API_KEY")
-# None: what the server says of itself
+# None: as many as the server says
 BACKEND_PARALLEL = env.whole(environ, "BACKEND_PARALLEL", 0, least=1, most=1024) or None
 MODEL_NAME = env.text(environ, "MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
 # "*" stands for every name that has no alias of its own.
 MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else env.pairs(environ, "MODEL_ALIASES")
 
-# `manage.py run_batch` is a client of the API and names its key as the official clients do.
+# `manage.py run_batch` is a client of the API; its key has the name that the official clients use.
 CLIENT_API_KEY = env.text(environ, "OPENAI_API_KEY")
 
 # Execution
 MAX_CONCURRENT_BATCHES = env.whole(environ, "MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
-LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: from the measured speed (batches/dispatch/deadlines.py)
+LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: by the measured speed (batches/dispatch/deadlines.py)
 MODEL_LOAD_TIMEOUT_S = env.seconds(environ, "MODEL_LOAD_TIMEOUT_S") or 900.0
 MODEL_PATIENCE_S = env.seconds(environ, "MODEL_PATIENCE_S") or 600.0
 LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)
@@ -96,17 +96,17 @@ SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = env.seconds(environ, "INTERACTIVE_HOLD_S", may_be_0=True)
 INTERACTIVE_HOLD_S = 10.0 if _interactive_hold_s is None else _interactive_hold_s
 
-# People's clock: Django sets the process's own by TIME_ZONE. The API and the database have moments, not hours.
+# The clock for people: Django sets that of the process by TIME_ZONE. The API and the database have no local times.
 TIME_ZONE = env.zone(environ, "TIME_ZONE")
 QUIET_HOURS = env.quiet_hours(environ, "QUIET_HOURS", TIME_ZONE)
 
-# Where the ends of batches are told. The path stays as it was typed: a slash at its end can mean something there.
+# The address that is told when a batch ends. The path stays as it was typed: a slash at its end can mean something.
 WEBHOOK_URL = env.secret_url(environ, "WEBHOOK_URL")
 WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
     WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
-# A testing aid, for docs/reliability.md; nothing to run a server with.
+# For tests (docs/reliability.md); never set it on a server.
 FAILPOINTS = env.failpoints(environ, "FAILPOINTS")
 
 # Limits
@@ -130,7 +130,7 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "django_prometheus",
-    # For `manage.py benchmark`. Nothing else needs it, and the image goes without.
+    # For `manage.py benchmark`. Nothing else needs it, and the image does not have it.
     *(["benchmarks"] if (BASE_DIR / "benchmarks").is_dir() else []),
 ]
 MIDDLEWARE = [
@@ -183,8 +183,8 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
     }
 DATABASES = {"default": _database}
 
-# Broker: messages only wake somebody up, so timeouts are short and a publish is tried twice; the tick repairs a loss.
-# A unix socket's path is limited to 108 bytes: a deep DATA_DIR gets a short runtime directory of its own.
+# Broker: messages only wake workers, so timeouts are short and a publish is tried twice; the tick repairs a loss. The
+# path of a Unix socket is limited to 108 bytes: a deep DATA_DIR gets a short runtime directory of its own.
 BROKER_DIR = DATA_DIR / "broker"
 if len(str(BROKER_DIR / "valkey.sock")) > 100:
     _short = hashlib.sha256(str(DATA_DIR).encode()).hexdigest()[:16]
@@ -232,7 +232,7 @@ REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
     "COMPACT_JSON": True,
     "STRICT_JSON": True,
-    "UNICODE_JSON": False,  # whatever is echoed can be encoded
+    "UNICODE_JSON": False,  # half a surrogate pair that is echoed can be encoded
     "DEFAULT_METADATA_CLASS": None,  # OPTIONS is not part of the API
     "DEFAULT_SCHEMA_CLASS": "common.openapi.ApiSchema",
 }
@@ -267,7 +267,7 @@ LOGGING = {
             "datefmt": "%Y-%m-%d %H:%M:%S",
         }
     },
-    # A 503 or 507 is an answer that we chose; only a 500 is a bug.
+    # A 503 or 507 is an answer on purpose; only a 500 is a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
         "request_id": {"()": "common.middleware.RequestIdFilter"},
@@ -279,7 +279,7 @@ LOGGING = {
         "batches": {"level": "INFO"},
         "files_api": {"level": "INFO"},
         "common": {"level": "INFO"},
-        # Django mails admins and prints every 4xx by default; a 4xx is the client's news, not ours.
+        # Django mails admins and prints every 4xx by default; a 4xx concerns the client.
         "django": {"handlers": [], "level": "WARNING"},
         "django.request": {"level": "ERROR", "filters": ["bugs"]},
         # A worker that stops hands its unread messages back; the tick would repair their loss anyway.

@@ -1,6 +1,6 @@
 """Keeps the processes of one server alive: started in order, restarted with backoff, stopped in order.
 
-Nothing here knows Django. What a process does is its command's affair.
+Nothing here knows Django, or what the commands of the processes do.
 """
 
 import ctypes
@@ -19,17 +19,17 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
-STEADY_AFTER_S = 20.0  # a child that lived this long is restarted as if it had never died
-FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # somebody killed it: no sign that it will die again
+STEADY_AFTER_S = 20.0  # after this time alive, the backoff of a child begins anew
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # killed from outside: it need not die again
 LOOK_EVERY_S = 0.2
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class Child:
-    """A process to keep alive. `ready` is asked before the next one starts; `grace_s` is how long it may take to stop.
+    """A process to keep alive. `ready` is asked before the next one starts; it may take `grace_s` to stop.
 
-    `serves_others` is stopped last: the other processes want it while they finish.
+    A child that `serves_others` is stopped last: the other processes need it while they finish.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # A process group of its own: Ctrl-C in the terminal reaches us alone, and we stop them in order.
+                # A process group of its own: Ctrl-C in the terminal reaches us alone, and we stop children in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
@@ -74,7 +74,7 @@ class Child:
 
 
 class NotReady(Exception):
-    """A child could not be brought up. The text names it."""
+    """A child did not become ready. The text names it."""
 
 
 class Supervisor:
@@ -87,8 +87,8 @@ class Supervisor:
         return self.stop_signals > 0
 
     def listen(self) -> None:
-        """Take SIGTERM and SIGINT from now on, before the children are known too: as process 1 of a container we would
-        get neither otherwise."""
+        """Handle SIGTERM and SIGINT from now on, even before the children are known. Without a handler, process 1 of a
+        container gets neither."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
@@ -100,7 +100,7 @@ class Supervisor:
                 return
 
     def _await_ready(self, child: Child, ends_at: float) -> bool:
-        """False if we are to stop before it is ready."""
+        """False if the order to stop comes before the child is ready."""
         while not child.ready():
             if self.is_stopping:
                 return False
@@ -114,14 +114,14 @@ class Supervisor:
         return not self.is_stopping
 
     def watch(self) -> None:
-        """Restart what dies, until SIGTERM or SIGINT."""
+        """Restart children that die, until SIGTERM or SIGINT."""
         while not self.is_stopping:
             for child in self.children:
                 self._look_after(child)
             time.sleep(LOOK_EVERY_S)
 
     def stop(self) -> None:
-        """Stop all, each with its grace; at once after a second signal. Safe to call at any time."""
+        """Stop all children, each with its grace; after a second signal at once. Safe to call at any time."""
         for serves_others in (False, True):
             children = [child for child in self.children if child.serves_others is serves_others]
             for child in children:
@@ -173,7 +173,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 def _die_with_parent() -> None:
     """In the child, before it becomes the command: ask the kernel for SIGTERM when the supervisor is gone.
 
-    So a supervisor that is killed with -9 leaves nothing running. Linux only; elsewhere such children stay.
+    So a supervisor that is killed by SIGKILL leaves nothing running. Linux only; elsewhere the children stay.
     """
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Every address: the API under /v1, the admin, and what monitors ask."""
+"""Every address: the API under /v1, the admin, and the pages for monitors."""
 
 from django.contrib import admin
 from django.urls import include, path
@@ -8,7 +8,7 @@ from drf_spectacular.views import SpectacularAPIView
 
 from batchserver import views
 
-# Open even where keys are needed: it names no data, and says how a key is sent.
+# Open even if keys are needed: the document has no data, and says how a key is sent.
 document = SpectacularAPIView.as_view(authentication_classes=[], renderer_classes=[OpenApiJsonRenderer2])
 
 urlpatterns = [

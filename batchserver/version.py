@@ -5,14 +5,14 @@ from pathlib import Path
 
 CHANGELOG = Path(__file__).resolve().parent.parent / "CHANGELOG.md"
 UNRELEASED = "Unreleased"
-# The file lies beside the code in a checkout and in the image. A copy of the code alone runs too.
+# The file is beside the code in a checkout and in the image. A copy of the code without it runs too.
 UNKNOWN = "0+unknown"
 
 
 def read_version(changelog: Path = CHANGELOG) -> str:
-    """The newest release, such as `0.1.0`; with `+unreleased` where changes after it are listed.
+    """The newest release, such as `0.1.0`; with `+unreleased` if changes after it are listed.
 
-    `0+unknown` if the file is not there or holds no release. Every answer is a version by PEP 440.
+    `0+unknown` if the file is missing or has no release. Every answer is a version by PEP 440.
     """
     try:
         text = changelog.read_text(encoding="utf-8")

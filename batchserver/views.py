@@ -13,7 +13,7 @@ from common import schema
 
 @require_safe
 def show_health(request: HttpRequest) -> JsonResponse:
-    """200 while the server does its work, waiting for its model server included; 503 with the reason if it does not."""
+    """200 while the server works, or waits for its model server; 503 with the reason if it fails."""
     body: dict[str, Any] = {"service": "ollama-batch-server"}
     try:
         if reason := schema.trouble():

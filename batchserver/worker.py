@@ -1,7 +1,8 @@
 """What a worker's main process does on a timer, and how its children learn that they should stop.
 
-The tick comes from a timer in the control worker's main process and not from celery beat: an embedded beat outlives a
-worker that is killed with -9, then ticks beside its successor's, and keeps its schedule in a file that a kill can harm.
+The tick comes from a timer in the control worker's main process, not from celery beat. An embedded beat outlives a
+worker that is killed by SIGKILL, ticks beside its successor's beat, and keeps its schedule in a file that a kill can
+damage.
 """
 
 import logging
@@ -23,7 +24,7 @@ REPORT_EVERY_S = 3.0
 
 
 class Timers(bootsteps.StartStopStep):
-    """What a worker's main process does every few seconds, idle or busy: ask for a tick, or report on its backend."""
+    """What a worker's main process does on a timer, idle or busy: ask for a tick, or probe its backend."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -51,7 +52,7 @@ app.steps["worker"].add(Timers)
 
 def _ask_for_tick() -> None:
     try:
-        # A tick that waited for a busy worker is as good as the next one.
+        # A tick that waits for a busy worker may expire: the next tick does the same.
         tick.apply_async(expires=TICK_EVERY_S)
     except (OperationalError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
@@ -73,9 +74,9 @@ def _leave_another_schema_alone(**kwargs: Any) -> None:
     try:
         reason = schema.trouble()
     except DatabaseError:
-        return  # busy or away: the worker waits for it
+        return  # the database is busy or away: the worker waits for it
     finally:
-        # As for the backend's report: the pool forks from this process.
+        # As in `_report_backend`: the pool forks from this process.
         connection.close()
     if reason:
         raise SystemExit(reason)

@@ -1,1 +1,1 @@
-"""What `manage.py benchmark` measures, one module for each scenario, and what they measure with."""
+"""What `manage.py benchmark` measures, one module for each scenario, and the tools to measure with."""

@@ -1,4 +1,4 @@
-"""What a file of answers, the loop's or a batch's, says of tokens."""
+"""Count the tokens in a file of answers, by the bare loop or by a batch."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of all lines: the prompts, what of them the model need not read again, and what it wrote."""
+    """Tokens of all lines: of the prompts, of prompts that the model did not have to read again, and of the answers."""
 
     prompt: int
     cached: int

@@ -1,6 +1,6 @@
-"""What anybody would write instead of a batch: read a line, post it, append the answer to a file.
+"""The usual scripts instead of a batch: read a line, post it, append the answer to a file.
 
-One after the other, by threads, or by the two well-known asynchronous clients. Each returns the seconds that it took.
+One line after the other, by threads, or by the two well-known asynchronous clients. Each returns the seconds it took.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def loop(url: str, path: Path) -> float:
 
 
 def threads(url: str, path: Path, in_flight: int) -> float:
-    """`requests`, so many threads with a session each."""
+    """`requests`, `in_flight` threads with a session each."""
 
     def run() -> None:
         with _session() as session:
@@ -69,12 +69,12 @@ def threads(url: str, path: Path, in_flight: int) -> float:
             for each in [pool.submit(run) for _ in range(in_flight)]:
                 each.result()
         finally:
-            work.is_over = True  # where we are interrupted, the others end too
+            work.is_over = True  # after an interrupt, the other threads end too
         return time.monotonic() - started
 
 
 def with_aiohttp(url: str, path: Path, in_flight: int) -> float:
-    """`aiohttp`, one session with so many connections."""
+    """`aiohttp`, one session with `in_flight` connections."""
     aiohttp = importlib.import_module(AIOHTTP)
 
     async def run(work: Work) -> None:
@@ -92,7 +92,7 @@ def with_aiohttp(url: str, path: Path, in_flight: int) -> float:
 
 
 def with_httpx(url: str, path: Path, in_flight: int) -> float:
-    """`httpx`, one client with so many connections."""
+    """`httpx`, one client with `in_flight` connections."""
     httpx = importlib.import_module(HTTPX)
 
     async def run(work: Work) -> None:
@@ -110,7 +110,7 @@ def with_httpx(url: str, path: Path, in_flight: int) -> float:
 
 
 def sockets(url: str, path: Path, in_flight: int) -> float:
-    """Ready bytes over so many sockets, and the answers are only counted: what the model server can do at most."""
+    """Ready bytes over `in_flight` sockets; the answers are only counted: what the model server can do at most."""
     host, _, port = url.removeprefix("http://").partition(":")
 
     async def run(work: Work) -> None:

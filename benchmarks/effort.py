@@ -12,7 +12,7 @@ IN_FLIGHT = [1, 2, 4, 8, 16, 32, 64]
 
 @dataclass(frozen=True)
 class Effort:
-    """`scale` times the usual lines, each figure taken so many times, and what else can be chosen."""
+    """`scale` times the usual lines, each figure measured `rounds` times, and the other options."""
 
     scale: float = 1.0
     rounds: int = 3
@@ -30,7 +30,7 @@ class Effort:
 
     @classmethod
     def chosen(cls, options: dict[str, Any], tell: Callable[[str], object]) -> "Effort":
-        """By the command's options; raises CommandError where they do not go together."""
+        """From the options of the command. Raises CommandError if they do not go together."""
         if options["scale"] <= 0 or options["rounds"] < 1:
             raise CommandError("--scale has to be above 0, and --rounds 1 or more.")
         if bool(options["backend_url"]) != bool(options["model"]):

@@ -1,4 +1,4 @@
-"""What the model server asks of an engine, which computes its answers or only waits."""
+"""The interface between the model server and its engine, which computes the answers or only waits."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,10 +10,10 @@ MODEL = "fixed-latency:latest"
 
 @dataclass
 class Wanted:
-    """How to answer. With one model it is loaded already; of several one is loaded at a time, which takes `swap_s`."""
+    """How to answer. A single model is loaded already. Of several, one is loaded at a time, which takes `swap_s`."""
 
     latency_ms: float = 0.0
-    slots: int = 0  # 0: as many as are asked for
+    slots: int = 0  # 0: no limit
     words: int = 80  # of an answer
     models: list[str] = field(default_factory=lambda: [MODEL])
     swap_s: float = 0.0
@@ -33,7 +33,7 @@ class Call:
 
 
 class Engine(Protocol):
-    """What answers, once it is a call's turn. `done` is called on the event loop."""
+    """Answers a call once its turn has come. `done` is called on the event loop."""
 
     def load(self, wanted: Wanted, model: str, done: Callable[[], None]) -> None: ...
 

@@ -24,7 +24,7 @@ def intake(effort: Effort) -> list[Table]:
     with fixed_latency() as model_server, workbench(model_server) as bench:
         path = request_files.plain(bench.input_file, lines, LINE_BYTES, model_server.models)
         megabytes = path.stat().st_size / 1e6
-        # Validated is all it has to be: its first line waits until the end.
+        # The batch only has to be validated: its first call lasts until the end.
         model_server.want(latency_ms=3_600_000)
         effort.tell(f"intake: uploading {lines} lines, {megabytes:.0f} MB")
         started = time.monotonic()

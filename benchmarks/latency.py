@@ -58,7 +58,7 @@ def latency(effort: Effort) -> list[Table]:
 
 
 def _ask(bench: Workbench, batch_id: str, count: int) -> dict[str, list[float]]:
-    """ms that each of `count` requests took, by what was asked for."""
+    """Milliseconds that each of `count` requests took, by what was asked for."""
     paths = {"batch": f"/v1/batches/{batch_id}", "batches": "/v1/batches", "health": "/health"}
     times: dict[str, list[float]] = {name: [] for name in paths}
     with closing(http.client.HTTPConnection(urlsplit(bench.client.base).netloc, timeout=60)) as connection:

@@ -1,6 +1,6 @@
 """The engine of `model_server --llama`: the embedded model in a llama.cpp process, a new one for each change of model.
 
-So a swap costs what it costs: one process ends, another starts and reads its weights.
+So a swap takes its real time: one process ends, another starts and reads its weights.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ START_S = 60.0
 class Llama:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        # One thread for everything, for as long as we live: the kernel ends a child with the thread that started it.
+        # One thread for everything, until the end: the kernel ends a child together with the thread that started it.
         self.thread = ThreadPoolExecutor(1)
         self.child: Child | None = None
         self.port = 0
@@ -44,7 +44,7 @@ class Llama:
         if future.exception() is None:
             done()
         else:
-            self.loop.stop()  # llama.cpp is gone: whoever measures sees that we are gone too
+            self.loop.stop()  # llama.cpp is gone, so this server ends too, and the scenario notices
 
     def _start(self, model: str) -> None:
         self._stop()

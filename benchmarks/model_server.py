@@ -1,12 +1,12 @@
-"""A model server to measure with: it looks like an Ollama, and tells when each call began and ended.
+"""A model server to measure with: it behaves like an Ollama, and tells when each call began and ended.
 
     python -m benchmarks.model_server PORT [--llama]
 
-It serves so many calls at once (its slots) and queues the others in the order in which they came, as Ollama does. Each
-answer takes a fixed time and computes nothing: what is slower than that is somebody else's. With --llama real models
-answer, one llama.cpp at a time. Knows nothing of Django.
+It serves `slots` calls at once and queues the others in the order of their arrival, as Ollama does. Each answer takes a
+fixed time and computes nothing: any more time is not the model server's. With --llama real models answer, one llama.cpp
+at a time. The module does not know Django.
 
-    PUT /measure {"latency_ms": 10, "slots": 1}    forget what was; answer like this from now on (see Wanted)
+    PUT /measure {"latency_ms": 10, "slots": 1}    forget the calls; answer like this from now on (see Wanted)
     GET /measure                                   "starts" and "ends" of the calls since then, in seconds of one
                                                    monotonic clock, and "swaps": how often a model was loaded
 """
@@ -46,7 +46,7 @@ class FixedLatency:
             done(content)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """There is nothing to release."""
 
 
 class ModelServer:
@@ -78,7 +78,7 @@ class ModelServer:
         }.get(path, {})
 
     def model_of(self, body: bytes) -> str:
-        # Looked for only where there is a choice: reading a body takes a tenth of the time that an answer does.
+        # Read only if there is a choice: reading a body takes a tenth of the time of an answer.
         models = self.wanted.models
         return models[0] if len(models) == 1 else str(json.loads(body).get("model"))
 
@@ -87,8 +87,8 @@ class ModelServer:
         self.push_on()
 
     def push_on(self) -> None:
-        """Begin what may begin. The first in the queue holds up those behind it, as Ollama's scheduler has it: a call
-        for another model waits until the running ones are over."""
+        """Begin the calls that may begin. The first in the queue stops those behind it, as Ollama does: a call
+        for another model waits until the running calls are over."""
         while self.waiting and not self.is_loading:
             if self.wanted.slots and len(self.running) >= self.wanted.slots:
                 return
@@ -122,7 +122,7 @@ class ModelServer:
             self.push_on()
 
     def drop(self, call: Call) -> None:
-        """Its client went away: a waiting call is forgotten and a running one is over."""
+        """The client of the call went away: forget a waiting call, end a running one."""
         if call in self.running:
             self.running.remove(call)
             if call.timer is not None:
@@ -135,7 +135,7 @@ class ModelServer:
 class Connection(asyncio.Protocol):
     """As much of HTTP/1.1 as our own clients speak: kept connections, one request at a time, a Content-Length.
 
-    By hand, because Python's own servers would be slower than what is measured with them.
+    Written by hand, because Python's own servers would be slower than what they measure.
     """
 
     transport: asyncio.Transport

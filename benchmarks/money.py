@@ -50,7 +50,7 @@ def money(effort: Effort) -> list[Table]:
 
 
 def _worth(effort: Effort, done: Tokens, seconds: float, watts: list[float]) -> tuple[list[list[str]], str]:
-    """Rows and remarks: what is not known is left out, and said."""
+    """Rows, and remarks that say which figures are unknown and so left out."""
     hours = seconds / 3600
     rows = [
         ["input tokens in an hour", f"{done.prompt / hours:,.0f}"],
@@ -80,13 +80,13 @@ def _worth(effort: Effort, done: Tokens, seconds: float, watts: list[float]) -> 
 
 @contextmanager
 def _watts() -> Iterator[list[float]]:
-    """Fills a list with the power draw, once a second; it stays empty where there is no nvidia-smi."""
+    """Fills a list with the power draw, once a second; the list stays empty if there is no nvidia-smi."""
     found: list[float] = []
     over = threading.Event()
 
     def look() -> None:
         while not over.is_set():
-            # A card that does not tell answers "[N/A]".
+            # A card that does not measure its power answers "[N/A]".
             with suppress(OSError, subprocess.SubprocessError, ValueError):
                 told = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=LOOK_TIMEOUT_S, check=True)
                 found.append(sum(map(float, told.stdout.split())))

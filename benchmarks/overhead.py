@@ -21,7 +21,7 @@ Run = Callable[[Workbench, Path], tuple[float, float]]  # seconds on the clock a
 
 
 def overhead(effort: Effort) -> list[Table]:
-    """What a line costs beyond the model server's own time, against the loop that anybody would write instead.
+    """What a line costs beyond the model server's own time, compared with the loop that a user would write instead.
 
     Both send the same bodies to a model server that takes a fixed time for each, serves one call at a time and queues
     the others, as Ollama does with one slot. The bare loop reads a line, posts it with `requests` over one kept
@@ -66,7 +66,7 @@ def overhead(effort: Effort) -> list[Table]:
 
 @dataclass(frozen=True)
 class _Round:
-    """ms a line each."""
+    """Milliseconds a line."""
 
     line_ms: float
     gap_ms: float

@@ -6,7 +6,7 @@ from benchmarks.effort import Effort
 from benchmarks.tables import Table, figure, verdict
 from benchmarks.workbench import Workbench, real_model, workbench
 
-# system prompts -> lines, five of each prompt, as far apart as can be: some eight minutes at 250 tokens a second
+# system prompts -> lines, five of each prompt, as far apart as possible: some eight minutes at 250 tokens a second
 LINES_OF_PROMPTS = {1: 5, 4: 20, 16: 80}
 PROMPT_WORDS = 950  # some 1,000 tokens
 TARGET_PROMPTS, LEAST_RATIO = 16, 3.0
@@ -19,7 +19,7 @@ def prefixes(effort: Effort) -> list[Table]:
     prompts take turns from line to line, as a file that was written item by item has them. The bare loop sends the
     lines in the order of the file, the batch in its own. The model (SmolLM2-135M in llama.cpp, one slot, one thread, no
     cache beside the slot's own) reads again what the prompt has not in common with the one before. `read` is how many
-    tokens of prompt it had to read, by the `usage` of the answers (all of them, where a server of yours does not tell);
+    tokens of prompt it had to read, by the `usage` of the answers (all of them, if a server of yours does not tell);
     seconds are the loop's, and of the batch from `in_progress_at` to `completed_at`. With --scale below 1 the system
     prompts get shorter too.
     """
@@ -51,6 +51,6 @@ def prefixes(effort: Effort) -> list[Table]:
 
 
 def _forget_prompts(bench: Workbench) -> None:
-    """The slot remembers the prompt before."""
+    """Send another prompt, because the slot still has the last one."""
     path = request_files.chats(bench.directory / "other.jsonl", 1, 1, bench.model_server.models)
     bare_clients.loop(bench.model_server.url, path)

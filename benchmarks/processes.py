@@ -1,4 +1,4 @@
-"""Processes that are started, stopped and watched: their CPU time and memory, as /proc tells."""
+"""Start and stop processes, and read their CPU time and memory from /proc."""
 
 import os
 import re
@@ -15,7 +15,7 @@ STOP_S = 60.0
 
 @contextmanager
 def running(child: Child) -> Iterator[Child]:
-    """Started, and stopped at the end."""
+    """Start the child, and stop it at the end of the block."""
     try:
         child.start()
         yield child
@@ -38,7 +38,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def family(pid: int) -> list[int]:
-    """The process and those below it, oldest first; itself alone where there is no /proc."""
+    """The process and its descendants, oldest first; the process alone if there is no /proc."""
     members = [pid]
     for member in members:
         members += _children_of(member)
@@ -46,7 +46,7 @@ def family(pid: int) -> list[int]:
 
 
 def named_families(server_pid: int) -> dict[str, list[int]]:
-    """The parts of our server that do its work, each with its processes; empty where there is no /proc."""
+    """Web and workers of our server, each with its processes; empty if there is no /proc."""
     families = {}
     for pid in _children_of(server_pid):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -57,7 +57,7 @@ def named_families(server_pid: int) -> dict[str, list[int]]:
 
 
 def cpu_s(pids: list[int]) -> float:
-    """Seconds of CPU that the processes have used, in steps of 10 ms; nan where there is no /proc."""
+    """Seconds of CPU that the processes have used, in steps of 10 ms; nan if there is no /proc."""
     ticks = 0
     for pid in pids:
         try:
@@ -69,7 +69,7 @@ def cpu_s(pids: list[int]) -> float:
 
 
 def peak_memory_mb(pid: int) -> float:
-    """VmHWM since the process started."""
+    """The peak of memory since the process started (VmHWM)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) * 1024 / 1e6 if found else float("nan")
 
@@ -86,5 +86,5 @@ def _children_of(parent: int) -> list[int]:
 
 
 def _stat(path: Path) -> list[str]:
-    """The fields from the 3rd on: the command in parentheses may hold anything, and the state and the parent follow."""
+    """The fields from the 3rd on: the command in parentheses may hold anything; state and parent follow it."""
     return path.read_text().rpartition(")")[2].split()

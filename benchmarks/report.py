@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: the figures with the machine, the versions and the command."""
+"""Write docs/benchmarks.md: the figures with the machine, the versions and the command."""
 
 import os
 import platform
@@ -35,10 +35,10 @@ def versions() -> str:
 
 
 def write(name: str, text: str, order: Iterable[str]) -> None:
-    """Replace this scenario's part of the report; the others' figures stay as they were measured."""
+    """Replace the section of this scenario in the report; the other sections stay as they were measured."""
     path = settings.BASE_DIR / PATH
-    parts = dict(re.findall(r"^## (\S+)\n+(.*?)\n*(?=^## |\Z)", path.read_text() if path.exists() else "", re.M | re.S))
-    parts[name] = f"{text}\n{machine()}\n{versions()}"
-    sections = [f"## {each}\n\n{parts[each]}\n" for each in order if each in parts]
+    texts = dict(re.findall(r"^## (\S+)\n+(.*?)\n*(?=^## |\Z)", path.read_text() if path.exists() else "", re.M | re.S))
+    texts[name] = f"{text}\n{machine()}\n{versions()}"
+    sections = [f"## {each}\n\n{texts[each]}\n" for each in order if each in texts]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([INTRODUCTION, *sections]))

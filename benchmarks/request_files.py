@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 ENDPOINT = "/v1/chat/completions"
-# Words to draw from, a token or so each.
+# Words to draw from, about one token each.
 RULES = """
 the answer must be short and say what the text is about when it names a person place date or number keep it as it was
 written do not add any word of your own if something is not clear choose the simpler reading judge every line by these
@@ -17,12 +17,12 @@ guess what people mean look at how they write and at what they leave out
 
 
 def plain(path: Path, lines: int, line_bytes: int, models: list[str]) -> Path:
-    """Lines of that size each; the models take turns line by line."""
+    """Lines of `line_bytes` each; the models take turns line by line."""
     return _write(path, (_plain(number, line_bytes, models[number % len(models)]) for number in range(lines)))
 
 
 def with_system_prompts(path: Path, lines: int, prompts: int, words: int, model: str) -> Path:
-    """Chats of which each begins with one of so many long system prompts, in turns; the answers are short."""
+    """Chats with short answers, each with one of `prompts` long system prompts, which take turns line by line."""
     systems = [f"Rules of judge {number}. {some_words(number, words)}" for number in range(prompts)]
     return _write(path, (_chat(number, systems[number % prompts], model, 4) for number in range(lines)))
 

@@ -68,7 +68,7 @@ class _Run:
         return self.intake_s + self.run_s + self.finalize_s + self.tidy_s
 
     def us(self, seconds: float) -> float:
-        """A line's share."""
+        """The share of a line, in microseconds."""
         return seconds / self.lines * 1e6
 
 

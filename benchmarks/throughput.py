@@ -14,14 +14,14 @@ from benchmarks.workbench import Workbench, fixed_latency, workbench
 
 LATENCIES_MS = (2, 20)
 LINE_BYTES = 1_000
-MOST_LINES = 1_000  # of a run; about a second's worth otherwise
+MOST_LINES = 1_000  # of a run; otherwise as many as take a second
 LEAST_LINES = 20  # for each call in flight
 TARGET_IN_FLIGHT, TARGET_LATENCY_MS, LEAST_RATIO = 16, 20, 0.9
 CLIENTS = ("requests", "aiohttp", "httpx", "sockets", "batch")
 
 
 def throughput(effort: Effort) -> list[Table]:
-    """Lines a second with several calls in flight, against the clients that anybody would use instead.
+    """Lines a second with several calls in flight, compared with the clients that a user would use instead.
 
     The model server has as many slots as calls are in flight and takes a fixed time for each call. `requests` is a
     thread with a session for each call in flight, `aiohttp` and `httpx` one session with as many connections; all of
@@ -29,7 +29,7 @@ def throughput(effort: Effort) -> list[Table]:
     figure is all lines by the span from the beginning of the first call to the end of the last, as the model server saw
     it; the median of the rounds, in which the clients take turns. `sockets` sends ready bytes and only counts the
     answers: what this model server can do at most beside a client. All share the machine's cores with the model server,
-    so where many calls are in flight the figures tell how little CPU a client needs. CPU is what the process of the
+    so with many calls in flight the figures tell how little CPU a client needs. CPU is what the process of the
     threads used, and the inference worker's processes from upload to result file. A client that is not installed has no
     figure.
     """
@@ -76,7 +76,7 @@ def _measure(bench: Workbench, effort: Effort, in_flight: int, latency_ms: int) 
 
 
 def _clients(bench: Workbench, in_flight: int) -> dict[str, Callable[[Path], object]]:
-    """Those that are installed, the batch last."""
+    """The clients that are installed, the batch last."""
     url = bench.model_server.url
     clients = {"requests": bare_clients.threads, "sockets": bare_clients.sockets}
     if bare_clients.AIOHTTP:

@@ -1,6 +1,6 @@
-"""What scenarios measure with: a batch server of our own, a model server behind it, and a directory for the files.
+"""What scenarios measure with: a batch server of their own, a model server behind it, and a directory for the files.
 
-All of it is started by `with`, and stopped and removed at its end, however the end comes.
+`with` starts all of it, and stops and removes it at the end of the block, even after an error.
 """
 
 import json
@@ -41,7 +41,7 @@ class Seen:
 
     @property
     def ms_per_line(self) -> float:
-        """Between the first and the last call, so that what comes before and after them does not count."""
+        """From the beginning of the first call to that of the last: time before and after does not count."""
         return (self.starts[-1] - self.starts[0]) / (len(self.starts) - 1) * 1000
 
     @property
@@ -57,7 +57,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class ModelServer:
-    """A running model server, or one that runs anyway."""
+    """A model server that a scenario started, or one of the user (without `child`)."""
 
     url: str
     models: list[str]
@@ -74,11 +74,11 @@ class ModelServer:
             return False
 
     def want(self, **wanted: Any) -> None:
-        """How our own model server answers from now on (model_server.Wanted); it forgets what it has seen."""
+        """Set how our own model server answers from now on (engines.Wanted). It forgets the calls it has seen."""
         self.session.put(f"{self.url}/measure", json={"models": self.models} | wanted).raise_for_status()
 
     def seen(self, lines: int) -> Seen:
-        """Since `want`. Raises CommandError if it was not each line once."""
+        """The calls since `want`. Raises CommandError if they are not as many as `lines`."""
         seen = Seen(**self.session.get(f"{self.url}/measure").json())
         if len(seen.ends) != lines:
             raise CommandError(f"The model server answered {len(seen.ends)} requests instead of {lines}.")
@@ -99,7 +99,7 @@ class Workbench:
         return self.directory / "requests.jsonl"
 
     def batch(self, path: Path) -> dict[str, Any]:
-        """The whole way of a batch; raises CommandError unless each line was answered."""
+        """Run a batch to its end. Raises CommandError unless each line was answered."""
         return self.wait_for(self.client.create(path, ENDPOINT, "24h")["id"], FINAL)
 
     def wait_for(self, batch_id: str, statuses: tuple[str, ...]) -> dict[str, Any]:
@@ -117,14 +117,14 @@ class Workbench:
         return path
 
     def seconds_between(self, batch_id: str, start: str, end: str) -> float:
-        """Between two stamps of a batch, from its row: the API tells whole seconds."""
+        """The time between two stamps of a batch, from its row: the API has whole seconds only."""
         return float(self._of_batch(batch_id, f"(julianday({end}) - julianday({start})) * 86400.0"))
 
     def is_tidied(self, batch_id: str) -> bool:
         return self._of_batch(batch_id, "tidied_at") is not None
 
     def database_bytes(self) -> int:
-        """Its pages, those that are still in the log too."""
+        """The size of the pages of the database, with those that are still in the log."""
         return int(self._query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"))
 
     def _of_batch(self, batch_id: str, expression: str) -> Any:
@@ -136,16 +136,16 @@ class Workbench:
             return database.execute(query, values).fetchone()[0]
 
     def parts(self) -> dict[str, list[int]]:
-        """Web, control worker and inference worker with their processes; empty where there is no /proc."""
+        """Web, control worker and inference worker with their processes; empty if there is no /proc."""
         assert self.server.process is not None
         return processes.named_families(self.server.process.pid)
 
     def cpu_s(self, part: str) -> float:
-        """Of "web", "control worker" or "inference worker", since they started."""
+        """CPU time of "web", "control worker" or "inference worker" since its start."""
         return processes.cpu_s(self.parts().get(part, []))
 
     def peak_memory_mb(self) -> dict[str, list[float]]:
-        """Of each process of each part, the oldest first; empty where there is no /proc."""
+        """Peak memory of each process, by the keys of `parts`, the oldest first; empty if there is no /proc."""
         return {part: [processes.peak_memory_mb(pid) for pid in pids] for part, pids in self.parts().items()}
 
 
@@ -241,5 +241,5 @@ def _is_up(client: Client) -> bool:
 
 
 def _settings() -> list[str]:
-    """The names of all settings: what a user has set would change what is measured, or lead to a real database."""
+    """The names of all settings: a user's own values would change the figures, or lead to a real database."""
     return [name for name in dir(settings) if name.isupper()]

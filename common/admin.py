@@ -1,5 +1,5 @@
-"""What the admin pages have in common; and API keys, listed and revoked. They are made on the command line, where the
-secret can be shown once."""
+"""What the admin pages have in common; and API keys, listed and revoked. API keys are made on the command line, where
+the secret can be shown once."""
 
 from typing import Any
 

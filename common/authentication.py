@@ -9,7 +9,7 @@ from common.models import ApiKey
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Until the first ApiKey exists any or no Authorization is accepted; from then on every call needs a live one."""
+    """Until the first ApiKey exists, any or no Authorization is accepted; from then on every call needs a live key."""
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
         if not ApiKey.objects.exists():
@@ -29,8 +29,8 @@ class ApiKeyAuthentication(BaseAuthentication):
 
 
 def _refuse_other_pages(request: Request) -> None:
-    """Where no key is needed, a page that somebody has open could do anything here by a form that it sends: a browser
-    says where such a request comes from. Clients that are no browser say nothing."""
+    """Refuse requests of other sites' pages. While no key is needed, a page that is open in a browser could change
+    anything here by sending a form. A browser names the page in Origin; other clients send no Origin."""
     origin = request.headers.get("Origin")
     if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
         return

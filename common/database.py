@@ -1,4 +1,4 @@
-"""What SQLite and Postgres are asked for beyond the ORM: the database's clock, and how durable a commit is."""
+"""What SQLite and Postgres do beyond the ORM: the database's clock, fast inserts, and how durable a commit is."""
 
 import logging
 import time
@@ -22,15 +22,15 @@ RETRY_FOR_S = 20.0
 
 
 def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
-    """`delay` from now by the database's clock: the hosts' own clocks may differ, and deadlines are compared in SQL."""
+    """`delay` from now by the database's clock: the hosts' own clocks may differ, and times are compared in SQL."""
     return ExpressionWrapper(Now() + delay, output_field=DateTimeField())
 
 
 def insert(model: type[Model], names: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Insert rows that give the fields `names`, as the database takes them; all others have their defaults.
+    """Insert rows that give the fields `names`, as the database takes them; all other fields have their defaults.
 
-    Their ids stay unknown. Raises IntegrityError. `bulk_create` makes an instance of each row and prepares every
-    field of it: 127 us of CPU time for a Line on SQLite, where this takes 9.
+    The ids of the rows stay unknown. Raises IntegrityError. `bulk_create` makes an instance of each row and prepares
+    every field of it: 127 us of CPU time for a Line on SQLite; `insert` takes 9.
     """
     fields: dict[str, Any] = {field.name: field for field in model._meta.concrete_fields if not field.primary_key}
     given = [fields.pop(name).column for name in names]
@@ -57,9 +57,9 @@ def insert(model: type[Model], names: Iterable[str], rows: Iterable[tuple[Any, .
 def relaxed_commits() -> Iterator[None]:
     """On SQLite let commits of this connection survive kill -9 but not a power cut, and wait at most 5 s for a lock.
 
-    For what a drive writes: a lost result is asked again, and a lost move to finalizing is made again. An accepted
-    batch and the final moves keep the full fsync. So does everything on Postgres: without it, commits of the last
-    moments are in the server's own memory, and one of its processes that is killed takes them along.
+    For what a drive writes: a lost answer is asked for again, and a lost move to finalizing is made again. An accepted
+    batch and the final moves keep the full fsync. On Postgres everything keeps it: without it, the latest commits are
+    in the server's own memory, and are lost if one of its processes is killed.
     """
     with _pragmas(
         {"synchronous": "NORMAL", "busy_timeout": 5000}, after={"synchronous": "FULL", "busy_timeout": 20000}
@@ -71,9 +71,9 @@ def relaxed_commits() -> Iterator[None]:
 def bulk_writes() -> Iterator[None]:
     """On SQLite let this connection use 64 MiB of memory, and as much of the log, for writes all over the indexes.
 
-    Of a million rows each group then finds the pages that it changes at hand, and most changes of a page reach the
-    database's file together: 33,000 rows/s and 2.9 KB written a row, against 27,000 and 4.3, and as fast at the end as
-    at the start.
+    With a million rows, each group then finds the pages that it changes in memory, and most changes of a page reach the
+    database's file together: 33,000 rows/s and 2.9 KB written a row, instead of 27,000 and 4.3, and as fast at the end
+    as at the start.
     """
     with _pragmas(
         {"cache_size": -65536, "wal_autocheckpoint": 16384}, after={"cache_size": -2000, "wal_autocheckpoint": 1000}
@@ -91,7 +91,7 @@ def _pragmas(during: dict[str, Any], after: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        # A connection that was lost meanwhile took its settings with it.
+        # A connection that was lost meanwhile has lost its settings too.
         if connection.connection is not None and connection.is_usable():
             _set(after)
 
@@ -103,9 +103,9 @@ def _set(pragmas: dict[str, Any]) -> None:
 
 
 def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `work` gives, tried again while the database is locked or away, for RETRY_FOR_S; then its last error.
+    """What `work` returns. While the database is locked or away, try again for RETRY_FOR_S, then raise the last error.
 
-    `work` must be one transaction that can be run again. A missing table or column is no lock: its error comes at once.
+    `work` must be one transaction that can be run again. An error of a missing table or column is raised at once.
     """
     ends_at = time.monotonic() + RETRY_FOR_S
     while True:

@@ -15,7 +15,7 @@ class ApiError(Exception):
         message: str,
         *,
         status: int = 400,
-        type: str = "invalid_request_error",  # the wire's own name for it
+        type: str = "invalid_request_error",  # the name that the envelope has for it
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
@@ -55,7 +55,7 @@ _JSON_TYPES = {
 
 
 def invalid_type(param: str, expected: str, value: object) -> ApiError:
-    """`expected` with its article ("a string"); the value's JSON type is named, never the value itself."""
+    """`expected` has its article ("a string"). The message names the JSON type of the value, never the value itself."""
     got = _JSON_TYPES.get(type(value), "something else")
     return ApiError(
         f"Invalid type for '{param}': expected {expected}, but got {got} instead.", param=param, code="invalid_type"
@@ -100,7 +100,7 @@ def too_large(param: str, most_bytes: int) -> ApiError:
 
 
 def conflict(message: str, *, code: str | None = None) -> ApiError:
-    """A refusal that stays one however often it is asked: the official clients retry a 409 unless they are told."""
+    """A 409 that a retry does not change. The official clients retry a 409 unless a header tells them not to."""
     return ApiError(message, status=409, code=code, headers={"x-should-retry": "false"})
 
 
@@ -109,7 +109,7 @@ def no_room() -> ApiError:
 
 
 def batch_error(code: str, message: str, *, param: str | None = None, line: int | None = None) -> dict[str, Any]:
-    """One entry of a failed batch's `errors.data`. `line` is 1-based, None where the whole file is meant."""
+    """One entry of a failed batch's `errors.data`. `line` is 1-based; None: the whole file."""
     return {"code": code, "message": message, "param": param, "line": line}
 
 

@@ -1,4 +1,4 @@
-"""The one place that turns exceptions into the envelope, those raised by a view and those raised before any runs."""
+"""The one place that turns exceptions into the envelope: those that a view raises, and those raised before a view."""
 
 import errno
 import logging
@@ -25,7 +25,7 @@ BAD_JSON = (
 
 
 def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
-    """The envelope for whatever a view raised. None for a bug: Django logs it and `server_error` below answers."""
+    """The envelope for an exception of a view. None for a bug: Django logs it and `server_error` below answers."""
     error = _as_api_error(exc, context["request"])
     if error is None:
         return None
@@ -97,7 +97,7 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonR
 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
-    """handler400: what Django refuses before any view runs, a Host header above all."""
+    """handler400: a request that Django refuses before any view runs, mostly for its Host header."""
     message = "Bad request."
     if type(exception).__name__ == "DisallowedHost":
         host = request.headers.get("Host", "")

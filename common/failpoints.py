@@ -1,14 +1,14 @@
-"""Places between two steps of the product at which a test lets a process die, stop or fail.
+"""Places between two steps of the server at which a test lets a process die, stop or fail.
 
     FAILPOINTS=after_claim:kill9,after_answer:stop@3
 
-The action is done when a process comes to the place for the nth time, the first unless told, and by one process alone:
-whoever does it leaves a file of that name with its pid in DATA_DIR/failpoints, so that its successor passes by.
+The action is done when a process reaches the place for the nth time (the first, unless given), and by one process
+alone: that process leaves a file of that name with its pid in DATA_DIR/failpoints, so that its successor passes by.
 
     kill9         SIGKILL to this process; in a worker's pool that is a child
-    kill9_parent  and to its parent before: the worker, or gunicorn's arbiter
-    stop          SIGSTOP to this process, until somebody sends it SIGCONT
-    sleep=1.5     wait so many seconds
+    kill9_parent  SIGKILL to its parent first: the worker, or gunicorn's arbiter
+    stop          SIGSTOP to this process, until it gets SIGCONT
+    sleep=1.5     wait 1.5 seconds
     raise         RuntimeError
 
 Without the setting `reach` is an empty function.
@@ -57,7 +57,7 @@ def _act(name: str, action: str) -> None:
         case "kill9":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            # To this thread: one that is sent to the process may be taken by another, and this one runs on meanwhile.
+            # To this thread: another thread may take a signal to the process, while this one runs on.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         case "sleep":
             time.sleep(float(seconds))

@@ -1,4 +1,4 @@
-"""Serializer fields that both apps share, refusing with OpenAI's messages. Each says its own JSON Schema."""
+"""Serializer fields that both apps share. They refuse with OpenAI's messages, and each gives its own JSON Schema."""
 
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ Shown = TypeVar("Shown")
 
 
 class ApiField(serializers.Field[Value, Any, Shown, Any]):
-    """A field that says its JSON Schema to the OpenAPI document, which adds whether it may be null or missing."""
+    """A field that gives its JSON Schema to the OpenAPI document, which adds whether it may be null or missing."""
 
     def json_schema(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -65,7 +65,7 @@ class TextListField(ApiField[list[str], list[str]]):
 
 
 def text_schema(most: int) -> dict[str, Any]:
-    """A string that `_text` takes, as far as JSON Schema can say it."""
+    """The schema of a string that `_text` takes, as far as JSON Schema can express it."""
     return {"type": "string", "maxLength": most, "pattern": r"^[^\u0000]*$"}
 
 
@@ -137,7 +137,7 @@ class FilePartField(ApiField[Any, None]):
 
 
 class UnixTimeField(ApiField[datetime, int]):
-    """A moment in answers, in whole Unix seconds."""
+    """A time in answers, in whole Unix seconds."""
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "integer", "description": "Unix time in seconds."}
@@ -147,7 +147,7 @@ class UnixTimeField(ApiField[datetime, int]):
 
 
 class ConstantField(ApiField[Any, Any]):
-    """What is the same in every answer."""
+    """A value that is the same in every answer."""
 
     def __init__(self, constant: str | bool | None, **kwargs: Any) -> None:
         super().__init__(source="*", **kwargs)

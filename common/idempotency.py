@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a create that is sent twice under one key happens once, and is answered twice alike."""
+"""`Idempotency-Key`: a create that is sent twice with one key happens once, and both get the same answer."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,11 +17,11 @@ LONGEST_KEY = 255
 
 
 def once(request: Request, asked: str, create: Callable[[], Response]) -> Response:
-    """The answer of `create`, or the one that the same key got within the last 24 hours.
+    """The answer of `create`, or the answer that the same key got within the last 24 hours.
 
-    `asked` is all that was asked for, as text: the same key with another is a 409. Without the header this is `create`.
-    The key is stored in the transaction of what it creates, so a request that fails leaves no key behind, and of two at
-    once the second waits for the first and gets its answer.
+    `asked` is the whole request, as text: the same key with another text is a 409. Without the header this is `create`.
+    The key is stored in the transaction of what it creates. So a request that fails leaves no key behind, and the
+    second of two at once waits for the first and gets its answer.
     """
     key = request.headers.get("Idempotency-Key", "")
     if not key:

@@ -31,7 +31,7 @@ def new_request_id() -> str:
 
 
 def derived_file_id(*parts: object) -> str:
-    """The same parts give the same id: two writers of one result file agree on its name without talking."""
+    """The same parts give the same id, so that two writers of one result file use the same id."""
     number = int.from_bytes(_digest(parts), "big")
     letters = []
     for _ in range(22):

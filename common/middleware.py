@@ -1,4 +1,4 @@
-"""What every response carries, whoever made it: the request's id, our time on it, the API's version."""
+"""The headers of every response: the id of the request, the time that we took, the version of the API."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ _current: ContextVar[str] = ContextVar("request_id", default="")
 class OpenAIHeaders:
     """`x-request-id`, `openai-processing-ms` and `openai-version`, as the official clients read them.
 
-    The id is ours even if the client sends one: a name in our logs is never the client's to choose.
+    The id is ours even if the client sends one: a client must not choose a name in our logs.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -38,7 +38,7 @@ class OpenAIHeaders:
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives each log record the id of the request it was made under, as ` [req_…]`, or nothing."""
+    """Gives each log record the id of its request, as ` [req_…]`; without a request an empty text."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         request_id = _current.get()

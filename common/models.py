@@ -1,4 +1,4 @@
-"""What both apps share: API keys, and the answers that are remembered for an Idempotency-Key."""
+"""The models that both apps share: API keys, and the answers that are remembered for an Idempotency-Key."""
 
 import hashlib
 import secrets
@@ -20,7 +20,7 @@ class ApiKeyManager(models.Manager["ApiKey"]):
 
 
 class ApiKey(models.Model):
-    """A key for /v1. Only its SHA-256 is stored. A revoked one stays: with no row left, nobody would need a key."""
+    """A key for /v1. Only its SHA-256 is stored. A revoked key stays: without a row no call needs a key."""
 
     name = models.CharField(max_length=100)
     digest = models.CharField(max_length=64, unique=True, editable=False)
@@ -41,7 +41,7 @@ class ApiKey(models.Model):
 
 
 class RememberedAnswer(models.Model):
-    """What a create was answered that came with an Idempotency-Key; kept for a day."""
+    """The answer to a create that came with an Idempotency-Key; kept for a day."""
 
     scope = models.CharField(max_length=300, help_text="The path, and who asked.")
     key = models.CharField(max_length=255)

@@ -1,4 +1,4 @@
-"""JSON in, JSON out, whatever types a request names."""
+"""JSON in, JSON out, whatever media types a request names."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class AlwaysJson(BaseContentNegotiation):
         for parser in parsers:
             if parser.media_type == wanted:
                 return parser
-        # An empty body needs no type: DRF asks for a parser only if there is one to read.
+        # An empty body needs no type: DRF uses the parser only if there is a body to read.
         return parsers[0] if not wanted else None
 
     def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:

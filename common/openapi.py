@@ -1,6 +1,6 @@
-"""The OpenAPI document at /v1/openapi.json: what its operations have in common, and how ours are told to the generator.
+"""The OpenAPI document at /v1/openapi.json: what its operations have in common, and how the generator reads our code.
 
-The rest is read off what does the work: serializers, fields (`json_schema`), paginators, routes.
+The rest comes from the code that does the work: serializers, fields (`json_schema`), paginators, routes.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
     {"type": "string", "maxLength": LONGEST_KEY},
     OpenApiParameter.HEADER,
-    description="A create that is sent again under its key within 24 hours is answered as the first time.",
+    description="A create that is sent again with the same key within 24 hours gets the first answer again.",
 )
 
 
@@ -44,7 +44,7 @@ def operation(
     request: Any = None,
     parameters: Sequence[OpenApiParameter] = (),
 ) -> Callable[[View], View]:
-    """Documents a view's method: `answer` is the body of its 200, by type of content where that is not JSON."""
+    """Documents a view's method: `answer` is the body of its 200, by its media type if that is not JSON."""
     return extend_schema(
         summary=summary,
         request=request,
@@ -83,5 +83,5 @@ class ApiKeys(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
         return {
             "type": "http",
             "scheme": "bearer",
-            "description": "Until the first key is created any or none will do; from then on every call needs one.",
+            "description": "Until the first key is created, none is needed; from then on every call needs one.",
         }

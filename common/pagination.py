@@ -1,4 +1,4 @@
-"""Lists in pages, as OpenAI's clients turn them."""
+"""Lists in pages, as OpenAI's clients read them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class CursorPagination(BasePagination):
     """OpenAI's list envelope: `after` is an object's id, newest first unless `order=asc`, ties settled by id.
 
     Subclasses bound `limit` from above; 0 gives an empty page, as with OpenAI. An `after` that names nothing is
-    refused: starting over at page one would send both official SDKs round for ever.
+    refused: if it began again with page one, both official SDKs would loop for ever.
     """
 
     most_limit = 100
@@ -51,7 +51,7 @@ class CursorPagination(BasePagination):
         schemas: dict[str, dict[str, Any]] = {"after": {"type": "string"}, "limit": {"type": "integer"} | limit}
         if "asc" in self.orders:
             schemas["order"] = {"type": "string", "enum": list(self.orders), "default": "desc"}
-        query = {"in": "query", "allowEmptyValue": True}  # taken for none: `?after=$last` of a script's first round
+        query = {"in": "query", "allowEmptyValue": True}  # as none: `?after=$last` of a script's first round
         return [query | {"name": name, "schema": schema} for name, schema in schemas.items()]
 
     def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class CursorPagination(BasePagination):
         return limit
 
     def _beyond(self, queryset: QuerySet[Any], after: str, newest_first: bool) -> Q:
-        # Looked up among all rows: a cursor stays good while the file it names is deleted between two pages.
+        # Looked up among all rows: a cursor stays valid if the file it names is deleted between two pages.
         model: type[Model] = queryset.model
         known = model._default_manager.filter(pk=after) if "\x00" not in after else queryset.none()
         created_at = known.values_list("created_at", flat=True).first()

@@ -1,4 +1,4 @@
-"""Whether the database's schema is the one of this code: an older, a newer or a broken one is neither busy nor away."""
+"""Whether the database's schema is that of this code. An older, newer or broken schema is no database that is busy."""
 
 import re
 from functools import cache
@@ -27,7 +27,7 @@ def trouble(using: str = "default") -> str | None:
 
 
 def newer(using: str = "default") -> str | None:
-    """Why this code must leave the database alone: a newer version has changed it. None if none has."""
+    """Why this code must not use the database: a newer version has changed it. None if no newer version has."""
     known = _known_migrations()
     apps = {app for app, _ in known}
     applied = MigrationRecorder(connections[using]).applied_migrations()
@@ -51,7 +51,7 @@ def explain(error: DatabaseError) -> str | None:
 
 
 def is_schema_error(error: Exception) -> bool:
-    """A table or a column is missing. SQLite says so by its message alone, as an OperationalError."""
+    """Whether a table or a column is missing. SQLite says so only in the message of an OperationalError."""
     if getattr(error.__cause__, "sqlstate", None) in POSTGRES_CODES:
         return True
     return SQLITE_MESSAGE.match(str(error)) is not None

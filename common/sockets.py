@@ -1,5 +1,5 @@
-"""Connections whose socket another thread may shut: that wakes a blocked reader, before any header came too, and tells
-the server to stop computing."""
+"""Connections whose socket another thread may shut. Shutting wakes a blocked reader, even before any header came, and
+tells the server to stop computing."""
 
 import socket
 import threading
@@ -19,7 +19,7 @@ def shut(sock: socket.socket) -> None:
 
 
 class WatchedSocket:
-    """The socket of one request, from any thread shut for good: one that is connected later is shut at once."""
+    """The socket of one request, which any thread may shut for good: a socket connected later is shut at once."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -45,7 +45,7 @@ class WatchedSocket:
 
 
 def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, type[HTTPConnectionPool]]:
-    """urllib3's classes of pools by scheme, that tell `on_connect` of the socket of each new connection."""
+    """urllib3's classes of pools by scheme, which give `on_connect` the socket of each new connection."""
 
     class Http(HTTPConnection):
         def connect(self) -> None:

@@ -1,4 +1,4 @@
-"""JSON as the standard has it, where Python's own reader is too kind; and text that every database can keep."""
+"""JSON as the standard defines it, while Python's own reader takes more; and text that every database can keep."""
 
 import json
 import math
@@ -6,13 +6,13 @@ from typing import Any
 
 
 def loads(content: bytes) -> Any:
-    """Raises ValueError for what is not JSON in UTF-8 (NaN, Infinity, a float too large for a double and an integer of
-    more than 4300 digits included), and RecursionError for what is nested too deep."""
+    """Raises ValueError if the content is not JSON in UTF-8 (NaN, Infinity, a float too large for a double and an
+    integer of more than 4300 digits included), and RecursionError if it is nested too deep."""
     return _decode(content.decode())
 
 
 def is_storable(text: str) -> bool:
-    """JSON can spell NUL and half a surrogate pair; Postgres keeps neither, and UTF-8 has no place for the latter."""
+    """JSON can spell NUL and half a surrogate pair; Postgres stores neither, and UTF-8 cannot encode half a pair."""
     if not text.isascii():
         try:
             text.encode()
@@ -32,5 +32,5 @@ def _finite(text: str) -> float:
     return number
 
 
-# Made once: json.loads with arguments makes a decoder in each call, which takes as long as reading a short line.
+# Made once: json.loads with arguments makes a decoder in each call, which takes as long as parsing a short line.
 _decode = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite).decode

@@ -1,4 +1,4 @@
-"""The one door for a client's bytes: checked, stored, and only then a row."""
+"""The one way in for a client's bytes: they are checked, stored, and only then get a row."""
 
 import json
 from datetime import timedelta
@@ -16,17 +16,17 @@ BATCH_FILE_LIFETIME = timedelta(days=30)
 
 
 def check_filename(filename: str, purpose: str) -> None:
-    """Refuse a batch file with another extension than .jsonl. None at all is fine: the SDKs name raw bytes `upload`."""
+    """Refuse a batch file with another extension than .jsonl. None is fine: the SDKs name raw bytes `upload`."""
     stem, dot, extension = filename.rpartition(".")
     if purpose == "batch" and dot and stem and extension.lower() != "jsonl":
         raise ApiError("Invalid file format for Batch API. Must be .jsonl")
 
 
 def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: timedelta | None) -> File:
-    """The File of a received upload, stored; `lifetime` None is what OpenAI gives: 30 days to a batch file.
+    """The File of a received upload, stored. `lifetime` None is as with OpenAI: 30 days for a batch file.
 
-    A batch file's first line has to be JSON; the other lines are read when a batch is created from it. Raises ApiError
-    for what is refused.
+    The first line of a batch file has to be JSON; the other lines are read when a batch is created from the file.
+    Raises ApiError.
     """
     check_filename(filename, purpose)
     if purpose == "batch":

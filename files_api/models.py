@@ -1,5 +1,5 @@
-"""File: bytes with an id, and Upload: a File that comes in parts. Knows nothing of batches; whoever still needs a
-file's bytes takes a hold on them."""
+"""File: bytes with an id, and Upload: a File that comes in upload parts. Nothing here knows batches: a hold keeps the
+bytes of a file that is still needed."""
 
 from datetime import timedelta
 from typing import ClassVar
@@ -21,9 +21,9 @@ class FileQuerySet(models.QuerySet["File"]):
         return self.filter(deleted_at=None).exclude(expires_at__lte=timezone.now())
 
     def discardable(self) -> "FileQuerySet":
-        """Hidden, with bytes that nobody holds."""
+        """Hidden files that still have bytes, which no hold keeps."""
         hidden = Q(deleted_at__isnull=False) | Q(expires_at__lte=timezone.now())
-        # Not a join: Postgres does not lock the rows of an outer one.
+        # Not a join: Postgres does not lock rows of an outer join.
         held = FileHold.objects.filter(file=OuterRef("pk"))
         return self.filter(hidden).exclude(content="").exclude(Exists(held))
 
@@ -46,13 +46,13 @@ class FileQuerySet(models.QuerySet["File"]):
 def stored_name(file: "File", filename: str) -> str:
     """Where a file's bytes live below the storage's root: made from its id, never from the client's name.
 
-    `filename` is what our own code gives to `content.save`: empty, or a suffix that tells two writers apart.
+    `filename` comes from our own code, by `content.save`: empty, or a suffix that tells two writers apart.
     """
     return f"{file.pk[5:7]}/{file.pk}{filename}"
 
 
 class File(models.Model):
-    """A stored file. Deleting or expiring hides it at once; its bytes go when the last hold is released."""
+    """A stored file. Deleting or expiring hides it at once; its bytes are removed when the last hold is released."""
 
     id = models.CharField(primary_key=True, max_length=64, default=ids.new_file_id, editable=False)
     filename = models.CharField(max_length=255, help_text="As the client named it; shown, never used as a path.")
@@ -77,14 +77,14 @@ class File(models.Model):
         return self.deleted_at is None and (self.expires_at is None or self.expires_at > timezone.now())
 
     def hide(self) -> None:
-        """Delete the file as far as the API is concerned, and its bytes unless somebody holds them."""
+        """Hide the file from the API, and remove its bytes unless a hold keeps them."""
         File.objects.filter(pk=self.pk, deleted_at=None).update(deleted_at=timezone.now())
         self.discard()
 
     def discard(self) -> bool:
-        """Remove the bytes of a hidden file that nobody holds; False if somebody does. Safe to run twice."""
+        """Remove the bytes of a hidden file; False if a hold keeps them. Safe to run twice."""
         with transaction.atomic():
-            # The lock keeps a batch that is being created from taking a hold between our look and the removal.
+            # Without the lock, a batch that is being created could take a hold between the check and the removal.
             file = File.objects.select_for_update().filter(pk=self.pk).discardable().first()
             if file is None:
                 return False
@@ -94,7 +94,7 @@ class File(models.Model):
 
 
 class FileHold(models.Model):
-    """Somebody (a batch's id, say) still needs a file's bytes."""
+    """`holder` (the id of a batch, for instance) still needs the bytes of a file."""
 
     file = models.ForeignKey(File, on_delete=models.CASCADE, related_name="holds")
     holder = models.CharField(max_length=64, db_index=True)
@@ -138,18 +138,18 @@ class Upload(models.Model):
 
 class UploadPartQuerySet(models.QuerySet["UploadPart"]):
     def discardable(self) -> "UploadPartQuerySet":
-        """Parts of uploads that are over; of expired ones after a while, for they may just be joined."""
+        """Parts of uploads that are over; those of expired ones after UPLOAD_LIFETIME, as they may just be joined."""
         over = Q(upload__file__isnull=False) | Q(upload__cancelled_at__isnull=False)
         return self.filter(over | Q(upload__expires_at__lte=timezone.now() - UPLOAD_LIFETIME))
 
 
 def stored_part_name(part: "UploadPart", filename: str) -> str:
-    """Beside the files' directories, which are named by two characters each."""
+    """Where the bytes live: beside the directories of files, whose names have two characters each."""
     return f"parts/{part.pk}"
 
 
 class UploadPart(models.Model):
-    """A piece of an upload, with its bytes in place; it has no number, completing the upload gives the order."""
+    """A piece of an upload, with its bytes in place. It has no number: completing the upload gives the order."""
 
     id = models.CharField(primary_key=True, max_length=64, default=ids.new_part_id, editable=False)
     upload = models.ForeignKey(Upload, models.CASCADE, related_name="parts")

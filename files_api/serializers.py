@@ -31,7 +31,7 @@ class FileCreateSerializer(serializers.Serializer[File]):
 
     @classmethod
     def from_form(cls, data: Any) -> "FileCreateSerializer":
-        """From multipart fields: an object's members are named `expires_after[seconds]`, and a number is text."""
+        """From multipart fields, where members of an object are named `expires_after[seconds]` and numbers are text."""
         fields: dict[str, Any] = {name: data[name] for name in ("file", "purpose", "expires_after") if name in data}
         members = {
             key.removeprefix("expires_after[").removesuffix("]"): data[key]
@@ -56,7 +56,7 @@ class FileCreateSerializer(serializers.Serializer[File]):
 
 
 class UploadCreateSerializer(serializers.Serializer[Upload]):
-    """POST /v1/uploads. Which `mime_type` goes with a purpose is not checked: the official examples send `txt`."""
+    """POST /v1/uploads. Whether `mime_type` goes with the purpose is not checked: the official examples send `txt`."""
 
     filename = TextField()
     purpose = TextField(supported=PURPOSES)

@@ -23,15 +23,15 @@ IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
 class MeasuredFile(TemporaryUploadedFile):
     """A temporary file that is written once, from its start: `size` and `sha256` are those of what was written.
 
-    It lies in UPLOAD_DIR under a name of its own making.
+    The file lies in UPLOAD_DIR under a random name.
     """
 
     size: int
     file: Any
 
     def __init__(self) -> None:
-        # Django's own __init__ takes the directory from FILE_UPLOAD_TEMP_DIR, which its system check wants to exist at
-        # any time: before the first start too.
+        # Django's own __init__ takes the directory from FILE_UPLOAD_TEMP_DIR. Its system check wants that to exist at
+        # any time, so before the first start too.
         temporary = NamedTemporaryFile(suffix=".upload", dir=settings.UPLOAD_DIR)  # noqa: SIM115  (closed by `close`)
         UploadedFile.__init__(self, temporary, "file", "application/octet-stream", 0, None)
         self._digest = hashlib.sha256()
@@ -42,7 +42,7 @@ class MeasuredFile(TemporaryUploadedFile):
         self.size += len(content)
 
     def sync(self) -> None:
-        """Have what was written reach the disk, and go to the start."""
+        """Fsync what was written, and go to the start."""
         self.file.flush()
         os.fsync(self.fileno())
         self.seek(0)
@@ -55,9 +55,9 @@ class MeasuredFile(TemporaryUploadedFile):
 class DurableFileSystemStorage(FileSystemStorage):
     """Django's storage on disk, made safe against a full disk and a power cut.
 
-    Django copies between file systems without looking at short writes, and fsyncs nothing. Here the bytes come from a
+    Django copies between file systems without a check for short writes, and fsyncs nothing. Here the bytes come from a
     temporary file of the same file system, are fsynced and renamed, and the directory is fsynced before the name is
-    given back. A name that exists is replaced: names come from ids, so the content can only be the same.
+    returned. An existing name is replaced: names come from ids, so the content can only be the same.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -79,14 +79,14 @@ class DurableFileSystemStorage(FileSystemStorage):
 
 
 def missing_bytes(wanted: int = 0) -> int:
-    """How many bytes the disk lacks to take `wanted` more and keep MIN_FREE_BYTES free; 0 if it has them, or where the
+    """How many bytes the disk lacks to take `wanted` more and keep MIN_FREE_BYTES free; 0 if it has them, or if the
     storage is no disk of this machine."""
     free = free_bytes()
     return 0 if free is None else max(0, settings.MIN_FREE_BYTES + wanted - free)
 
 
 def free_bytes() -> int | None:
-    """What is free on the disk, the reserve of MIN_FREE_BYTES included; None where the storage is no disk of this
+    """What is free on the disk, the reserve of MIN_FREE_BYTES included; None if the storage is no disk of this
     machine."""
     try:
         return shutil.disk_usage(default_storage.path("")).free
@@ -95,7 +95,7 @@ def free_bytes() -> int | None:
 
 
 def trouble(error: OSError) -> str:
-    """Why bytes cannot be read or written now and what to do about it, in sentences for a person; names no file."""
+    """Why bytes cannot be read or written now, and what to do, in sentences for a person; the text names no file."""
     reason = error.strerror or type(error).__name__
     if error.errno in NO_ROOM:
         advice = "Make room on the disk of DATA_DIR"
@@ -109,7 +109,7 @@ def trouble(error: OSError) -> str:
 
 
 def no_room_hint() -> str:
-    """What to do about a disk that is nearly full, as long as it is; empty otherwise."""
+    """What to do about a disk that is nearly full; empty if the disk has room."""
     if not missing_bytes():
         return ""
     return (
@@ -119,9 +119,9 @@ def no_room_hint() -> str:
 
 @contextmanager
 def temporary_file() -> Iterator[MeasuredFile]:
-    """A file to write to and hand to a FileField inside the block; removed at its end if nobody took it.
+    """A file to write to and hand to a FileField inside the block; removed at the end of the block if still there.
 
-    A process that is killed meanwhile leaves it behind for `retention.sweep`.
+    A process that is killed meanwhile leaves the file behind for `retention.sweep`.
     """
     file = MeasuredFile()
     try:

@@ -1,4 +1,4 @@
-"""Receiving a form's file part: streamed to disk, measured on the way, refused as soon as it is too large."""
+"""Receive a form's file part: stream it to disk, measure it, and refuse it as soon as it is too large."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,17 +11,17 @@ from rest_framework.request import Request
 from common import errors
 from files_api.storage import MeasuredFile, missing_bytes
 
-# What a form may hold beside its file: boundaries, headers, short fields.
+# Bytes of a form beside its file: boundaries, headers, short fields.
 MULTIPART_OVERHEAD_BYTES = 2**16
-# How often an upload of unknown length looks whether the disk still has room.
+# An upload of unknown length checks for room on the disk after each LOOK_EVERY_BYTES.
 LOOK_EVERY_BYTES = 2**24
 
 
 class MeasuringUploadHandler(FileUploadHandler):
-    """Give the file part as a MeasuredFile. The temporary name owes nothing to the client's file name."""
+    """Give the file part as a MeasuredFile. The temporary name does not depend on the client's file name."""
 
     chunk_size = 2**18
-    most_bytes = 0  # set by `receive`; a form that is read without it takes no file
+    most_bytes = 0  # set by `receive`; a form that is read without `receive` takes no file
     file: MeasuredFile
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ class MeasuringUploadHandler(FileUploadHandler):
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """Where the disk is full, what was received goes at once: Django closes whole files only."""
+        """If the disk is full, remove at once what was received: Django closes whole files only."""
         try:
             yield
         except OSError:
@@ -61,9 +61,9 @@ class MeasuringUploadHandler(FileUploadHandler):
 
 
 def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
-    """The form's file part of this name, of at most so many bytes. Call it before anything reads the form.
+    """The form's file part of this name, of `most_bytes` at most. Call it before anything reads the form.
 
-    An honest Content-Length is refused before its bytes arrive; any other upload is counted as it streams.
+    A Content-Length that is too large is refused before its bytes arrive; any other upload is counted as it streams.
     """
     length = int(request.META.get("CONTENT_LENGTH") or 0)
     chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"

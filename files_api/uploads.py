@@ -1,4 +1,4 @@
-"""The life of an upload: parts arrive in any order, several at once; completing names the order and makes one File."""
+"""An upload: its parts arrive in any order, several at once; completing gives the order and makes one File."""
 
 import hashlib
 
@@ -17,13 +17,13 @@ OVER = ("completed", "cancelled", "expired")
 
 
 def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
-    """Store a part. Raises ApiError if the upload takes none any more. The same bytes sent again are another part."""
+    """Store an upload part. Raises ApiError if the upload is over. The same bytes sent again are another part."""
     _refuse(upload, *OVER)
     part = UploadPart(upload=upload, bytes=content.size)
     part.content.save("", content, save=False)
     try:
         with transaction.atomic():
-            # An upload that was completed or cancelled meanwhile would leave this part to nobody.
+            # Completing or cancelling removes the parts that it finds: one stored later would be left over.
             _refuse(_locked(upload), *OVER)
             part.save(force_insert=True)
     except (ApiError, DatabaseError):
@@ -33,9 +33,9 @@ def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
 
 
 def complete(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
-    """The upload with its File, joined of these parts in this order.
+    """The upload with its File, which is made of these parts in this order.
 
-    Raises ApiError, and leaves the upload pending, if they are not what was announced. Safe to run twice and at once:
+    Raises ApiError, and leaves the upload pending, if the parts are not as announced. Safe to run twice and at once:
     an upload that was completed with the same parts stays as it is.
     """
     if _is_joined_of(upload, part_ids):
@@ -44,7 +44,7 @@ def complete(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
     try:
         upload = _join(upload, part_ids, md5)
     except (ApiError, FileNotFoundError):
-        # Another request may have completed or cancelled it meanwhile, and removed the parts.
+        # Another request may have completed or cancelled the upload meanwhile, and removed the parts.
         upload.refresh_from_db()
         if _is_joined_of(upload, part_ids):
             return upload
@@ -55,7 +55,7 @@ def complete(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
 
 
 def cancel(upload: Upload) -> Upload:
-    """The upload, cancelled, without its parts. Again is fine; one that is completed or expired is refused."""
+    """The upload, cancelled, without its parts. Safe to run twice. Raises ApiError if it is completed or expired."""
     with transaction.atomic():
         upload = _locked(upload)
         if upload.cancelled_at is None:
@@ -96,7 +96,7 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
                 param="md5",
                 code="invalid_value",
             )
-        content.sync()  # gigabytes, before the lock on the database and not under it
+        content.sync()  # gigabytes: before the lock on the database is taken
         file: File | None = None
         try:
             with transaction.atomic():

@@ -100,7 +100,7 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         try:
             stream = file.content.open("rb")
         except (FileNotFoundError, ValueError):
-            # Deleted between our look and the opening.
+            # Deleted after the row was read.
             raise ApiError(f"No such File object: {pk}", status=404, param="id") from None
         return FileResponse(stream, as_attachment=True, filename=file.filename, content_type="application/octet-stream")
 

@@ -15,13 +15,13 @@ from tests.fake_backend import Action, error_body
 
 
 def test_a_page_is_read_in_parts_of_bounded_size():
-    part = results.PART_BYTES
-    assert list(results._parts([(1, 10), (2, 10), (3, 10)])) == [(1, 3)]
-    assert list(results._parts([(1, part), (2, 1), (5, part), (6, part)])) == [(1, 1), (2, 5), (6, 6)]
+    chunk = results.CHUNK_BYTES
+    assert list(results._chunks([(1, 10), (2, 10), (3, 10)])) == [(1, 3)]
+    assert list(results._chunks([(1, chunk), (2, 1), (5, chunk), (6, chunk)])) == [(1, 1), (2, 5), (6, 6)]
 
 
 def test_long_replies_are_all_delivered_in_order(create, work, backend, monkeypatch):
-    monkeypatch.setattr(results, "PART_BYTES", 300)
+    monkeypatch.setattr(results, "CHUNK_BYTES", 300)
     monkeypatch.setattr(results, "PAGE", 4)
     names = [f"id-{number}" for number in range(10)]
     batch = work.run(create([line(name) for name in names])["id"])

@@ -267,7 +267,7 @@ def test_it_waits_for_its_turn_and_its_end_is_known_all_the_same(make, live_back
     Line.objects.filter(pk=sent.pk).update(state=LineState.RUNNING, lease=lease)
     told = progress.of(batch)
     assert told.waiting_for == progress.waiting_for(batch)
-    assert told.waiting_for == "The lines of another batch are being sent; its turn comes."
+    assert told.waiting_for == "The lines of another batch are being sent; the turn of this batch comes."
     assert told.estimated_end is not None
     assert progress.waiting_for(first) is None
 

@@ -328,7 +328,7 @@ def test_bytes_that_cannot_be_removed_are_told_of_a_batch_that_is_over(api, answ
         assert sent == []
         told = api.get(f"/v1/batches/{answered}/progress").json()
         assert told["waiting_for"].startswith(
-            "The bytes of files that it needs no more cannot be removed: Directory not empty"
+            "The bytes of files that the batch needs no more cannot be removed: Directory not empty"
         )
         assert (Batch.objects.get().stalls, FileHold.objects.count()) == (2, 1)
     tasks.tidy(answered)

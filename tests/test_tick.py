@@ -159,7 +159,7 @@ def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent,
     tick()
     assert sent == [("drive",)]  # the other duties are done
     reason = (
-        "The control worker cannot remove files that nobody needs (FileExistsError: File exists); its log says more."
+        "The control worker cannot remove files that are not needed (FileExistsError: File exists); its log says more."
     )
     assert (health.summary()["status"], health.summary()["reason"]) == ("failing", reason)
     for _ in range(3):
@@ -167,7 +167,7 @@ def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent,
     assert health.summary()["status"] == "failing"
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [(record.message, record.exc_info[0]) for record in errors] == [
-        ("the tick cannot remove files that nobody needs (FileExistsError: File exists)", FileExistsError)
+        ("the tick cannot remove files that are not needed (FileExistsError: File exists)", FileExistsError)
     ]
     settings.UPLOAD_DIR = settings.UPLOAD_DIR.parent
     next_tick()

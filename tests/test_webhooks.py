@@ -387,7 +387,7 @@ def test_many_senders_at_once_send_each_event_once(create, work, hook):
 
 
 def test_what_a_killed_sender_left_is_sent_once_its_claim_is_over(failed, hook):
-    WebhookDelivery.objects.update(attempts=1, next_at=timezone.now() + webhooks.CLAIMED_FOR)
+    WebhookDelivery.objects.update(attempts=1, next_at=timezone.now() + webhooks.RESERVED_FOR)
     webhooks.send_due()
     assert hook.seen == []
     send_again_now()

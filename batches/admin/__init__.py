@@ -1,4 +1,4 @@
-"""The admin's pages of batches: to look at, to hold back, to cancel and to repeat, not to edit."""
+"""The admin's pages of batches: to look at, to pause, to cancel and to try again, not to edit."""
 
 from batches.admin.backends import BackendAdmin, HoldAdmin, PausedModelAdmin
 from batches.admin.batches import BatchAdmin

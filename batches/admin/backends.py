@@ -1,4 +1,4 @@
-"""Backends and what keeps their lines back in the admin: to look at."""
+"""Backends in the admin, and what keeps lines from them: to look at."""
 
 from django.contrib import admin
 

@@ -1,4 +1,4 @@
-"""Batches in the admin: to look at, to hold back, to cancel and to try again, not to edit."""
+"""Batches in the admin: to look at, to pause, to cancel and to try again, not to edit."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -87,7 +87,7 @@ class BatchAdmin(LookOnly):
 
     @admin.action(description="Try again now what is stalled", permissions=["cancel"])
     def try_again(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        """Without waiting for the end of the pause; the others of the selection go on as they were."""
+        """End the backoff of the stalled batches of the selection. The other batches are left as they are."""
         for batch in queryset.filter(stalled_at__isnull=False):
             lifecycle.try_again(batch.pk)
             tasks.wake_control(batch.pk)
@@ -95,7 +95,7 @@ class BatchAdmin(LookOnly):
             self.message_user(request, f"Trying {batch.pk} again.", messages.SUCCESS)
 
     def _each(self, request: HttpRequest, batches: QuerySet[Batch], do: Callable[[str], None]) -> Iterator[Batch]:
-        """Those to which it could be done; of the others the person is told why not."""
+        """Do it to each batch and yield those that it was done to; for each other batch, tell the person why not."""
         for batch in batches:
             try:
                 do(batch.pk)

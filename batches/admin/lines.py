@@ -31,5 +31,5 @@ class LineAdmin(LookOnly):
         return format_html('<a href="{}">Line {}</a>', url, line.original.number)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
-        # A page of long replies would be as large as all of them.
+        # The list shows no reply, and a page of long replies would be as large as all of them together.
         return super().get_queryset(request).defer("response", "error_message")

@@ -55,7 +55,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
         def create() -> Response:
             batch = form.save()
-            # Committed is accepted: a wake-up that fails, whyever, must not make it a 5xx. The tick finds the batch.
+            # A committed batch is accepted: a wake-up that fails must not answer with a 5xx. The tick finds the batch.
             transaction.on_commit(lambda: _wake(batch.pk), robust=True)
             return Response(BatchSerializer(batch).data)
 

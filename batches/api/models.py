@@ -11,7 +11,7 @@ from common.openapi import operation
 
 
 class ModelViewSet(viewsets.ViewSet):
-    """What lines can name: the models of the live backends, and their aliases. Ids hold `:` and `/`."""
+    """What lines can name: the models of the live backends, and their aliases. Ids may contain `:` and `/`."""
 
     lookup_value_regex = r"[^\x00]+"
 

@@ -1,7 +1,7 @@
-"""A person's own request, passed through to the model server while batches stand aside: POST /v1/chat/completions, …
+"""Pass a person's own request through to the model server while batches wait: POST /v1/chat/completions, …
 
-One base_url serves chat and batches. The body is made ready as a line's is; the answer comes back as the server gave
-it, streamed if that was asked for, and its errors in OpenAI's envelope.
+One base_url serves chat and batches. The body is prepared as a line's body is. The answer comes back as the server gave
+it, streamed if the client asked for a stream, and errors come in OpenAI's envelope.
 """
 
 import json
@@ -36,13 +36,13 @@ from common.openapi import operation
 logger = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
-# These end their streams by saying so; one that just ends was broken off, and Ollama says nothing of it.
+# Streams of these endpoints end with [DONE]. One that ends without it was broken off, which Ollama does not report.
 SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
-# A client that takes nothing for so long, of what fills every buffer on the way, is gone.
+# A client is gone if it takes nothing for TAKES_NOTHING_S while every buffer on the way is full.
 TAKES_NOTHING_S = 30.0
 
-# Half of the threads stay for what has to answer at once: polling, uploads, cancelling.
+# The other half of the threads is for requests that must be answered at once: polling, uploads, cancelling.
 _places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
 
 
@@ -119,7 +119,7 @@ class PassThroughViewSet(viewsets.ViewSet):
 
 
 class EventStream:
-    """The events of a stream, whole ones only. What is `held` meanwhile is let go at its end, begun or not."""
+    """The events of a stream, whole ones only. Closing it releases what is `held`, whether or not it was begun."""
 
     def __init__(self, relay: Relay, says_done: bool, held: ExitStack) -> None:
         self.relay = relay
@@ -131,7 +131,7 @@ class EventStream:
             rest = b""
             for piece in self.relay:
                 rest += piece
-                # An event that the server did not finish is nothing that a client can read.
+                # A client cannot read an event that is not whole.
                 if end := _end_of_events(rest):
                     self.is_done = self.is_done or _says_done(rest[:end])
                     yield rest[:end]
@@ -144,7 +144,7 @@ class EventStream:
             if not self.is_done:
                 raise Broken("The model server ended the stream before the answer was whole.")
         except Broken as error:
-            # The status is sent already. This is what the official clients raise an error for.
+            # The status is sent already. For an event like this the official clients raise an error.
             yield b"data: " + json.dumps(_broken(error).envelope).encode() + b"\n\n"
         except ApiError:
             return  # the client is gone
@@ -158,7 +158,7 @@ def _streams(body: JSON) -> bool:
 
 def _kind(backend: Backend) -> BackendKind:
     try:
-        # Until its worker has seen it, nobody has told what it is.
+        # Before its worker has seen the backend, its kind is not in the row.
         return backends.kind_named(backend.kind or backends.probe().kind)
     except backends.Unreachable:
         raise _away() from None
@@ -177,16 +177,16 @@ def _take_a_place(held: ExitStack) -> None:
 
 
 def _limit_standstill(client: socket.socket, seconds: float) -> None:
-    """Let a write to it fail where it takes nothing for so long (0: for ever): else somebody who does not read keeps a
-    place and a call. Where the system knows no such limit, that lasts until the client ends."""
+    """Let a write to the client fail if it takes nothing for `seconds` (0: no limit). Otherwise a client that does not
+    read keeps a place and a call, as it does on a system without such a limit, until it ends."""
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):  # a Unix socket, which a proxy reads, or one that is closed
+        with suppress(OSError):  # a Unix socket, which a proxy reads, or a closed socket
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def _is_gone(client: socket.socket) -> bool:
-    """The client closed its end, or only its way to us, which no HTTP client does that waits for an answer. What it may
-    have sent already stays to be read."""
+    """The client closed its end, or only its sending side, which no HTTP client does that waits for an answer. Bytes
+    that it has sent stay to be read."""
     try:
         return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
     except BlockingIOError:
@@ -196,7 +196,7 @@ def _is_gone(client: socket.socket) -> bool:
 
 
 def _says_done(events: bytes) -> bool:
-    """One of them is the last, and not a model's own words."""
+    """One of these events is [DONE] itself, not a model's text that contains it."""
     return re.search(rb"^data: ?\[DONE\]\r?$", events, re.MULTILINE) is not None
 
 
@@ -206,7 +206,7 @@ def _end_of_events(content: bytes) -> int:
 
 
 def _streamed(events: EventStream) -> StreamingHttpResponse:
-    # The last header is for proxies: hand on each event at once.
+    # X-Accel-Buffering tells proxies to pass each event on at once.
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingHttpResponse(events, content_type=EVENT_STREAM, headers=headers)
 
@@ -229,7 +229,7 @@ def _answer(kind: BackendKind, endpoint: str, model: str, head: Head, content: b
 
 
 def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> ApiError:
-    """The model server's own word, in the envelope; or what to do, where that is known."""
+    """The model server's own message, in the envelope; or what to do, if that is known."""
     reply = kind.judge(endpoint, head.status, content)
     if reply.verdict is Verdict.MODEL_MISSING:
         message = f"The model '{model}' does not exist. {kind.missing_model_hint(model)}"

@@ -1,4 +1,4 @@
-"""A batch request in, the batch object of the OpenAI API out: every key always there, times in Unix seconds."""
+"""A batch request in, the batch object of the OpenAI API out: every key is always there, times are Unix seconds."""
 
 import re
 from datetime import timedelta
@@ -24,7 +24,7 @@ _WINDOW = "([1-9][0-9]{0,5})([mhd])"
 
 
 class CompletionWindowField(TextField):
-    """OpenAI's `24h`, and beyond it `<n>m`, `<n>h` or `<n>d` up to 30 days: 170,000 lines take a home GPU days."""
+    """OpenAI's `24h`, or `<n>m`, `<n>h` or `<n>d` up to 30 days: 170,000 lines take a home GPU days."""
 
     def json_schema(self) -> dict[str, Any]:
         return {
@@ -55,7 +55,7 @@ def window_length(window: str) -> timedelta | None:
 
 
 def priority(metadata: dict[str, str] | None) -> Priority:
-    """What `metadata.priority` asks for; any value but a known name is metadata like any other."""
+    """The priority that `metadata.priority` names; any other value is plain metadata."""
     named = {"low": Priority.LOW, "high": Priority.HIGH}
     return named.get((metadata or {}).get("priority", ""), Priority.NORMAL)
 
@@ -104,7 +104,7 @@ class MetadataField(ApiField[dict[str, str], Any]):
 
 
 class BatchCreateSerializer(serializers.Serializer[Batch]):
-    """POST /v1/batches. Whether the input file exists and is good shows at validation, as with OpenAI."""
+    """POST /v1/batches. Validation finds whether the input file exists and is good, as with OpenAI."""
 
     input_file_id = TextField(max_length=64)
     endpoint = TextField(supported=ENDPOINTS)
@@ -126,7 +126,7 @@ class BatchCreateSerializer(serializers.Serializer[Batch]):
                 output_lifetime=validated_data.get("output_expires_after"),
                 created_at=now,
                 expires_at=now + (window_length(window) or LONGEST_WINDOW),
-                nudged_at=now,  # its first message is on its way
+                nudged_at=now,  # its first message is sent at the commit
             )
             File.objects.all().hold(batch.input_file_id, batch.pk)
         return batch
@@ -140,10 +140,10 @@ class BatchErrorSerializer(serializers.Serializer[dict[str, Any]]):
 
 
 class BatchErrorsSerializer(serializers.Serializer[Batch]):
-    """Null unless validation is over and failed."""
+    """Null unless validation has failed."""
 
     object = ConstantField("list")
-    data = BatchErrorSerializer(many=True, source="errors")  # type: ignore[assignment]  # a field, taken off the class
+    data = BatchErrorSerializer(many=True, source="errors")  # type: ignore[assignment]  # a field, which the metaclass removes from the class
 
     def get_attribute(self, instance: Batch) -> Batch | None:
         return instance if instance.status == Status.FAILED else None

@@ -1,4 +1,4 @@
-"""The truth about all work: whatever the broker or a process knows can be lost."""
+"""The truth about all work: what the broker or a process knows can be lost."""
 
 from batches.models.backend import Backend, Hold, PausedModel
 from batches.models.batch import (

@@ -1,4 +1,4 @@
-"""Backend and what keeps its lines back: a pause, one model's pause, a hold."""
+"""Backend, and what keeps lines from it: its pause, the pause of one model, a hold."""
 
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -17,12 +17,12 @@ WORKER_MISSING_AFTER = timedelta(seconds=30)
 
 class BackendQuerySet(models.QuerySet["Backend"]):
     def live(self) -> "BackendQuerySet":
-        """Their workers reported lately, whether the backends answered them or not."""
+        """Backends whose workers reported lately, whether or not the backends answered."""
         return self.filter(worker_seen_at__gt=timezone.now() - WORKER_MISSING_AFTER)
 
 
 class Backend(models.Model):
-    """A model server as its worker last saw it. Window, loaded models and pause belong to it, not to a worker."""
+    """A model server as its worker last saw it. Its workers share its concurrency limit, loaded model and pause."""
 
     name = models.CharField(max_length=255, unique=True)
     url = models.CharField(max_length=255)
@@ -62,12 +62,12 @@ class Backend(models.Model):
         return [model["id"] for model in self.listed]
 
     def has_model(self, name: str) -> bool:
-        """It listed the model when it was last asked."""
+        """Whether the backend listed the model when it was last asked."""
         return bool(self.kind) and backends.has_model(self.kind, self.model_names, name)
 
     @property
     def is_fresh(self) -> bool:
-        """Its list of models can be trusted: it answered a moment ago."""
+        """Whether the list of models can be trusted: the backend answered within FRESH."""
         return self.seen_at is not None and self.seen_at > timezone.now() - self.FRESH
 
     @property
@@ -75,7 +75,7 @@ class Backend(models.Model):
         return self.paused_at is not None
 
     def pause(self, reason: str, *, at_least: timedelta | None = None) -> None:
-        """Send nothing more until the backend answers its worker again, and for `at_least` so long."""
+        """Send nothing more until the backend answers its worker again, and not before `at_least` is over."""
         now = timezone.now()
         self._store(paused_at=now, pause_reason=reason, resume_at=now + at_least if at_least else None)
 
@@ -83,7 +83,7 @@ class Backend(models.Model):
         self._store(paused_at=None, pause_reason="", resume_at=None)
 
     def now_has_loaded(self, model: str) -> None:
-        """What its drives send lines of; empty: unknown, so that it is loaded anew before the next line."""
+        """Note the model that the drives send lines of; empty: unknown, so a model is loaded before the next line."""
         if self.loaded_model != model:
             self._store(loaded_model=model)
 
@@ -91,7 +91,7 @@ class Backend(models.Model):
         self._store(concurrency_limit=size)
 
     def _store(self, **values: Any) -> None:
-        # The row first: where the database does not answer this is done again, from the same values.
+        # The row first: if the database does not answer, the caller tries again from the same values.
         Backend.objects.filter(pk=self.pk).update(**values)
         for name, value in values.items():
             setattr(self, name, value)
@@ -99,12 +99,12 @@ class Backend(models.Model):
 
 class PausedModelQuerySet(models.QuerySet["PausedModel"]):
     def due(self) -> "PausedModelQuerySet":
-        """To be tried again."""
+        """Paused models whose trial is due."""
         return self.filter(resume_at__lte=Now())
 
 
 class PausedModel(models.Model):
-    """A model that fails everything on a backend, at one endpoint: its lines wait, those of other models go on."""
+    """A model that fails everything on a backend, at one endpoint: its lines wait, and lines of other models go on."""
 
     backend = models.ForeignKey(Backend, models.CASCADE, related_name="paused_models")
     endpoint = models.CharField(max_length=64)
@@ -128,7 +128,7 @@ class PausedModel(models.Model):
 
     @classmethod
     def pause(cls, backend: Backend, endpoint: str, model: str, reason: str, *, at_least: timedelta) -> "PausedModel":
-        """Pause it, or again: for a while that doubles with each failed trial."""
+        """Pause the model, or prolong its pause: FIRST_PAUSE, doubled with each failed trial, LONGEST_PAUSE at most."""
         paused, _ = cls.objects.get_or_create(
             backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
         )
@@ -141,7 +141,7 @@ class PausedModel(models.Model):
         return paused
 
     def take(self) -> bool:
-        """The right to try it again, for one of several drives; the others find it due later."""
+        """Take the right to a trial of the model; True for one of several drives, the others find it due later."""
         mine = PausedModel.objects.filter(pk=self.pk).due()
         return mine.update(resume_at=from_now(self.LONGEST_PAUSE)) == 1
 
@@ -151,12 +151,12 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(Q(until=None) | Q(until__gt=Now()))
 
     def of(self, backend: Backend) -> "HoldQuerySet":
-        """Active, and concerning this backend."""
+        """Active holds that concern this backend."""
         return self.active().filter(Q(backend=None) | Q(backend=backend))
 
 
 class Hold(models.Model):
-    """While it is active no new line is sent: a person's request is at the backend, or a person paused everything."""
+    """While a hold is active no new line is sent: a person's request is at the backend, or a person paused all."""
 
     class Reason(models.TextChoices):
         PERSON = "person"

@@ -1,4 +1,4 @@
-"""Batch, its Parts (its lines for one model each) and its Lines; and Answers, which another batch may use again."""
+"""Batch, its Parts (the lines for one model each) and its Lines; and Answers, which another batch may reuse."""
 
 from datetime import timedelta
 from typing import ClassVar
@@ -43,8 +43,8 @@ class BatchQuerySet(models.QuerySet["Batch"]):
         return self.filter(status=Status.IN_PROGRESS)
 
     def not_stalled(self) -> "BatchQuerySet":
-        """Nothing holds their next step up, or it is time to try it again. No pause is as long as a clock that went
-        back makes of it."""
+        """Batches whose next step is not stalled, or is due for another try. A backoff longer than LONGEST_WAIT comes
+        from a clock that went back, and does not count."""
         return self.filter(Q(retry_at=None) | Q(retry_at__lte=Now()) | Q(retry_at__gt=from_now(LONGEST_WAIT)))
 
     def runnable(self) -> "BatchQuerySet":
@@ -66,18 +66,18 @@ class BatchQuerySet(models.QuerySet["Batch"]):
         return self.in_progress().filter(Exists(parts))
 
     def waiting_for_control(self) -> "BatchQuerySet":
-        """A step of the control worker is due and nobody is at it."""
+        """A step of the control worker is due, and no worker does it now."""
         due = Q(status__in=[Status.VALIDATING, Status.FINALIZING, Status.CANCELLING])
         due |= Q(status__in=FINAL, tidied_at=None) | Q(pk__in=Batch.objects.with_lines_to_fail().values("pk"))
         return self.filter(due, lease=None).not_stalled()
 
 
-# More than any line waits before another attempt, or any batch before another try of its next step.
+# Longer than any backoff, of a line or of a stalled batch.
 LONGEST_WAIT = timedelta(minutes=6)
 
 
 class Batch(models.Model):
-    """One batch job. Files are named by id without a foreign key's constraint: a batch outlives its files."""
+    """One batch job. Files are named by id, without a foreign key's constraint: a batch outlives its files."""
 
     id = models.CharField(primary_key=True, max_length=64, default=ids.new_batch_id, editable=False)
     endpoint = models.CharField(max_length=64)
@@ -113,7 +113,7 @@ class Batch(models.Model):
     cached_tokens = models.PositiveBigIntegerField(default=0)
     output_tokens = models.PositiveBigIntegerField(default=0)
     reasoning_tokens = models.PositiveBigIntegerField(default=0)
-    # Lines that repeat another and cost nothing, all of them and those that are completed or failed.
+    # Lines that repeat another and cost nothing: all of them, and those that are completed or failed.
     repeated = models.PositiveIntegerField(default=0)
     repeated_finished = models.PositiveIntegerField(default=0)
 
@@ -122,10 +122,10 @@ class Batch(models.Model):
     validated_lines = models.PositiveIntegerField(default=0)
     errors = models.JSONField(default=list, blank=True)
     error_count = models.PositiveIntegerField(default=0)
-    # What a person should know before the night is lost: [{"code", "message"}], "model" too where it is about one.
+    # What a person should know while the batch runs: [{"code", "message"}], and "model" if a warning concerns one.
     warnings = models.JSONField(default=list, blank=True)
 
-    # What holds its next step up, whatever its status (lifecycle.stall).
+    # Why its next step is stalled, whatever its status (lifecycle.stall).
     stall_reason = models.TextField(default="", blank=True, help_text="Why its next step cannot be done now.")
     stalled_at = models.DateTimeField(null=True, help_text="Since when.")
     stalls = models.PositiveSmallIntegerField(default=0, help_text="Times the step was tried since then.")
@@ -161,7 +161,7 @@ class Batch(models.Model):
 
     @property
     def lines_to_send(self) -> int:
-        """The open lines but those that repeat another."""
+        """The open lines without those that repeat another."""
         return max(0, self.lines_open - (self.repeated - self.repeated_finished))
 
     @property
@@ -176,7 +176,7 @@ class LineState(models.IntegerChoices):
     FAILED = 3
     CANCELLED = 4
     EXPIRED = 5
-    REPEATED = 6  # the same as an earlier line, its `original`, and answered by what that is answered with
+    REPEATED = 6  # equal to an earlier line, its `original`, and answered with its answer
 
 
 OPEN = [LineState.PENDING, LineState.RUNNING]
@@ -187,8 +187,8 @@ class LineQuerySet(models.QuerySet["Line"]):
         return self.filter(state__in=OPEN)
 
     def claimable(self) -> "LineQuerySet":
-        """Pending, and not waiting before another attempt: no attempt waits as long as a clock that went back makes
-        of it."""
+        """Pending, and not in a backoff. A backoff longer than LONGEST_WAIT comes from a clock that went back, and does
+        not count."""
         due = Q(not_before=None) | Q(not_before__lte=Now()) | Q(not_before__gt=from_now(LONGEST_WAIT))
         return self.filter(due, state=LineState.PENDING)
 
@@ -219,13 +219,13 @@ class Part(models.Model):
 
 
 class Line(models.Model):
-    """One line of the input file, and its answer until the result files hold it.
+    """One line of the input file, and its answer until the result files have it.
 
-    The request itself stays in the input file, at `offset`. `lease` is the claim: the UPDATE that stores a result
-    names it, so a worker that was declared dead cannot write.
+    The request itself stays in the input file, at `offset`. `lease` is the claim: the UPDATE that stores an answer
+    names it, so a worker whose lease expired cannot write.
     """
 
-    # No index of its own: the two constraints' begin with it.
+    # No index of its own: the indexes of the two constraints begin with it.
     batch = models.ForeignKey(Batch, models.CASCADE, related_name="lines", db_index=False)
     part = models.ForeignKey(Part, models.CASCADE, related_name="lines", db_index=False)
     number = models.PositiveIntegerField(help_text="1-based, in the input file.")
@@ -274,7 +274,7 @@ class Line(models.Model):
             models.UniqueConstraint(fields=["batch", "custom_id"], name="line_custom_id_once"),
         ]
         indexes: ClassVar = [
-            # The claim, and "is anything left?". Not partial: SQLite would use that only for the very same condition.
+            # For the claim, and for "is a line left?". Not partial: SQLite uses that for the very same condition only.
             models.Index(fields=["part", "state", "order_key", "number"], name="line_by_turn"),
             models.Index(fields=["lease"], name="line_claimed", condition=Q(lease__isnull=False)),
             models.Index(fields=["part", "digest"], name="line_by_digest", condition=Q(digest__isnull=False)),
@@ -290,7 +290,7 @@ class Line(models.Model):
 
 
 class Answer(models.Model):
-    """What a line was answered with, kept for the same line in another batch. Only with ANSWER_ONCE_ACROSS_BATCHES."""
+    """The answer of a line, kept for an equal line of another batch. Only with ANSWER_ONCE_ACROSS_BATCHES."""
 
     digest = models.CharField(primary_key=True, max_length=32)
     response = models.TextField()

@@ -1,4 +1,4 @@
-"""Lease and Pulse: who may work on something, and who is the first to do it again."""
+"""Lease and Pulse: which process may work on something, and when a recurring duty is due."""
 
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ class Lease(models.Model):
     """The right of one process to work on something, until `expires_at` by the database's clock.
 
     Its id is the fencing token: never used twice (AUTOINCREMENT), named by every write that the right allows.
-    `host`, `pid` and `started` tell whether the process is still there, to whoever runs on the same host.
+    `host`, `pid` and `started` tell other processes on the same host whether the process is still there.
     """
 
     purpose = models.CharField(max_length=32)
@@ -35,7 +35,7 @@ class Lease(models.Model):
 
 
 class Pulse(models.Model):
-    """When something that many may ask for was last done: one row, moved by whoever is first."""
+    """When a duty that many processes share was last done: one row, moved by the first process."""
 
     name = models.CharField(primary_key=True, max_length=64)
     at = models.DateTimeField()
@@ -46,7 +46,7 @@ class Pulse(models.Model):
 
     @classmethod
     def due(cls, name: str, every: timedelta) -> bool:
-        """True for one caller in each `every`, by the database's clock; the others leave it to that one."""
+        """True for one caller in each `every`, by the database's clock. The duty is that caller's."""
         if cls.objects.filter(Q(at__lte=from_now(-every)) | Q(at__gt=Now()), pk=name).update(at=Now()):
             return True
         _, created = cls.objects.get_or_create(pk=name, defaults={"at": timezone.now()})
@@ -54,7 +54,7 @@ class Pulse(models.Model):
 
     @classmethod
     def stamp(cls, name: str, *, error: str = "") -> str:
-        """It was done just now, with this `error`; that of the last time."""
+        """Note that it was done just now, with this `error`; returns the error of the time before."""
         before = cls.objects.filter(pk=name).values_list("error", flat=True).first()
         cls.objects.update_or_create(pk=name, defaults={"at": timezone.now(), "error": error})
         return before or ""

@@ -19,9 +19,9 @@ class WebhookDeliveryQuerySet(models.QuerySet["WebhookDelivery"]):
 
 
 class WebhookDelivery(models.Model):
-    """An event on its way to WEBHOOK_URL. Its id comes from what it tells, so it exists once.
+    """An event on its way to WEBHOOK_URL. The id comes from the batch and the event, so a delivery exists once.
 
-    `attempts` counts claims: the UPDATE that stores an attempt's result names its number.
+    `attempts` counts reservations: the UPDATE that stores the result of an attempt names its number.
     """
 
     id = models.CharField(primary_key=True, max_length=64, editable=False)

@@ -1,1 +1,1 @@
-"""What is told of the work: how far a batch is, whether the server is well, figures for a monitor. Writes no row."""
+"""What the server reports: how far a batch is, whether the server is well, figures for a monitor. Writes no row."""

@@ -1,4 +1,4 @@
-"""Whether the server does its work, and what holds it or a batch up, as `/health` tells it."""
+"""Whether the server does its work, and what stops it or a batch, as `/health` tells it."""
 
 from datetime import timedelta
 from typing import Any
@@ -15,10 +15,10 @@ MOST_REASONS = 3
 
 
 def summary() -> dict[str, Any]:
-    """`status` is ok, waiting (for the model server, or for what stalls a batch) or failing (a part of ours is missing
-    or does not do its duty); `reason` says why.
+    """`status` is ok, waiting (for the model server, or for the end of a stall) or failing (the control worker does not
+    tick, or a duty of its tick fails); `reason` says why.
 
-    That a person or the clock holds lines back is told in `reason` too, and is no change of `status`: nothing is wrong.
+    If the gate is closed, by a person or by the clock, `reason` says so, and `status` stays: nothing is wrong.
     """
     backends = registry.live_backends()
     failing = _tick_trouble()
@@ -48,18 +48,18 @@ def _tick_trouble() -> list[str]:
 
 
 def _troubles(backend: Backend) -> list[str]:
-    """What is wrong with a backend or with models of it."""
+    """What is wrong with a backend or with its models."""
     reasons = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
     return list(filter(None, reasons)) or list(filter(None, [registry.missing_default_model(backend)]))
 
 
 def closed_reasons() -> list[str]:
-    """Why a person or the clock holds back the lines of live backends; each reason once."""
+    """Why the gate of live backends is closed, by a person or by the clock; each reason once."""
     return list(dict.fromkeys(filter(None, map(gate.closed_reason, registry.live_backends()))))
 
 
 def _stalled_reasons() -> list[str]:
-    """What holds up batches, whatever their status: how many, and why; the commonest reasons first."""
+    """How many batches are stalled, whatever their status, and why; the commonest reasons first."""
     stalled = Batch.objects.filter(stalled_at__isnull=False).order_by().values_list("stall_reason")
     counts = list(stalled.annotate(count=Count("pk")).order_by("-count", "stall_reason"))
     told = [

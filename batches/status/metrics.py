@@ -1,4 +1,4 @@
-"""What `/metrics` says of batches, read from the database at each scrape: no counters to lose or to add up."""
+"""The figures of batches in `/metrics`, read from the database at each scrape: no counter is lost or added up."""
 
 from collections.abc import Iterator
 
@@ -45,7 +45,7 @@ class BatchCollector(Collector):
         yield lines
         yield CounterMetricFamily(
             f"{PREFIX}_lines_repeated",
-            "Of the lines finished those that were not sent: answered as the same line of their batch was.",
+            "Finished lines that were not sent, but got the answer of an equal line of their batch.",
             value=sums["repeated_finished"],
         )
         tokens = CounterMetricFamily(f"{PREFIX}_tokens", "Tokens of finished lines, by kind.", labels=["kind"])

@@ -1,6 +1,6 @@
 """How far a batch is: what it waits for, how fast its lines go, when it may end. Reads rows and writes none.
 
-Bounded work whatever the size of the batch: its counters, and its last lines by their index.
+The work is bounded, whatever the size of the batch: its counters, and its last lines by their index.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,19 @@ from batches import registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 
-# The speed is that of so many last lines, and unknown for fewer than so few.
+# The speed is that of the last MOST_MEASURED lines, and unknown for fewer than LEAST_MEASURED.
 MOST_MEASURED, LEAST_MEASURED = 200, 5
-# Beyond so many models or batches in turn nothing is estimated, nor where several models have so many lines open.
+# Nothing is estimated for more than MOST_PARTS models of a batch, for more than MOST_OTHERS other batches, or if one of
+# several models has MOST_COUNTED open lines.
 MOST_PARTS, MOST_OTHERS = 10, 10
 MOST_COUNTED = 100_000
-# Between two answers that follow each other: answers are stored in groups, in which they share a time (executor).
+# Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
 STORING = timedelta(seconds=0.5)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A line that was answered, well or not."""
+    """A line that succeeded or failed."""
 
     at: datetime
     took: timedelta
@@ -36,7 +37,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Speed:
-    """What lines took while they were being sent: pauses, and the turns of other batches, are left out."""
+    """How long lines took while they were being sent; pauses and the turns of other batches are left out."""
 
     lines: int
     busy: timedelta
@@ -44,10 +45,10 @@ class Speed:
 
     @classmethod
     def of(cls, finished: Sequence[Finished]) -> "Speed | None":
-        """That of the last lines; None if they are too few to tell."""
+        """The speed of the last lines; None if they are too few to tell."""
         last = sorted(finished, key=lambda line: line.at)[-MOST_MEASURED:]
-        # The first one says when the next began. With several calls at once the time between two answers is short; with
-        # a pause between them it is long, and all but the answer's own time was none of the batch's.
+        # The end of the first line says when the next began. With several calls at once the time between two answers is
+        # short. With a pause between them it is long, and only the answer's own time counts.
         busy = sum((min(line.at - before.at, line.took + STORING) for before, line in pairwise(last)), timedelta())
         if len(last) < LEAST_MEASURED or not busy:
             return None
@@ -72,7 +73,7 @@ class Progress:
 
 
 class Unknown(Exception):
-    """Any estimate would be a guess; the text says why."""
+    """No estimate is possible; the text says why."""
 
 
 def of(batch: Batch) -> Progress:
@@ -95,7 +96,7 @@ def of(batch: Batch) -> Progress:
         lines_open=batch.lines_open,
         waiting_for=blocked or turn,
         lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
-        # Embeddings write no tokens: they have no such speed.
+        # Embeddings write no tokens, and so have no such speed.
         tokens_per_second=round(speed.output_tokens / speed.busy.total_seconds(), 2)
         if speed and speed.output_tokens
         else None,
@@ -105,7 +106,7 @@ def of(batch: Batch) -> Progress:
 
 
 def waiting_for(batch: Batch) -> str | None:
-    """Why its next step is not done, or no line of it is being sent, in sentences for a person; None if it goes on."""
+    """Why the batch's next step is not done or no line of it is sent, in sentences for a person; None if it goes on."""
     if batch.status not in switch.PAUSABLE:
         return batch.stall_reason or None
     with_work = _with_work(_parts(batch))
@@ -113,12 +114,12 @@ def waiting_for(batch: Batch) -> str | None:
 
 
 def _parts(batch: Batch) -> list[Part]:
-    """Those whose turn was last, one more than are looked at where there are so many."""
+    """The parts with the latest turns, MOST_PARTS + 1 at most: one too many shows that there are more."""
     return list(batch.parts.order_by(F("turn_at").desc(nulls_last=True), "pk")[: MOST_PARTS + 1])
 
 
 def _with_work(parts: list[Part]) -> list[Part]:
-    """Those with lines to send. The lines of a part that failed wait for nobody."""
+    """The parts with lines to send. Lines of a failed part are not sent."""
     parts = [part for part in parts if part.failure is None]
     return [part for part in parts if Line.objects.all().open().filter(part=part).exists()]
 
@@ -127,7 +128,7 @@ def _with_work(parts: list[Part]) -> list[Part]:
 
 
 def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
-    """What would have to end before a line of it is sent."""
+    """What must end before a line of the batch is sent."""
     if batch.stall_reason:
         return batch.stall_reason
     if switch.is_paused(batch) and batch.paused_at is not None:
@@ -151,10 +152,10 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
 
 
 def _turn(batch: Batch, with_work: list[Part]) -> str | None:
-    # By the index of claimed lines, which are few; asked for in other words, SQLite goes through all lines.
+    # By the index of claimed lines, which are few. For a query in other words SQLite scans all lines.
     batches = set(Line.objects.filter(lease__isnull=False, state=LineState.RUNNING).values_list("batch", flat=True))
     if with_work and batches and batch.pk not in batches:
-        return "The lines of another batch are being sent; its turn comes."
+        return "The lines of another batch are being sent; the turn of this batch comes."
     return None
 
 
@@ -162,17 +163,17 @@ def _turn(batch: Batch, with_work: list[Part]) -> str | None:
 
 
 def _last_finished(part: Part) -> list[Finished]:
-    """Lines are sent in the order of the index, so that its end has the last ones."""
+    """The last finished lines: lines are sent in the order of the index, so they are at its end."""
     rows: list[tuple[datetime | None, int | None, int]] = []
     for state in (LineState.SUCCEEDED, LineState.FAILED):
         lines = Line.objects.filter(part=part, state=state).order_by("-order_key", "-number")
         rows += lines.values_list("finished_at", "duration_ms", "output_tokens")[:MOST_MEASURED]
-    # Lines that failed for their model have no duration. Filtered here: in SQL that could be a search among a million.
+    # Lines that failed for their model have no duration. Filtered here: in SQL the filter could search a million.
     return [Finished(at, timedelta(milliseconds=ms), tokens) for at, ms, tokens in rows if at and ms is not None]
 
 
 def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed | None) -> tuple[datetime, str]:
-    """When the last line may be finished, and what that is based on. Raises Unknown."""
+    """When the last line may be finished, and what the estimate is based on. Raises Unknown."""
     if batch.status == Status.VALIDATING:
         raise Unknown("Not known before the input file is validated.")
     if not finished:
@@ -199,7 +200,7 @@ def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed |
 
 
 def _to_send(batch: Batch, parts: list[Part]) -> dict[Part, int]:
-    """Lines still to be sent of each part that has some; counted only where the batch's own counts do not say it."""
+    """How many lines of each part are still to be sent; counted only if the counts of the batch do not say it."""
     if len(parts) == 1:
         return {parts[0]: batch.lines_to_send}
     lines = Line.objects.all().open()
@@ -210,7 +211,7 @@ def _to_send(batch: Batch, parts: list[Part]) -> dict[Part, int]:
 
 
 def _others(batch: Batch) -> list[Batch]:
-    """The batches that have lines to send before its last one."""
+    """The batches that have lines to send before the last line of this one."""
     others = Batch.objects.all().in_progress().exclude(pk=batch.pk)
     others = others.filter(paused_at=None, priority__gte=batch.priority, total__gt=F("completed") + F("failed"))
     found = list(others.order_by("created_at")[: MOST_OTHERS + 1])
@@ -222,11 +223,11 @@ def _others(batch: Batch) -> list[Batch]:
 
 
 def _before(batch: Batch, work: timedelta, others: list[Batch], speed: Speed | None) -> timedelta:
-    """What others get of the time until `work` is done: all they want if they go first, as much as it if in turn."""
+    """The time that others get until `work` is done: all they need if they go first, at most `work` if in turn."""
     before = timedelta()
     for other in others:
         finished = [line for part in _parts(other)[:MOST_PARTS] for line in _last_finished(part)]
-        of_other = Speed.of(finished) or speed  # one that was not measured yet is taken for as fast
+        of_other = Speed.of(finished) or speed  # without a measurement, the other is assumed to be as fast
         if of_other is None:
             raise Unknown("Not known before lines of this and the other batches are finished.")
         wanted = other.lines_to_send * of_other.each

@@ -9,8 +9,8 @@ from common.errors import ApiError
 
 
 def each(batch_ids: list[str], do: Callable[[str], None]) -> str:
-    """Do it to these batches; their ids, to print. CommandError where one is unknown, and nothing is done then; and
-    where one is past it, after the others."""
+    """Do it to these batches; their ids, to print. CommandError if one is unknown, and then nothing is done; or if one
+    is too far for it, after it was done to the others."""
     known = set(Batch.objects.filter(pk__in=batch_ids).values_list("pk", flat=True))
     if unknown := [batch_id for batch_id in batch_ids if batch_id not in known]:
         raise CommandError(f"No batch found with id {', '.join(map(repr, unknown))}.")

@@ -1,4 +1,4 @@
-"""`manage.py pause`: hold back the lines of some batches, or of all."""
+"""`manage.py pause`: send no more lines of some batches, or of all."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from batches.scheduling import gate, switch
 
 
 class Command(BaseCommand):
-    help = "Send no more lines until `resume`: of these batches, or of any. What is on its way is still answered."
+    help = "Send no more lines until `resume`: of these batches, or of any. Calls in flight are still answered."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("batch_id", nargs="*", help="without one, all batches, later ones too")

@@ -1,4 +1,4 @@
-"""`manage.py resume`: what `manage.py pause` held back goes on."""
+"""`manage.py resume`: end the pause of some batches, or of all."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from batches.scheduling import switch
 
 
 class Command(BaseCommand):
-    help = "Send lines again: of these batches, or of all but those that were paused by their id."
+    help = "Send lines again: of these batches, or of all batches except those that were paused by id."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("batch_id", nargs="*", help="without one, all batches")

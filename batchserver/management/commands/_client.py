@@ -1,4 +1,4 @@
-"""Our own HTTP API, as any client sees it. Used by `run_batch` and `benchmark`."""
+"""A client of our own HTTP API, for `run_batch` and `benchmark`."""
 
 import shutil
 import time
@@ -14,7 +14,7 @@ FINAL = ("completed", "failed", "expired", "cancelled")
 
 
 class Client:
-    """Our own HTTP API, as any client sees it."""
+    """Our own HTTP API, as any client uses it."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -48,7 +48,7 @@ class Client:
                 shutil.copyfileobj(response.raw, file)
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        """The answer's JSON. A server that is being restarted is asked again for a while, if asking changes nothing."""
+        """The answer's JSON. A GET is sent again for 30 s if the server does not answer, as it may be restarting."""
         for attempt in range(30):
             try:
                 response = self.session.request(method, f"{self.base}/v1/{path}", timeout=60, **options)

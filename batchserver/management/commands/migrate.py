@@ -1,4 +1,4 @@
-"""`manage.py migrate`: Django's own, on a machine where nothing was started yet too."""
+"""`manage.py migrate`: Django's own, which works before the first start too."""
 
 from typing import Any
 
@@ -9,6 +9,6 @@ from batchserver import first_start
 
 class Command(migrate.Command):
     def execute(self, *args: Any, **options: Any) -> str | None:
-        # SQLite makes its file, but not the directory that it stands in; the checks before `handle` open it already.
+        # SQLite makes its file, but not the directory of the file; the checks before `handle` open the file already.
         first_start.make_directories()
         return super().execute(*args, **options)

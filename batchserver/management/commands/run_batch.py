@@ -1,6 +1,6 @@
 """`manage.py run_batch FILE`: one batch from file to file, through the HTTP API like any client.
 
-Uses the server that is running, or starts one for as long as the batch takes.
+Uses the server that is running, or starts one until the batch is over.
 """
 
 import json
@@ -84,9 +84,9 @@ class Command(BaseCommand):
                     server.process.kill()
 
     def _backend_for_own_server(self) -> dict[str, str]:
-        """What the server of this run has to know: nothing, or that the embedded backend stands in for Ollama.
+        """The environment of the server of this run: empty, or with the embedded backend instead of Ollama.
 
-        The stand-in works in a directory of its own: no batch that waits for the real model may ever be answered by it.
+        The embedded backend gets a DATA_DIR of its own: it must never answer a batch that waits for the real model.
         """
         if settings.EMBEDDED_BACKEND:
             return {}
@@ -125,7 +125,7 @@ class Command(BaseCommand):
     # The batch
 
     def _follow(self, client: "Client", batch_id: str) -> dict[str, Any]:
-        """Poll until the batch is over, with a progress bar; the batch in its final status."""
+        """Poll until the batch is over, with a progress bar; returns the batch in its final status."""
         reason = ""
         rate = TokenRate()
         shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -139,7 +139,7 @@ class Command(BaseCommand):
                     f"{counts['failed']} failed, {rate(batch['usage']['output_tokens']):.0f} tokens/s", False
                 )
                 bar.update(counts["completed"] + counts["failed"] - bar.n)
-                # In a log file each refresh would be a line of its own.
+                # In a log file each refresh would add a line.
                 if sys.stdout.isatty() or batch["status"] in FINAL:
                     bar.refresh()
                 if batch["status"] in FINAL:
@@ -167,7 +167,7 @@ class Command(BaseCommand):
 
 
 class TokenRate:
-    """Tokens a second over the last moments, from a total that is looked at now and then."""
+    """Tokens a second over the last RATE_WINDOW_S, from a total that is read now and then."""
 
     def __init__(self) -> None:
         self.seen: deque[tuple[float, int]] = deque()
@@ -182,7 +182,7 @@ class TokenRate:
 
 
 def _mistakes(errors: list[dict[str, Any]]) -> str:
-    """A line for each mistake, with the lines of the file that have it."""
+    """One line for each message, with the numbers of the lines that have it."""
     lines_with: dict[str, list[int]] = {}
     for error in errors:
         lines_with.setdefault(error["message"], []).extend(filter(None, [error["line"]]))
@@ -232,7 +232,7 @@ def _sample(requests_path: Path, results_path: Path) -> Iterator[tuple[str, str]
 
 
 def _text_of(body: dict[str, Any]) -> str:
-    """What a person would read in a request or a reply of any of the endpoints."""
+    """The text of a request or a reply of any of the endpoints, for a person to read."""
     match body:
         case {"messages": [*_, {"content": str(text)}]} | {"choices": [{"message": {"content": str(text)}}, *_]}:
             return text

@@ -57,7 +57,7 @@ class Command(BaseCommand):
         finally:
             connection.close()
         if password:
-            # At once: whatever goes wrong from here on, it cannot be shown again.
+            # Shown at once: if the start fails later, the password cannot be shown again.
             self.stdout.write(f"Made user {first_start.ADMIN_NAME}, password {password} (shown only this once)")
             self.stdout.flush()
 
@@ -72,7 +72,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
 
     def _lock(self) -> IO[str]:
-        """One server for each DATA_DIR. The kernel frees the lock when we are gone, however that happened."""
+        """One server for each DATA_DIR. The kernel frees the lock when this process ends, even by SIGKILL."""
         lock = (settings.DATA_DIR / "serve.lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,7 +81,7 @@ class Command(BaseCommand):
         return lock
 
     def _wait_for_port(self) -> None:
-        """The children of a server that was killed may take a moment to let go of the port."""
+        """The children of a killed server may keep the port for a moment."""
         ends_at = time.monotonic() + PORT_WAIT_S
         told = False
         while not _is_free(settings.HOST, settings.PORT):
@@ -162,7 +162,7 @@ def _backend_line() -> str:
 
 
 def _is_free(host: str, port: int) -> bool:
-    """Nobody listens there. Connections that a dead server left in TIME_WAIT do not count."""
+    """Whether no process listens there. Connections that a dead server left in TIME_WAIT do not count."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -181,14 +181,14 @@ def _broker_command() -> list[str]:
     settings.BROKER_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = settings.BROKER_DIR.stat()
     if owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o077:
-        # In the common temporary directory somebody else may have been there first.
+        # In the common temporary directory another user may have made it first.
         raise CommandError(f"{settings.BROKER_DIR} is not ours alone. Remove it, or choose a shorter DATA_DIR.")
     options = {
         "port": "0",
         "unixsocket": str(settings.BROKER_SOCKET),
         "unixsocketperm": "700",
         "dir": str(settings.BROKER_DIR),
-        # Nothing in it has to survive: the database is the truth, and the tick wakes whom a lost message did not.
+        # No message has to survive: the database is the truth, and the tick makes up for a lost message.
         "save": "",
         "appendonly": "no",
         "maxmemory-policy": "noeviction",

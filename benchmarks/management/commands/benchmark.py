@@ -1,9 +1,8 @@
-"""`manage.py benchmark [SCENARIO …]`: figures that anybody can measure again, each compared inside one run.
+"""`manage.py benchmark [SCENARIO …]`: figures that can be measured again on any machine, each compared inside one run.
 
-A scenario (there is one in each of several modules of benchmarks) starts a server of its own (web, workers, broker, as
-`manage.py serve` does) with a data directory of its own inside DATA_DIR, so on the disk that counts, and a model server
-to measure with. Nothing of it is left at the end, however the end comes. A figure that misses its target is printed
-like any other.
+A scenario (one module of benchmarks each) starts a server of its own (web, workers, broker, as `manage.py serve` does)
+with a data directory of its own inside DATA_DIR, so on the disk that counts, and a model server to measure with. All of
+it is removed at the end, even after an error. A figure that misses its target is printed like any other.
 """
 
 import signal
@@ -70,13 +69,13 @@ class Command(BaseCommand):
             report.write(name, text, SCENARIOS)
 
     def _tell(self, progress: str) -> None:
-        """Beside the figures, so that they can be sent to a file, and not in the red of an error."""
+        """To stderr, so that the figures alone can be sent to a file, and not in the red of an error."""
         self.stderr.write(progress, str)
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, and a second signal does not cut the cleaning up short."""
+    """SIGTERM ends a run as Ctrl-C does, and a second signal does not interrupt the clean-up."""
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`manage.py create_api_key`: from the first key on, every /v1 call needs one."""
+"""`manage.py create_api_key`: make a key; from the first key on, every /v1 call needs one."""
 
 from typing import Any
 
