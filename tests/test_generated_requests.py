@@ -17,7 +17,7 @@ from schemathesis.transport.requests import REQUESTS_TRANSPORT, multipart_serial
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action
 from tests.stack import ROOT, eventually
-from tests.test_whole_server import client_of, finish, submit
+from tests.whole_server import client_of, finish, submit
 
 BY_GUNICORN = {414, 431}
 MODELS = [MODEL, "hf.co/user/repo:Q4"]

@@ -3,7 +3,7 @@
 import json
 
 from tests.conftest import custom_ids, line
-from tests.test_whole_server import client_of, finish, lines_of, submit
+from tests.whole_server import client_of, finish, lines_of, submit
 
 QUESTIONS = {
     "france": "What is the capital of France?",

@@ -3,7 +3,6 @@
 import io
 import logging
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -14,9 +13,9 @@ from django.utils import timezone
 from batches import tasks
 from batches.models import Backend, Batch, Hold, Status
 from batches.scheduling import gate, switch
-from batches.scheduling.quiet_hours import QuietHours
 from batches.status import health
 from tests.conftest import line
+from tests.quiet import quiet_now
 
 
 @pytest.fixture
@@ -26,14 +25,6 @@ def woken(monkeypatch):
     for task in (tasks.drive, tasks.validate, tasks.finalize, tasks.tidy):
         monkeypatch.setattr(task, "apply_async", lambda args=(), name=task.name, **_: sent.append(name))
     return sent
-
-
-def quiet_now(settings):
-    """Quiet from an hour ago until in an hour; when that is."""
-    zone = ZoneInfo(settings.TIME_ZONE)
-    start, end = (timezone.now().astimezone(zone) + timedelta(hours=hours) for hours in (-1, 1))
-    settings.QUIET_HOURS = QuietHours(f"{start:%H:%M}-{end:%H:%M}", zone)
-    return end
 
 
 # One batch

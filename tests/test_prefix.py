@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batches.lines import fingerprint, prompt
 from tests.conftest import CHAT
-from tests.test_properties import ANY_TEXT, steady, values
+from tests.generated import ANY_TEXT, steady, values
 
 COMPLETIONS, RESPONSES, EMBEDDINGS = "/v1/completions", "/v1/responses", "/v1/embeddings"
 GENERATING = [CHAT, COMPLETIONS, RESPONSES]

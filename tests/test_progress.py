@@ -17,7 +17,7 @@ from batches.scheduling.quiet_hours import QuietHours
 from batches.status import progress
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
-from tests.test_pausing import quiet_now
+from tests.quiet import quiet_now
 
 
 def second(number):

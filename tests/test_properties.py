@@ -7,7 +7,7 @@ import re
 from itertools import islice
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batches.backends.base import BackendKind
@@ -16,25 +16,7 @@ from batches.models import LineState
 from batches.results import MESSAGES, result_line
 from common import strict_json
 from tests.conftest import CHAT, line
-
-# A slow machine fails nothing.
-steady = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-# What JSON can spell, and of it what every database keeps.
-ANY_TEXT = st.text(st.characters())
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
-
-
-def values(text):
-    numbers = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
-    return st.recursive(
-        st.none() | st.booleans() | numbers | text,
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
-        max_leaves=8,
-    )
-
-
-VALUES = values(TEXT)
+from tests.generated import ANY_TEXT, TEXT, VALUES, steady, values
 
 # Files: good lines, lines with something wrong, white space and any bytes, ended in every way.
 GOOD = st.builds(line, TEXT.filter(bool))

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import CHAT, custom_ids, jsonl, line
 from tests.fake_backend import Action
 from tests.stack import ROOT, eventually
-from tests.test_whole_server import FINAL, finish, lines_of, submit
+from tests.whole_server import FINAL, finish, lines_of, submit
 
 CONTENT = jsonl([line(name) for name in "abc"])
 EXPIRES = {"anchor": "created_at", "seconds": 3600}

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import line, needs
 from tests.stack import ROOT, Stack, eventually, free_port
-from tests.test_whole_server import client_of, finish, submit
+from tests.whole_server import client_of, finish, submit
 
 README = (ROOT / "README.md").read_text()
 

@@ -20,8 +20,8 @@ from common import ids
 from files_api import storage
 from files_api.models import File, FileHold, stored_name
 from tests.conftest import custom_ids, line
-from tests.test_disk import files_end_at, stored
-from tests.test_tick import next_tick, tick
+from tests.disk import files_end_at, stored
+from tests.ticks import next_tick, tick
 
 NO_ROOM = (
     "The result files cannot be written: File too large. "

@@ -11,14 +11,7 @@ from batches.dispatch import dispatcher
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
 from batches.status import health
 from tests.conftest import line
-
-
-def tick():
-    """A tick that is due, whenever the last one was; some worker reported its backend before."""
-    registry.own_backend()
-    Backend.objects.update(worker_seen_at=timezone.now())
-    Pulse.objects.all().delete()
-    tasks.tick()
+from tests.ticks import next_tick, tick
 
 
 def forgotten(batch_id):
@@ -145,11 +138,6 @@ def no_sweep(settings):
     settings.UPLOAD_DIR.write_text("no directory")
     yield
     settings.UPLOAD_DIR = directory
-
-
-def next_tick():
-    Pulse.objects.filter(pk="tick").delete()
-    tasks.tick()
 
 
 def test_a_duty_that_fails_is_told_by_health_and_logged_once(create, work, sent, request, settings, caplog):

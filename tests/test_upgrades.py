@@ -24,7 +24,7 @@ from tests import environment
 from tests.conftest import custom_ids, line
 from tests.schemas.make import HERE, INPUT
 from tests.stack import Stack
-from tests.test_whole_server import client_of, finish, lines_of
+from tests.whole_server import client_of, finish, lines_of
 
 COMMITS = sorted(path.stem for path in HERE.glob("*.sql"))
 CUSTOM_IDS = ["a", "b", "c", "a again", "d", "e", "f", "d again", "g"]

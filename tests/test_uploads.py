@@ -12,7 +12,7 @@ from rest_framework.test import APIClient
 from files_api import retention, uploads
 from files_api.models import File, Upload, UploadPart
 from tests.conftest import at_once, custom_ids, jsonl, line, several_connections
-from tests.test_whole_server import client_of, finish, lines_of
+from tests.whole_server import client_of, finish, lines_of
 
 CONTENT = jsonl([line(name) for name in "abcdef"])
 THIRDS = [CONTENT[:100], CONTENT[100:333], CONTENT[333:]]

@@ -25,7 +25,7 @@ from common import ids
 from tests.conftest import line
 from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port
-from tests.test_whole_server import client_of, finish, submit
+from tests.whole_server import client_of, finish, submit
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 DAY = timedelta(hours=24)

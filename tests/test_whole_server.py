@@ -1,7 +1,6 @@
 """The official client against a whole server: real gunicorn, workers and broker; the model server is the fake one."""
 
 import http.client
-import io
 import json
 import shutil
 import time
@@ -17,30 +16,7 @@ from files_api.models import File, stored_name
 from tests.conftest import CHAT, custom_ids, jsonl, line
 from tests.fake_backend import Action, FakeBackend
 from tests.stack import eventually, free_port
-
-FINAL = ("completed", "failed", "expired", "cancelled")
-
-
-def client_of(server):
-    return openai.OpenAI(base_url=f"{server.base}/v1", api_key="any", _strict_response_validation=True, max_retries=10)
-
-
-def submit(client, lines, **fields):
-    file = client.files.create(file=("in.jsonl", io.BytesIO(jsonl(lines))), purpose="batch")
-    request = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"} | fields
-    return client.batches.create(**request)
-
-
-def finish(client, batch_id, within_s=120):
-    return eventually(
-        lambda: (batch := client.batches.retrieve(batch_id)).status in FINAL and batch,
-        within_s=within_s,
-        what="the end of the batch",
-    )
-
-
-def lines_of(client, file_id):
-    return [json.loads(each) for each in client.files.content(file_id).text.splitlines()] if file_id else []
+from tests.whole_server import client_of, finish, lines_of, submit
 
 
 def check(client, batch, wanted):
