@@ -340,7 +340,7 @@ def test_what_looks_like_no_room_is_the_lines_affair_if_a_trial_goes_well(create
 
 def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbours_pay_nothing(create, work, backend):
     """The server is not there again at once: what comes behind the line fails too, and so does a trial."""
-    work.in_flight = 1  # among several nobody could tell whose fault it is (test_drives)
+    work.in_flight = 1  # among several nobody could tell whose fault it is (test_sharing)
     for key in ("poison", "b", "c", TRIAL):
         backend.always(key, DOWN)
     batch = prepared(create, work, ["a", "poison", "b", "c"])
@@ -364,7 +364,7 @@ def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbour
 def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     create, work, backend, settings, monkeypatch
 ):
-    work.in_flight = 1  # among several nobody could tell whose fault it is (test_drives)
+    work.in_flight = 1  # among several nobody could tell whose fault it is (test_sharing)
     settings.LINE_TIMEOUT_S = 1.0
     monkeypatch.setattr(questions, "TRIAL_TIMEOUT_S", 1.0)
     hang = Action(hang=True)
