@@ -25,19 +25,24 @@ def collected(*arguments):
     return [line.partition("[")[0] for line in told.splitlines() if "::" in line]
 
 
+STARTS_SERVERS = "tests/batchserver/test_serve.py"
+IS_SLOW = "tests/batches/dispatch/test_sharing.py"
+IS_QUICK = "tests/batches/lines/test_jsonl.py"
+
+
 @pytest.mark.usefixtures("processes")
 def test_it_leaves_out_what_comes_to_processes_and_what_is_slow():
-    modules = ["tests/test_serve.py", "tests/batches/dispatch/test_sharing.py", "tests/batches/lines/test_jsonl.py"]
+    modules = [STARTS_SERVERS, IS_SLOW, IS_QUICK]
     left_out = {*collected(*modules)} - {*collected("--quick", *modules)}
-    assert "tests/test_serve.py::test_a_child_that_dies_is_started_again" in left_out  # by way of `stack`
-    assert "tests/test_serve.py::test_a_bad_setting_is_named_with_what_is_allowed" in left_out  # by its own mark
-    assert "tests/batches/dispatch/test_sharing.py::test_a_person_is_served_first" in left_out  # slow
-    assert not {each for each in left_out if each.startswith("tests/batches/lines/test_jsonl.py")}
+    assert f"{STARTS_SERVERS}::test_a_child_that_dies_is_started_again" in left_out  # by way of `stack`
+    assert f"{STARTS_SERVERS}::test_a_bad_setting_is_named_with_what_is_allowed" in left_out  # by its own mark
+    assert f"{IS_SLOW}::test_a_person_is_served_first" in left_out
+    assert not {each for each in left_out if each.startswith(IS_QUICK)}
 
 
 @pytest.mark.usefixtures("processes")
 def test_the_files_that_start_processes_come_first():
-    files = [test.partition("::")[0] for test in collected("tests/batches/lines/test_jsonl.py", "tests/test_serve.py")]
-    assert list(dict.fromkeys(files)) == ["tests/test_serve.py", "tests/batches/lines/test_jsonl.py"]
+    files = [test.partition("::")[0] for test in collected(IS_QUICK, STARTS_SERVERS)]
+    assert list(dict.fromkeys(files)) == [STARTS_SERVERS, IS_QUICK]
     # Also of those that they leave to be shuffled: each file stays in one piece.
-    assert files == sorted(files, key=lambda file: file != "tests/test_serve.py")
+    assert files == sorted(files, key=lambda file: file != STARTS_SERVERS)
