@@ -4,7 +4,8 @@ Before 0.1.0 migrations were edited that had been applied already, so a database
 what an edit added and has what an edit removed. A new migration cannot bring it right: 0003 fails on the earliest of
 them (it drops columns that they lack), and on SQLite 0005 fails on others (it copies a table with columns that they
 lack). So `mend` looks at the tables before any migration runs, at every `migrate`. It changes nothing in a database of
-the last form. tests/schemas has a database of each form; tests/test_upgrades.py keeps migrations from being edited.
+the last form. tests/schemas has a database of each form; tests/system/test_upgrades.py keeps migrations from being
+edited.
 """
 
 from typing import Any

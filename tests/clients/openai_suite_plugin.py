@@ -16,7 +16,7 @@ from typing import Any
 import django
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # behind the suite's own root: both have a `tests`
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # behind the suite's own root: both have a `tests`
 django.setup()
 
 from django.core.files.base import ContentFile  # noqa: E402

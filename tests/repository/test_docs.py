@@ -1,7 +1,7 @@
 """What the pages name is there: links, paths, settings, addresses, commands with their options.
 
-The commands of the README are run, with whole servers, by tests/test_readme.py. Those of the other pages need Docker, a
-card, or a system of their own; they are parsed.
+The commands of the README are run, with whole servers, by tests/repository/test_readme.py. Those of the other pages
+need Docker, a card, or a system of their own; they are parsed.
 """
 
 import ast
@@ -35,8 +35,8 @@ FOREIGN = {
 }
 # Programs that the pages' commands may start, and why their commands are parsed and not run.
 PROGRAMS = {
-    "script": "the README's are run by tests/test_readme.py; others start a server or all tests",
-    "curl": "the README's are run by tests/test_readme.py; others need the server of docker compose",
+    "script": "the README's are run by tests/repository/test_readme.py; others start a server or all tests",
+    "curl": "the README's are run by tests/repository/test_readme.py; others need the server of docker compose",
     ".venv/bin/python": "manage.py: parsed by the command's own parser",
     ".venv/bin/pre-commit": "changes the hooks of the checkout",
     "docker": "needs a daemon, and a card",

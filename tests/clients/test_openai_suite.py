@@ -60,7 +60,7 @@ def test_openai_pythons_own_tests_pass(stack, fake, tmp_path):
         env=os.environ
         | server.environment
         | {
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": str(ROOT / "tests" / "clients"),
             "DJANGO_SETTINGS_MODULE": "batchserver.settings",
             "TEST_API_BASE_URL": f"{server.base}/v1",
         },
