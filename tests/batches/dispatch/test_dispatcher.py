@@ -8,22 +8,11 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import leases, lifecycle, registry
-from batches.dispatch import claims
+from batches import lifecycle
 from batches.models import Batch, Lease, Line, LineState, Status
-from batches.scheduling import turns
+from tests.batches.conftest import results
 from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
-
-
-def turn():
-    return turns.next_turn(registry.own_backend(), None)
-
-
-def results(work, batch):
-    """custom_id -> line of the output file, and of the error file; both in input order."""
-    output, errors = (work.content(batch[name]) for name in ("output_file_id", "error_file_id"))
-    return {each["custom_id"]: each for each in output}, {each["custom_id"]: each for each in errors}
 
 
 def test_it_answers_every_line_in_input_order(create, work, backend):
@@ -302,54 +291,6 @@ def test_the_order_to_stop_cuts_a_call_after_the_grace(create, work, backend, se
     assert work.run(batch["id"])["request_counts"]["completed"] == 1
 
 
-def test_a_zombie_cannot_write(create, work, backend):
-    """Its lease is taken away while the model answers; the line was given to another, who answers first."""
-    backend.on("a", Action(delay_s=1.2))
-    batch = create([line("a")])
-    work.validate(batch["id"])
-    winner = []
-
-    def should_stop():
-        if backend.arrived() and not winner:
-            Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-            leases.reap()
-            winner.append(leases.acquire("drive"))
-            assert [each.custom_id for each in claims.claim(winner[0], turn(), 5)] == ["a"]
-        return False
-
-    work.drive(should_stop=should_stop)
-
-    row = Line.objects.get()
-    assert (row.state, row.lease_id, row.response) == (LineState.RUNNING, winner[0].pk, "")
-    assert Batch.objects.get().completed == 0
-
-
-def test_a_dead_lease_claims_nothing(create, work):
-    batch = create([line("a")])
-    work.validate(batch["id"])
-    lease = leases.acquire("drive")
-    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-    assert claims.claim(lease, turn(), 5) == []
-    assert Line.objects.get().state == LineState.PENDING
-
-
-def test_a_line_that_was_lost_with_its_worker_often_comes_last_of_all(create, work, backend):
-    first, second = create([line("a"), line("b")])["id"], create([line("c")])["id"]
-    for batch in (first, second):
-        work.validate(batch)
-    Line.objects.filter(custom_id="a").update(lost_claims=3)
-    work.in_flight = 1
-    work.drive()
-    assert backend.arrived() == ["b", "c", "a"]
-
-
-def test_two_claims_share_no_line(create, work):
-    batch = create([line(f"id-{n}") for n in range(5)])
-    work.validate(batch["id"])
-    first, second = (claims.claim(leases.acquire("drive"), turn(), 3) for _ in range(2))
-    assert [each.number for each in first + second] == [1, 2, 3, 4, 5]
-
-
 def test_the_oldest_batch_goes_first(create, work, backend):
     second, first = create([line("late")]), create([line("early")])
     Batch.objects.filter(pk=first["id"]).update(created_at=timezone.now() - timedelta(hours=1))
@@ -403,89 +344,6 @@ def test_result_lines_hold_nothing_that_splits_a_line(create, work, backend):
     assert raw.isascii()
     assert len(raw.decode().splitlines()) == 1
     assert custom_ids(work.content(batch["output_file_id"])) == ["a"]
-
-
-def test_max_completion_tokens_reaches_ollama_under_the_name_it_knows(create, work, backend):
-    work.run(create([line("a", body={"max_tokens": None, "max_completion_tokens": 5})])["id"])
-    assert backend.seen[0].body["max_tokens"] == 5
-    assert "max_completion_tokens" not in backend.seen[0].body
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "body", "said"),
-    [
-        ("/v1/chat/completions", {"n": 2}, "'n'"),
-        ("/v1/chat/completions", {"tool_choice": "required"}, "'tool_choice'"),
-        ("/v1/chat/completions", {"logit_bias": {"5": -100}}, "'logit_bias'"),
-        ("/v1/completions", {"best_of": 3}, "'best_of'"),
-        ("/v1/responses", {"previous_response_id": "resp_1"}, "'previous_response_id'"),
-        (
-            "/v1/chat/completions",
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "HTTP://x/y.png"}}]}
-                ]
-            },
-            "data: URL",
-        ),
-        (
-            "/v1/responses",
-            {
-                "messages": [],
-                "input": [{"role": "user", "content": [{"type": "input_image", "image_url": " http://x/y.png"}]}],
-            },
-            "data: URL",
-        ),
-        (
-            "/v1/responses",
-            {
-                "input": [
-                    {
-                        "type": "function_call_output",
-                        "call_id": "c",
-                        "output": [{"type": "input_image", "image_url": "file:///etc/passwd"}],
-                    }
-                ]
-            },
-            "data: URL",
-        ),
-        ("/v1/completions", {"prompt": ""}, "empty 'prompt'"),
-        (
-            "/v1/responses",
-            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "https://x/y.png"}]}]},
-            "data: URL",
-        ),
-    ],
-)
-def test_what_ollama_would_ignore_or_fetch_is_refused_and_not_sent(create, work, backend, endpoint, body, said):
-    batch = work.run(create([line("a", url=endpoint, body=body), line("b", url=endpoint)], endpoint=endpoint)["id"])
-    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
-    _, errors = results(work, batch)
-    # As the endpoint itself would have refused it.
-    assert (errors["a"]["error"], errors["a"]["response"]["status_code"]) == (None, 400)
-    refusal = errors["a"]["response"]["body"]["error"]
-    assert (refusal["type"], refusal["code"]) == ("invalid_request_error", "unsupported_parameter")
-    assert said in refusal["message"]
-    assert backend.arrived() == ["b"]
-
-
-def test_members_that_ask_for_nothing_more_are_fine(create, work, backend):
-    harmless = {"n": 1, "tool_choice": "auto", "logit_bias": {}, "user": "me", "metadata": {}, "store": False}
-    batch = work.run(create([line("a", body=harmless)])["id"])
-    assert batch["request_counts"]["completed"] == 1
-
-
-def test_text_parts_reach_ollama_as_one_message(create, work, backend):
-    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    messages = [{"role": "system", "content": parts}, {"role": "user", "content": [*parts, image]}]
-    work.run(create([line("a", body={"messages": messages})])["id"])
-    assert backend.seen[0].body["messages"] == [{"role": "system", "content": "one\ntwo"}, messages[1]]
-
-
-def test_a_list_of_one_prompt_reaches_ollama_as_a_string(create, work, backend):
-    work.run(create([line("a", url="/v1/completions", body={"prompt": ["a"]})], endpoint="/v1/completions")["id"])
-    assert backend.seen[0].body["prompt"] == "a"
 
 
 def test_statuses_seen_on_the_way(create, work, backend):

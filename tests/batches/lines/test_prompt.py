@@ -8,20 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batches.lines import fingerprint, prompt
+from tests.batches.lines.bodies import COMPLETIONS, EMBEDDINGS, GENERATING, RESPONSES, asking
 from tests.conftest import CHAT
 from tests.generated import ANY_TEXT, steady, values
 
-COMPLETIONS, RESPONSES, EMBEDDINGS = "/v1/completions", "/v1/responses", "/v1/embeddings"
-GENERATING = [CHAT, COMPLETIONS, RESPONSES]
 ENDPOINTS = [*GENERATING, EMBEDDINGS]
 ANYTHING = values(ANY_TEXT)
-
-
-def asking(endpoint, text, /, **more):
-    """A body whose prompt is this text."""
-    if endpoint == CHAT:
-        return {"messages": [{"role": "user", "content": text}]} | more
-    return {"prompt" if endpoint == COMPLETIONS else "input": text} | more
 
 
 def key(text, /, endpoint=COMPLETIONS, **more):
@@ -207,44 +199,3 @@ def test_an_image_counts_as_an_image_and_not_by_its_bytes():
     text = {"type": "text", "text": "x" * 93}
     chat = {"messages": [{"role": "user", "content": [text, image, image]}]}
     assert prompt.measure(CHAT, chat).context_tokens == 34 + 2 * 1024
-
-
-# Requests with one answer alone
-
-
-@pytest.mark.parametrize("sure", [{"temperature": 0}, {"temperature": 0.0}, {"temperature": -0.0}, {"seed": 7}])
-@pytest.mark.parametrize("endpoint", GENERATING)
-def test_a_request_that_is_not_sampled_by_chance_has_a_digest(endpoint, sure):
-    assert len(fingerprint.digest(endpoint, "m", asking(endpoint, "x", **sure))) == 16
-
-
-@pytest.mark.parametrize(
-    "unsure", [{}, {"temperature": 0.1}, {"temperature": False}, {"temperature": "0"}, {"seed": 7.0}, {"seed": True}]
-)
-@pytest.mark.parametrize("endpoint", GENERATING)
-def test_one_that_is_has_none(endpoint, unsure):
-    assert fingerprint.digest(endpoint, "m", asking(endpoint, "x", **unsure)) is None
-    assert len(fingerprint.digest(EMBEDDINGS, "m", asking(EMBEDDINGS, "x", **unsure))) == 16
-
-
-def test_a_digest_is_of_all_that_is_asked():
-    body = asking(CHAT, "x", temperature=0, max_tokens=5)
-    others = [
-        fingerprint.digest(CHAT, "m", body),
-        fingerprint.digest(CHAT, "n", body),
-        fingerprint.digest(RESPONSES, "m", body),
-        fingerprint.digest(CHAT, "m", body | {"max_tokens": 6}),
-        fingerprint.digest(CHAT, "m", body | {"max_tokens": 5.0}),
-        fingerprint.digest(CHAT, "m", dict(reversed(body.items()))),
-    ]
-    assert len(set(others)) == len(others)
-
-
-def test_the_name_of_the_model_is_not_what_is_asked():
-    body = {"messages": [], "temperature": 0, "model": "gemma3:12b"}
-    digest = fingerprint.digest(CHAT, "gemma3:12b", body)
-    assert fingerprint.digest(CHAT, "gemma3:12b", body | {"model": "alias"}) == digest
-    assert fingerprint.digest(CHAT, "gemma3:12b", {"model": "alias", "messages": [], "temperature": 0}) == digest
-    assert fingerprint.digest(CHAT, "gemma3:12b", {"messages": [], "temperature": 0}) == digest
-    assert fingerprint.digest(CHAT, "qwen3:8b", body) != digest
-    assert body["model"] == "gemma3:12b"
