@@ -4,7 +4,7 @@ Before 0.1.0, migrations were edited after databases had applied them. Such a da
 what an edit removed. A new migration cannot bring it right: 0003 fails on the earliest databases (it drops columns that
 they lack), and on SQLite 0005 fails on others (it copies a table with columns that they lack). So `mend` looks at the
 tables before any migration runs, at every `migrate`. A database of the last form is not changed.
-tests/schemas has a database of each form; tests/test_upgrades.py keeps migrations from being edited.
+tests/schemas has a database of each form; tests/system/test_upgrades.py keeps migrations from being edited.
 """
 
 from typing import Any

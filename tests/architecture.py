@@ -1,7 +1,7 @@
 """The rules of how modules may import each other and who may write what, as functions of the parsed tree.
 
 Each rule gives its violations as lines for a person; none: it holds. Nothing is imported and no module listed by hand.
-tests/test_import_direction.py says which rules are in force, and tries each on planted faults.
+tests/repository/test_import_direction.py says which rules are in force, and tries each on planted faults.
 """
 
 import ast

@@ -16,7 +16,7 @@ from rest_framework.test import APIClient
 from batches import cleanup, failing, lifecycle, registry, results, validation
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
-from batches.models import Backend, Batch, Line, PausedModel, Pulse, Status
+from batches.models import Backend, Batch, Line, PausedModel, Status
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -142,17 +142,6 @@ def fake() -> Iterator[FakeBackend]:
         yield backend
 
 
-@pytest.fixture
-def live_backend(db: None, settings: Any) -> Backend:
-    """A backend whose worker has just reported, beside a control worker that ticks."""
-    Pulse.stamp("ticked")
-    now = timezone.now()
-    listed = [{"id": settings.MODEL_NAME}]
-    return Backend.objects.create(
-        name="here", url="http://127.0.0.1:9", kind="ollama", listed=listed, worker_seen_at=now, seen_at=now
-    )
-
-
 def line(custom_id: str, *, url: str = CHAT, **changes: Any) -> dict[str, Any]:
     """A good request whose text is its custom_id; `changes` replace members of the line, `body=` of its body."""
     body: dict[str, Any] = {"model": "gemma3:12b", "max_tokens": 8}
@@ -272,18 +261,6 @@ class Work:
 @pytest.fixture
 def work(transactional_db: None, api: APIClient) -> Work:
     return Work(api)
-
-
-@pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The messages that go out, at the broker's edge: (task, arguments)."""
-    messages: list[tuple[str, ...]] = []
-
-    def publish(self: Any, args: tuple[str, ...] = (), **options: Any) -> None:
-        messages.append((self.name.rpartition(".")[2], *args))
-
-    monkeypatch.setattr("celery.app.task.Task.apply_async", publish)
-    return messages
 
 
 @pytest.fixture

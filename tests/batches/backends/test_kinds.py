@@ -1,0 +1,172 @@
+"""Which kind a model server is, and what it tells. HTTP is answered by a small real server."""
+
+import socket
+
+import pytest
+from pytest_httpserver import HTTPServer
+
+from batches import backends, registry
+from batches.backends.base import Model, ModelState
+from batches.models import Backend
+
+CHAT = "/v1/chat/completions"
+
+
+class Server:
+    """Answers GETs; whatever it was not told about is a 404."""
+
+    def __init__(self, http: HTTPServer) -> None:
+        self.http = http
+
+    def get(self, path, json=None, *, status=200, headers=None):
+        handler = self.http.expect_request(path, method="GET")
+        if json is not None:
+            handler.respond_with_json(json)
+        else:
+            handler.respond_with_data("not found", status=status, headers=headers)
+
+    def lists_models(self, *models):
+        self.get("/v1/models", {"object": "list", "data": list(models)})
+
+
+@pytest.fixture
+def server(settings):
+    with HTTPServer() as http:
+        http.no_handler_status_code = 404
+        settings.BACKEND_URL = http.url_for("").rstrip("/")
+        yield Server(http)
+
+
+def test_ollama_is_recognised_by_its_version(server):
+    server.get("/api/version", {"version": "0.33.0"})
+    server.get("/v1/models", {"data": [{"id": "gemma3:12b", "created": 5, "owned_by": "library"}, {"id": "t"}]})
+    server.get("/api/ps", {"models": [{"name": "t"}]})
+    state = backends.probe()
+    assert (state.kind, state.version, state.parallel) == ("ollama", "0.33.0", None)
+    assert state.models == [Model("gemma3:12b", 5, "library"), Model("t", 0, "unknown")]
+    assert state.loaded == ["t"]
+
+
+def test_vllm_is_recognised_by_the_owner_of_its_models(server):
+    server.lists_models({"id": "Qwen/Qwen3-8B", "owned_by": "vllm"})
+    server.get("/version", {"version": "0.12.0"})
+    state = backends.probe()
+    assert (state.kind, state.version, state.names) == ("vllm", "0.12.0", ["Qwen/Qwen3-8B"])
+    assert state.parallel is None
+
+
+def test_llama_server_is_recognised_by_the_owner_of_its_model(server):
+    server.lists_models({"id": "smollm2:135m", "owned_by": "llamacpp"})
+    server.get("/props", {"total_slots": 4})
+    state = backends.probe()
+    assert (state.kind, state.parallel) == ("llama-server", 4)
+
+
+def describe(kind, answers, model="m"):
+    """What a kind makes of a server's answers, given by path."""
+    return backends.kind_named(kind).describe(lambda path, body: answers.get(path, (404, None)), model)
+
+
+def test_ollama_describes_a_model_by_what_is_loaded_and_what_it_was_made_for():
+    running = [
+        {"name": "tiny:latest", "context_length": 4096, "size": 11 * 2**30, "size_vram": 7 * 2**30},
+        {"name": "other:latest", "context_length": 8192, "size": 1, "size_vram": 1},
+    ]
+    info = {"general.architecture": "llama", "llama.context_length": 32_768, "llama.rope.dimension_count": 64}
+    answers = {
+        "/api/ps": (200, {"models": running}),
+        "/api/show": (200, {"model_info": info, "capabilities": ["completion", "tools"]}),
+    }
+    capabilities = frozenset({"completion", "tools"})
+    assert describe("ollama", answers, "tiny") == ModelState(
+        "ollama", 4096, 32_768, size=11 * 2**30, size_vram=7 * 2**30, capabilities=capabilities
+    )
+    assert describe("ollama", answers, "absent") == ModelState("ollama", 0, 32_768, capabilities=capabilities)
+    # Of an Ollama that says nothing of it nothing is known.
+    assert describe("ollama", {}) == ModelState("ollama")
+    assert describe("ollama", {"/api/ps": (200, []), "/api/show": (200, {"model_info": 1})}) == ModelState("ollama")
+
+
+def test_the_other_kinds_describe_their_model_by_what_they_tell():
+    listed = {"data": [{"id": "m", "max_model_len": 8192, "meta": {"n_ctx_train": 32_768}}]}
+    answers = {
+        "/v1/models": (200, listed),
+        "/props": (200, {"default_generation_settings": {"n_ctx": 4096}, "total_slots": 4}),
+    }
+    assert describe("vllm", answers) == ModelState("vllm", 8192)
+    assert describe("vllm", answers, "absent") is None
+    assert describe("llama-server", answers, "any name") == ModelState("llama-server", 4096, 32_768)
+    assert describe("llama-server", {}) == ModelState("llama-server")
+    assert describe("openai", answers) is None
+
+
+def test_ollama_keeps_a_model_over_a_pause_and_gives_it_up_without_loading_it():
+    ollama = backends.kind_named("ollama")
+    for endpoint in (CHAT, "/v1/embeddings"):
+        _, body = ollama.load(endpoint, "m")
+        assert body["keep_alive"] == "30m"
+        assert "options" not in body
+    assert ollama.unload("m") == ("/api/generate", {"model": "m", "stream": False, "keep_alive": 0})
+    assert backends.kind_named("vllm").unload("m") is None
+
+
+def test_what_the_server_serves_at_once_is_on_the_backends_row_and_the_setting_wins(server, settings, db):
+    settings.BACKEND_NAME = "gpu"
+    server.lists_models({"id": "m", "owned_by": "llamacpp"})
+    server.get("/props", {"total_slots": 4})
+    registry.report_backend()
+    assert Backend.objects.get(name="gpu").parallel == 4
+    settings.BACKEND_PARALLEL = 16
+    registry.report_backend()
+    assert Backend.objects.get(name="gpu").parallel == 16
+
+
+def test_any_server_that_lists_models_will_do(server):
+    server.lists_models({"id": "m", "owned_by": "somebody"})
+    assert backends.probe().kind == "openai"
+
+
+def test_a_server_that_lists_none_is_refused_with_the_setting_to_check(server):
+    server.get("/api/version", status=404)
+    server.get("/v1/models", status=404)
+    with pytest.raises(backends.Unreachable, match="Check BACKEND_URL"):
+        backends.probe()
+
+
+@pytest.mark.parametrize(
+    ("ollama", "local", "hint"),
+    [
+        (True, True, "Start it: ollama serve"),
+        (True, False, "OLLAMA_HOST=0.0.0.0 ollama serve"),
+        (False, True, "No model server answers at"),
+    ],
+)
+def test_a_server_that_is_away_is_explained(settings, ollama, local, hint):
+    settings.BACKEND_IS_OLLAMA, settings.BACKEND_IS_LOCAL = ollama, local
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        settings.BACKEND_URL = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(backends.Unreachable, match=hint):
+            backends.probe()
+
+
+def test_a_redirect_is_not_followed(server):
+    for path in ("/api/version", "/v1/models"):
+        server.get(path, status=302, headers={"Location": server.http.url_for("/elsewhere")})
+    server.get("/elsewhere", {"version": "0.33.0"})
+    with pytest.raises(backends.Unreachable):
+        backends.probe()
+    assert "/elsewhere" not in {request.path for request, _ in server.http.log}
+
+
+def test_aliases(settings):
+    settings.MODEL_ALIASES = {"gpt-4o": "gemma3:12b"}
+    assert [backends.resolve_alias(name) for name in ("gpt-4o", "x")] == ["gemma3:12b", "x"]
+    settings.MODEL_ALIASES = {"gpt-4o": "gemma3:12b", "*": "tiny"}
+    assert [backends.resolve_alias(name) for name in ("gpt-4o", "x")] == ["gemma3:12b", "tiny"]
+
+
+def test_ollama_adds_the_latest_tag_to_a_name_without_one():
+    models = ["tiny:latest", "hf.co/user/repo:Q4", "gemma3:12b"]
+    for name, known in (("tiny", True), ("tiny:latest", True), ("gemma3", False), ("hf.co/user/repo:Q4", True)):
+        assert backends.has_model("ollama", models, name) is known

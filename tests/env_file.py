@@ -1,0 +1,35 @@
+"""Which settings there are: by the source of settings.py, by .env.example and by docker-compose.yml."""
+
+import ast
+import re
+
+from tests.stack import ROOT
+
+# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests, TMPDIR is every
+# program's.
+NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS", "TMPDIR"}
+
+
+def settings_keys() -> set[str]:
+    """The environment's keys that settings.py reads, from its source."""
+    keys = set()
+    for node in ast.walk(ast.parse((ROOT / "batchserver" / "settings.py").read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("env."):
+            environment, name = node.args[:2]
+            assert (ast.unparse(environment), type(name)) == ("environ", ast.Constant), ast.unparse(node)
+            keys.add(name.value)
+        elif isinstance(node, ast.Subscript | ast.Attribute):
+            assert ast.unparse(node.value) not in ("environ", "os.environ"), "it reads the environment by env alone"
+    return keys
+
+
+def interpolated() -> dict[str, str]:
+    """What docker-compose.yml takes from .env for itself, with its defaults."""
+    return dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+
+
+def documented() -> dict[str, str]:
+    """Keys and values of .env.example, where every key is commented out."""
+    pairs = re.findall(r"^# ([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert len(pairs) == len(dict(pairs)), "a key stands there twice"
+    return dict(pairs)
