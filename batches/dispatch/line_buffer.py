@@ -68,13 +68,19 @@ class LineBuffer:
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
         """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
         at_work = self._ready[-1].model if self._ready else in_flight[-1].model if in_flight else ""
-        stayed_s = time.monotonic() - self._model_since
-        turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=stayed_s)
+        turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=self._stayed_s(at_work))
         if turn is not None and self._ready and retrying(turns.yields, self._ready[-1].part, turn):
             self.hand_back()
         if turn is not None and self._turn is not None and turn.part.pk != self._turn.part.pk:
             self._claim_size = 1  # the lines of another part may take longer
         self._turn = turn
+
+    def _stayed_s(self, at_work: str) -> float:
+        """How long lines of the model at work alone have been sent. No time, if this drive has sent none of its lines:
+        the model is just being loaded, and must not be unloaded before it answered one."""
+        model = at_work or self._backend.loaded_model
+        is_new = bool(model and self._model and model != self._model)
+        return 0.0 if is_new else time.monotonic() - self._model_since
 
     def keep_only(self, running: set[str]) -> None:
         """Hand back the lines of all batches but the `running` ones."""

@@ -122,8 +122,12 @@ class Readiness:
     def note_line(self, call: Call[Line]) -> bool:
         """Take in what became of a line, and decide whether the line is charged with a failure. True: the call can be
         stored now; False: the call waits for a trial."""
-        if is_breakdown(call):
-            self.doubt_loaded()  # the server may have restarted, and load the model without our keep-alive
+        if call.verdict is Verdict.CRASHED:
+            # Ollama lists a model whose process died as loaded until the next request. A line's request would load the
+            # model without our keep-alive, and within the deadline of the line.
+            self._is_stale = True
+        elif is_breakdown(call):
+            self.doubt_loaded()
         if call.verdict is Verdict.UNREACHABLE and not self._backend.is_paused:
             self._pause_after(key_of(call.subject), call)
         return self._faults.note(call)

@@ -181,3 +181,28 @@ def test_the_order_to_stop_is_seen_while_a_model_is_loaded(create, work, backend
         tasks.shutdown.value = 0
     assert time.monotonic() - started < 6
     assert Line.objects.values_list("state", "attempts").get() == (LineState.PENDING, 0)
+
+
+def test_a_model_that_is_loaded_answers_a_line_before_another_is(create, work, backend, drive, settings):
+    """Other models have waited too long meanwhile, and loading takes several looks."""
+    settings.MODEL_PATIENCE_S = 0.01
+    backend.models = [MODEL, "b:1b", "c:1b"]
+    backend.on_load.extend([Action(), Action(delay_s=1.5), Action(delay_s=1.5), Action(delay_s=1.5)])
+    for model in backend.models:
+        work.validate(create([line(f"{model}-{number}", body={"model": model}) for number in range(100)])["id"])
+    drive()
+    events = [event for event in backend.events if "describe" not in event]
+    assert all("load" not in after for before, after in itertools.pairwise(events) if before.startswith("load")), events
+
+
+def test_a_model_whose_process_died_is_loaded_before_its_next_line(create, work, backend, drive):
+    """The server lists it as loaded until somebody asks it something."""
+    backend.on("a", Action(reset=True, delay_s=0.3))
+    backend.on("slow", Action(delay_s=4))  # the same drive sends `a` again
+    work.validate(create([line("slow"), line("a")])["id"])
+    drive()
+    assert backend.loaded == [MODEL]
+    events = [event for event in backend.events if "describe" not in event]
+    assert events[0] == f"load {MODEL}"
+    assert events[3:] == [f"load {MODEL}", "a"]
+    assert Batch.objects.get().completed == 2
