@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
+from django.utils.text import Truncator
 from django.views.decorators.http import require_POST
 
 from batches import lifecycle, tasks
@@ -20,13 +21,15 @@ from batches.status import health, progress
 from common.admin import LookOnly
 from common.errors import ApiError
 
+MOST_CHARACTERS = 60  # of a reason in the list
+
 
 @admin.register(Batch)
 class BatchAdmin(LookOnly):
     list_display = (
         "id",
         "status",
-        "waits_for",
+        "waits_for_in_short",
         "paused_since",
         "progress",
         "failed",
@@ -136,6 +139,15 @@ class BatchAdmin(LookOnly):
     @admin.display(description="Waits for")
     def waits_for(self, batch: Batch) -> str:
         return progress.waiting_for(batch) or "-"
+
+    @admin.display(description="Waits for")
+    def waits_for_in_short(self, batch: Batch) -> str:
+        """For the list, whose columns are narrow; the whole sentence shows under the mouse."""
+        reason = progress.waiting_for(batch)
+        if not reason:
+            return "-"
+        short = Truncator(reason).chars(MOST_CHARACTERS)
+        return format_html('<span title="{}" style="display:inline-block;min-width:14em">{}</span>', reason, short)
 
     @admin.display(description="May end")
     def estimated_end(self, batch: Batch) -> str:
