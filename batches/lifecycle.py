@@ -110,16 +110,16 @@ def close_finished(closed: Callable[[str], None]) -> None:
             closed(batch_id)
 
 
-def stall(batch_id: str, reason: str) -> bool:
+def stall(batch_id: str, reason: str, *, only_in: Status | None = None) -> bool:
     """Try no step of this batch before a backoff is over: FIRST_STALL_S, doubled each time, LONGEST_STALL_S at most.
 
     `reason` is a sentence for a person, with what to do. Each reason is logged once, however often the batch stalls for
-    it. True: the reason is new. During a backoff nothing changes.
+    it. True: the reason is new. Nothing changes during a backoff, or if the batch is no longer `only_in` this status.
     """
     with transaction.atomic():
         batch = Batch.objects.select_for_update().get(pk=batch_id)
         backoff_s = min(LONGEST_STALL_S, FIRST_STALL_S * 2 ** min(batch.stalls, 20))
-        stalled = Batch.objects.filter(pk=batch_id).not_stalled()
+        stalled = Batch.objects.filter(pk=batch_id, status=only_in or batch.status).not_stalled()
         changed = stalled.update(
             stalls=min(MOST_STALLS, batch.stalls + 1),
             stall_reason=reason,

@@ -4,7 +4,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from urllib3 import Timeout
@@ -55,22 +56,23 @@ class Connection:
         pool_class = watched_pools(self.connected)[url.scheme or "http"]
         self._pool = pool_class(url.host or "", url.port, maxsize=1, retries=False)
 
-    def get(self, path: str, *, timeout_s: float) -> tuple[int, bytes]:
-        return self._request("GET", path, None, timeout_s)
+    def get(self, path: str, *, timeout_s: float, call: object = None) -> tuple[int, bytes]:
+        """Status and body of the answer. Each read takes `timeout_s` at most; `cut(call)` ends it, if there is a call.
+
+        Raises as `post` does.
+        """
+        with self._cuttable(call):
+            return self._request("GET", path, None, timeout_s)
 
     def post(self, path: str, body: dict[str, Any], *, call: object) -> tuple[int, bytes]:
         """Status and body of the answer, however long it takes: at the deadline, another thread cuts `call`.
 
         Raises Cut, ReplyTooLarge, urllib3's HTTPError or OSError.
         """
-        with self._guard:
-            self._call, self._is_cut, self._is_new = call, self._cut_early is call, False
         # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
         content = json.dumps(body).encode("ascii")
-        started = time.monotonic()
-        try:
-            if self._is_cut:
-                raise Cut
+        with self._cuttable(call):
+            started = time.monotonic()
             try:
                 return self._request("POST", path, content, None)
             except (HTTPError, OSError) as broken:
@@ -81,6 +83,17 @@ class Connection:
                 except (HTTPError, OSError) as error:
                     # The server is gone altogether: this very request may have broken the kept connection.
                     raise broken from error
+
+    @contextmanager
+    def _cuttable(self, call: object) -> Iterator[None]:
+        """Let `cut(call)` end the request inside; Cut comes out of it then."""
+        with self._guard:
+            self._call, self._is_new = call, False
+            self._is_cut = call is not None and self._cut_early is call
+        try:
+            if self._is_cut:
+                raise Cut
+            yield
         except (HTTPError, OSError) as error:
             if self._cut_meanwhile():
                 raise Cut from error
@@ -94,7 +107,7 @@ class Connection:
 
         def ask(path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
             if body is None:
-                status, content = self.get(path, timeout_s=QUESTION_TIMEOUT_S)
+                status, content = self.get(path, timeout_s=QUESTION_TIMEOUT_S, call=call)
             else:
                 status, content = self.post(path, body, call=call)
             try:

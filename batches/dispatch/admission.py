@@ -67,7 +67,7 @@ class Admission:
     def note(self, call: Call[object]) -> None:
         """Take in what became of a call. A busy server gets nothing new for a while; an answer ends its busy time."""
         if call.verdict is Verdict.ANSWERED:
-            self._busy_since = None
+            self._busy_since, self._nothing_new_until = None, float("-inf")
         elif call.verdict is Verdict.BUSY and call.reply is not None:
             now = time.monotonic()
             self._busy_since = self._busy_since or now

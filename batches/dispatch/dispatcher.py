@@ -34,7 +34,7 @@ from batches.dispatch.periodic_checks import PeriodicChecks
 from batches.dispatch.questions import Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
-from batches.models import Backend, Lease, Line
+from batches.models import Backend, Lease, Line, Status
 from common import failpoints
 from common.database import relaxed_commits, retrying
 
@@ -65,6 +65,7 @@ class Dispatcher:
                 self._loop()
             except leases.LeaseLost:
                 logger.warning("lease %s was lost; dropping what was in flight", keeper.lease.pk)
+                self.readiness.release()  # paused models that this drive was to try: another drive tries them
             finally:
                 self.calls.close()
                 self.line_calls.close()
@@ -150,7 +151,7 @@ class Dispatcher:
         at_work = self.calls.computing
         if any(call.subject.needs_alone for call in at_work):
             return False
-        if isinstance(subject, Question) and subject.is_light:
+        if isinstance(subject, Question) and not subject.needs_alone:
             return all(call.subject != subject for call in self.calls.in_flight)
         if subject.needs_alone:
             return not at_work and retrying(self.shared.take_backend_alone)
@@ -177,7 +178,7 @@ class Dispatcher:
     def _stall(self, line: Line, error: OSError) -> None:
         """The input file of a batch cannot be read now: the lines of this batch wait, and other batches go on."""
         reason = f"Its input file cannot be read now ({error.strerror or type(error).__name__}). Look at the storage."
-        retrying(lifecycle.stall, line.batch_id, reason)
+        retrying(lifecycle.stall, line.batch_id, reason, only_in=Status.IN_PROGRESS)
         retrying(claims.hand_back, self.lease, [line])
         self.lines.end_turn()
 

@@ -33,6 +33,7 @@ class Question:
     purpose: Purpose
     endpoint: str
     model: str
+    is_beside: bool = False  # a trial of a model that is loaded: it computes beside running calls
 
     @property
     def is_light(self) -> bool:
@@ -41,7 +42,7 @@ class Question:
     @property
     def needs_alone(self) -> bool:
         """The question is asked with nothing else in flight, by a drive that has the backend to itself."""
-        return not self.is_light
+        return not (self.is_light or self.is_beside)
 
     def call(self, kind: BackendKind, *, is_loaded: bool) -> "Call[Question]":
         """The call that asks the question. `is_loaded`: the model is loaded, as far as is known."""

@@ -37,7 +37,10 @@ class Readiness:
         self._faults = FaultAttribution()
         self._fit = ContextFit()
         self._retries: dict[Key, PausedModel] = {}  # paused models that this drive is to try again
+        self._due: dict[Key, PausedModel] = {}  # paused models whose next trial is due, as of the last look
         self._paused: set[Key] = set()
+        self._not_listed = ""  # a model that was loaded and that the server's list did not name
+        self._never_listed: set[str] = set()  # models that the server's list does not name though they were just loaded
         self._is_unsure = False  # the loaded model may be gone
         # The loaded model is loaded again before its next line: it may be gone, or have a shorter keep-alive than ours.
         self._is_stale = was_unused
@@ -48,7 +51,13 @@ class Readiness:
     def next_question(self, line: Line | None) -> Question | None:
         """The question to ask next: for failures that wait for a trial, for a paused model, then for `line`; None if
         `line` can be sent. The result stays the same until `note_answer` gets the reply."""
-        for key in [*self._faults.wanted_trials, *self._retries]:
+        for key in self._faults.wanted_trials:
+            if self._backend.loaded_model == key[1] and not (self._is_unsure or self._is_stale):
+                # At once, beside running calls: later the cause may be gone, and the lines be charged.
+                return Question(Purpose.TRIAL, *key, is_beside=True)
+            return self._next_step(key, needs_trial=True)
+        self._take_due()
+        for key in self._retries:
             return self._next_step(key, needs_trial=True)
         if line is None:
             return None
@@ -81,7 +90,7 @@ class Readiness:
     @property
     def is_waiting(self) -> bool:
         """A question has to be asked, whatever line is next."""
-        return bool(self._faults.wanted_trials or self._retries)
+        return bool(self._faults.wanted_trials or self._retries or self._due)
 
     def is_paused(self, line: Line) -> bool:
         """The model of `line` is paused, as far as this drive knows."""
@@ -90,26 +99,35 @@ class Readiness:
     # What it learns
 
     def look(self) -> None:
-        """Read which models are paused, and take one that is due for another trial. Call once a second."""
+        """Read which models are paused, and which of them are due for another trial. Call once a second."""
         paused = retrying(list, self._backend.paused_models.all())
         self._paused = {(each.endpoint, each.model) for each in paused}
+        self._due.clear()
         for each in retrying(list, self._backend.paused_models.all().due()):
-            self._take(each)
-        if self._kind.loads_on_demand and self._backend.loaded_model and self._was_listed_since():
-            is_listed = self._kind.has_model(self._backend.loaded_names, self._backend.loaded_model)
-            self._is_unsure = self._is_unsure or not is_listed
+            self._note_due(each)
+        loaded = self._backend.loaded_model
+        if self._kind.loads_on_demand and loaded not in ("", *self._never_listed) and self._was_listed_since():
+            if self._kind.has_model(self._backend.loaded_names, loaded):
+                self._not_listed = ""
+            else:
+                self._is_unsure = True
 
-    def _take(self, paused: PausedModel) -> None:
-        """Plan a trial for a paused model that some line still wants, unless this drive already plans one for another
-        model, or another drive was faster."""
+    def _note_due(self, paused: PausedModel) -> None:
+        """Plan a trial for a paused model if some line still wants the model; else end the pause."""
         endpoint, model = paused.endpoint, paused.model
         if retrying(turns.is_wanted, endpoint, model):
-            if not self._retries and retrying(paused.take):
-                self._retries[endpoint, model] = paused
-                self._is_stale = True
+            self._due[endpoint, model] = paused
         elif not retrying(turns.is_wanted, endpoint, model, now=False):
             # Lines of a batch that an operator paused do not want the model now, but its pause stays for them.
             retrying(paused.delete)
+
+    def _take_due(self) -> None:
+        """Take the right to try one of the models that are due, unless another drive was faster."""
+        while self._due and not self._retries:
+            key, paused = self._due.popitem()
+            if retrying(paused.take):
+                self._retries[key] = paused
+                self._is_stale = True
 
     def _was_listed_since(self) -> bool:
         """A health probe has read the list of loaded models since this drive loaded one."""
@@ -151,8 +169,16 @@ class Readiness:
         if call.verdict is Verdict.CUT:
             return
         self._is_unsure = False
-        if call.verdict is not Verdict.ANSWERED or not self._kind.has_model(call.result, call.subject.model):
-            retrying(self._backend.now_has_loaded, "")
+        model = call.subject.model
+        is_listed = call.verdict is Verdict.ANSWERED and self._kind.has_model(call.result, model)
+        if is_listed or model in self._never_listed:
+            return
+        if self._not_listed == model:
+            # It was loaded again since, and is not named again: this server names it otherwise, or not at all.
+            self._never_listed.add(model)
+            return
+        self._not_listed = model
+        retrying(self._backend.now_has_loaded, "")
 
     def _note_load_or_trial(self, call: Call[Question]) -> list[Call[Line]]:
         question = call.subject
@@ -185,8 +211,10 @@ class Readiness:
 
     def _end_pause(self, key: Key) -> None:
         self._paused.discard(key)
-        if paused := self._retries.pop(key, None):
-            retrying(paused.delete)
+        self._retries.pop(key, None)
+        self._due.pop(key, None)
+        # Whoever took it: a drive that had to stand down gives its right back, and the trial has passed all the same.
+        retrying(self._backend.paused_models.filter(endpoint=key[0], model=key[1]).delete)
 
     def _now_loaded(self, model: str) -> None:
         if self._backend.loaded_model != model or self._is_stale:

@@ -3,13 +3,15 @@
 import itertools
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
-from batches import lifecycle, registry, tasks
-from batches.models import Backend, Batch, Line, LineState, PausedModel
+from batches import leases, lifecycle, registry, tasks
+from batches.models import Backend, Batch, Lease, Line, LineState, PausedModel
 from batches.scheduling import persons, turns
+from tests import fake_backend
 from tests.conftest import line
 from tests.fake_backend import MODEL, TRIAL, Action, error_body
 
@@ -206,3 +208,116 @@ def test_a_model_whose_process_died_is_loaded_before_its_next_line(create, work,
     assert events[0] == f"load {MODEL}"
     assert events[3:] == [f"load {MODEL}", "a"]
     assert Batch.objects.get().completed == 2
+
+
+def longest_gap(backend):
+    """Between two requests that arrived one after the other, in seconds."""
+    return max(later - earlier for earlier, later in itertools.pairwise(sorted(seen.at for seen in backend.seen)))
+
+
+def test_a_server_that_refused_one_call_and_answers_others_gets_more(create, work, backend):
+    work.in_flight = 8
+    backend.delay_s = 0.2
+    backend.on("id-0", Action(429, b"busy", headers={"Retry-After": "10"}))
+    work.validate(create([line(f"id-{number}") for number in range(60)])["id"])
+    work.drive()
+    assert longest_gap(backend) < 2
+
+
+def test_a_failure_that_waits_for_a_trial_waits_for_no_other_call(create, work, backend):
+    """Nor do the other lines."""
+    work.in_flight = 4
+    backend.delay_s = 0.1
+    backend.on("slow", Action(delay_s=5))
+    backend.always("bad", Action(500, error_body("model requires more system memory (9.9 GiB) than is available")))
+    work.validate(create([line(each) for each in ["slow", "bad", *map(str, range(60))]])["id"])
+    work.drive()
+    assert longest_gap(backend) < 4
+    assert TRIAL in arrived_during(backend, "slow")
+
+
+def test_a_refusal_that_passes_is_not_charged_to_the_line(create, work, backend):
+    """A proxy says 403 to everything for two seconds, while a long call is being answered."""
+    backend.on("slow", Action(delay_s=4))
+    for key in ("a", TRIAL):
+        backend.always(key, Action(403, b""))
+    timer = threading.Timer(2.0, backend.forget)
+    timer.start()
+    work.validate(create([line(each) for each in ["slow", "a", "b", "c"]])["id"])
+    work.drive()
+    timer.join()
+    assert Line.objects.get(custom_id="a").state == LineState.PENDING
+    assert Backend.objects.get().is_paused
+
+
+def test_a_model_that_the_server_never_lists_is_not_loaded_again_and_again(create, work, backend, drive, monkeypatch):
+    backend.delay_s = 0.1
+    backend.loaded = []
+    monkeypatch.setattr(backend, "has_loaded", lambda model: None)
+    work.validate(create([line(str(number)) for number in range(150)])["id"])
+    drive(registry.report_backend)
+    assert backend.loads == [MODEL, MODEL]  # it may have gone once
+    assert Batch.objects.get().completed == 150
+
+
+def test_a_trial_that_passes_while_a_person_is_there_ends_the_pause(create, work, backend, drive, settings):
+    settings.INTERACTIVE_HOLD_S = 0.2
+    work.validate(create([line("a")])["id"])
+    own = registry.report_backend()
+    due = {"reason": "x", "resume_at": timezone.now()}
+    PausedModel.objects.create(backend=own, endpoint="/v1/chat/completions", model=MODEL, **due)
+    backend.always(TRIAL, Action(delay_s=3))
+    came = []
+
+    def look():
+        if TRIAL in backend.arrived() and not came:
+            came.extend([persons.Person(own), time.monotonic()])
+        elif len(came) == 2 and time.monotonic() > came[1] + 4:
+            came[0].leave()
+            came.append("left")
+
+    drive(look)
+    assert backend.arrived() == [TRIAL, "a"]
+    assert not PausedModel.objects.exists()
+
+
+def test_a_trial_that_is_lost_with_the_lease_is_left_to_the_next_drive(create, work, backend, monkeypatch):
+    work.validate(create([line("a")])["id"])
+    due = {"reason": "x", "resume_at": timezone.now()}
+    own = registry.report_backend()
+    PausedModel.objects.create(backend=own, endpoint="/v1/chat/completions", model=MODEL, **due)
+    backend.on_load.append(Action(delay_s=8))
+    monkeypatch.setattr(leases, "RENEW_EVERY_S", 1.0)
+
+    def look():
+        if backend.loads:
+            Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+        return False
+
+    work.drive(should_stop=look)
+    assert PausedModel.objects.get().resume_at < timezone.now() + timedelta(seconds=5)
+
+
+def test_a_server_that_drips_its_list_does_not_keep_a_drive_that_is_to_stop(
+    create, work, backend, monkeypatch, settings
+):
+    settings.SHUTDOWN_GRACE_S = 0.5
+    answer = fake_backend._Handler.do_GET
+    dripping = []
+
+    def drip(self):
+        if self.path == "/api/ps" and dripping:
+            self._drip(None, b'{"models": []}' + b" " * 60, 0.5)
+        else:
+            answer(self)
+
+    monkeypatch.setattr(fake_backend._Handler, "do_GET", drip)
+    work.validate(create([line("a")])["id"])
+    started = time.monotonic()
+
+    def look():
+        dripping.append(True)
+        return time.monotonic() > started + 2
+
+    work.drive(should_stop=look)
+    assert time.monotonic() - started < 14
