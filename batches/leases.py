@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Least, Now
 
 from batches.models import Backend, Batch, Lease, Line, LineState
@@ -97,7 +97,7 @@ def reap() -> int:
     for lease in Lease.objects.filter(host=_host()).exclude(pk__in=dead):
         if _is_gone(lease):
             dead.add(lease.pk)
-    for token in dead:
+    for token in dead | _tokens_without_lease():
         with transaction.atomic():
             lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
             lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
@@ -107,6 +107,16 @@ def reap() -> int:
             Backend.objects.filter(alone=token).update(alone=None)
             Lease.objects.filter(pk=token).delete()
     return len(dead)
+
+
+def _tokens_without_lease() -> set[int]:
+    """Tokens on batches and lines whose lease is gone: a process that stood still until its lease was reaped wrote the
+    token afterwards, and was killed."""
+    lease = Exists(Lease.objects.filter(pk=OuterRef("lease_id")))
+    batches = Batch.objects.filter(lease__isnull=False).exclude(lease)
+    # By the index of claimed lines, which are few.
+    lines = Line.objects.filter(lease__isnull=False, state=LineState.RUNNING).exclude(lease)
+    return {*batches.values_list("lease_id", flat=True), *lines.values_list("lease_id", flat=True)}
 
 
 def _is_gone(lease: Lease) -> bool:

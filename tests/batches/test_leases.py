@@ -85,3 +85,11 @@ def test_how_often_a_line_was_lost_is_counted_to_an_end(claimed):
     Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert leases.reap() == 1
     assert Line.objects.filter(state=LineState.PENDING).get().lost_claims == leases.MOST_LOST_CLAIMS
+
+
+def test_a_token_that_was_written_after_its_lease_was_reaped_is_taken_back(claimed):
+    """The process stood still for 30 s, went on for a moment and was killed."""
+    Lease.objects.all().delete()
+    assert leases.reap() == 0
+    assert held() == (0, 0)
+    assert Line.objects.get().lost_claims == 1
