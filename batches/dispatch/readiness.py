@@ -1,8 +1,9 @@
 """What has to be true before a line is sent: its model is loaded, and known to be in order if the line failed before.
 
-A Question, which is sent as a call like any other, asks for what is missing. Loads and trials are asked with nothing
-else in flight, by a drive that has the backend to itself; the list of loaded models is asked beside running calls. The
-order is the same for a model's first line, after a person's request, and after a pause:
+A Question, which is sent as a call like any other, asks for what is missing. Loads, and trials that follow a load, are
+asked with nothing else in flight, by a drive that has the backend to itself. The list of loaded models is asked beside
+running calls, and so is a trial that tells whose fault a failure of the loaded model is. The order is the same for a
+model's first line, after a person's request, and after a pause:
 
     list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
 
@@ -103,8 +104,9 @@ class Readiness:
         paused = retrying(list, self._backend.paused_models.all())
         self._paused = {(each.endpoint, each.model) for each in paused}
         self._due.clear()
-        for each in retrying(list, self._backend.paused_models.all().due()):
-            self._note_due(each)
+        if self._paused:
+            for each in retrying(list, self._backend.paused_models.all().due()):
+                self._note_due(each)
         loaded = self._backend.loaded_model
         if self._kind.loads_on_demand and loaded not in ("", *self._never_listed) and self._was_listed_since():
             if self._kind.has_model(self._backend.loaded_names, loaded):
