@@ -14,7 +14,6 @@ from batches.models import Line
 GROUP_OVER_COST = 10
 MOST_GROUP_S = 0.2
 GROUP_LINES = 64
-# Answers that concern other lines too: they are stored before another line is sent.
 URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING)
 
 
@@ -23,6 +22,7 @@ class AnswerBuffer:
 
     def __init__(self) -> None:
         self._calls: list[Call[Line]] = []
+        self.is_urgent = False  # one of the answers concerns other lines too: store it before another line is sent
         self.due_at = time.monotonic()
 
     def __len__(self) -> int:
@@ -30,10 +30,7 @@ class AnswerBuffer:
 
     def add(self, call: Call[Line]) -> None:
         self._calls.append(call)
-
-    @property
-    def is_urgent(self) -> bool:
-        return any(call.verdict in URGENT for call in self._calls)
+        self.is_urgent = self.is_urgent or call.verdict in URGENT
 
     def is_due(self, *, is_last: bool) -> bool:
         """Whether the group is to be stored now; `is_last`: nothing is in flight that could join it."""
@@ -43,7 +40,7 @@ class AnswerBuffer:
 
     def take(self) -> list[Call[Line]]:
         """All calls of the buffer, to be stored now."""
-        group, self._calls = self._calls, []
+        group, self._calls, self.is_urgent = self._calls, [], False
         return group
 
     def stored(self, took_s: float) -> None:

@@ -127,7 +127,7 @@ class Dispatcher:
     # Claim and send
 
     def _claim(self) -> None:
-        if not self.admission.why_closed():
+        if self.lines.is_low(self.shared.room) and not self.admission.why_closed():
             in_flight = [call.subject for call in self.calls.in_flight if is_line(call)]
             self.lines.refill(self.shared.room, in_flight)
 

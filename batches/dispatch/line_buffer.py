@@ -43,14 +43,18 @@ class LineBuffer:
         return line
 
     def answered(self, lines: int) -> None:
-        """`lines` answers came in one group: while answers come fast, claim lines in groups as large."""
-        self._claim_size = min(MOST_CLAIMED, max(1, lines))
+        """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
+        self._claim_size = min(MOST_CLAIMED, 2 * lines) if lines > 1 else 1
+
+    def is_low(self, room: int) -> bool:
+        """Half of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
+        return len(self._ready) * 2 <= max(self._claim_size, room)
 
     def refill(self, room: int, in_flight: Sequence[Line]) -> None:
-        """Claim more lines once half of them are sent, for a room of `room` calls. `in_flight` are not answered yet."""
-        size = max(self._claim_size, room)
-        if len(self._ready) * 2 > size:
+        """Claim more lines for a room of `room` calls, if the buffer is low. `in_flight` are not answered yet."""
+        if not self.is_low(room):
             return
+        size = max(self._claim_size, room)
         if self._turn is None and not self._ready:
             self.choose_turn(in_flight)
         # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.

@@ -95,7 +95,7 @@ class Readiness:
 
     def is_paused(self, line: Line) -> bool:
         """The model of `line` is paused, as far as this drive knows."""
-        return key_of(line) in self._paused
+        return bool(self._paused) and key_of(line) in self._paused
 
     # What it learns
 

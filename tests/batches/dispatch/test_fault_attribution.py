@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches.dispatch import questions
+from batches.dispatch import outcomes, questions
 from batches.models import Batch, Line, LineState, PausedModel
 from tests.batches.dispatch.failures import BOOM, DOWN, NO_ROOM, UNCHARGED, again, charges, error_lines, prepared
 from tests.conftest import custom_ids, line
@@ -106,10 +106,12 @@ def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     assert backend.arrived().count("a") == 2
 
 
-def test_a_try_that_would_end_after_the_window_is_not_begun(create, work, backend):
+def test_a_try_that_would_end_after_the_window_is_not_begun(create, work, backend, monkeypatch):
+    monkeypatch.setattr(outcomes, "LEAST_BACKOFF_S", 3600.0)
+    monkeypatch.setattr(outcomes, "MOST_BACKOFF_S", 3600.0)
     backend.on("b", BOOM)
     batch = prepared(create, work, "ab")
-    Batch.objects.update(expires_at=timezone.now() + timedelta(seconds=0.7))  # a backoff is longer
+    Batch.objects.update(expires_at=timezone.now() + timedelta(minutes=5))
     work.drive()
     assert charges(custom_id="b") == {(LineState.FAILED, 1, 0)}
     done = work.run(batch)
