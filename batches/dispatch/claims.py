@@ -117,7 +117,7 @@ class _Group:
         # A line that the finalizer has settled, because its batch stopped, stays as it is.
         hand_back(lease, self.cut)
         failpoints.reach("mid_store")
-        for batch_id, tally in self._tallies.items():
+        for batch_id, tally in sorted(self._tallies.items()):  # in one order, or two drives could wait for each other
             changes = {name: F(name) + count for name, count in tally.items() if count}
             Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
         for part, reply in self.missing.items():

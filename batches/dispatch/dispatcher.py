@@ -207,7 +207,7 @@ class Dispatcher:
         if failed:
             self.lines.end_turn()  # lines in the buffer may be among the lines that fail
         for batch_id in failed:
-            self.wake_control(batch_id)
+            retrying(self.wake_control, batch_id)
 
 
 def is_line(call: Call[Subject]) -> TypeGuard[Call[Line]]:
