@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from batches.backends import error_bodies
 from batches.backends.replies import (
     JSON,
     SERVER_ERRORS,
     Reply,
-    Rule,
     Usage,
     Verdict,
     compact,
@@ -16,6 +16,7 @@ from batches.backends.replies import (
     parsed,
     usage_of,
 )
+from batches.backends.rules import Rule, verdict_of
 
 # A way to ask the server something: path -> status and parsed body (None if the body is not JSON).
 Ask = Callable[[str], tuple[int, Any]]
@@ -73,9 +74,9 @@ class BackendKind:
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
-        Rule(Verdict.REFUSED, (404,), ("error",)),
-        Rule(Verdict.FAILED, (404,)),  # not the API's own error: nothing is at this address
+        Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_api_error and error.is_about_model),
+        Rule(Verdict.REFUSED, (404,), says=lambda error: error.is_api_error),
+        Rule(Verdict.FAILED, (404,)),  # nothing is at this address
         Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),
         Rule(Verdict.BUSY, (429, 499, 502, 503)),
         Rule(Verdict.REFUSED, (501,)),
@@ -143,18 +144,10 @@ class BackendKind:
                 return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
             return Reply(Verdict.ANSWERED, status, compact(self.hand_out(body)), usage=usage_of(body))
         text = content[:10_000].decode(errors="replace")
-        rule = next(
-            (
-                rule
-                for rule in self.rules
-                if status in rule.statuses
-                and endpoint.startswith(rule.endpoint)
-                and any(part in text for part in rule.texts)
-            ),
-            Rule(Verdict.REFUSED, (status,)),
-        )
-        reply = Reply(rule.verdict, status, compact(body) if body else enveloped(status, text))
-        if rule.verdict is Verdict.MISCONFIGURED:
+        error = error_bodies.read(body, text)
+        verdict = verdict_of(self.rules, endpoint, status, error)
+        reply = Reply(verdict, status, compact(body) if body else enveloped(status, text))
+        if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
 

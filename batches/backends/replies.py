@@ -48,16 +48,6 @@ class Reply:
     retry_after_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A row of a kind's table: the first row whose status, endpoint and text fit decides."""
-
-    verdict: Verdict
-    statuses: tuple[int, ...]
-    texts: tuple[str, ...] = ("",)
-    endpoint: str = ""
-
-
 def refused(code: str, message: str) -> Reply:
     """A reply that refuses a line for its own fault, as the endpoint itself would refuse it."""
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}

@@ -36,7 +36,8 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
         ("vllm", 404, error_body("no such thing"), CHAT, Verdict.REFUSED),
         ("ollama", 400, error_body("embedding contains NaN or Inf"), "/v1/embeddings", Verdict.FAILED),
         ("ollama", 500, error_body("model requires more system memory"), CHAT, Verdict.UNLOADABLE),
-        ("ollama", 500, error_body("llama-server process has terminated: signal: killed"), CHAT, Verdict.UNLOADABLE),
+        ("ollama", 500, error_body("llama-server process has terminated: signal: killed"), CHAT, Verdict.CRASHED),
+        ("ollama", 500, {"error": "llama-server process has terminated"}, "/api/generate", Verdict.UNLOADABLE),
         ("ollama", 403, b"", CHAT, Verdict.MISCONFIGURED),
         ("ollama", 403, {"error": "cloud models are disabled"}, CHAT, Verdict.REFUSED),
         ("ollama", 401, {"error": "unauthorized"}, CHAT, Verdict.REFUSED),
@@ -67,6 +68,74 @@ def test_verdicts(kind, status, body, endpoint, verdict):
     assert reply.verdict is verdict
     if verdict is Verdict.MISCONFIGURED:
         assert reply.message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "llama-server process no longer running: unknown",
+        # The last line that a runner wrote may hold any words.
+        "llama-server process no longer running: exit status 2 invalid input: it does not support embeddings",
+        "unexpected server status: llm server error",
+        "no slots available after 10 retries",
+        "server not responding",
+        "connection refused",
+        'health resp: Get "http://127.0.0.1:36000/health": EOF',
+        "read health response: unexpected EOF",
+        "health unmarshal: unexpected end of JSON input",
+        "unmarshal embedding response: unexpected end of JSON input",
+        "unmarshal embedding values: json: cannot unmarshal object into Go value of type []float32",
+        "empty embedding response",
+        "error reading embed response: read tcp 127.0.0.1:1->127.0.0.1:2: read: connection reset by peer",
+        'Post "http://127.0.0.1:36000/tokenize": EOF',
+        'Post "http://127.0.0.1:36000/detokenize": dial tcp 127.0.0.1:36000: connect: connection refused',
+        'do embedding request: Post "http://127.0.0.1:36489/v1/embeddings": context deadline exceeded',
+        "context canceled",
+        "GGML_ASSERT(n_tokens <= n_batch) failed",
+    ],
+)
+def test_whatever_an_embedding_fails_of_is_a_crash_if_it_is_no_known_fault_of_the_input(message):
+    body = error_body(message, "invalid_request_error")
+    assert judge("ollama", 400, body, "/v1/embeddings").verdict is Verdict.CRASHED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "invalid input",
+        "invalid input type",
+        "invalid model name",
+        "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int",
+        # A line's own words stand behind the server's.
+        "Invalid value for 'encoding_format' = connection refused. Supported values: ['float', 'base64'].",
+        "the input length exceeds the context length",
+        "input exceeds maximum context length and cannot be truncated further",
+        "input after truncation exceeds maximum context length",
+        "input is too large to process. increase the physical batch size (current batch size: 512)",
+        "Input content cannot be empty",
+        "Pooling type 'none' is not OAI compatible. Please use a different pooling type",
+        '"nomic-embed-text" does not support chat',
+        "missing request body",
+    ],
+)
+def test_a_known_fault_of_an_embeddings_input_is_the_lines_own(message):
+    assert judge("ollama", 400, error_body(message), "/v1/embeddings").verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "connection refused",
+        "server not responding",
+        'health resp: Get "http://127.0.0.1:36000/health": EOF',
+        "llama-server process no longer running: unknown ",
+        "an error was encountered while running the model: unexpected EOF",
+        "error reading llama-server chat response: read tcp 127.0.0.1:1->127.0.0.1:2: connection reset by peer",
+        'llama-server apply-template error: Post "http://127.0.0.1:36000/apply-template": EOF',
+    ],
+)
+def test_a_chat_whose_runner_died_is_a_crash(message):
+    assert judge("ollama", 500, error_body(message)).verdict is Verdict.CRASHED
 
 
 def test_an_error_that_is_no_json_is_put_in_the_envelope():

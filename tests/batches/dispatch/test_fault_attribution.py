@@ -106,6 +106,18 @@ def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     assert backend.arrived().count("a") == 2
 
 
+def test_embeddings_outlive_a_runner_that_dies(create, work, backend):
+    """Ollama answers 400 for it, as for a fault of the input."""
+    for name, words in (("a", "llama-server process no longer running: unknown"), ("b", "connection refused")):
+        backend.on(name, Action(400, error_body(words, "invalid_request_error")))
+    backend.always("bad", Action(400, error_body("invalid input type", "invalid_request_error")))
+    lines = [line(name, url="/v1/embeddings") for name in ("a", "b", "bad", "c")]
+    batch = work.run(create(lines, endpoint="/v1/embeddings")["id"])
+    assert batch["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    assert list(error_lines(work, batch)) == ["bad"]
+    assert backend.arrived().count("bad") == 1
+
+
 def test_a_try_that_would_end_after_the_window_is_not_begun(create, work, backend):
     backend.on("b", BOOM)
     batch = prepared(create, work, "ab")
