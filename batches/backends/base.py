@@ -28,6 +28,14 @@ class Unreachable(Exception):
     """The server did not take the connection, or did not answer a simple question. The text says what to do."""
 
 
+class Unchecked(Exception):
+    """The server did not say whether it read a prompt whole. The text says what it said instead."""
+
+    def __init__(self, verdict: Verdict, said: str) -> None:
+        super().__init__(said)
+        self.verdict = verdict
+
+
 @dataclass(frozen=True)
 class Model:
     """A model that a server lists, as /v1/models shows it; `created` in Unix seconds."""
@@ -144,8 +152,7 @@ class BackendKind:
                 return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
             return Reply(Verdict.ANSWERED, status, compact(self.hand_out(body)), usage=usage_of(body))
         text = content[:10_000].decode(errors="replace")
-        error = error_bodies.read(body, text)
-        verdict = verdict_of(self.rules, endpoint, status, error)
+        verdict = verdict_of(self.rules, endpoint, status, error_bodies.read(body, text))
         reply = Reply(verdict, status, compact(body) if body else enveloped(status, text))
         if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
@@ -158,7 +165,8 @@ class BackendKind:
     def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
         """What this server left out of the prompt without saying so, and what to do about it; empty if nothing.
 
-        Called for each answer. May ask the server a question, and lets through what `exchange` raises.
+        Called for each answer. May ask the server a question, and lets through what `exchange` raises. Raises Unchecked
+        if the server's answer to the question leaves it open: the line's answer then counts for nothing.
         """
         return ""
 

@@ -4,10 +4,10 @@ import re
 import secrets
 from typing import Any, ClassVar
 
-from batches.backends import ollama_context
-from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, listed_models
+from batches.backends import error_bodies, ollama_context
+from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
-from batches.backends.rules import Rule
+from batches.backends.rules import Rule, verdict_of
 
 # endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
 IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
@@ -193,7 +193,17 @@ class Ollama(BackendKind):
         return _with_own_id(body)
 
     def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
-        return ollama_context.cut_prompt(self._contexts, exchange, endpoint, sent, usage.input_tokens)
+        question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
+        if question is None:
+            return ""
+        status, answer = exchange(*question)
+        if status == 200:
+            return ""
+        error = error_bodies.read(answer)
+        verdict = verdict_of(self.rules, endpoint, status, error)
+        if status != 400 or verdict is not Verdict.REFUSED:
+            raise Unchecked(verdict, f"HTTP {status}")
+        return ollama_context.too_long(error.message)
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):

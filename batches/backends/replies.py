@@ -21,6 +21,7 @@ class Verdict(Enum):
     CRASHED = "crashed"  # the server went away under the line
     UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; no line is charged
     MISCONFIGURED = "misconfigured"  # likewise, and a person has to act; unless a trial blames the line itself
+    UNCHECKED = "unchecked"  # answered, but not known to the whole prompt: tried again, uncharged
     MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of hours later
     UNLOADABLE = "unloadable"  # the model cannot be loaded at present: its lines wait uncharged, others go on
     CUT = "cut"  # we ended the call ourselves

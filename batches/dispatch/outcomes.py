@@ -42,7 +42,7 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
             return _again(backoff) | charge | _suspicion(line, call)
-        case Verdict.FAILED | Verdict.CRASHED:
+        case Verdict.FAILED | Verdict.CRASHED | Verdict.UNCHECKED:
             return _again(_backoff(1)) | _suspicion(line, call)
         case Verdict.BUSY:
             return _again(_jittered(busy_wait_s(reply, busy_s)))
