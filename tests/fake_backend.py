@@ -59,6 +59,7 @@ class FakeBackend:
 
     def __init__(self, port: int = 0) -> None:
         self.models = [MODEL]
+        self.lists_models = True
         self.delay_s = 0.0
         self.native_delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
@@ -196,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             },
         }
-        if self.path in routes:
+        if self.path in routes and (self.fake.lists_models or self.path != "/v1/models"):
             self._send(200, json.dumps(routes[self.path]).encode())
         else:
             self._send(404, b"404 page not found")

@@ -82,9 +82,10 @@ class BackendKind:
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_api_error and error.is_about_model),
-        Rule(Verdict.REFUSED, (404,), says=lambda error: error.is_api_error),
-        Rule(Verdict.FAILED, (404,)),  # nothing is at this address
+        # A line can choose words of the message: `borne_out` asks the server before all lines of the model fail.
+        Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_about_model),
+        Rule(Verdict.ENDPOINT_MISSING, (404,), says=lambda error: error.is_about_route),
+        Rule(Verdict.REFUSED, (404,)),
         Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),
         Rule(Verdict.BUSY, (429, 499, 502, 503)),
         Rule(Verdict.REFUSED, (501,)),
@@ -152,11 +153,33 @@ class BackendKind:
                 return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
             return Reply(Verdict.ANSWERED, status, compact(self.hand_out(body)), usage=usage_of(body))
         text = content[:10_000].decode(errors="replace")
-        verdict = verdict_of(self.rules, endpoint, status, error_bodies.read(body, text))
-        reply = Reply(verdict, status, compact(body) if body else enveloped(status, text))
+        error = error_bodies.read(body, text)
+        verdict = verdict_of(self.rules, endpoint, status, error)
+        told = error_bodies.handed_out(body, error, status, endpoint) if body else None
+        reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
         if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
+
+    def borne_out(self, exchange: Exchange, endpoint: str, model: str, reply: Reply) -> Reply:
+        """The reply to one request, which says that its model or its endpoint is missing, with the verdict that the
+        server bears out: by its list of models, and by a trial of the endpoint. Lets through what `exchange` raises.
+        """
+        models = listed_models(lambda path: exchange(path, None))
+        if models is None:
+            return replace(reply, verdict=Verdict.FAILED)  # nobody knows what answered
+        if reply.verdict is Verdict.MODEL_MISSING:
+            is_listed = self.has_model([each.id for each in models], model)
+            return replace(reply, verdict=Verdict.UNLOADABLE) if is_listed else reply
+        status, answer = exchange(endpoint, self.trial(endpoint, model))
+        if verdict_of(self.rules, endpoint, status, error_bodies.read(answer)) is not Verdict.ENDPOINT_MISSING:
+            return replace(reply, verdict=Verdict.FAILED)
+        error = {"message": self.missing_endpoint_hint(endpoint), "type": "invalid_request_error", "param": None}
+        return replace(reply, body=compact({"error": error | {"code": "unknown_url"}}))
+
+    def missing_endpoint_hint(self, endpoint: str) -> str:
+        """What to do about a server that answers, and has not this endpoint."""
+        return f"{self.title} has no {endpoint}. Take a server that has it (BACKEND_URL)."
 
     def hand_out(self, body: JSON) -> JSON:
         """What users get of a whole answer: all of the answer, with ids that no other answer has."""
@@ -233,10 +256,10 @@ class BackendKind:
 def listed_models(ask: Ask) -> list[Model] | None:
     """The models that the server lists under /v1/models; None if the reply is no list of models."""
     status, body = ask("/v1/models")
-    if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data"), list):
+    if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data", ""), list | None):
         return None
     models = []
-    for each in body["data"]:
+    for each in body["data"] or []:  # Ollama's list of no model is null
         if isinstance(each, dict) and isinstance(each.get("id"), str):
             created = each.get("created")
             owner = str(each.get("owned_by") or "unknown")

@@ -186,7 +186,21 @@ class CallPool(Generic[S]):
             message = f"The model server broke the connection ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
         reply = replace(self.kind.judge(call.endpoint, status, content), retry_after_s=connection.retry_after_s)
-        return self._checked(connection, call, reply) if reply.verdict is Verdict.ANSWERED else reply
+        match reply.verdict:
+            case Verdict.ANSWERED:
+                return self._checked(connection, call, reply)
+            case Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING:
+                return self._borne_out(connection, call, reply)
+        return reply
+
+    def _borne_out(self, connection: Connection, call: Call[S], reply: Reply) -> Reply:
+        """The reply with the verdict that the server bears out; FAILED if the server cannot be asked."""
+        try:
+            return self.kind.borne_out(connection.exchange(call), call.endpoint, str(call.body.get("model")), reply)
+        except Cut:
+            return Reply(Verdict.CUT)
+        except (HTTPError, OSError, ReplyTooLarge):
+            return replace(reply, verdict=Verdict.FAILED)
 
     def _checked(self, connection: Connection, call: Call[S], answer: Reply) -> Reply:
         """The answer, if the server read the whole prompt; a refusal, if it cut the prompt; UNCHECKED if nobody knows,

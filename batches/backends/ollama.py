@@ -182,6 +182,9 @@ class Ollama(BackendKind):
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start Ollama with OLLAMA_CONTEXT_LENGTH={tokens}, or give the model num_ctx {tokens} in its Modelfile."
 
+    def missing_endpoint_hint(self, endpoint: str) -> str:
+        return f"This Ollama has no {endpoint}. Update Ollama, or check its address (OLLAMA_BASE_URL)."
+
     def less_memory_hint(self) -> str:
         return "Lower OLLAMA_NUM_PARALLEL or OLLAMA_CONTEXT_LENGTH, or take a smaller quantisation of it."
 

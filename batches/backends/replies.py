@@ -23,6 +23,7 @@ class Verdict(Enum):
     MISCONFIGURED = "misconfigured"  # likewise, and a person has to act; unless a trial blames the line itself
     UNCHECKED = "unchecked"  # answered, but not known to the whole prompt: tried again, uncharged
     MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of hours later
+    ENDPOINT_MISSING = "endpoint_missing"  # the server answers, and has not this endpoint: likewise
     UNLOADABLE = "unloadable"  # the model cannot be loaded at present: its lines wait uncharged, others go on
     CUT = "cut"  # we ended the call ourselves
 

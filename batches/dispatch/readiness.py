@@ -26,7 +26,7 @@ from common.database import retrying
 
 # Verdicts on a load or a trial after which lines are sent: a refusal need not concern them, and if it does, the next
 # line gets a refusal of its own.
-PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
+PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING, Verdict.ENDPOINT_MISSING)
 
 
 class Readiness:

@@ -32,7 +32,9 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
             Verdict.MODEL_MISSING,
         ),
         # No word of the API: an old Ollama without this endpoint, or a wrong address.
-        ("ollama", 404, b"404 page not found", "/v1/responses", Verdict.FAILED),
+        ("ollama", 404, b"404 page not found", "/v1/responses", Verdict.ENDPOINT_MISSING),
+        ("vllm", 404, {"detail": "Not Found"}, "/v1/embeddings", Verdict.ENDPOINT_MISSING),
+        ("llama-server", 404, error_body("File Not Found", "not_found_error"), CHAT, Verdict.ENDPOINT_MISSING),
         ("vllm", 404, error_body("no such thing"), CHAT, Verdict.REFUSED),
         ("ollama", 400, error_body("embedding contains NaN or Inf"), "/v1/embeddings", Verdict.FAILED),
         ("ollama", 500, error_body("model requires more system memory"), CHAT, Verdict.UNLOADABLE),
@@ -136,6 +138,91 @@ def test_a_known_fault_of_an_embeddings_input_is_the_lines_own(message):
 )
 def test_a_chat_whose_runner_died_is_a_crash(message):
     assert judge("ollama", 500, error_body(message)).verdict is Verdict.CRASHED
+
+
+TOO_LONG = "request (7011 tokens) exceeds the available context size (4096 tokens), try increasing it"
+BLIND = "Multimodal data provided, but model does not support multimodal requests."
+
+
+def runners(message, kind="invalid_request_error", code=400):
+    """An error of Ollama's runner, as the string that Ollama makes of it."""
+    return json.dumps({"error": {"code": code, "message": message, "type": kind}})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "status", "body", "message", "code", "param"),
+    [
+        (CHAT, 400, error_body(runners(TOO_LONG, "exceed_context_size_error")), TOO_LONG, "context_length_exceeded", 0),
+        (CHAT, 400, {"error": runners(TOO_LONG)}, TOO_LONG, "context_length_exceeded", "messages"),
+        ("/v1/responses", 400, error_body(runners(TOO_LONG)), TOO_LONG, "context_length_exceeded", "input"),
+        ("/v1/completions", 400, error_body(runners(runners(TOO_LONG))), TOO_LONG, "context_length_exceeded", "prompt"),
+        (CHAT, 400, runners(runners(TOO_LONG)).encode(), TOO_LONG, "context_length_exceeded", "messages"),
+        (CHAT, 400, error_body(runners(BLIND)), BLIND, "unsupported_value", "messages"),
+        (
+            CHAT,
+            400,
+            error_body("image input is not supported - hint: provide the mmproj"),
+            "image input is not supported - hint: provide the mmproj",
+            "unsupported_value",
+            "messages",
+        ),
+        (
+            CHAT,
+            400,
+            error_body("llama-server apply-template error: " + runners("roles must alternate")),
+            "llama-server apply-template error: roles must alternate",
+            None,
+            None,
+        ),
+        (
+            CHAT,
+            500,
+            error_body(runners("roles must alternate", "server_error", 500)),
+            "roles must alternate",
+            None,
+            None,
+        ),
+        (
+            "/v1/embeddings",
+            400,
+            error_body("the input length exceeds the context length"),
+            "the input length exceeds the context length",
+            "context_length_exceeded",
+            "input",
+        ),
+        (CHAT, 404, error_body("model 'x' not found"), "model 'x' not found", "model_not_found", "model"),
+    ],
+)
+def test_an_error_in_an_error_is_unwrapped_and_has_openais_code(endpoint, status, body, message, code, param):
+    error = json.loads(judge("ollama", status, body, endpoint).body)["error"]
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    assert error == {"message": message, "type": kind, "param": param or (code and "messages"), "code": code}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        error_body("temperature must be at most 2"),
+        error_body('unknown value {"a": 1}'),
+        error_body('{"error": '),
+        error_body('{"error": {}}'),
+        {"error": "cloud models are disabled"},
+        {"object": "error", "message": "no", "type": "BadRequestError", "param": None, "code": 400},
+        {"error": {"error": {"error": [1]}}},
+        {"detail": [{"loc": ["body"], "msg": "no"}]},
+    ],
+)
+def test_an_error_that_holds_no_other_is_handed_out_as_it_is(body):
+    assert json.loads(judge("vllm", 400, body).body) == body
+
+
+def test_an_error_that_is_wrapped_without_end_is_judged():
+    body = "no"
+    for _ in range(14):
+        body = json.dumps({"error": body})
+    nested = json.loads('{"error":' * 900 + '"no"' + "}" * 900)
+    for each in (body.encode(), nested):
+        assert judge("ollama", 400, each).verdict is Verdict.REFUSED
 
 
 def test_an_error_that_is_no_json_is_put_in_the_envelope():
