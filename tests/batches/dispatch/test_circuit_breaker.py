@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import registry
+from batches import lifecycle, registry
 from batches.dispatch import dispatcher
 from batches.models import Backend, Batch, PausedModel
 from batches.status import health
@@ -169,6 +169,23 @@ def test_nobody_waits_for_a_model_that_nobody_wants_any_more(api, create, work, 
     again(work)
     assert not PausedModel.objects.exists()
     assert backend.arrived() == ["a", TRIAL]
+
+
+@pytest.mark.parametrize("end", ["cancel", "expire"])
+def test_health_forgets_a_paused_model_with_the_last_batch_that_wanted_it(api, create, work, backend, end):
+    for key in ("a", TRIAL):
+        backend.always(key, NO_ROOM)
+    batch = prepared(create, work, "a")
+    work.drive()
+    reason = PausedModel.objects.get().reason
+    assert reason in health.summary()["reason"]
+    if end == "cancel":
+        api.post(f"/v1/batches/{batch}/cancel")
+    else:
+        Batch.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+        lifecycle.close_finished(lambda batch_id: None)
+    work.finalize(batch)
+    assert reason not in (health.summary()["reason"] or "")
 
 
 def test_a_backend_that_was_restarted_is_tried_at_once(create, work, backend):
