@@ -269,7 +269,7 @@ def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: 
     error = error_bodies.read(json.loads(reply.body))
     return ApiError(
         error.message or reply.body,
-        status=head.status if 400 <= head.status <= 599 else 502,
+        status=reply.status if reply.status and 400 <= reply.status <= 599 else 502,
         type=error.type or "api_error",
         param=error.param or None,
         code=error.code or None,
