@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -22,6 +23,7 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
 from batches import backends, registry
+from batches.backends import error_bodies
 from batches.backends.base import BackendKind
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.backends.replies import JSON, Verdict
@@ -41,6 +43,10 @@ SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
 # A client is gone if it takes nothing for TAKES_NOTHING_S while every buffer on the way is full.
 TAKES_NOTHING_S = 30.0
+# A server that says nothing is asked ASKED_AFTER_S later, and then every ASKED_EVERY_S, whether it answers at all: a
+# question that costs it nothing, for which it has LIGHT_ANSWER_S, or SHORT_ANSWER_S if it was silent before.
+ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
+LIGHT_ANSWER_S, SHORT_ANSWER_S = 5.0, 1.0
 
 # The other half of the threads is for requests that must be answered at once: polling, uploads, cancelling.
 _places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
@@ -99,23 +105,45 @@ class PassThroughViewSet(viewsets.ViewSet):
                 _limit_standstill(client, TAKES_NOTHING_S)
                 held.callback(_limit_standstill, client, 0.0)  # a download may follow over the same connection
 
+            silence = Silence(backend)
+
             def look() -> None:
                 person.renew()
                 if client is not None and _is_gone(client):
                     raise ApiError("The client went away.", status=499)
+                silence.look()
 
             relay = backends.relay(self.endpoint, sent, look=look)
             held.callback(relay.close)
             try:
                 head = relay.head()
+                silence.is_over = True
                 if head.status == 200 and head.content_type == EVENT_STREAM:
                     return _streamed(EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all()))
                 content = _whole(relay)
             except NotConnected:
-                raise _away() from None
+                raise _unavailable(backends.unreachable_hint()) from None
             except Broken as error:
                 raise _broken(error) from None
         return _answer(kind, self.endpoint, model, head, content)
+
+
+class Silence:
+    """The time until the model server answers. It may compute meanwhile, or hang, which another question tells."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.is_over = False
+        # The health probe got no answer a moment ago, so it is asked at once, and may think for less long.
+        self._asks_at = time.monotonic() + (0.0 if backend.is_paused else ASKED_AFTER_S)
+        self._timeout_s = SHORT_ANSWER_S if backend.is_paused else LIGHT_ANSWER_S
+
+    def look(self) -> None:
+        """Call every second or so. Raises ApiError if the server hangs."""
+        if self.is_over or time.monotonic() < self._asks_at:
+            return
+        if backends.is_silent(self._timeout_s):
+            raise _unavailable(backends.silent_hint())
+        self._asks_at, self._timeout_s = time.monotonic() + ASKED_EVERY_S, LIGHT_ANSWER_S
 
 
 class EventStream:
@@ -160,8 +188,8 @@ def _kind(backend: Backend) -> BackendKind:
     try:
         # Before its worker has seen the backend, its kind is not in the row.
         return backends.kind_named(backend.kind or backends.probe().kind)
-    except backends.Unreachable:
-        raise _away() from None
+    except backends.Unreachable as error:
+        raise _unavailable(str(error)) from None
 
 
 def _take_a_place(held: ExitStack) -> None:
@@ -236,27 +264,21 @@ def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: 
         return ApiError(message, status=404, param="model", code="model_not_found")
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
-    body = json.loads(reply.body)
-    error = body.get("error")
-    told = error if isinstance(error, dict) else {}
-    words = (told.get("message"), error, body.get("message"), body.get("detail"))
-
-    def text(name: str) -> str | None:
-        return told[name] if isinstance(told.get(name), str) else None
-
+    if reply.verdict is Verdict.ENDPOINT_MISSING:
+        return ApiError(kind.missing_endpoint_hint(endpoint), status=404, code="unknown_url")
+    error = error_bodies.read(json.loads(reply.body))
     return ApiError(
-        next((each for each in words if isinstance(each, str) and each), reply.body),
-        status=head.status if 400 <= head.status <= 599 else 502,
-        type=text("type") or "api_error",
-        param=text("param"),
-        code=text("code"),
+        error.message or reply.body,
+        status=reply.status if reply.status and 400 <= reply.status <= 599 else 502,
+        type=error.type or "api_error",
+        param=error.param or None,
+        code=error.code or None,
         headers={"Retry-After": head.retry_after} if head.retry_after else {},
     )
 
 
-def _away() -> ApiError:
-    wait = {"Retry-After": str(RETRY_AFTER_S)}
-    return ApiError(backends.unreachable_hint(), status=503, type="server_error", headers=wait)
+def _unavailable(hint: str) -> ApiError:
+    return ApiError(hint, status=503, type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _broken(error: Broken) -> ApiError:

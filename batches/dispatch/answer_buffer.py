@@ -14,7 +14,7 @@ from batches.models import Line
 GROUP_OVER_COST = 10
 MOST_GROUP_S = 0.2
 GROUP_LINES = 64
-URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING)
+URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING, Verdict.ENDPOINT_MISSING)
 
 
 class AnswerBuffer:

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from batches import registry
 from batches.models import Backend, Batch, Pulse, Status
-from batches.scheduling import gate
+from batches.scheduling import gate, turns
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
 MOST_REASONS = 3
@@ -48,8 +48,11 @@ def _tick_trouble() -> list[str]:
 
 
 def _troubles(backend: Backend) -> list[str]:
-    """What is wrong with a backend or with its models."""
-    reasons = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
+    """What is wrong with a backend, or with the models that lines wait for. A model stays paused in its row until a
+    drive looks, which may be long after the last batch that wanted it."""
+    paused = backend.paused_models.order_by("pk").values_list("endpoint", "model", "reason")
+    wanted = [reason for endpoint, model, reason in paused if turns.is_wanted(endpoint, model, now=False)]
+    reasons = [backend.pause_reason, *wanted]
     return list(filter(None, reasons)) or list(filter(None, [registry.missing_default_model(backend)]))
 
 

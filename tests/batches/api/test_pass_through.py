@@ -177,12 +177,12 @@ def test_the_wrong_type_and_method_are_refused(ask, api):
         (
             Action(400, {"error": {"code": 400, "message": "too long", "type": "exceed_context_size_error", "n": 1}}),
             400,
-            {"message": "too long", "type": "exceed_context_size_error", "code": None},
+            {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"},
         ),
         (Action(422, {"detail": "not so"}), 422, {"message": "not so", "type": "api_error"}),
         (Action(500, {"error": "out of memory"}), 500, {"message": "out of memory"}),
         (Action(500, b"oh"), 500, {"message": "oh"}),
-        (Action(404, b"404 page not found"), 404, {"message": "404 page not found"}),
+        (Action(404, b"404 page not found"), 404, {"code": "unknown_url"}),
         (
             Action(404, error_body(f"model '{MODEL}' not found", "not_found_error")),
             404,
@@ -229,7 +229,33 @@ def test_a_server_that_is_away_is_told_with_what_to_do(ask, backend, known):
     backend.stop()
     response = ask()
     assert (response.status_code, response["Retry-After"]) == (503, "5")
-    assert "Start it: ollama serve" in error_of(response)["message"]
+    assert "Start it: systemctl start ollama" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_server_that_hangs_is_told_at_once_with_what_to_do(ask, backend, monkeypatch, known, stream):
+    """`known`: the health probe has noticed it, so that nobody waits for a second question."""
+    monkeypatch.setattr(pass_through, "SHORT_ANSWER_S", 0.2)
+    if not known:
+        monkeypatch.setattr(pass_through, "ASKED_AFTER_S", 0.5)
+        monkeypatch.setattr(pass_through, "LIGHT_ANSWER_S", 0.2)
+    ask()
+    backend.is_hung = True
+    if known:
+        registry.own_backend().pause("x")
+    response = ask(stream=stream)
+    assert (response.status_code, response["Retry-After"]) == (503, "5")
+    assert "Restart it: systemctl restart ollama" in error_of(response)["message"]
+
+
+def test_a_server_that_computes_for_long_is_waited_for(ask, backend, monkeypatch):
+    for name in ("ASKED_AFTER_S", "ASKED_EVERY_S"):
+        monkeypatch.setattr(pass_through, name, 0.1)
+    backend.delay_s = 2.0
+    assert ask().status_code == 200
+    registry.own_backend().pause("its card is full, as a trial said")
+    assert ask().status_code == 200
 
 
 def test_one_that_says_nothing_is_given_up(ask, backend, settings):
@@ -447,7 +473,7 @@ def test_chunked_bodies_arrive_whole(stack, fake):
 
 def test_a_server_that_is_down_is_told(stack, official):
     server = stack(OLLAMA_BASE_URL=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(openai.InternalServerError, match="Start it: ollama serve") as refused:
+    with pytest.raises(openai.InternalServerError, match="Start it: systemctl start ollama") as refused:
         official(server).chat.completions.create(**line("hello")["body"])
     assert refused.value.status_code == 503
 
@@ -486,4 +512,4 @@ def test_the_official_client_chats_with_a_real_model(stack, official):
 
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="any", messages=[{"role": "user", "content": "word " * 6000}])
-    assert refused.value.type == "exceed_context_size_error"
+    assert refused.value.code == "context_length_exceeded"
