@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -73,13 +74,28 @@ def is_elsewhere(backend: Backend | None, model: str) -> bool:
     return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
 
 
+def listed_name(model: str, among: Collection[Backend]) -> str:
+    """The name by which one of these backends lists the model, `model` itself if one does; empty if none has it."""
+    names = [name for backend in among if (name := backend.listed_name(model))]
+    return model if model in names else next(iter(names), "")
+
+
 def known_models() -> list[dict[str, Any]]:
     """The models that live backends list, and aliases of them: id, created, owned_by; sorted by id, each id once."""
-    models = {model["id"]: model for backend in live_backends() for model in backend.listed}
+    live = live_backends()
+    models = {model["id"]: model for backend in live for model in backend.listed}
     for alias, target in settings.MODEL_ALIASES.items():
-        if alias != "*" and target in models:
-            models.setdefault(alias, models[target] | {"id": alias})
+        if alias != "*" and (listed := listed_name(target, live)):
+            models.setdefault(alias, models[listed] | {"id": alias})
     return [models[name] for name in sorted(models)]
+
+
+def known_model(name: str) -> dict[str, Any] | None:
+    """The model that answers a line which names `name`, with `name` as its id; None if no live backend has it."""
+    live = live_backends()
+    listed = listed_name(backends.resolve_alias(name), live)
+    models = (model for backend in live for model in backend.listed if model["id"] == listed)
+    return next((model | {"id": name} for model in models), None)
 
 
 def missing_default_model(backend: Backend) -> str:

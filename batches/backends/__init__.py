@@ -1,6 +1,6 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from django.conf import settings
@@ -18,8 +18,8 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
-    "has_model",
     "kind_named",
+    "listed_name",
     "missing_model_hint",
     "open_calls",
     "probe",
@@ -45,8 +45,9 @@ def resolve_alias(model: str) -> str:
     return str(aliases.get(model) or aliases.get("*") or model)
 
 
-def has_model(kind: str, models: list[str], name: str) -> bool:
-    return kind_named(kind).has_model(models, name)
+def listed_name(kind: str, models: Collection[str], name: str) -> str:
+    """The one of `models`, names that a server of this kind lists, that is the model `name`; empty if none is."""
+    return kind_named(kind).listed_name(models, name)
 
 
 def missing_model_hint(kind: str, model: str) -> str:

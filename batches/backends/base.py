@@ -1,6 +1,6 @@
 """What every kind of model server has in common: how a body is made ready, and what a reply means for its line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -114,8 +114,17 @@ class BackendKind:
         """
         return []
 
-    def has_model(self, models: list[str], name: str) -> bool:
-        return name in models
+    def identity(self, name: str) -> str:
+        """The same text for all names that the server takes for one model; empty for a name that it refuses."""
+        return name
+
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether both are names of one model."""
+        return name == other or self.identity(name) == self.identity(other) != ""
+
+    def listed_name(self, models: Collection[str], name: str) -> str:
+        """The one of `models`, names that the server lists, that is this model; empty if none is."""
+        return name if name in models else next((each for each in models if self.is_same(each, name)), "")
 
     def missing_model_hint(self, model: str) -> str:
         return "It is not among the models that the model server lists; MODEL_ALIASES can map its name to one that is."

@@ -4,7 +4,7 @@ import re
 import secrets
 from typing import Any, ClassVar
 
-from batches.backends import ollama_context
+from batches.backends import ollama_context, ollama_names
 from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, listed_models
 from batches.backends.replies import JSON, SERVER_ERRORS, Rule, Usage, Verdict, count, usage_of
 
@@ -118,8 +118,8 @@ class Ollama(BackendKind):
     def loaded(self, exchange: Exchange) -> list[str]:
         return list(ollama_context.loaded_models(lambda path: exchange(path, None)))
 
-    def has_model(self, models: list[str], name: str) -> bool:
-        return (name if ":" in name.rpartition("/")[2] else f"{name}:latest") in models
+    def identity(self, name: str) -> str:
+        return ollama_names.identity(name)
 
     def missing_model_hint(self, model: str) -> str:
         return f"Install it: ollama pull {model}"

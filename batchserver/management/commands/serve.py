@@ -156,7 +156,7 @@ def _backend_line() -> str:
             "things out"
         )
     line = f"{state.kind} {state.version}".strip() + f" at {settings.BACKEND_URL}, default model {model}"
-    if not backends.has_model(state.kind, state.names, model):
+    if not backends.listed_name(state.kind, state.names, model):
         line += f"\n           It does not have {model}. {backends.missing_model_hint(state.kind, model)}"
     return line
 
