@@ -1,6 +1,7 @@
 """Which backends there are, and what they have: one row each, kept fresh by the backend's worker."""
 
 import logging
+import os
 import socket
 from collections.abc import Collection
 from dataclasses import asdict
@@ -68,10 +69,36 @@ def live_backends() -> list[Backend]:
     return list(Backend.objects.all().live().order_by("pk"))
 
 
+def others_with(backend: Backend | None, model: str) -> list[Backend]:
+    """The other live backends that have this model."""
+    own = backend.pk if backend is not None else None
+    return [each for each in live_backends() if each.pk != own and each.has_model(model)]
+
+
 def is_elsewhere(backend: Backend | None, model: str) -> bool:
     """Whether another live backend has this model."""
-    own = backend.pk if backend is not None else None
-    return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
+    return bool(others_with(backend, model))
+
+
+def is_only_elsewhere(backend: Backend, model: str) -> bool:
+    """Whether the backend lacks this model and another live one has it."""
+    return not backend.has_model(model) and is_elsewhere(backend, model)
+
+
+def backend_for(model: str) -> Backend:
+    """The backend that answers a person's request for this model: ours, unless it lacks the model or is away and
+    another one that we can reach has it."""
+    own = own_backend()
+    if own.is_fresh and own.has_model(model):
+        return own
+    others = (each for each in others_with(own, model) if each.is_fresh and is_in_reach(each))
+    return next(others, own)
+
+
+def is_in_reach(backend: Backend) -> bool:
+    """Whether this process can call the backend: its address is no loopback address of another machine."""
+    _, on, machine = backend.name.rpartition(" on ")
+    return not on or machine == os.uname().nodename
 
 
 def listed_name(model: str, among: Collection[Backend]) -> str:
@@ -99,8 +126,9 @@ def known_model(name: str) -> dict[str, Any] | None:
 
 
 def missing_default_model(backend: Backend) -> str:
-    """What to type if the backend lacks MODEL_NAME; empty if it has the model, or was not seen lately."""
+    """What to type if the backend lacks MODEL_NAME; empty if it has the model or another live one has it, or if it was
+    not seen lately."""
     model = backends.resolve_alias(settings.MODEL_NAME)
-    if not backend.is_fresh or backend.has_model(model):
+    if not backend.is_fresh or backend.has_model(model) or is_elsewhere(backend, model):
         return ""
-    return f"{backend.url} does not have the model {model}. {backends.missing_model_hint(backend.kind, model)}"
+    return f"{backend.url} does not have the model {model}. {backend.missing_model_hint(model)}"

@@ -274,7 +274,9 @@ class _LineCheck:
         return self.known_models[model]
 
     def _unknown_model(self, line: _NewLine) -> dict[str, Any]:
-        hint = backends.missing_model_hint(self.backends[0].kind, line.named)
+        hint = self.backends[0].missing_model_hint(line.model)
+        if line.model != line.named:
+            hint = f"MODEL_ALIASES maps it to {line.model}, which is not there. {hint}"
         message = f"The provided model '{line.named}' is not supported by the Batch API. {hint}"
         return batch_error("model_not_found", message, param="body.model", line=line.number)
 

@@ -82,7 +82,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
         model, streams = backends.resolve_alias(model_of(body, settings.MODEL_NAME)), _streams(body)
-        backend = registry.own_backend()
+        backend = registry.backend_for(model)
         kind = _kind(backend)
         if problem := kind.unsupported(self.endpoint, body):
             raise ApiError(problem, code="unsupported_parameter")
@@ -104,7 +104,7 @@ class PassThroughViewSet(viewsets.ViewSet):
                 if client is not None and _is_gone(client):
                     raise ApiError("The client went away.", status=499)
 
-            relay = backends.relay(self.endpoint, sent, look=look)
+            relay = backends.relay(backend.url, self.endpoint, sent, look=look)
             held.callback(relay.close)
             try:
                 head = relay.head()
@@ -112,10 +112,10 @@ class PassThroughViewSet(viewsets.ViewSet):
                     return _streamed(EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all()))
                 content = _whole(relay)
             except NotConnected:
-                raise _away() from None
+                raise _away(backend) from None
             except Broken as error:
                 raise _broken(error) from None
-        return _answer(kind, self.endpoint, model, head, content)
+        return _answer(backend, kind, self.endpoint, model, head, content)
 
 
 class EventStream:
@@ -161,7 +161,7 @@ def _kind(backend: Backend) -> BackendKind:
         # Before its worker has seen the backend, its kind is not in the row.
         return backends.kind_named(backend.kind or backends.probe().kind)
     except backends.Unreachable:
-        raise _away() from None
+        raise _away(backend) from None
 
 
 def _take_a_place(held: ExitStack) -> None:
@@ -220,20 +220,19 @@ def _whole(relay: Relay) -> bytes:
     return bytes(content)
 
 
-def _answer(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> HttpResponse:
+def _answer(backend: Backend, kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> HttpResponse:
     if not 200 <= head.status < 300:
-        raise _refusal(kind, endpoint, model, head, content)
+        raise _refusal(backend, kind, endpoint, model, head, content)
     if not head.content_type.endswith("json"):
         raise ApiError(f"{kind.title} answered with something that is not JSON.", status=502, type="server_error")
     return HttpResponse(content, status=head.status, content_type="application/json")
 
 
-def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> ApiError:
+def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> ApiError:
     """The model server's own message, in the envelope; or what to do, if that is known."""
     reply = kind.judge(endpoint, head.status, content)
     if reply.verdict is Verdict.MODEL_MISSING:
-        message = f"The model '{model}' does not exist. {kind.missing_model_hint(model)}"
-        return ApiError(message, status=404, param="model", code="model_not_found")
+        return _missing(backend, kind, model)
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
     body = json.loads(reply.body)
@@ -254,9 +253,26 @@ def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: 
     )
 
 
-def _away() -> ApiError:
-    wait = {"Retry-After": str(RETRY_AFTER_S)}
-    return ApiError(backends.unreachable_hint(), status=503, type="server_error", headers=wait)
+def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
+    """The backend does not have the model. If another has it, the person was sent here because our list of the models
+    is a moment old, or because that one is beyond our reach."""
+    if others := registry.others_with(backend, model):
+        where = f"The model '{model}' is not at {backend.url} but at {others[0].name}"
+        if registry.is_in_reach(others[0]):
+            return _try_again(f"{where}. Try again.")
+        return _try_again(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
+    hint = backends.missing_model_hint(kind.name, model, backend.model_names)
+    return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
+
+
+def _away(backend: Backend) -> ApiError:
+    if backend.url == settings.BACKEND_URL:
+        return _try_again(backends.unreachable_hint())
+    return _try_again(f"No model server answers at {backend.url}, which has the model. Start it.")
+
+
+def _try_again(message: str) -> ApiError:
+    return ApiError(message, status=503, type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _broken(error: Broken) -> ApiError:

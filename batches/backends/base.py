@@ -69,6 +69,7 @@ class BackendKind:
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "The model server"
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
+    has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
 
     # The first row that fits decides; a status that no row names is the line's own fault.
@@ -126,8 +127,9 @@ class BackendKind:
         """The one of `models`, names that the server lists, that is this model; empty if none is."""
         return name if name in models else next((each for each in models if self.is_same(each, name)), "")
 
-    def missing_model_hint(self, model: str) -> str:
-        return "It is not among the models that the model server lists; MODEL_ALIASES can map its name to one that is."
+    def install_command(self, model: str) -> str:
+        """What to type at the server so that it has this model; empty if there is no such command for this name."""
+        return ""
 
     def unsupported(self, endpoint: str, body: JSON) -> str:
         """A sentence about what in a body this server would ignore, misread or fetch from elsewhere; empty if nothing.

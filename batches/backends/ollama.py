@@ -40,6 +40,7 @@ class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
     loads_on_demand = True
+    has_library = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -121,8 +122,8 @@ class Ollama(BackendKind):
     def identity(self, name: str) -> str:
         return ollama_names.identity(name)
 
-    def missing_model_hint(self, model: str) -> str:
-        return f"Install it: ollama pull {model}"
+    def install_command(self, model: str) -> str:
+        return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
 
     def unsupported(self, endpoint: str, body: JSON) -> str:
         if problem := super().unsupported(endpoint, body):

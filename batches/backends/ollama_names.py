@@ -66,3 +66,33 @@ def _parts(name: str) -> tuple[str, str, str, str]:
     if slash:
         host = (rest.partition("://")[2] or DEFAULT_HOST) if "://" in rest else rest
     return host, namespace, model, tag
+
+
+# Names of hosted services, whose weights nobody can pull.
+_HOSTED = re.compile(
+    r"gpt-(?!oss)|chatgpt|o\d+(-|$)|(text|code)-(embedding|davinci|curie|babbage|ada|moderation|search|similarity)"
+    r"|davinci|babbage|curie|ada(-|$)|dall-e|whisper|tts-|codex|omni-moderation|computer-use"
+    r"|claude|gemini|grok|palm|sonar|nova-|titan|deepseek-(chat|reasoner)$|qwen[\d.]*-(max|plus|turbo|long|flash)"
+    r"|mistral-(tiny|medium|embed)|(open-)?mi[sx]tral-.*-?latest$|voyage-|embed-(english|multilingual)"
+)
+# Whose models have names of that form at a service or on Hugging Face, where `ollama pull` does not look for them.
+_VENDORS = re.compile(
+    r"openai|anthropic|azure|google|gemini|vertex_ai|bedrock|amazon|cohere|x-?ai|groq|openrouter|together(_ai|computer)?"
+    r"|fireworks(_ai)?|perplexity|meta-llama|mistralai|qwen|microsoft|deepseek-ai|nvidia|baai|intfloat|thenlper"
+    r"|sentence-transformers|huggingfacetb|huggingfaceh4|tiiuae|allenai|nousresearch|ibm-granite|moonshotai|zai-org"
+)
+# Ollama's library has the size in the tag, as in llama3.1:8b.
+_SIZE = re.compile(r"-\d+(\.\d+)?[bm](-|$)")
+
+
+def may_be_pulled(name: str) -> bool:
+    """Whether `ollama pull` may know this name, as far as its form tells; nobody is asked."""
+    known = identity(name)
+    if not known:
+        return False
+    host, namespace, model = known.rpartition(":")[0].rsplit("/", 2)
+    if host != DEFAULT_HOST:
+        return True
+    if namespace == DEFAULT_NAMESPACE:
+        return not (_HOSTED.match(model) or _SIZE.search(model) or model.endswith("-latest"))
+    return not (_VENDORS.fullmatch(namespace) or _HOSTED.match(model))

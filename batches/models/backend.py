@@ -69,6 +69,10 @@ class Backend(models.Model):
         """Whether the backend listed the model when it was last asked."""
         return self.listed_name(name) != ""
 
+    def missing_model_hint(self, model: str) -> str:
+        """What to type so that the backend answers lines for a model that it does not list."""
+        return backends.missing_model_hint(self.kind, model, self.model_names)
+
     @property
     def is_fresh(self) -> bool:
         """Whether the list of models can be trusted: the backend answered within FRESH."""

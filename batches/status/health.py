@@ -48,9 +48,13 @@ def _tick_trouble() -> list[str]:
 
 
 def _troubles(backend: Backend) -> list[str]:
-    """What is wrong with a backend or with its models."""
-    reasons = [backend.pause_reason, *backend.paused_models.values_list("reason", flat=True)]
-    return list(filter(None, reasons)) or list(filter(None, [registry.missing_default_model(backend)]))
+    """What is wrong with a backend or with its models. That it lacks a model is no fault while another live one has
+    it."""
+    paused = [
+        each.reason for each in backend.paused_models.all() if not registry.is_only_elsewhere(backend, each.model)
+    ]
+    reasons = list(filter(None, [backend.pause_reason, *paused]))
+    return reasons or list(filter(None, [registry.missing_default_model(backend)]))
 
 
 def closed_reasons() -> list[str]:

@@ -148,6 +148,29 @@ def test_a_model_that_a_live_backend_lacks_fails_the_batch_with_what_to_type(cre
     assert "ollama pull qwen3:8b" in seen["errors"]["data"][0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "aliases", "name", "told"),
+    [
+        ("ollama", {}, "gpt-4o-mini", ": MODEL_ALIASES=gpt-4o-mini=gemma3:12b"),
+        (
+            "ollama",
+            {"o1": "qwen3:8b"},
+            "o1",
+            "MODEL_ALIASES maps it to qwen3:8b, which is not there. Install it: ollama",
+        ),
+        ("vllm", {}, "gemma-3-12b", "such as gemma3:12b and tiny:latest, or map"),
+    ],
+)
+def test_it_says_of_any_name_what_can_be_done(create, work, settings, kind, aliases, name, told):
+    settings.MODEL_ALIASES = aliases
+    known_backend(seen_at=timezone.now(), kind=kind)
+    batch = create([line("a", body={"model": name})])
+    work.validate(batch["id"])
+    [error] = work.batch(batch["id"])["errors"]["data"]
+    assert f"'{name}' is not supported" in error["message"]
+    assert told in error["message"]
+
+
 NAMES_OF_ONE = ["gemma3:12b", "Gemma3:12B", "library/gemma3:12b", "registry.ollama.ai/library/gemma3:12b", "gpt-4o"]
 
 

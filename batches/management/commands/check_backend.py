@@ -22,6 +22,6 @@ class Command(BaseCommand):
         self.stdout.write(f"Models: {', '.join(state.names) or 'none'}")
         model = backends.resolve_alias(settings.MODEL_NAME)
         if not backends.listed_name(state.kind, state.names, model):
-            hint = backends.missing_model_hint(state.kind, model)
+            hint = backends.missing_model_hint(state.kind, model, state.names)
             raise CommandError(f"The default model {model} (MODEL_NAME) is missing. {hint}")
         self.stdout.write(f"Default model: {model}")

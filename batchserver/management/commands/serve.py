@@ -157,7 +157,8 @@ def _backend_line() -> str:
         )
     line = f"{state.kind} {state.version}".strip() + f" at {settings.BACKEND_URL}, default model {model}"
     if not backends.listed_name(state.kind, state.names, model):
-        line += f"\n           It does not have {model}. {backends.missing_model_hint(state.kind, model)}"
+        hint = backends.missing_model_hint(state.kind, model, state.names)
+        line += f"\n           It does not have {model}. {hint}"
     return line
 
 
