@@ -59,6 +59,7 @@ class FakeBackend:
 
     def __init__(self, port: int = 0) -> None:
         self.models = [MODEL]
+        self.lists_models = True
         self.delay_s = 0.0
         self.native_delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
@@ -71,6 +72,7 @@ class FakeBackend:
         self.unloads: list[str] = []  # and to take off the card
         self.load_paths: list[str] = []  # and where
         self.on_load: deque[Action] = deque()  # what to do to the next such requests, one each
+        self.on_check: deque[Action] = deque()  # what to do to the next questions whether a prompt was read whole
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
         self._always: dict[str, Action] = {}
         self._lock = threading.Lock()
@@ -199,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             },
         }
-        if self.path in routes:
+        if self.path in routes and (self.fake.lists_models or self.path != "/v1/models"):
             self._send(200, json.dumps(routes[self.path]).encode())
         else:
             self._send(404, b"404 page not found")
@@ -211,9 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
             info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
             self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
             return
-        if self.path == "/api/chat":
-            self.fake.wait(self.fake.native_delay_s)
-            self._send(*native_answer(body, self.fake.context))
+        if body.get("truncate") is False:
+            self._check(body)
             return
         if self.path in ("/api/generate", "/api/embed"):
             self._load(body)
@@ -240,10 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang(seen)
             return
         if action.reset:
-            # Linger 0: the peer gets a reset, not an orderly end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self._reset()
             return
         if body.get("stream") and action.body is None and self.path != "/v1/embeddings":
             self._stream(seen, action)
@@ -261,6 +259,27 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(action.status, content, action.headers)
             seen.answered = True
+
+    def _check(self, body: dict[str, Any]) -> None:
+        """Say whether a prompt fits, as the native endpoints do that must not cut it."""
+        action = self.fake.on_check.popleft() if self.fake.on_check else None
+        self.fake.wait(self.fake.native_delay_s)
+        if action is None:
+            self._send(*native_answer(body, self.fake.context))
+        elif action.reset:
+            self._reset()
+        elif action.hang:
+            self.close_connection = True
+            while self._client_stays(0.1):
+                pass
+        else:
+            self._send(action.status, json.dumps(action.body).encode())
+
+    def _reset(self) -> None:
+        # Linger 0: the peer gets a reset, not an orderly end.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def _load(self, body: dict[str, Any]) -> None:
         if body.get("keep_alive") == 0:
@@ -380,11 +399,13 @@ def events(path: str, body: dict[str, Any]) -> Iterator[bytes]:
 
 
 def native_answer(body: dict[str, Any], context: int) -> tuple[int, bytes]:
-    """What /api/chat answers to a request with `truncate: false`."""
-    assert body["truncate"] is False
-    tokens = len(_key(body))
+    """What /api/chat and /api/embed answer to a request with `truncate: false`."""
+    texts = body["input"] if "input" in body else [_key(body)]
+    tokens = max(map(len, texts))
     if tokens <= context:
         return 200, b'{"prompt_eval_count": %d}' % tokens
+    if "input" in body:
+        return 400, b'{"error": "the input length exceeds the context length"}'
     # JSON in a string, as Ollama hands on what its runner says.
     message = f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it"
     error = {"code": 400, "message": message, "type": "exceed_context_size_error", "n_prompt_tokens": tokens}
@@ -415,7 +436,9 @@ def answer(path: str, body: dict[str, Any], context: int = 4096) -> dict[str, An
             return reply | {"model": model, "choices": [choice], "usage": usage}
         case "/v1/embeddings":
             data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
-            return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+            read = 7 if length < 512 else min(length, context)
+            spent = {"prompt_tokens": read, "total_tokens": read}
+            return {"object": "list", "model": model, "data": data, "usage": spent}
         case "/v1/responses":
             content = [{"type": "output_text", "text": text}]
             output = [{"type": "message", "role": "assistant", "content": content}]

@@ -22,6 +22,7 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
 from batches import backends, registry
+from batches.backends import error_bodies
 from batches.backends.base import BackendKind
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.backends.replies import JSON, Verdict
@@ -235,20 +236,15 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
         return _missing(backend, kind, model)
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
-    body = json.loads(reply.body)
-    error = body.get("error")
-    told = error if isinstance(error, dict) else {}
-    words = (told.get("message"), error, body.get("message"), body.get("detail"))
-
-    def text(name: str) -> str | None:
-        return told[name] if isinstance(told.get(name), str) else None
-
+    if reply.verdict is Verdict.ENDPOINT_MISSING:
+        return ApiError(kind.missing_endpoint_hint(endpoint), status=404, code="unknown_url")
+    error = error_bodies.read(json.loads(reply.body))
     return ApiError(
-        next((each for each in words if isinstance(each, str) and each), reply.body),
+        error.message or reply.body,
         status=head.status if 400 <= head.status <= 599 else 502,
-        type=text("type") or "api_error",
-        param=text("param"),
-        code=text("code"),
+        type=error.type or "api_error",
+        param=error.param or None,
+        code=error.code or None,
         headers={"Retry-After": head.retry_after} if head.retry_after else {},
     )
 

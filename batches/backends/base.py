@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from batches.backends import error_bodies
 from batches.backends.replies import (
     JSON,
     SERVER_ERRORS,
     Reply,
-    Rule,
     Usage,
     Verdict,
     compact,
@@ -16,6 +16,7 @@ from batches.backends.replies import (
     parsed,
     usage_of,
 )
+from batches.backends.rules import Rule, verdict_of
 
 # A way to ask the server something: path -> status and parsed body (None if the body is not JSON).
 Ask = Callable[[str], tuple[int, Any]]
@@ -25,6 +26,14 @@ Exchange = Callable[[str, JSON | None], tuple[int, Any]]
 
 class Unreachable(Exception):
     """The server did not take the connection, or did not answer a simple question. The text says what to do."""
+
+
+class Unchecked(Exception):
+    """The server did not say whether it read a prompt whole. The text says what it said instead."""
+
+    def __init__(self, verdict: Verdict, said: str) -> None:
+        super().__init__(said)
+        self.verdict = verdict
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,10 @@ class BackendKind:
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(Verdict.MODEL_MISSING, (404,), ("model",)),
-        Rule(Verdict.REFUSED, (404,), ("error",)),
-        Rule(Verdict.FAILED, (404,)),  # not the API's own error: nothing is at this address
+        # A line can choose words of the message: `borne_out` asks the server before all lines of the model fail.
+        Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_about_model),
+        Rule(Verdict.ENDPOINT_MISSING, (404,), says=lambda error: error.is_about_route),
+        Rule(Verdict.REFUSED, (404,)),
         Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),
         Rule(Verdict.BUSY, (429, 499, 502, 503)),
         Rule(Verdict.REFUSED, (501,)),
@@ -154,20 +164,33 @@ class BackendKind:
                 return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
             return Reply(Verdict.ANSWERED, status, compact(self.hand_out(body)), usage=usage_of(body))
         text = content[:10_000].decode(errors="replace")
-        rule = next(
-            (
-                rule
-                for rule in self.rules
-                if status in rule.statuses
-                and endpoint.startswith(rule.endpoint)
-                and any(part in text for part in rule.texts)
-            ),
-            Rule(Verdict.REFUSED, (status,)),
-        )
-        reply = Reply(rule.verdict, status, compact(body) if body else enveloped(status, text))
-        if rule.verdict is Verdict.MISCONFIGURED:
+        error = error_bodies.read(body, text)
+        verdict = verdict_of(self.rules, endpoint, status, error)
+        told = error_bodies.handed_out(body, error, status, endpoint) if body else None
+        reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
+        if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
+
+    def borne_out(self, exchange: Exchange, endpoint: str, model: str, reply: Reply) -> Reply:
+        """The reply to one request, which says that its model or its endpoint is missing, with the verdict that the
+        server bears out: by its list of models, and by a trial of the endpoint. Lets through what `exchange` raises.
+        """
+        models = listed_models(lambda path: exchange(path, None))
+        if models is None:
+            return replace(reply, verdict=Verdict.FAILED)  # nobody knows what answered
+        if reply.verdict is Verdict.MODEL_MISSING:
+            is_listed = self.listed_name([each.id for each in models], model)
+            return replace(reply, verdict=Verdict.UNLOADABLE) if is_listed else reply
+        status, answer = exchange(endpoint, self.trial(endpoint, model))
+        if verdict_of(self.rules, endpoint, status, error_bodies.read(answer)) is not Verdict.ENDPOINT_MISSING:
+            return replace(reply, verdict=Verdict.FAILED)
+        error = {"message": self.missing_endpoint_hint(endpoint), "type": "invalid_request_error", "param": None}
+        return replace(reply, body=compact({"error": error | {"code": "unknown_url"}}))
+
+    def missing_endpoint_hint(self, endpoint: str) -> str:
+        """What to do about a server that answers, and has not this endpoint."""
+        return f"{self.title} has no {endpoint}. Take a server that has it (BACKEND_URL)."
 
     def hand_out(self, body: JSON) -> JSON:
         """What users get of a whole answer: all of the answer, with ids that no other answer has."""
@@ -176,7 +199,8 @@ class BackendKind:
     def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
         """What this server left out of the prompt without saying so, and what to do about it; empty if nothing.
 
-        Called for each answer. May ask the server a question, and lets through what `exchange` raises.
+        Called for each answer. May ask the server a question, and lets through what `exchange` raises. Raises Unchecked
+        if the server's answer to the question leaves it open: the line's answer then counts for nothing.
         """
         return ""
 
@@ -243,10 +267,10 @@ class BackendKind:
 def listed_models(ask: Ask) -> list[Model] | None:
     """The models that the server lists under /v1/models; None if the reply is no list of models."""
     status, body = ask("/v1/models")
-    if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data"), list):
+    if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data", ""), list | None):
         return None
     models = []
-    for each in body["data"]:
+    for each in body["data"] or []:  # Ollama's list of no model is null
         if isinstance(each, dict) and isinstance(each.get("id"), str):
             created = each.get("created")
             owner = str(each.get("owned_by") or "unknown")

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import HTTPError
 
-from batches.backends.base import BackendKind, Exchange
+from batches.backends.base import BackendKind, Exchange, Unchecked
 from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge
 from batches.backends.replies import Reply, Verdict, refused
 
@@ -38,6 +38,7 @@ class Call(Generic[S_co]):
     result: Any = None
     started: float = field(default_factory=time.monotonic)
     running_since: float | None = None
+    answered: float | None = None  # when the answer came; a question about it has as long again
     was_shared: bool = False  # the server may have computed others at the same time
     connection: Connection | None = None
     is_cut: bool = False
@@ -53,7 +54,8 @@ class Call(Generic[S_co]):
 
     @property
     def is_overdue(self) -> bool:
-        return self.running_since is not None and time.monotonic() > self.running_since + self.timeout_s
+        since = self.answered or self.running_since
+        return since is not None and time.monotonic() > since + self.timeout_s
 
 
 class CallPool(Generic[S]):
@@ -184,15 +186,40 @@ class CallPool(Generic[S]):
             message = f"The model server broke the connection ({type(error).__name__})."
             return Reply(Verdict.CRASHED, code="backend_crash", message=message)
         reply = replace(self.kind.judge(call.endpoint, status, content), retry_after_s=connection.retry_after_s)
-        if reply.verdict is Verdict.ANSWERED:
-            try:
-                problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, reply.usage)
-            except Cut:
-                if not call.timed_out:
-                    return Reply(Verdict.CUT)
-                problem = ""  # the answer came in time; only the question about it did not
-            except (HTTPError, OSError, ReplyTooLarge):
-                problem = ""  # the server went away after a good answer
-            if problem:
-                return refused("context_length_exceeded", problem)
+        match reply.verdict:
+            case Verdict.ANSWERED:
+                return self._checked(connection, call, reply)
+            case Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING:
+                return self._borne_out(connection, call, reply)
         return reply
+
+    def _borne_out(self, connection: Connection, call: Call[S], reply: Reply) -> Reply:
+        """The reply with the verdict that the server bears out; FAILED if the server cannot be asked."""
+        try:
+            return self.kind.borne_out(connection.exchange(call), call.endpoint, str(call.body.get("model")), reply)
+        except Cut:
+            return Reply(Verdict.CUT)
+        except (HTTPError, OSError, ReplyTooLarge):
+            return replace(reply, verdict=Verdict.FAILED)
+
+    def _checked(self, connection: Connection, call: Call[S], answer: Reply) -> Reply:
+        """The answer, if the server read the whole prompt; a refusal, if it cut the prompt; UNCHECKED if nobody knows,
+        whatever the reason: an answer to half a prompt must never pass for one to the whole."""
+        call.answered = time.monotonic()
+        try:
+            problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, answer.usage)
+        except Unchecked as unchecked:
+            if unchecked.verdict is Verdict.BUSY:
+                return Reply(Verdict.BUSY, retry_after_s=connection.retry_after_s)
+            return _unchecked(str(unchecked))
+        except Cut:
+            return _unchecked("no answer in time") if call.timed_out else Reply(Verdict.CUT)
+        except (HTTPError, OSError, ReplyTooLarge) as error:
+            return _unchecked(type(error).__name__)
+        return refused("context_length_exceeded", problem) if problem else answer
+
+
+def _unchecked(why: str) -> Reply:
+    logger.warning("an answer is not used: the server did not say whether it read the whole prompt (%s)", why)
+    message = f"The model server did not say whether it read the whole prompt ({why})."
+    return Reply(Verdict.UNCHECKED, code="prompt_unchecked", message=message)

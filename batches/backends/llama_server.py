@@ -27,5 +27,8 @@ class LlamaServer(BackendKind):
             most_context_tokens=count(loaded, "meta.n_ctx_train"),
         )
 
+    def missing_endpoint_hint(self, endpoint: str) -> str:
+        return f"This llama-server has no {endpoint}. Update it, or take a server that has it (BACKEND_URL)."
+
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start llama-server with --ctx-size {tokens} times the number of its slots (--parallel)."

@@ -4,9 +4,10 @@ import re
 import secrets
 from typing import Any, ClassVar
 
-from batches.backends import ollama_context, ollama_names
-from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, listed_models
-from batches.backends.replies import JSON, SERVER_ERRORS, Rule, Usage, Verdict, count, usage_of
+from batches.backends import error_bodies, ollama_context, ollama_names
+from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
+from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
+from batches.backends.rules import Rule, verdict_of
 
 # endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
 IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
@@ -28,6 +29,54 @@ IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
 }
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+EMBEDDINGS = "/v1/embeddings"
+
+# The runner died or does not answer; the next request starts it anew (llm/llama_server.go: getServerStatus, Chat,
+# Completion).
+RUNNER_DIED = (
+    "model runner has unexpectedly stopped",
+    "error was encountered while running the model",
+    "unexpected EOF",
+    "CUDA error",
+    "no longer running",
+    "unexpected server status",
+    "no slots available",
+    "server not responding",
+    "connection refused",
+    "connection reset",
+    "broken pipe",
+    "health resp",
+    "health unmarshal",
+    "llama-server error",
+    "reading llama-server",
+    "apply-template error: Post",
+    ": EOF",
+)
+# The runner did not come up: no room on the card, a damaged or unsuitable model.
+NO_ROOM = (
+    "out of memory",
+    "out-of-memory",
+    "cudaMalloc failed",
+    "requires more system memory",
+    "memory layout cannot be allocated",
+    "unable to load full model",
+)
+NOT_LOADED = (
+    "timed out waiting for",
+    "may be incompatible with your version",
+    "failed to load model",
+    "error starting llama-server",
+    "llama-server startup failed",
+    "llama-server binary not found",
+    "exceeds file size",
+)
+# What EmbeddingsMiddleware, EmbedHandler and the runner's own checks say of an input (middleware/openai.go,
+# server/routes.go, tools/server of llama.cpp).
+EMBEDDING_INPUT_ERRORS = re.compile(
+    r"json: |invalid |missing request body|(the )?input (length )?(after truncation )?exceeds|input is too |"
+    r"input content |pooling type |\"(input|content|prompt)\" |\S+ (does not support|is required)",
+    re.IGNORECASE,
+)
 
 # How long a model stays on the card after its last answer. sched.go, useLoadedRunner: the time that the loading request
 # says stays in force for requests that say none, as those under /v1 do; processCompleted starts the time anew after
@@ -47,48 +96,19 @@ class Ollama(BackendKind):
         self._contexts = ollama_context.Contexts()
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        # The runner died; the next request starts it anew.
-        Rule(
-            Verdict.CRASHED,
-            SERVER_ERRORS,
-            (
-                "model runner has unexpectedly stopped",
-                "error was encountered while running the model",
-                "unexpected EOF",
-                "CUDA error",
-                "no longer running",
-                "unexpected server status",
-                "no slots available",
-            ),
-        ),
-        # The runner did not come up: no room on the card, a damaged or unsuitable model (llm/llama_server.go).
-        Rule(
-            Verdict.UNLOADABLE,
-            SERVER_ERRORS,
-            (
-                "out of memory",
-                "cudaMalloc failed",
-                "requires more system memory",
-                "memory layout cannot be allocated",
-                "unable to load full model",
-                "timed out waiting for",
-                "may be incompatible with your version",
-                "failed to load model",
-                "error starting llama-server",
-                "process has terminated",
-                "exceeds file size",
-            ),
-        ),
-        # EmbedHandler answers 400 whatever fails, a dead runner included.
-        Rule(
-            Verdict.CRASHED,
-            (400,),
-            ("do embedding request", "EOF", "connection refused", "context canceled"),
-            endpoint="/v1/embeddings",
-        ),
-        Rule(Verdict.FAILED, (400,), ("NaN or Inf",), endpoint="/v1/embeddings"),
+        # EmbedHandler answers 400 whatever fails, a dead runner included, so what is no known fault of the input is
+        # taken for a crash.
+        Rule(Verdict.REFUSED, (400,), endpoint=EMBEDDINGS, begins=EMBEDDING_INPUT_ERRORS),
+        Rule(Verdict.FAILED, (400,), ("NaN or Inf",), endpoint=EMBEDDINGS),
+        Rule(Verdict.UNLOADABLE, (400,), NO_ROOM, endpoint=EMBEDDINGS),
+        Rule(Verdict.CRASHED, (400,), endpoint=EMBEDDINGS),
+        Rule(Verdict.CRASHED, SERVER_ERRORS, RUNNER_DIED),
+        Rule(Verdict.UNLOADABLE, SERVER_ERRORS, (*NO_ROOM, *NOT_LOADED)),
+        # The runner was killed while it came up. A load that ends so says something about the model, a line does not.
+        Rule(Verdict.UNLOADABLE, SERVER_ERRORS, ("process has terminated",), endpoint="/api/"),
+        Rule(Verdict.CRASHED, SERVER_ERRORS, ("process has terminated",)),
         # A refused cloud model has a body; without a body, Ollama refuses our Host header.
-        Rule(Verdict.REFUSED, (401, 403), ("error",)),
+        Rule(Verdict.REFUSED, (401, 403), says=lambda error: error.is_api_error),
         *BackendKind.rules,
     )
 
@@ -163,6 +183,9 @@ class Ollama(BackendKind):
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start Ollama with OLLAMA_CONTEXT_LENGTH={tokens}, or give the model num_ctx {tokens} in its Modelfile."
 
+    def missing_endpoint_hint(self, endpoint: str) -> str:
+        return f"This Ollama has no {endpoint}. Update Ollama, or check its address (OLLAMA_BASE_URL)."
+
     def less_memory_hint(self) -> str:
         return "Lower OLLAMA_NUM_PARALLEL or OLLAMA_CONTEXT_LENGTH, or take a smaller quantisation of it."
 
@@ -174,7 +197,17 @@ class Ollama(BackendKind):
         return _with_own_id(body)
 
     def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
-        return ollama_context.cut_prompt(self._contexts, exchange, endpoint, sent, usage.input_tokens)
+        question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
+        if question is None:
+            return ""
+        status, answer = exchange(*question)
+        if status == 200:
+            return ""
+        error = error_bodies.read(answer)
+        verdict = verdict_of(self.rules, endpoint, status, error)
+        if status != 400 or verdict is not Verdict.REFUSED:
+            raise Unchecked(verdict, f"HTTP {status}")
+        return ollama_context.too_long(error.message)
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):

@@ -65,16 +65,21 @@ def model_in(loaded: dict[str, JSON], model: str) -> JSON:
     return loaded.get(_name_in(loaded, model), {})
 
 
-def cut_prompt(contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> str:
-    """What was cut, and what to do about it; empty if the prompt was read whole, as far as can be told."""
-    ask = _about_embedding if endpoint == "/v1/embeddings" else _about_prompt
-    question = ask(contexts, exchange, endpoint, sent, prompt_tokens)
-    if question is None:
-        return ""
-    path, body = question
-    status, answer = exchange(path, body | {"model": sent["model"], "truncate": False, "stream": False})
-    refusal = str(answer.get("error")) if isinstance(answer, dict) else ""
-    if status != 400 or not re.search(r"context (length|size)|exceed_context", refusal):
+def question(contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int) -> Question | None:
+    """The path and body of the question whether the prompt was too long; None if it was read whole, as far as the
+    numbers tell. A 200 says that it fits, a 400 that it does not, or names another fault of the line's."""
+    about = _about_embedding if endpoint == "/v1/embeddings" else _about_prompt
+    asked = about(contexts, exchange, endpoint, sent, prompt_tokens)
+    if asked is None:
+        return None
+    path, body = asked
+    return path, body | {"model": sent["model"], "truncate": False, "stream": False}
+
+
+def too_long(refusal: str) -> str:
+    """What to tell of a prompt that Ollama cut, by the words that refuse the whole prompt; empty if they refuse it for
+    another fault."""
+    if not re.search(r"context (length|size)|exceed_context", refusal):
         return ""
     numbers = re.search(r"\((\d+) tokens\)\D+\((\d+) tokens\)", refusal)
     excess = f"has {numbers[1]} tokens and the context {numbers[2]}" if numbers else "is longer than the context"

@@ -21,7 +21,9 @@ class Verdict(Enum):
     CRASHED = "crashed"  # the server went away under the line
     UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; no line is charged
     MISCONFIGURED = "misconfigured"  # likewise, and a person has to act; unless a trial blames the line itself
+    UNCHECKED = "unchecked"  # answered, but not known to the whole prompt: tried again, uncharged
     MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of hours later
+    ENDPOINT_MISSING = "endpoint_missing"  # the server answers, and has not this endpoint: likewise
     UNLOADABLE = "unloadable"  # the model cannot be loaded at present: its lines wait uncharged, others go on
     CUT = "cut"  # we ended the call ourselves
 
@@ -46,16 +48,6 @@ class Reply:
     message: str = ""
     usage: Usage = field(default_factory=Usage)
     retry_after_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A row of a kind's table: the first row whose status, endpoint and text fit decides."""
-
-    verdict: Verdict
-    statuses: tuple[int, ...]
-    texts: tuple[str, ...] = ("",)
-    endpoint: str = ""
 
 
 def refused(code: str, message: str) -> Reply:

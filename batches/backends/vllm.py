@@ -25,5 +25,17 @@ class Vllm(BackendKind):
                 return ModelState(self.name, context_tokens=count(each, "max_model_len"))
         return None
 
+    def missing_endpoint_hint(self, endpoint: str) -> str:
+        # vLLM has the endpoints that its model can serve, and no others.
+        if endpoint == "/v1/embeddings":
+            return (
+                f"This vLLM serves a model that writes text, so it has no {endpoint}. Start one with a model for "
+                "embeddings (vllm serve MODEL --runner pooling), and point BACKEND_URL at it."
+            )
+        return (
+            f"This vLLM has no {endpoint}: the model that it serves does not write text, or it is too old. Start one "
+            "with a model that writes text (vllm serve MODEL), and point BACKEND_URL at it."
+        )
+
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start vLLM with --max-model-len {tokens}, if the card has room for it."

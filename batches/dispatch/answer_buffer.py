@@ -15,7 +15,7 @@ GROUP_OVER_COST = 10
 MOST_GROUP_S = 0.2
 GROUP_LINES = 64
 # Answers that concern other lines too: they are stored before another line is sent.
-URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING)
+URGENT = (Verdict.UNREACHABLE, Verdict.MODEL_MISSING, Verdict.ENDPOINT_MISSING)
 
 
 class AnswerBuffer:

@@ -98,6 +98,8 @@ class ModelHealth:
                 call.is_charged = self.is_proven and not is_anyones(call)
                 self.is_proven = False
                 self._failing.add(call.subject.pk)
+            case Verdict.UNCHECKED:
+                self.is_proven = False
 
     def prove(self) -> None:
         self.is_proven = True

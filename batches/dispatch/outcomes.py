@@ -30,9 +30,9 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
     match reply.verdict:
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
-        case Verdict.MODEL_MISSING if registry.is_elsewhere(backend, line.model):
+        case Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING if registry.is_elsewhere(backend, line.model):
             return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of the backend's models is fresh
-        case Verdict.REFUSED | Verdict.MODEL_MISSING:
+        case Verdict.REFUSED | Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING:
             return _finished(LineState.FAILED, reply)
         case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
             charge, tries_left = _charge(line, reply)
@@ -42,7 +42,7 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
             return _again(backoff) | charge | _suspicion(line, call)
-        case Verdict.FAILED | Verdict.CRASHED:
+        case Verdict.FAILED | Verdict.CRASHED | Verdict.UNCHECKED:
             return _again(_backoff(1)) | _suspicion(line, call)
         case Verdict.BUSY:
             return _again(_jittered(busy_wait_s(reply, busy_s)))

@@ -26,7 +26,7 @@ from common.database import retrying
 
 # Verdicts on a load or a trial after which lines are sent: a refusal need not concern them, and if it does, the next
 # line gets a refusal of its own.
-PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING)
+PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING, Verdict.ENDPOINT_MISSING)
 
 
 class Readiness:
@@ -146,7 +146,7 @@ class Readiness:
     def note_line(self, call: Call[Line]) -> bool:
         """Take in what became of a line, and decide whether the line is charged with a failure. True: the call can be
         stored now; False: the call waits for a trial."""
-        if call.verdict is Verdict.CRASHED:
+        if call.verdict in (Verdict.CRASHED, Verdict.UNCHECKED):
             # Ollama lists a model whose process died as loaded until the next request. A line's request would load the
             # model without our keep-alive, and within the deadline of the line.
             self._is_stale = True

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from batches import registry
 from batches.models import Backend, Batch, Pulse, Status
-from batches.scheduling import gate
+from batches.scheduling import gate, turns
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
 MOST_REASONS = 3
@@ -48,12 +48,16 @@ def _tick_trouble() -> list[str]:
 
 
 def _troubles(backend: Backend) -> list[str]:
-    """What is wrong with a backend or with its models. That it lacks a model is no fault while another live one has
-    it."""
-    paused = [
-        each.reason for each in backend.paused_models.all() if not registry.is_only_elsewhere(backend, each.model)
+    """What is wrong with a backend, or with the models that lines wait for. A model stays paused in its row until a
+    drive looks, which may be long after the last batch that wanted it. That the backend lacks a model is no fault while
+    another live one has it."""
+    paused = backend.paused_models.order_by("pk").values_list("endpoint", "model", "reason")
+    told = [
+        reason
+        for endpoint, model, reason in paused
+        if turns.is_wanted(endpoint, model, now=False) and not registry.is_only_elsewhere(backend, model)
     ]
-    reasons = list(filter(None, [backend.pause_reason, *paused]))
+    reasons = list(filter(None, [backend.pause_reason, *told]))
     return reasons or list(filter(None, [registry.missing_default_model(backend)]))
 
 

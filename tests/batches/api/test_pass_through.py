@@ -177,12 +177,12 @@ def test_the_wrong_type_and_method_are_refused(ask, api):
         (
             Action(400, {"error": {"code": 400, "message": "too long", "type": "exceed_context_size_error", "n": 1}}),
             400,
-            {"message": "too long", "type": "exceed_context_size_error", "code": None},
+            {"message": "too long", "type": "invalid_request_error", "code": "context_length_exceeded"},
         ),
         (Action(422, {"detail": "not so"}), 422, {"message": "not so", "type": "api_error"}),
         (Action(500, {"error": "out of memory"}), 500, {"message": "out of memory"}),
         (Action(500, b"oh"), 500, {"message": "oh"}),
-        (Action(404, b"404 page not found"), 404, {"message": "404 page not found"}),
+        (Action(404, b"404 page not found"), 404, {"code": "unknown_url"}),
         (
             Action(404, error_body(f"model '{MODEL}' not found", "not_found_error")),
             404,
@@ -486,4 +486,4 @@ def test_the_official_client_chats_with_a_real_model(stack, official):
 
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="any", messages=[{"role": "user", "content": "word " * 6000}])
-    assert refused.value.type == "exceed_context_size_error"
+    assert refused.value.code == "context_length_exceeded"

@@ -5,8 +5,12 @@ import json
 import pytest
 
 from batches.backends import kind_named, ollama_context
+from batches.backends.base import Unchecked
 from batches.backends.replies import Usage
+from batches.models import Line, LineState
+from tests.batches.dispatch.failures import again
 from tests.conftest import custom_ids, line
+from tests.fake_backend import Action, error_body
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 LONG = "word " * 2000
@@ -98,19 +102,29 @@ def test_where_nothing_can_have_been_cut_nothing_is_asked(prompt_tokens, message
     assert server.asked == []
 
 
-@pytest.mark.parametrize(
-    "server",
-    [
-        Server(),
-        Server(400, {"error": "long-context:7b does not support tools"}),
-        Server(400, {"error": "do embedding request: context canceled"}),
-        Server(500, {"error": EXCEEDED}),
-        Server(503, None),
-    ],
-)
-def test_another_answer_says_nothing_against_the_result(server):
+@pytest.mark.parametrize("server", [Server(), Server(400, {"error": "long-context:7b does not support tools"})])
+def test_an_answer_that_names_nothing_too_long_settles_it(server):
     assert cut(server, 3000, messages=say(LONG)) == ""
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "server"),
+    [
+        (CHAT, Server(500, {"error": EXCEEDED})),
+        (CHAT, Server(500, {"error": "llama-server process no longer running: unknown"})),
+        (CHAT, Server(404, {"error": "model 'gemma3:12b' not found"})),
+        (CHAT, Server(499, {"error": "request canceled"})),
+        (CHAT, Server(302, {})),
+        (CHAT, Server(503, None)),
+        (EMBEDDINGS, Server(400, {"error": "llama-server process no longer running: unknown"})),
+        (EMBEDDINGS, Server(400, {"error": "connection refused"})),
+        (EMBEDDINGS, Server(400, {"error": "context canceled"})),
+    ],
+)
+def test_any_other_answer_leaves_it_open(endpoint, server):
+    with pytest.raises(Unchecked):
+        cut(server, 3000, endpoint, **({"input": LONG} if endpoint == EMBEDDINGS else {"messages": say(LONG)}))
 
 
 def test_the_context_is_that_of_the_model_or_the_smallest_loaded():
@@ -239,9 +253,52 @@ def test_its_line_is_an_error_line_and_not_an_answer(create, work, backend):
     assert sorted(backend.arrived()) == sorted([long, fitting, "a"])
 
 
-def test_an_answer_in_time_counts_though_the_question_about_it_takes_too_long(create, work, backend, settings):
+CRASHED = error_body("llama-server process no longer running: unknown")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "action"),
+    [
+        (CHAT, Action(reset=True)),
+        (CHAT, Action(500, CRASHED)),
+        (CHAT, Action(503, {"error": "server busy, please try again.  maximum pending requests exceeded"})),
+        (CHAT, Action(404, {"error": "model 'gemma3:12b' not found"})),
+        (EMBEDDINGS, Action(reset=True)),
+        (EMBEDDINGS, Action(400, {"error": "connection refused"})),
+    ],
+)
+def test_a_question_that_is_not_answered_lets_no_answer_through(create, work, backend, endpoint, action):
+    """The line is sent again, and pays nothing."""
+    for _ in range(4):
+        backend.on_check.append(action)
+    body = {"messages": say("x" * 5000)} if endpoint == CHAT else {"input": "x" * 5000}
+    batch = create([line("long", url=endpoint, body=body), line("a", url=endpoint)], endpoint=endpoint)["id"]
+    work.validate(batch)
+    for _ in range(8):
+        again(work)
+    charged = set(Line.objects.values_list("attempts", "backend_crashes"))
+    done = work.run(batch)
+    assert charged == {(0, 0)}
+    assert custom_ids(work.content(done["output_file_id"])) == ["a"]
+    (error,) = work.content(done["error_file_id"])
+    assert error["response"]["body"]["error"]["code"] == "context_length_exceeded"
+    assert not backend.on_check
+
+
+def test_a_question_that_hangs_is_cut_at_the_deadline_and_lets_no_answer_through(create, work, backend, settings):
     settings.LINE_TIMEOUT_S = 1.0
-    backend.native_delay_s = 2.0
+    backend.on_check.append(Action(hang=True))
+    batch = create([line("long", body={"messages": say("x" * 3000, "x" * 3000)})])["id"]
+    work.validate(batch)
+    work.drive()
+    assert set(Line.objects.values_list("state", "attempts")) == {(LineState.PENDING, 0)}
+    assert work.run(batch)["request_counts"]["failed"] == 0
+    assert len(backend.arrived()) == 3  # a trial between the two
+
+
+def test_a_question_has_the_time_of_an_answer_to_itself(create, work, backend, settings):
+    settings.LINE_TIMEOUT_S = 2.0
+    backend.delay_s = backend.native_delay_s = 1.2
     batch = work.run(create([line("long", body={"messages": say("x" * 3000, "x" * 3000)})])["id"])
     assert batch["request_counts"]["completed"] == 1
     assert len(backend.arrived()) == 1

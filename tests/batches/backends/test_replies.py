@@ -32,11 +32,14 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
             Verdict.MODEL_MISSING,
         ),
         # No word of the API: an old Ollama without this endpoint, or a wrong address.
-        ("ollama", 404, b"404 page not found", "/v1/responses", Verdict.FAILED),
+        ("ollama", 404, b"404 page not found", "/v1/responses", Verdict.ENDPOINT_MISSING),
+        ("vllm", 404, {"detail": "Not Found"}, "/v1/embeddings", Verdict.ENDPOINT_MISSING),
+        ("llama-server", 404, error_body("File Not Found", "not_found_error"), CHAT, Verdict.ENDPOINT_MISSING),
         ("vllm", 404, error_body("no such thing"), CHAT, Verdict.REFUSED),
         ("ollama", 400, error_body("embedding contains NaN or Inf"), "/v1/embeddings", Verdict.FAILED),
         ("ollama", 500, error_body("model requires more system memory"), CHAT, Verdict.UNLOADABLE),
-        ("ollama", 500, error_body("llama-server process has terminated: signal: killed"), CHAT, Verdict.UNLOADABLE),
+        ("ollama", 500, error_body("llama-server process has terminated: signal: killed"), CHAT, Verdict.CRASHED),
+        ("ollama", 500, {"error": "llama-server process has terminated"}, "/api/generate", Verdict.UNLOADABLE),
         ("ollama", 403, b"", CHAT, Verdict.MISCONFIGURED),
         ("ollama", 403, {"error": "cloud models are disabled"}, CHAT, Verdict.REFUSED),
         ("ollama", 401, {"error": "unauthorized"}, CHAT, Verdict.REFUSED),
@@ -67,6 +70,159 @@ def test_verdicts(kind, status, body, endpoint, verdict):
     assert reply.verdict is verdict
     if verdict is Verdict.MISCONFIGURED:
         assert reply.message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "llama-server process no longer running: unknown",
+        # The last line that a runner wrote may hold any words.
+        "llama-server process no longer running: exit status 2 invalid input: it does not support embeddings",
+        "unexpected server status: llm server error",
+        "no slots available after 10 retries",
+        "server not responding",
+        "connection refused",
+        'health resp: Get "http://127.0.0.1:36000/health": EOF',
+        "read health response: unexpected EOF",
+        "health unmarshal: unexpected end of JSON input",
+        "unmarshal embedding response: unexpected end of JSON input",
+        "unmarshal embedding values: json: cannot unmarshal object into Go value of type []float32",
+        "empty embedding response",
+        "error reading embed response: read tcp 127.0.0.1:1->127.0.0.1:2: read: connection reset by peer",
+        'Post "http://127.0.0.1:36000/tokenize": EOF',
+        'Post "http://127.0.0.1:36000/detokenize": dial tcp 127.0.0.1:36000: connect: connection refused',
+        'do embedding request: Post "http://127.0.0.1:36489/v1/embeddings": context deadline exceeded',
+        "context canceled",
+        "GGML_ASSERT(n_tokens <= n_batch) failed",
+    ],
+)
+def test_whatever_an_embedding_fails_of_is_a_crash_if_it_is_no_known_fault_of_the_input(message):
+    body = error_body(message, "invalid_request_error")
+    assert judge("ollama", 400, body, "/v1/embeddings").verdict is Verdict.CRASHED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "invalid input",
+        "invalid input type",
+        "invalid model name",
+        "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int",
+        # A line's own words stand behind the server's.
+        "Invalid value for 'encoding_format' = connection refused. Supported values: ['float', 'base64'].",
+        "the input length exceeds the context length",
+        "input exceeds maximum context length and cannot be truncated further",
+        "input after truncation exceeds maximum context length",
+        "input is too large to process. increase the physical batch size (current batch size: 512)",
+        "Input content cannot be empty",
+        "Pooling type 'none' is not OAI compatible. Please use a different pooling type",
+        '"nomic-embed-text" does not support chat',
+        "missing request body",
+    ],
+)
+def test_a_known_fault_of_an_embeddings_input_is_the_lines_own(message):
+    assert judge("ollama", 400, error_body(message), "/v1/embeddings").verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "connection refused",
+        "server not responding",
+        'health resp: Get "http://127.0.0.1:36000/health": EOF',
+        "llama-server process no longer running: unknown ",
+        "an error was encountered while running the model: unexpected EOF",
+        "error reading llama-server chat response: read tcp 127.0.0.1:1->127.0.0.1:2: connection reset by peer",
+        'llama-server apply-template error: Post "http://127.0.0.1:36000/apply-template": EOF',
+    ],
+)
+def test_a_chat_whose_runner_died_is_a_crash(message):
+    assert judge("ollama", 500, error_body(message)).verdict is Verdict.CRASHED
+
+
+TOO_LONG = "request (7011 tokens) exceeds the available context size (4096 tokens), try increasing it"
+BLIND = "Multimodal data provided, but model does not support multimodal requests."
+
+
+def runners(message, kind="invalid_request_error", code=400):
+    """An error of Ollama's runner, as the string that Ollama makes of it."""
+    return json.dumps({"error": {"code": code, "message": message, "type": kind}})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "status", "body", "message", "code", "param"),
+    [
+        (CHAT, 400, error_body(runners(TOO_LONG, "exceed_context_size_error")), TOO_LONG, "context_length_exceeded", 0),
+        (CHAT, 400, {"error": runners(TOO_LONG)}, TOO_LONG, "context_length_exceeded", "messages"),
+        ("/v1/responses", 400, error_body(runners(TOO_LONG)), TOO_LONG, "context_length_exceeded", "input"),
+        ("/v1/completions", 400, error_body(runners(runners(TOO_LONG))), TOO_LONG, "context_length_exceeded", "prompt"),
+        (CHAT, 400, runners(runners(TOO_LONG)).encode(), TOO_LONG, "context_length_exceeded", "messages"),
+        (CHAT, 400, error_body(runners(BLIND)), BLIND, "unsupported_value", "messages"),
+        (
+            CHAT,
+            400,
+            error_body("image input is not supported - hint: provide the mmproj"),
+            "image input is not supported - hint: provide the mmproj",
+            "unsupported_value",
+            "messages",
+        ),
+        (
+            CHAT,
+            400,
+            error_body("llama-server apply-template error: " + runners("roles must alternate")),
+            "llama-server apply-template error: roles must alternate",
+            None,
+            None,
+        ),
+        (
+            CHAT,
+            500,
+            error_body(runners("roles must alternate", "server_error", 500)),
+            "roles must alternate",
+            None,
+            None,
+        ),
+        (
+            "/v1/embeddings",
+            400,
+            error_body("the input length exceeds the context length"),
+            "the input length exceeds the context length",
+            "context_length_exceeded",
+            "input",
+        ),
+        (CHAT, 404, error_body("model 'x' not found"), "model 'x' not found", "model_not_found", "model"),
+    ],
+)
+def test_an_error_in_an_error_is_unwrapped_and_has_openais_code(endpoint, status, body, message, code, param):
+    error = json.loads(judge("ollama", status, body, endpoint).body)["error"]
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    assert error == {"message": message, "type": kind, "param": param or (code and "messages"), "code": code}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        error_body("temperature must be at most 2"),
+        error_body('unknown value {"a": 1}'),
+        error_body('{"error": '),
+        error_body('{"error": {}}'),
+        {"error": "cloud models are disabled"},
+        {"object": "error", "message": "no", "type": "BadRequestError", "param": None, "code": 400},
+        {"error": {"error": {"error": [1]}}},
+        {"detail": [{"loc": ["body"], "msg": "no"}]},
+    ],
+)
+def test_an_error_that_holds_no_other_is_handed_out_as_it_is(body):
+    assert json.loads(judge("vllm", 400, body).body) == body
+
+
+def test_an_error_that_is_wrapped_without_end_is_judged():
+    body = "no"
+    for _ in range(14):
+        body = json.dumps({"error": body})
+    nested = json.loads('{"error":' * 900 + '"no"' + "}" * 900)
+    for each in (body.encode(), nested):
+        assert judge("ollama", 400, each).verdict is Verdict.REFUSED
 
 
 def test_an_error_that_is_no_json_is_put_in_the_envelope():

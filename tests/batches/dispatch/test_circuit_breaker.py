@@ -5,13 +5,13 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from batches import registry
+from batches import lifecycle, registry
 from batches.dispatch import dispatcher
 from batches.models import Backend, Batch, PausedModel
 from batches.status import health
 from tests.batches.dispatch.failures import BOOM, DOWN, NO_ROOM, UNCHARGED, again, charges, error_lines, prepared
 from tests.conftest import line
-from tests.fake_backend import TRIAL, Action
+from tests.fake_backend import TRIAL, Action, error_body
 
 # The whole backend
 
@@ -84,16 +84,39 @@ def test_a_model_that_fails_everything_pauses_and_charges_nobody(create, work, b
     assert work.run(batch)["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
 
 
-def test_an_endpoint_that_the_server_does_not_have_is_named(create, work, backend):
+@pytest.mark.parametrize("missing", [b"404 page not found", b"", {"detail": "Not Found"}, error_body("Not Found")])
+def test_lines_for_an_endpoint_that_the_server_has_not_fail_at_once(create, work, backend, missing):
+    for key in ("a", "b", "c", TRIAL):
+        backend.always(key, Action(404, missing))
+    lines = [line(name, url="/v1/responses") for name in "abc"]
+    done = work.run(create(lines, endpoint="/v1/responses")["id"])
+    assert done["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
+    for each in error_lines(work, done).values():
+        error = each["response"]["body"]["error"]
+        assert error["message"].startswith("This Ollama has no /v1/responses. Update Ollama")
+        assert (each["response"]["status_code"], error["code"]) == (404, "unknown_url")
+    assert len(backend.arrived()) <= 4  # what was in flight, and a trial for each
+    assert not PausedModel.objects.exists()
+    assert work.run(create([line("d")])["id"])["request_counts"]["completed"] == 1
+
+
+def test_one_lines_page_of_a_proxy_says_nothing_about_the_endpoint(create, work, backend):
+    backend.always("a", Action(404, b"<h1>Not Found</h1>"))
+    done = work.run(create([line("a"), line("b")])["id"])
+    assert done["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert error_lines(work, done)["a"]["response"]["status_code"] == 404
+
+
+def test_an_endpoint_at_an_address_that_lists_no_models_is_waited_for(create, work, backend):
+    """Somebody else answers there, or a server that is being replaced."""
+    prepared(create, work, "a")
     for key in ("a", TRIAL):
         backend.always(key, Action(404, b"404 page not found"))
-    work.validate(create([line("a", url="/v1/responses")], endpoint="/v1/responses")["id"])
-    other = create([line("b")])["id"]
-    work.validate(other)
+    backend.lists_models = False
     for _ in range(2):
         again(work)
-    assert "has no /v1/responses (HTTP 404). Update it, or check its address." in PausedModel.objects.get().reason
-    assert work.run(other)["request_counts"]["completed"] == 1
+    assert "has no /v1/chat/completions (HTTP 404)" in PausedModel.objects.get().reason
+    assert charges() == UNCHARGED
 
 
 def test_other_models_go_on(create, work, backend):
@@ -146,6 +169,23 @@ def test_nobody_waits_for_a_model_that_nobody_wants_any_more(api, create, work, 
     again(work)
     assert not PausedModel.objects.exists()
     assert backend.arrived() == ["a", TRIAL]
+
+
+@pytest.mark.parametrize("end", ["cancel", "expire"])
+def test_health_forgets_a_paused_model_with_the_last_batch_that_wanted_it(api, create, work, backend, end):
+    for key in ("a", TRIAL):
+        backend.always(key, NO_ROOM)
+    batch = prepared(create, work, "a")
+    work.drive()
+    reason = PausedModel.objects.get().reason
+    assert reason in health.summary()["reason"]
+    if end == "cancel":
+        api.post(f"/v1/batches/{batch}/cancel")
+    else:
+        Batch.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+        lifecycle.close_finished(lambda batch_id: None)
+    work.finalize(batch)
+    assert reason not in (health.summary()["reason"] or "")
 
 
 def test_a_backend_that_was_restarted_is_tried_at_once(create, work, backend):

@@ -32,7 +32,7 @@ def test_a_few_lines_of_a_model_that_fails_everything_lose_none(create, work, ba
 
 
 @pytest.mark.parametrize(
-    "action", [Action(400, error_body("no max_tokens")), Action(404, error_body("model 'x' gone"))]
+    "action", [Action(400, error_body("no max_tokens")), Action(404, error_body("no such adapter"))]
 )
 def test_a_model_that_refuses_a_trial_is_in_order(create, work, backend, action):
     backend.always(TRIAL, action)
@@ -104,6 +104,54 @@ def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     assert done["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
     assert error_lines(work, done)["a"]["error"]["code"] == "request_timeout"
     assert backend.arrived().count("a") == 2
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        error_body("Response with id 'resp_my_model_1' not found.", "invalid_request_error")
+        | {"error": {"message": "Response with id 'resp_my_model_1' not found.", "param": "response_id", "code": 404}},
+        error_body("Prompt template 'model' not found", "not_found_error"),
+        error_body("model_file 'x' not found", "not_found_error"),
+        error_body("model 'other' not found", "not_found_error"),
+        {"error": {"message": "No such thing.", "param": "model", "code": "model_not_found"}},
+        {"detail": "The file 'model' was not found"},
+        b"<h1>model gone</h1>",
+    ],
+)
+def test_what_one_line_is_told_is_no_evidence_about_its_model(create, work, backend, refusal):
+    work.in_flight = 1
+    backend.always("odd", Action(404, refusal))
+    batch = work.run(create([line(name) for name in ["odd", "a", "b"]])["id"])
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    assert error_lines(work, batch)["odd"]["response"]["status_code"] == 404
+    assert not PausedModel.objects.exists()
+
+
+def test_a_model_that_the_server_lists_no_more_is_missing(create, work, backend):
+    batch = prepared(create, work, "ab")
+    backend.models = []
+    for name in "ab":
+        backend.always(name, Action(404, error_body("model 'gemma3:12b' not found", "not_found_error")))
+    work.drive()
+    assert Line.objects.filter(state=LineState.SUCCEEDED).count() == 0
+    assert len(backend.arrived()) <= 2
+    done = work.run(batch)
+    assert done["request_counts"]["failed"] == 2
+    error = error_lines(work, done)["a"]["response"]["body"]["error"]
+    assert (error["message"], error["code"]) == ("model 'gemma3:12b' not found", "model_not_found")
+
+
+def test_embeddings_outlive_a_runner_that_dies(create, work, backend):
+    """Ollama answers 400 for it, as for a fault of the input."""
+    for name, words in (("a", "llama-server process no longer running: unknown"), ("b", "connection refused")):
+        backend.on(name, Action(400, error_body(words, "invalid_request_error")))
+    backend.always("bad", Action(400, error_body("invalid input type", "invalid_request_error")))
+    lines = [line(name, url="/v1/embeddings") for name in ("a", "b", "bad", "c")]
+    batch = work.run(create(lines, endpoint="/v1/embeddings")["id"])
+    assert batch["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    assert list(error_lines(work, batch)) == ["bad"]
+    assert backend.arrived().count("bad") == 1
 
 
 def test_a_try_that_would_end_after_the_window_is_not_begun(create, work, backend):

@@ -1,0 +1,106 @@
+"""What the body of an error reply says, however it is wrapped, and how OpenAI says the same."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from batches.backends.replies import JSON
+
+MOST_LAYERS = 10  # of JSON in JSON, and of members in members
+# Where JSON begins within a text, as in `llama-server apply-template error: {"error":{…}}`.
+WRAPPED = re.compile(r'\{\s*"(?:error|message|detail)"')
+# What the message of a missing model begins with. The rest may hold the line's own words.
+NAMES_A_MODEL = re.compile(r"\W*(the |requested |this )*model\b", re.IGNORECASE)
+# The whole message of a missing route: an id of the line's own that is not found has more words.
+NAMES_A_ROUTE = re.compile(r"\W*(404)?\W*((page|file|endpoint|route|url|path) )?not found\W*", re.IGNORECASE)
+
+# How OpenAI says what servers say in words of their own: pattern of the type and message, then the code.
+OPENAI_CODES = (
+    (re.compile(r"exceed_context_size|context (length|size|window)", re.IGNORECASE), "context_length_exceeded"),
+    (
+        re.compile(r"multi-?modal|(image|audio|video)s? (input )?(is|are) not supported", re.IGNORECASE),
+        "unsupported_value",
+    ),
+)
+# The member of a body that the model reads: what such an error is about.
+PROMPT_OF = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+
+
+@dataclass(frozen=True)
+class ErrorBody:
+    """The members of OpenAI's error object as the server filled them; empty where it did not."""
+
+    message: str = ""
+    type: str = ""
+    param: str = ""
+    code: str = ""
+    is_api_error: bool = False  # in an envelope of the API: no page of a proxy or of a router
+    is_wrapped: bool = False  # JSON within a string
+
+    @property
+    def is_about_model(self) -> bool:
+        """The model is not there. Ollama says so in words alone, whose beginning no line chooses."""
+        if self.param or self.code:
+            return self.param == "model" or self.code == "model_not_found"
+        return NAMES_A_MODEL.match(self.message) is not None
+
+    @property
+    def is_about_route(self) -> bool:
+        """Nothing is at this address."""
+        return not self.is_api_error or (not self.param and NAMES_A_ROUTE.fullmatch(self.message) is not None)
+
+    def openai_code(self, status: int) -> str:
+        """OpenAI's code for a refusal that came without one; empty if there is none."""
+        if self.code or not 400 <= status < 500:
+            return ""
+        if status == 404:
+            return "model_not_found" if self.is_about_model else ""
+        said = f"{self.type} {self.message}"
+        return next((code for pattern, code in OPENAI_CODES if pattern.search(said)), "")
+
+
+def read(body: Any, text: str = "") -> ErrorBody:
+    """What the parsed body of an error reply says; `text` is the body itself, for a body that is no JSON object."""
+    return _read(body if isinstance(body, dict) else text, MOST_LAYERS)
+
+
+def handed_out(body: JSON, error: ErrorBody, status: int, endpoint: str) -> JSON:
+    """The body that users get for `body`, of which `error` was read: the same, unless it is wrapped or lacks OpenAI's
+    code."""
+    code = error.openai_code(status)
+    if not code and not error.is_wrapped:
+        return body
+    kind = "invalid_request_error" if status < 500 else error.type or "api_error"
+    about = "model" if code == "model_not_found" else PROMPT_OF.get(endpoint, "input") if code else None
+    told = {"message": error.message, "type": kind, "param": error.param or about, "code": code or error.code or None}
+    return {"error": told}
+
+
+def _read(value: Any, layers: int) -> ErrorBody:
+    if not layers:
+        return ErrorBody()
+    match value:
+        case str() as text:
+            return _read_text(text, layers)
+        case {"error": str() | dict() as error}:
+            return replace(_read(error, layers - 1), is_api_error=True)
+        case {"message": str() as message}:
+            inner = _read(message, layers - 1)
+            own = {name: value[name] for name in ("type", "param", "code") if isinstance(value.get(name), str)}
+            return replace(inner, **{name: text for name, text in own.items() if not getattr(inner, name)})
+        case {"detail": str() as detail}:
+            return _read(detail, layers - 1)
+    return ErrorBody()
+
+
+def _read_text(text: str, layers: int) -> ErrorBody:
+    begins = WRAPPED.search(text)
+    try:
+        inner = json.JSONDecoder().raw_decode(text, begins.start())[0] if begins else None
+    except (ValueError, RecursionError):
+        inner = None
+    read = _read(inner, layers - 1) if begins and inner else ErrorBody()
+    if begins is None or not read.message:
+        return ErrorBody(text.strip())
+    return replace(read, message=text[: begins.start()].lstrip() + read.message, is_wrapped=True)
