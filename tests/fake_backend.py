@@ -60,6 +60,7 @@ class FakeBackend:
     def __init__(self, port: int = 0) -> None:
         self.models = [MODEL]
         self.lists_models = True
+        self.is_hung = False  # takes connections and requests, and says nothing
         self.delay_s = 0.0
         self.native_delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
@@ -182,6 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
     fake: FakeBackend
 
     def do_GET(self) -> None:
+        if self.fake.is_hung:
+            self._stay_silent()
+            return
         routes: dict[str, Any] = {
             "/api/version": {"version": "0.33.0"},
             # For tests.schemas.make: the first commits list the models so.
@@ -208,6 +212,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.fake.is_hung:
+            self._stay_silent()
+            return
         if self.path == "/api/show":
             self.fake.events.append(f"describe {body['model']}")
             info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
@@ -269,9 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif action.reset:
             self._reset()
         elif action.hang:
-            self.close_connection = True
-            while self._client_stays(0.1):
-                pass
+            self._stay_silent()
         else:
             self._send(action.status, json.dumps(action.body).encode())
 
@@ -302,10 +307,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 
     def _hang(self, seen: Seen) -> None:
+        self._stay_silent()
+        seen.gone = True
+
+    def _stay_silent(self) -> None:
+        """Until the client goes away."""
         self.close_connection = True
         while self._client_stays(0.1):
             pass
-        seen.gone = True
 
     def _client_stays(self, seconds: float) -> bool:
         """Wait, at most until the client goes away or the server is stopped."""

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -42,6 +43,10 @@ SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
 # A client is gone if it takes nothing for TAKES_NOTHING_S while every buffer on the way is full.
 TAKES_NOTHING_S = 30.0
+# A server that says nothing is asked ASKED_AFTER_S later, and then every ASKED_EVERY_S, whether it answers at all: a
+# question that costs it nothing, for which it has LIGHT_ANSWER_S, or SHORT_ANSWER_S if it was silent before.
+ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
+LIGHT_ANSWER_S, SHORT_ANSWER_S = 5.0, 1.0
 
 # The other half of the threads is for requests that must be answered at once: polling, uploads, cancelling.
 _places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
@@ -100,15 +105,19 @@ class PassThroughViewSet(viewsets.ViewSet):
                 _limit_standstill(client, TAKES_NOTHING_S)
                 held.callback(_limit_standstill, client, 0.0)  # a download may follow over the same connection
 
+            silence = Silence(backend)
+
             def look() -> None:
                 person.renew()
                 if client is not None and _is_gone(client):
                     raise ApiError("The client went away.", status=499)
+                silence.look()
 
             relay = backends.relay(backend.url, self.endpoint, sent, look=look)
             held.callback(relay.close)
             try:
                 head = relay.head()
+                silence.is_over = True
                 if head.status == 200 and head.content_type == EVENT_STREAM:
                     return _streamed(EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all()))
                 content = _whole(relay)
@@ -117,6 +126,24 @@ class PassThroughViewSet(viewsets.ViewSet):
             except Broken as error:
                 raise _broken(error) from None
         return _answer(backend, kind, self.endpoint, model, head, content)
+
+
+class Silence:
+    """The time until the model server answers. It may compute meanwhile, or hang, which another question tells."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.is_over = backend.url != settings.BACKEND_URL  # the configured server alone can be asked
+        # The health probe got no answer a moment ago, so it is asked at once, and may think for less long.
+        self._asks_at = time.monotonic() + (0.0 if backend.is_paused else ASKED_AFTER_S)
+        self._timeout_s = SHORT_ANSWER_S if backend.is_paused else LIGHT_ANSWER_S
+
+    def look(self) -> None:
+        """Call every second or so. Raises ApiError if the server hangs."""
+        if self.is_over or time.monotonic() < self._asks_at:
+            return
+        if backends.is_silent(self._timeout_s):
+            raise _unavailable(backends.silent_hint())
+        self._asks_at, self._timeout_s = time.monotonic() + ASKED_EVERY_S, LIGHT_ANSWER_S
 
 
 class EventStream:
@@ -161,8 +188,8 @@ def _kind(backend: Backend) -> BackendKind:
     try:
         # Before its worker has seen the backend, its kind is not in the row.
         return backends.kind_named(backend.kind or backends.probe().kind)
-    except backends.Unreachable:
-        raise _away(backend) from None
+    except backends.Unreachable as error:
+        raise _unavailable(str(error)) from None
 
 
 def _take_a_place(held: ExitStack) -> None:
@@ -241,7 +268,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     error = error_bodies.read(json.loads(reply.body))
     return ApiError(
         error.message or reply.body,
-        status=head.status if 400 <= head.status <= 599 else 502,
+        status=reply.status if reply.status and 400 <= reply.status <= 599 else 502,
         type=error.type or "api_error",
         param=error.param or None,
         code=error.code or None,
@@ -255,20 +282,20 @@ def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
     if others := registry.others_with(backend, model):
         where = f"The model '{model}' is not at {backend.url} but at {others[0].name}"
         if registry.is_in_reach(others[0]):
-            return _try_again(f"{where}. Try again.")
-        return _try_again(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
+            return _unavailable(f"{where}. Try again.")
+        return _unavailable(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
     hint = backends.missing_model_hint(kind.name, model, backend.model_names)
     return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
 
 
 def _away(backend: Backend) -> ApiError:
     if backend.url == settings.BACKEND_URL:
-        return _try_again(backends.unreachable_hint())
-    return _try_again(f"No model server answers at {backend.url}, which has the model. Start it.")
+        return _unavailable(backends.unreachable_hint())
+    return _unavailable(f"No model server answers at {backend.url}, which has the model. Start it.")
 
 
-def _try_again(message: str) -> ApiError:
-    return ApiError(message, status=503, type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
+def _unavailable(hint: str) -> ApiError:
+    return ApiError(hint, status=503, type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def _broken(error: Broken) -> ApiError:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from django.conf import settings
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from batches.backends import missing_models
 from batches.backends.base import BackendKind, State, Unreachable
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
+    "is_silent",
     "kind_named",
     "listed_name",
     "listing",
@@ -28,6 +29,7 @@ __all__ = [
     "probe",
     "relay",
     "resolve_alias",
+    "silent_hint",
     "unreachable_hint",
 ]
 
@@ -95,21 +97,50 @@ def probe() -> State:
         for kind in KINDS:
             if state := kind.recognise(ask):
                 return state
-    except (HTTPError, OSError, ReplyTooLarge):
-        raise Unreachable(unreachable_hint()) from None
+    except (HTTPError, OSError, ReplyTooLarge) as error:
+        raise Unreachable(silent_hint() if _is_silence(error) else unreachable_hint()) from None
     finally:
         connection.close()
     raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
 
 
+def is_silent(timeout_s: float) -> bool:
+    """Whether the configured server takes a connection, and then says nothing to a question that costs it nothing for
+    `timeout_s` seconds. One that takes no connection, or breaks it, is not silent."""
+    connection = connect()
+    try:
+        connection.get("/v1/models", timeout_s=timeout_s)
+    except (HTTPError, OSError, ReplyTooLarge) as error:
+        return _is_silence(error)
+    finally:
+        connection.close()
+    return False
+
+
+def _is_silence(error: Exception) -> bool:
+    # This host refuses at once where nobody listens. It lets us wait if a process listens that accepts no more.
+    is_late = isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError)
+    return isinstance(error, ReadTimeoutError) or (is_late and settings.BACKEND_IS_LOCAL)
+
+
 def unreachable_hint() -> str:
+    """What to do about a server that takes no connection."""
     if settings.EMBEDDED_BACKEND:
         return f"The embedded backend does not answer at {settings.BACKEND_URL} yet."
     if settings.BACKEND_IS_OLLAMA and settings.BACKEND_IS_LOCAL:
-        return f"Ollama does not answer at {settings.BACKEND_URL}. Start it: ollama serve"
+        return f"Ollama does not answer at {settings.BACKEND_URL}. {Ollama.start_hint()}"
     if settings.BACKEND_IS_OLLAMA:
         return (
-            f"Ollama does not answer at {settings.BACKEND_URL}. Start it there, listening for others: "
-            "OLLAMA_HOST=0.0.0.0 ollama serve"
+            f"Ollama does not answer at {settings.BACKEND_URL}. Start it there, listening for others "
+            "(OLLAMA_HOST=0.0.0.0 in its environment): systemctl start ollama, or OLLAMA_HOST=0.0.0.0 ollama serve "
+            "where it is no service."
         )
     return f"No model server answers at {settings.BACKEND_URL}. Start it, or change BACKEND_URL."
+
+
+def silent_hint() -> str:
+    """What to do about a server that takes a connection, and says nothing: to start it again would be of no use."""
+    kind = Ollama() if settings.BACKEND_IS_OLLAMA else BackendKind()
+    return (
+        f"{kind.title} takes connections at {settings.BACKEND_URL} and does not answer: it hangs. {kind.stuck_hint()}"
+    )

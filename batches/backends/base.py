@@ -83,6 +83,7 @@ class BackendKind:
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(Verdict.REFUSED, SERVER_ERRORS, says=lambda error: error.is_about_media),
         # A line can choose words of the message: `borne_out` asks the server before all lines of the model fail.
         Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_about_model),
         Rule(Verdict.ENDPOINT_MISSING, (404,), says=lambda error: error.is_about_route),
@@ -167,6 +168,8 @@ class BackendKind:
         error = error_bodies.read(body, text)
         verdict = verdict_of(self.rules, endpoint, status, error)
         told = error_bodies.handed_out(body, error, status, endpoint) if body else None
+        if verdict is Verdict.REFUSED and status >= 500 and error.openai_code(status):
+            status = 400  # the request's own fault, whatever the server calls it: clients try a 500 again
         reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
         if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))

@@ -15,6 +15,10 @@ NAMES_A_MODEL = re.compile(r"\W*(the |requested |this )*model\b", re.IGNORECASE)
 # The whole message of a missing route: an id of the line's own that is not found has more words.
 NAMES_A_ROUTE = re.compile(r"\W*(404)?\W*((page|file|endpoint|route|url|path) )?not found\W*", re.IGNORECASE)
 
+NAMES_MEDIA = re.compile(
+    r"(image|audio|video)s? (input )?(is|are) not supported|multimodal data provided", re.IGNORECASE
+)
+
 # How OpenAI says what servers say in words of their own: pattern of the type and message, then the code.
 OPENAI_CODES = (
     (re.compile(r"exceed_context_size|context (length|size|window)", re.IGNORECASE), "context_length_exceeded"),
@@ -46,13 +50,18 @@ class ErrorBody:
         return NAMES_A_MODEL.match(self.message) is not None
 
     @property
+    def is_about_media(self) -> bool:
+        """The model cannot take such a picture or sound. Some servers say so with a 500."""
+        return NAMES_MEDIA.match(self.message) is not None
+
+    @property
     def is_about_route(self) -> bool:
         """Nothing is at this address."""
         return not self.is_api_error or (not self.param and NAMES_A_ROUTE.fullmatch(self.message) is not None)
 
     def openai_code(self, status: int) -> str:
         """OpenAI's code for a refusal that came without one; empty if there is none."""
-        if self.code or not 400 <= status < 500:
+        if self.code or not (400 <= status < 500 or self.is_about_media):
             return ""
         if status == 404:
             return "model_not_found" if self.is_about_model else ""
@@ -71,7 +80,7 @@ def handed_out(body: JSON, error: ErrorBody, status: int, endpoint: str) -> JSON
     code = error.openai_code(status)
     if not code and not error.is_wrapped:
         return body
-    kind = "invalid_request_error" if status < 500 else error.type or "api_error"
+    kind = "invalid_request_error" if code or status < 500 else error.type or "api_error"
     about = "model" if code == "model_not_found" else PROMPT_OF.get(endpoint, "input") if code else None
     told = {"message": error.message, "type": kind, "param": error.param or about, "code": code or error.code or None}
     return {"error": told}

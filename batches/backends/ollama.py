@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import sys
 from typing import Any, ClassVar
 
 from batches.backends import error_bodies, ollama_context, ollama_names
@@ -216,6 +217,13 @@ class Ollama(BackendKind):
         if endpoint in GENERATING and not usage_of(body).output_tokens:
             return "The reply broke off: it counts no tokens."
         return ""
+
+    @staticmethod
+    def start_hint() -> str:
+        """What to type on this host. `ollama serve` is no equal of the service: it has the models of another user."""
+        if sys.platform != "linux":
+            return "Start it: ollama serve."
+        return "Start it: systemctl start ollama (ollama serve where it is no service)."
 
     def stuck_hint(self) -> str:
         return "Restart it: systemctl restart ollama (in Docker: docker compose restart ollama)."

@@ -6,13 +6,15 @@ passes a trial; a drive asks for one at growing intervals.
 
 import logging
 from datetime import timedelta
+from textwrap import shorten
 from typing import Any
 
 from django.utils import timezone
 
 from batches import backends, failing, registry
+from batches.backends import error_bodies
 from batches.backends.calls import Call
-from batches.backends.replies import Reply, Verdict
+from batches.backends.replies import Reply, Verdict, parsed
 from batches.models import Backend, PausedModel
 
 logger = logging.getLogger(__name__)
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 MISCONFIGURED_FOR = timedelta(seconds=30)
 # A model that could not be loaded for this time never will be: its lines fail.
 UNLOADABLE_FOR = timedelta(hours=1)
+MOST_SAID = 300  # letters of what the server said
 
 
 def pause_after(backend: Backend, endpoint: str, model: str, failed: Call[Any]) -> None:
@@ -54,6 +57,8 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, t
 def _what_is_wrong(backend: Backend, endpoint: str, model: str, reply: Reply) -> str:
     kind = backends.kind_named(backend.kind)
     what = f"HTTP {reply.status}" if reply.status else reply.code
+    if said := _said(reply):
+        what += f": {said}"
     if reply.verdict is Verdict.UNLOADABLE:
         return f"{kind.title} cannot load {model} ({what}). See its log."
     if reply.verdict is Verdict.BUSY:
@@ -63,3 +68,9 @@ def _what_is_wrong(backend: Backend, endpoint: str, model: str, reply: Reply) ->
     if reply.code == "request_timeout":
         return f"{kind.title} takes requests for {model} and does not answer them. {kind.stuck_hint()}"
     return f"{kind.title} fails every request of {model}, the plainest too ({what}). See its log."
+
+
+def _said(reply: Reply) -> str:
+    """The server's own words, for a person to read; a question of ours holds no prompt that they could repeat."""
+    message = error_bodies.read(parsed(reply.body.encode())).message if reply.body else ""
+    return shorten(message, MOST_SAID, placeholder=" …").rstrip(".")

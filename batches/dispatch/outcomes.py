@@ -14,7 +14,8 @@ from batches.dispatch import fault_attribution
 from batches.models import Backend, Line, LineState
 from common.database import from_now
 
-MOST_BACKEND_CRASHES = 2
+# More than a person or the system's memory killer would hit the same line by chance while others are sent as well.
+MOST_BACKEND_CRASHES = 4
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 
 

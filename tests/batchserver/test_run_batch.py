@@ -47,7 +47,8 @@ def test_without_ollama_it_goes_on_with_the_embedded_model_and_says_so(run, tmp_
 
     assert result.returncode == 0, result.stderr
     said = result.stdout
-    assert "Ollama does not answer at http://127.0.0.1:9. Start it: ollama serve (then, once: ollama pull" in said
+    assert "Ollama does not answer at http://127.0.0.1:9. Start it: systemctl start ollama" in said
+    assert "Then, once: ollama pull" in said
     assert "EVERY model name is answered by smollm2:135m" in said
     assert "10/10" in said
     assert "0 failed" in said

@@ -90,10 +90,10 @@ def test_a_server_that_was_killed_leaves_nothing_that_stops_the_next(stack, fake
 
 def test_it_says_what_to_type_when_ollama_is_down(stack):
     server = stack(OLLAMA_BASE_URL="http://127.0.0.1:9")
-    assert "Ollama does not answer at http://127.0.0.1:9. Start it: ollama serve" in server.log.read_text()
+    assert "Ollama does not answer at http://127.0.0.1:9. Start it: systemctl start ollama" in server.log.read_text()
     health = eventually(lambda: (seen := server.health()) and seen["reason"] and seen, what="a reason")
     assert health["status"] == "waiting"
-    assert "Start it: ollama serve" in health["reason"]
+    assert "Start it: systemctl start ollama" in health["reason"]
 
 
 def test_it_says_what_to_type_when_the_model_is_missing(stack, fake):

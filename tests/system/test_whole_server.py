@@ -117,7 +117,7 @@ def test_a_batch_created_while_ollama_is_down_waits_and_says_why(stack):
     eventually(lambda: client.batches.retrieve(batch.id).status == "in_progress", what="validation")
     time.sleep(1)
     assert client.batches.retrieve(batch.id).status == "in_progress"
-    assert "Start it: ollama serve" in server.health()["reason"]
+    assert "Start it: systemctl start ollama" in server.health()["reason"]
 
     with FakeBackend(port) as fake:
         assert finish(client, batch.id).request_counts.completed == 1

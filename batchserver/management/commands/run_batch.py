@@ -95,7 +95,7 @@ class Command(BaseCommand):
         except backends.Unreachable as error:
             if not settings.BACKEND_IS_OLLAMA:
                 raise CommandError(str(error)) from None
-            self.stdout.write(f"{error} (then, once: ollama pull {settings.MODEL_NAME})")
+            self.stdout.write(f"{error} Then, once: ollama pull {settings.MODEL_NAME}")
             self.stdout.write(
                 self.style.WARNING(
                     f"Going on with the embedded backend: EVERY model name is answered by "

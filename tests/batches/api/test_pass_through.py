@@ -229,7 +229,33 @@ def test_a_server_that_is_away_is_told_with_what_to_do(ask, backend, known):
     backend.stop()
     response = ask()
     assert (response.status_code, response["Retry-After"]) == (503, "5")
-    assert "Start it: ollama serve" in error_of(response)["message"]
+    assert "Start it: systemctl start ollama" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_server_that_hangs_is_told_at_once_with_what_to_do(ask, backend, monkeypatch, known, stream):
+    """`known`: the health probe has noticed it, so that nobody waits for a second question."""
+    monkeypatch.setattr(pass_through, "SHORT_ANSWER_S", 0.2)
+    if not known:
+        monkeypatch.setattr(pass_through, "ASKED_AFTER_S", 0.5)
+        monkeypatch.setattr(pass_through, "LIGHT_ANSWER_S", 0.2)
+    ask()
+    backend.is_hung = True
+    if known:
+        registry.own_backend().pause("x")
+    response = ask(stream=stream)
+    assert (response.status_code, response["Retry-After"]) == (503, "5")
+    assert "Restart it: systemctl restart ollama" in error_of(response)["message"]
+
+
+def test_a_server_that_computes_for_long_is_waited_for(ask, backend, monkeypatch):
+    for name in ("ASKED_AFTER_S", "ASKED_EVERY_S"):
+        monkeypatch.setattr(pass_through, name, 0.1)
+    backend.delay_s = 2.0
+    assert ask().status_code == 200
+    registry.own_backend().pause("its card is full, as a trial said")
+    assert ask().status_code == 200
 
 
 def test_one_that_says_nothing_is_given_up(ask, backend, settings):
@@ -447,7 +473,7 @@ def test_chunked_bodies_arrive_whole(stack, fake):
 
 def test_a_server_that_is_down_is_told(stack, official):
     server = stack(OLLAMA_BASE_URL=f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(openai.InternalServerError, match="Start it: ollama serve") as refused:
+    with pytest.raises(openai.InternalServerError, match="Start it: systemctl start ollama") as refused:
         official(server).chat.completions.create(**line("hello")["body"])
     assert refused.value.status_code == 503
 

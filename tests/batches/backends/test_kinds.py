@@ -136,7 +136,7 @@ def test_a_server_that_lists_none_is_refused_with_the_setting_to_check(server):
 @pytest.mark.parametrize(
     ("ollama", "local", "hint"),
     [
-        (True, True, "Start it: ollama serve"),
+        (True, True, "Start it: systemctl start ollama"),
         (True, False, "OLLAMA_HOST=0.0.0.0 ollama serve"),
         (False, True, "No model server answers at"),
     ],
@@ -148,6 +148,28 @@ def test_a_server_that_is_away_is_explained(settings, ollama, local, hint):
         settings.BACKEND_URL = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(backends.Unreachable, match=hint):
             backends.probe()
+
+
+@pytest.mark.parametrize(
+    ("ollama", "hint"),
+    [
+        (True, "Ollama takes connections at .* systemctl restart ollama"),
+        (False, "The model server takes .* Restart it"),
+    ],
+)
+def test_a_server_that_hangs_is_not_told_to_be_started(settings, monkeypatch, ollama, hint):
+    settings.BACKEND_IS_OLLAMA, settings.BACKEND_IS_LOCAL = ollama, True
+    monkeypatch.setattr("batches.backends.connection.QUESTION_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("batches.backends.connection.CONNECT_TIMEOUT_S", 0.2)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        settings.BACKEND_URL = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for _ in range(3):  # the last ones are not even connected: nobody accepts
+            with pytest.raises(backends.Unreachable, match=hint) as told:
+                backends.probe()
+            assert "tart it:" not in str(told.value).replace("Restart it:", "")
+            assert backends.is_silent(0.2)
 
 
 def test_a_redirect_is_not_followed(server):

@@ -199,6 +199,16 @@ def test_an_error_in_an_error_is_unwrapped_and_has_openais_code(endpoint, status
     assert error == {"message": message, "type": kind, "param": param or (code and "messages"), "code": code}
 
 
+@pytest.mark.parametrize("kind", ["ollama", "llama-server", "openai"])
+def test_a_picture_for_a_model_of_text_is_the_lines_own_fault_though_the_server_says_500(kind):
+    message = "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj"
+    for body in (error_body(runners(message, "server_error", 500)), error_body(message)):
+        reply = judge(kind, 500, body)
+        assert (reply.verdict, reply.status) == (Verdict.REFUSED, 400)
+        error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": "unsupported_value"}
+        assert json.loads(reply.body) == {"error": error}
+
+
 @pytest.mark.parametrize(
     "body",
     [

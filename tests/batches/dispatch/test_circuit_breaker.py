@@ -1,5 +1,6 @@
 """What waits for a failure to be over: one model, or the whole backend."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -25,7 +26,7 @@ def test_a_backend_that_is_away_pauses_the_work_and_charges_nobody(create, work,
 
     seen = Backend.objects.get()
     assert seen.is_paused
-    assert "Start it: ollama serve" in seen.pause_reason
+    assert "Start it: systemctl start ollama" in seen.pause_reason
     assert charges() == UNCHARGED
     assert health.summary()["reason"] is not None
 
@@ -217,6 +218,20 @@ def test_good_answers_are_stored_before_a_trial(create, work, backend):
 
 
 # A model that cannot be loaded
+
+
+WHY = "llama-server process has terminated: error loading model: unknown architecture 'x'"
+
+
+@pytest.mark.parametrize(
+    "body", [{"error": WHY}, error_body(WHY), {"error": json.dumps({"error": {"code": 500, "message": WHY}})}]
+)
+def test_ollamas_own_words_say_why_it_cannot_load_a_model(create, work, backend, body):
+    backend.on_load.append(Action(500, body))
+    prepared(create, work, "a")
+    work.drive()
+    reason = PausedModel.objects.get().reason
+    assert reason == f"Ollama cannot load gemma3:12b (HTTP 500: {WHY}). See its log."
 
 
 def test_lines_of_a_model_that_cannot_be_loaded_for_an_hour_fail_with_the_reason(create, work, backend):

@@ -62,7 +62,9 @@ def test_what_looks_like_no_room_is_the_lines_affair_if_a_trial_goes_well(create
     assert not PausedModel.objects.exists()
 
 
-def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbours_pay_nothing(create, work, backend):
+def test_a_line_that_brings_the_backend_down_each_time_is_given_up_and_its_neighbours_pay_nothing(
+    create, work, backend
+):
     """The server is not there again at once: what comes behind the line fails too, and so does a trial."""
     work.in_flight = 1  # among several nobody could tell whose fault it is (test_sharing)
     for key in ("poison", "b", "c", TRIAL):
@@ -80,9 +82,9 @@ def test_a_line_that_brings_the_backend_down_twice_is_given_up_and_its_neighbour
     assert done["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
     assert error_lines(work, done)["poison"]["error"]["code"] == "backend_crash"
     arrived = backend.arrived()
-    assert arrived.count("poison") == 2
+    assert arrived.count("poison") == 4
     crashes = dict(Line.objects.values_list("custom_id", "backend_crashes"))
-    assert crashes == {"a": 0, "poison": 2, "b": 0, "c": 0}
+    assert crashes == {"a": 0, "poison": 4, "b": 0, "c": 0}
 
 
 def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(

@@ -40,7 +40,8 @@ def test_a_model_that_cannot_be_loaded_pauses_before_any_line_is_sent(create, wo
     work.drive()
     assert backend.arrived() == []
     assert charges() == UNCHARGED
-    assert "Ollama cannot load gemma3:12b (HTTP 500)" in PausedModel.objects.get().reason
+    reason = PausedModel.objects.get().reason
+    assert reason.startswith("Ollama cannot load gemma3:12b (HTTP 500: model requires more system memory")
     assert work.run(batch)["request_counts"]["completed"] == 2
 
 
