@@ -1,7 +1,9 @@
 """Which backends there are, and what they have: one row each, kept fresh by the backend's worker."""
 
 import logging
+import os
 import socket
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -67,24 +69,66 @@ def live_backends() -> list[Backend]:
     return list(Backend.objects.all().live().order_by("pk"))
 
 
+def others_with(backend: Backend | None, model: str) -> list[Backend]:
+    """The other live backends that have this model."""
+    own = backend.pk if backend is not None else None
+    return [each for each in live_backends() if each.pk != own and each.has_model(model)]
+
+
 def is_elsewhere(backend: Backend | None, model: str) -> bool:
     """Whether another live backend has this model."""
-    own = backend.pk if backend is not None else None
-    return any(each.has_model(model) for each in Backend.objects.all().live() if each.pk != own)
+    return bool(others_with(backend, model))
+
+
+def is_only_elsewhere(backend: Backend, model: str) -> bool:
+    """Whether the backend lacks this model and another live one has it."""
+    return not backend.has_model(model) and is_elsewhere(backend, model)
+
+
+def backend_for(model: str) -> Backend:
+    """The backend that answers a person's request for this model: ours, unless it lacks the model or is away and
+    another one that we can reach has it."""
+    own = own_backend()
+    if own.is_fresh and own.has_model(model):
+        return own
+    others = (each for each in others_with(own, model) if each.is_fresh and is_in_reach(each))
+    return next(others, own)
+
+
+def is_in_reach(backend: Backend) -> bool:
+    """Whether this process can call the backend: its address is no loopback address of another machine."""
+    _, on, machine = backend.name.rpartition(" on ")
+    return not on or machine == os.uname().nodename
+
+
+def listed_name(model: str, among: Collection[Backend]) -> str:
+    """The name by which one of these backends lists the model, `model` itself if one does; empty if none has it."""
+    names = [name for backend in among if (name := backend.listed_name(model))]
+    return model if model in names else next(iter(names), "")
 
 
 def known_models() -> list[dict[str, Any]]:
     """The models that live backends list, and aliases of them: id, created, owned_by; sorted by id, each id once."""
-    models = {model["id"]: model for backend in live_backends() for model in backend.listed}
+    live = live_backends()
+    models = {model["id"]: model for backend in live for model in backend.listed}
     for alias, target in settings.MODEL_ALIASES.items():
-        if alias != "*" and target in models:
-            models.setdefault(alias, models[target] | {"id": alias})
+        if alias != "*" and (listed := listed_name(target, live)):
+            models.setdefault(alias, models[listed] | {"id": alias})
     return [models[name] for name in sorted(models)]
 
 
+def known_model(name: str) -> dict[str, Any] | None:
+    """The model that answers a line which names `name`, with `name` as its id; None if no live backend has it."""
+    live = live_backends()
+    listed = listed_name(backends.resolve_alias(name), live)
+    models = (model for backend in live for model in backend.listed if model["id"] == listed)
+    return next((model | {"id": name} for model in models), None)
+
+
 def missing_default_model(backend: Backend) -> str:
-    """What to type if the backend lacks MODEL_NAME; empty if it has the model, or was not seen lately."""
+    """What to type if the backend lacks MODEL_NAME; empty if it has the model or another live one has it, or if it was
+    not seen lately."""
     model = backends.resolve_alias(settings.MODEL_NAME)
-    if not backend.is_fresh or backend.has_model(model):
+    if not backend.is_fresh or backend.has_model(model) or is_elsewhere(backend, model):
         return ""
-    return f"{backend.url} does not have the model {model}. {backends.missing_model_hint(backend.kind, model)}"
+    return f"{backend.url} does not have the model {model}. {backend.missing_model_hint(model)}"

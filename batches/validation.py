@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import backends, leases, lifecycle, reuse, steps
+from batches import backends, leases, lifecycle, registry, reuse, steps
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
@@ -90,7 +90,7 @@ class _NewLine(NamedTuple):
     length: int
     custom_id: str
     named: str
-    model: str  # `named`, resolved by MODEL_ALIASES
+    model: str  # what `named` stands for, by MODEL_ALIASES, under the name by which a backend lists it
     order_key: bytes
     context_tokens: int
     digest: bytes | None
@@ -115,7 +115,7 @@ def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
         default_model=settings.MODEL_NAME,
         max_line_bytes=settings.MAX_LINE_BYTES,
     )
-    resolve = cache(backends.resolve_alias)
+    resolve = cache(partial(_resolved, among=list(Backend.objects.exclude(kind="").order_by("pk"))))
     for raw in lines:
         if raw.content != b"":
             try:
@@ -130,6 +130,12 @@ def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
             parsed, start, number = [], raw.next_offset, raw.number
     if parsed and raw is not None:
         yield _Group(parsed, raw.next_offset, raw.number)
+
+
+def _resolved(named: str, *, among: Collection[Backend]) -> str:
+    """The model that a line names, under one name for all that mean the same model; as it stands if none lists it."""
+    model = backends.resolve_alias(named)
+    return registry.listed_name(model, among) or model
 
 
 def _new_line(request: jsonl.Request, endpoint: str, model: str) -> _NewLine:
@@ -264,13 +270,13 @@ class _LineCheck:
         if not self.backends:
             return True
         if model not in self.known_models:
-            self.known_models[model] = any(
-                backends.has_model(backend.kind, backend.model_names, model) for backend in self.backends
-            )
+            self.known_models[model] = any(backend.has_model(model) for backend in self.backends)
         return self.known_models[model]
 
     def _unknown_model(self, line: _NewLine) -> dict[str, Any]:
-        hint = backends.missing_model_hint(self.backends[0].kind, line.named)
+        hint = self.backends[0].missing_model_hint(line.model)
+        if line.model != line.named:
+            hint = f"MODEL_ALIASES maps it to {line.model}, which is not there. {hint}"
         message = f"The provided model '{line.named}' is not supported by the Batch API. {hint}"
         return batch_error("model_not_found", message, param="body.model", line=line.number)
 

@@ -64,6 +64,7 @@ class FakeBackend:
         self.delay_s = 0.0
         self.native_delay_s = 0.0
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
+        self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
         self.loaded = [MODEL]  # the models on its card, as /api/ps tells
@@ -129,6 +130,9 @@ class FakeBackend:
         """The keys of the requests that arrived, in order."""
         with self._lock:
             return [seen.key for seen in self.seen if answered is None or seen.answered is answered]
+
+    def lacks(self, model: object) -> bool:
+        return self.refuse_missing and model not in self.models
 
     def has_loaded(self, model: str) -> None:
         with self._lock:
@@ -234,9 +238,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self, seen: Seen, action: Action) -> None:
         body = seen.body
-        self.fake.has_loaded(str(body.get("model")))  # as Ollama does, if nobody has before
         if action.delay_s:
             self.fake.wait(action.delay_s)
+        if self.fake.lacks(body.get("model")):
+            self._send(404, json.dumps(error_body(f"model '{body['model']}' not found", "not_found_error")).encode())
+            return
+        self.fake.has_loaded(str(body.get("model")))  # as Ollama does, if nobody has before
         if action.hang:
             self._hang(seen)
             return
@@ -285,6 +292,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.fake.events.append(f"unload {body['model']}")
             self.fake.let_go(body["model"])
             self._send(200, json.dumps({"model": body["model"], "done_reason": "unload"}).encode())
+            return
+        if self.fake.lacks(body["model"]):
+            self._send(404, json.dumps({"error": f"model '{body['model']}' not found"}).encode())
             return
         self.fake.loads.append(body["model"])
         self.fake.events.append(f"load {body['model']}")

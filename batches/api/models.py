@@ -11,7 +11,10 @@ from common.openapi import operation
 
 
 class ModelViewSet(viewsets.ViewSet):
-    """What lines can name: the models of the live backends, and their aliases. Ids may contain `:` and `/`."""
+    """What lines can name: the models of the live backends, and their aliases. Ids may contain `:` and `/`.
+
+    The list has each model once; any name by which a line gets a model can be retrieved.
+    """
 
     lookup_value_regex = r"[^\x00]+"
 
@@ -21,7 +24,6 @@ class ModelViewSet(viewsets.ViewSet):
 
     @operation("Retrieve a model's object", ModelObjectSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        for model in registry.known_models():
-            if model["id"] == pk:
-                return Response(ModelObjectSerializer(model).data)
-        raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")
+        if (model := registry.known_model(pk)) is None:
+            raise ApiError(f"The model '{pk}' does not exist", status=404, param="model", code="model_not_found")
+        return Response(ModelObjectSerializer(model).data)

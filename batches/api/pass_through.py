@@ -88,7 +88,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
         model, streams = backends.resolve_alias(model_of(body, settings.MODEL_NAME)), _streams(body)
-        backend = registry.own_backend()
+        backend = registry.backend_for(model)
         kind = _kind(backend)
         if problem := kind.unsupported(self.endpoint, body):
             raise ApiError(problem, code="unsupported_parameter")
@@ -113,7 +113,7 @@ class PassThroughViewSet(viewsets.ViewSet):
                     raise ApiError("The client went away.", status=499)
                 silence.look()
 
-            relay = backends.relay(self.endpoint, sent, look=look)
+            relay = backends.relay(backend.url, self.endpoint, sent, look=look)
             held.callback(relay.close)
             try:
                 head = relay.head()
@@ -122,17 +122,17 @@ class PassThroughViewSet(viewsets.ViewSet):
                     return _streamed(EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all()))
                 content = _whole(relay)
             except NotConnected:
-                raise _unavailable(backends.unreachable_hint()) from None
+                raise _away(backend) from None
             except Broken as error:
                 raise _broken(error) from None
-        return _answer(kind, self.endpoint, model, head, content)
+        return _answer(backend, kind, self.endpoint, model, head, content)
 
 
 class Silence:
     """The time until the model server answers. It may compute meanwhile, or hang, which another question tells."""
 
     def __init__(self, backend: Backend) -> None:
-        self.is_over = False
+        self.is_over = backend.url != settings.BACKEND_URL  # the configured server alone can be asked
         # The health probe got no answer a moment ago, so it is asked at once, and may think for less long.
         self._asks_at = time.monotonic() + (0.0 if backend.is_paused else ASKED_AFTER_S)
         self._timeout_s = SHORT_ANSWER_S if backend.is_paused else LIGHT_ANSWER_S
@@ -248,20 +248,19 @@ def _whole(relay: Relay) -> bytes:
     return bytes(content)
 
 
-def _answer(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> HttpResponse:
+def _answer(backend: Backend, kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> HttpResponse:
     if not 200 <= head.status < 300:
-        raise _refusal(kind, endpoint, model, head, content)
+        raise _refusal(backend, kind, endpoint, model, head, content)
     if not head.content_type.endswith("json"):
         raise ApiError(f"{kind.title} answered with something that is not JSON.", status=502, type="server_error")
     return HttpResponse(content, status=head.status, content_type="application/json")
 
 
-def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> ApiError:
+def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> ApiError:
     """The model server's own message, in the envelope; or what to do, if that is known."""
     reply = kind.judge(endpoint, head.status, content)
     if reply.verdict is Verdict.MODEL_MISSING:
-        message = f"The model '{model}' does not exist. {kind.missing_model_hint(model)}"
-        return ApiError(message, status=404, param="model", code="model_not_found")
+        return _missing(backend, kind, model)
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
     if reply.verdict is Verdict.ENDPOINT_MISSING:
@@ -275,6 +274,24 @@ def _refusal(kind: BackendKind, endpoint: str, model: str, head: Head, content: 
         code=error.code or None,
         headers={"Retry-After": head.retry_after} if head.retry_after else {},
     )
+
+
+def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
+    """The backend does not have the model. If another has it, the person was sent here because our list of the models
+    is a moment old, or because that one is beyond our reach."""
+    if others := registry.others_with(backend, model):
+        where = f"The model '{model}' is not at {backend.url} but at {others[0].name}"
+        if registry.is_in_reach(others[0]):
+            return _unavailable(f"{where}. Try again.")
+        return _unavailable(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
+    hint = backends.missing_model_hint(kind.name, model, backend.model_names)
+    return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
+
+
+def _away(backend: Backend) -> ApiError:
+    if backend.url == settings.BACKEND_URL:
+        return _unavailable(backends.unreachable_hint())
+    return _unavailable(f"No model server answers at {backend.url}, which has the model. Start it.")
 
 
 def _unavailable(hint: str) -> ApiError:

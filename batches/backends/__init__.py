@@ -1,15 +1,17 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
+from batches.backends import missing_models
 from batches.backends.base import BackendKind, State, Unreachable
 from batches.backends.calls import CallPool
 from batches.backends.connection import Connection, ReplyTooLarge
 from batches.backends.llama_server import LlamaServer
+from batches.backends.missing_models import listing
 from batches.backends.ollama import Ollama
 from batches.backends.relay import Relay
 from batches.backends.vllm import Vllm
@@ -18,9 +20,10 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
-    "has_model",
     "is_silent",
     "kind_named",
+    "listed_name",
+    "listing",
     "missing_model_hint",
     "open_calls",
     "probe",
@@ -47,12 +50,16 @@ def resolve_alias(model: str) -> str:
     return str(aliases.get(model) or aliases.get("*") or model)
 
 
-def has_model(kind: str, models: list[str], name: str) -> bool:
-    return kind_named(kind).has_model(models, name)
+def listed_name(kind: str, models: Collection[str], name: str) -> str:
+    """The one of `models`, names that a server of this kind lists, that is the model `name`; empty if none is."""
+    return kind_named(kind).listed_name(models, name)
 
 
-def missing_model_hint(kind: str, model: str) -> str:
-    return kind_named(kind).missing_model_hint(model)
+def missing_model_hint(kind: str, model: str, listed: Collection[str]) -> str:
+    """What to type so that a server of this kind, which lists these models, answers lines for `model`."""
+    default = resolve_alias(settings.MODEL_NAME)
+    has_aliases = bool(settings.MODEL_ALIASES)
+    return missing_models.hint(kind_named(kind), model, listed, default=default, has_aliases=has_aliases)
 
 
 def connect() -> Connection:
@@ -63,14 +70,15 @@ def open_calls(kind: str) -> CallPool[Any]:
     return CallPool(kind_named(kind), connect)
 
 
-def relay(endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
-    """Send a body, as `prepare` made it, for a client who waits. Returns at once; `Relay.head` raises the errors.
+def relay(server: str, endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
+    """Send a body, as `prepare` made it, to the server at this address, for a client who waits. Returns at once;
+    `Relay.head` raises the errors. Our key is for the configured server alone, and no other gets it.
 
     The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.
     """
     silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
-    url, api_key = settings.BACKEND_URL + endpoint, settings.BACKEND_API_KEY
-    return Relay(url, body, api_key=api_key, silence_s=silence_s, look=look)
+    api_key = settings.BACKEND_API_KEY if server == settings.BACKEND_URL else ""
+    return Relay(server + endpoint, body, api_key=api_key, silence_s=silence_s, look=look)
 
 
 def probe() -> State:

@@ -1,6 +1,6 @@
 """What every kind of model server has in common: how a body is made ready, and what a reply means for its line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -78,6 +78,7 @@ class BackendKind:
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "The model server"
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
+    has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
 
     # The first row that fits decides; a status that no row names is the line's own fault.
@@ -125,11 +126,21 @@ class BackendKind:
         """
         return []
 
-    def has_model(self, models: list[str], name: str) -> bool:
-        return name in models
+    def identity(self, name: str) -> str:
+        """The same text for all names that the server takes for one model; empty for a name that it refuses."""
+        return name
 
-    def missing_model_hint(self, model: str) -> str:
-        return "It is not among the models that the model server lists; MODEL_ALIASES can map its name to one that is."
+    def is_same(self, name: str, other: str) -> bool:
+        """Whether both are names of one model."""
+        return name == other or self.identity(name) == self.identity(other) != ""
+
+    def listed_name(self, models: Collection[str], name: str) -> str:
+        """The one of `models`, names that the server lists, that is this model; empty if none is."""
+        return name if name in models else next((each for each in models if self.is_same(each, name)), "")
+
+    def install_command(self, model: str) -> str:
+        """What to type at the server so that it has this model; empty if there is no such command for this name."""
+        return ""
 
     def unsupported(self, endpoint: str, body: JSON) -> str:
         """A sentence about what in a body this server would ignore, misread or fetch from elsewhere; empty if nothing.
@@ -172,7 +183,7 @@ class BackendKind:
         if models is None:
             return replace(reply, verdict=Verdict.FAILED)  # nobody knows what answered
         if reply.verdict is Verdict.MODEL_MISSING:
-            is_listed = self.has_model([each.id for each in models], model)
+            is_listed = self.listed_name([each.id for each in models], model)
             return replace(reply, verdict=Verdict.UNLOADABLE) if is_listed else reply
         status, answer = exchange(endpoint, self.trial(endpoint, model))
         if verdict_of(self.rules, endpoint, status, error_bodies.read(answer)) is not Verdict.ENDPOINT_MISSING:

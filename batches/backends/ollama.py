@@ -5,7 +5,7 @@ import secrets
 import sys
 from typing import Any, ClassVar
 
-from batches.backends import error_bodies, ollama_context
+from batches.backends import error_bodies, ollama_context, ollama_names
 from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
 from batches.backends.rules import Rule, verdict_of
@@ -90,6 +90,7 @@ class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
     loads_on_demand = True
+    has_library = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -139,11 +140,11 @@ class Ollama(BackendKind):
     def loaded(self, exchange: Exchange) -> list[str]:
         return list(ollama_context.loaded_models(lambda path: exchange(path, None)))
 
-    def has_model(self, models: list[str], name: str) -> bool:
-        return (name if ":" in name.rpartition("/")[2] else f"{name}:latest") in models
+    def identity(self, name: str) -> str:
+        return ollama_names.identity(name)
 
-    def missing_model_hint(self, model: str) -> str:
-        return f"Install it: ollama pull {model}"
+    def install_command(self, model: str) -> str:
+        return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
 
     def unsupported(self, endpoint: str, body: JSON) -> str:
         if problem := super().unsupported(endpoint, body):

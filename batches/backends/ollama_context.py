@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from batches.backends import ollama_names
 from batches.backends.base import Ask, Exchange
 from batches.backends.replies import JSON, count
 
@@ -89,7 +90,8 @@ def too_long(refusal: str) -> str:
 
 
 def _name_in(names: Collection[str], model: str) -> str:
-    return next((name for name in (model, f"{model}:latest") if name in names), "")
+    wanted = ollama_names.identity(model)
+    return next((name for name in names if ollama_names.identity(name) == wanted), "")
 
 
 def _about_prompt(

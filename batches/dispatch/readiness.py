@@ -53,7 +53,7 @@ class Readiness:
         """The question to ask next: for failures that wait for a trial, for a paused model, then for `line`; None if
         `line` can be sent. The result stays the same until `note_answer` gets the reply."""
         for key in self._faults.wanted_trials:
-            if self._backend.loaded_model == key[1] and not (self._is_unsure or self._is_stale):
+            if self._has_loaded(key[1]) and not (self._is_unsure or self._is_stale):
                 # At once, beside running calls: later the cause may be gone, and the lines be charged.
                 return Question(Purpose.TRIAL, *key, is_beside=True)
             return self._next_step(key, needs_trial=True)
@@ -69,8 +69,8 @@ class Readiness:
         loaded = self._backend.loaded_model
         if self._is_unsure and loaded and self._kind.loads_on_demand:
             return Question(Purpose.LIST_LOADED, endpoint, loaded)
-        if loaded != model or self._is_stale:
-            if loaded not in ("", model) and self._kind.unload(loaded):
+        if not self._has_loaded(model) or self._is_stale:
+            if loaded and not self._has_loaded(model) and self._kind.unload(loaded):
                 return Question(Purpose.UNLOAD, endpoint, loaded)
             if self._kind.load(endpoint, model):
                 return Question(Purpose.LOAD, endpoint, model)
@@ -86,7 +86,11 @@ class Readiness:
 
     def call(self, question: Question) -> Call[Question]:
         """The call that asks `question`."""
-        return question.call(self._kind, is_loaded=question.model == self._backend.loaded_model)
+        return question.call(self._kind, is_loaded=self._has_loaded(question.model))
+
+    def _has_loaded(self, model: str) -> bool:
+        """The model is loaded, as far as is known. Lines of one batch may name it in several ways."""
+        return self._kind.is_same(self._backend.loaded_model, model)
 
     @property
     def is_waiting(self) -> bool:
@@ -109,7 +113,7 @@ class Readiness:
                 self._note_due(each)
         loaded = self._backend.loaded_model
         if self._kind.loads_on_demand and loaded not in ("", *self._never_listed) and self._was_listed_since():
-            if self._kind.has_model(self._backend.loaded_names, loaded):
+            if self._kind.listed_name(self._backend.loaded_names, loaded):
                 self._not_listed = ""
             else:
                 self._is_unsure = True
@@ -172,7 +176,7 @@ class Readiness:
             return
         self._is_unsure = False
         model = call.subject.model
-        is_listed = call.verdict is Verdict.ANSWERED and self._kind.has_model(call.result, model)
+        is_listed = call.verdict is Verdict.ANSWERED and self._kind.listed_name(call.result, model)
         if is_listed or model in self._never_listed:
             return
         if self._not_listed == model:
@@ -219,7 +223,7 @@ class Readiness:
         retrying(self._backend.paused_models.filter(endpoint=key[0], model=key[1]).delete)
 
     def _now_loaded(self, model: str) -> None:
-        if self._backend.loaded_model != model or self._is_stale:
+        if not self._has_loaded(model) or self._is_stale:
             self._fit.forget()
             self._loaded_at = timezone.now()
         self._is_stale = self._is_unsure = False

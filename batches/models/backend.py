@@ -61,9 +61,17 @@ class Backend(models.Model):
     def model_names(self) -> list[str]:
         return [model["id"] for model in self.listed]
 
+    def listed_name(self, name: str) -> str:
+        """The name by which the backend listed the model when it was last asked; empty if it did not list it."""
+        return backends.listed_name(self.kind, self.model_names, name) if self.kind else ""
+
     def has_model(self, name: str) -> bool:
         """Whether the backend listed the model when it was last asked."""
-        return bool(self.kind) and backends.has_model(self.kind, self.model_names, name)
+        return self.listed_name(name) != ""
+
+    def missing_model_hint(self, model: str) -> str:
+        """What to type so that the backend answers lines for a model that it does not list."""
+        return backends.missing_model_hint(self.kind, model, self.model_names)
 
     @property
     def is_fresh(self) -> bool:

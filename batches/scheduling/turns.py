@@ -106,7 +106,7 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     is_suspicious = not waiting
     if is_suspicious:
         waiting = list(_with_work(parts, is_suspicious=True).select_related("batch"))
-    loaded = at_work or _loaded(backend, waiting)
+    loaded = _loaded(backend, at_work, waiting)
     part = choose(waiting, loaded=loaded, stayed_s=stayed_s, turn=turn, is_at_border=_is_at_border, now=timezone.now())
     if part is None:
         return None
@@ -185,13 +185,14 @@ def _is_at_border(turn: Turn) -> bool:
     return following is None or prompt.shared_blocks(bytes(following), turn.last_key) < SHARED_BLOCKS
 
 
-def _loaded(backend: Backend, waiting: Sequence[Part]) -> str:
-    """The loaded model: the one that the drives loaded, or else one that the server has loaded by itself."""
-    if backend.loaded_model:
-        return backend.loaded_model
-    for part in waiting:
-        if backend.kind and backends.has_model(backend.kind, backend.loaded_names, part.model):
-            return part.model
+def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
+    """The loaded model, as a waiting part names it: the one at work, or the one that the drives loaded, or else one
+    that the server has loaded by itself. Empty if no part waits for it."""
+    ours = at_work or backend.loaded_model
+    wanted = [part.model for part in waiting]
+    for loaded in [ours] if ours else backend.loaded_names:
+        if backend.kind and (name := backends.listed_name(backend.kind, wanted, loaded)):
+            return name
     return ""
 
 

@@ -49,11 +49,16 @@ def _tick_trouble() -> list[str]:
 
 def _troubles(backend: Backend) -> list[str]:
     """What is wrong with a backend, or with the models that lines wait for. A model stays paused in its row until a
-    drive looks, which may be long after the last batch that wanted it."""
+    drive looks, which may be long after the last batch that wanted it. That the backend lacks a model is no fault while
+    another live one has it."""
     paused = backend.paused_models.order_by("pk").values_list("endpoint", "model", "reason")
-    wanted = [reason for endpoint, model, reason in paused if turns.is_wanted(endpoint, model, now=False)]
-    reasons = [backend.pause_reason, *wanted]
-    return list(filter(None, reasons)) or list(filter(None, [registry.missing_default_model(backend)]))
+    told = [
+        reason
+        for endpoint, model, reason in paused
+        if turns.is_wanted(endpoint, model, now=False) and not registry.is_only_elsewhere(backend, model)
+    ]
+    reasons = list(filter(None, [backend.pause_reason, *told]))
+    return reasons or list(filter(None, [registry.missing_default_model(backend)]))
 
 
 def closed_reasons() -> list[str]:

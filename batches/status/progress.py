@@ -144,10 +144,15 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
     if all(reasons.values()):
         return next(iter(reasons.values()))
-    running = [pk for pk, reason in reasons.items() if not reason]
+    running = [backend for backend in backends if not reasons[backend.pk]]
     paused = PausedModel.objects.filter(backend__in=running, endpoint=batch.endpoint)
     models = {(pk, model): reason for pk, model, reason in paused.values_list("backend", "model", "reason")}
-    troubles = [models.get((pk, part.model)) for part in with_work for pk in running]
+    # A backend that lacks the model of a part sends none of its lines while another has it.
+    troubles = [
+        models.get((backend.pk, part.model))
+        for part in with_work
+        for backend in [each for each in running if each.has_model(part.model)] or running
+    ]
     return troubles[0] if all(troubles) else None
 
 

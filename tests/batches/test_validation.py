@@ -148,6 +148,58 @@ def test_a_model_that_a_live_backend_lacks_fails_the_batch_with_what_to_type(cre
     assert "ollama pull qwen3:8b" in seen["errors"]["data"][0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "aliases", "name", "told"),
+    [
+        ("ollama", {}, "gpt-4o-mini", ": MODEL_ALIASES=gpt-4o-mini=gemma3:12b"),
+        (
+            "ollama",
+            {"o1": "qwen3:8b"},
+            "o1",
+            "MODEL_ALIASES maps it to qwen3:8b, which is not there. Install it: ollama",
+        ),
+        ("vllm", {}, "gemma-3-12b", "such as gemma3:12b and tiny:latest, or map"),
+    ],
+)
+def test_it_says_of_any_name_what_can_be_done(create, work, settings, kind, aliases, name, told):
+    settings.MODEL_ALIASES = aliases
+    known_backend(seen_at=timezone.now(), kind=kind)
+    batch = create([line("a", body={"model": name})])
+    work.validate(batch["id"])
+    [error] = work.batch(batch["id"])["errors"]["data"]
+    assert f"'{name}' is not supported" in error["message"]
+    assert told in error["message"]
+
+
+NAMES_OF_ONE = ["gemma3:12b", "Gemma3:12B", "library/gemma3:12b", "registry.ollama.ai/library/gemma3:12b", "gpt-4o"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_all_names_of_one_model_are_one_part_under_the_listed_name(create, work, settings, fresh):
+    settings.MODEL_ALIASES = {"gpt-4o": "Library/Gemma3:12b"}
+    known_backend(seen_at=timezone.now() - Backend.FRESH * (0 if fresh else 2))
+    names = [*NAMES_OF_ONE, "TINY", "tiny:latest"]
+    batch = create([line(f"id-{number}", body={"model": name}) for number, name in enumerate(names)])
+    work.validate(batch["id"])
+    assert work.batch(batch["id"])["status"] == "in_progress"
+    parts = Batch.objects.get().parts.order_by("model")
+    assert [(part.model, part.lines.count()) for part in parts] == [("gemma3:12b", 5), ("tiny:latest", 2)]
+
+
+def test_a_batch_that_names_its_model_in_several_ways_has_one_model(create, work):
+    known_backend(seen_at=timezone.now())
+    batch = create([line("a", body={"model": "Tiny"}), line("b", body={"model": "tiny:LATEST"})])
+    work.validate(batch["id"])
+    assert work.batch(batch["id"])["model"] == "tiny:latest"
+
+
+def test_another_server_takes_names_as_they_are(create, work):
+    known_backend(seen_at=timezone.now(), kind="vllm")
+    batch = create([line("a", body={"model": "gemma3:12b"}), line("b", body={"model": "Gemma3:12b"})])
+    work.validate(batch["id"])
+    assert errors(work.batch(batch["id"])) == [(2, "model_not_found", "body.model")]
+
+
 def test_an_old_list_of_models_refuses_nobody(create, work):
     known_backend(seen_at=timezone.now() - Backend.FRESH * 2)
     batch = create([line("a", body={"model": "qwen3:8b"})])

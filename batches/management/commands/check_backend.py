@@ -21,7 +21,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{settings.BACKEND_URL}: {state.kind} {state.version}".rstrip())
         self.stdout.write(f"Models: {', '.join(state.names) or 'none'}")
         model = backends.resolve_alias(settings.MODEL_NAME)
-        if not backends.has_model(state.kind, state.names, model):
-            hint = backends.missing_model_hint(state.kind, model)
+        if not backends.listed_name(state.kind, state.names, model):
+            hint = backends.missing_model_hint(state.kind, model, state.names)
             raise CommandError(f"The default model {model} (MODEL_NAME) is missing. {hint}")
         self.stdout.write(f"Default model: {model}")

@@ -156,8 +156,9 @@ def _backend_line() -> str:
             "things out"
         )
     line = f"{state.kind} {state.version}".strip() + f" at {settings.BACKEND_URL}, default model {model}"
-    if not backends.has_model(state.kind, state.names, model):
-        line += f"\n           It does not have {model}. {backends.missing_model_hint(state.kind, model)}"
+    if not backends.listed_name(state.kind, state.names, model):
+        hint = backends.missing_model_hint(state.kind, model, state.names)
+        line += f"\n           It does not have {model}. {hint}"
     return line
 
 

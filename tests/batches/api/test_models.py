@@ -1,6 +1,7 @@
 """/v1/models: what the live backends list, and aliases."""
 
 from datetime import timedelta
+from urllib.parse import quote
 
 import pytest
 from django.utils import timezone
@@ -39,6 +40,37 @@ def test_an_alias_is_a_model_too(api, reported, settings):
         "hf.co/user/repo:Q4",
     ]
     assert api.get("/v1/models/gpt-4o-mini").json()["owned_by"] == "library"
+
+
+@pytest.mark.parametrize(
+    ("name", "aliases"),
+    [
+        ("gemma3:12B", {}),
+        ("library/gemma3:12b", {}),
+        ("HF.co/user/repo:q4", {}),
+        ("gpt-4o-mini", {"gpt-4o-mini": "registry.ollama.ai/library/gemma3:12b"}),
+        ("whatever", {"*": "Gemma3:12b"}),
+        ("tiny", {}),
+        ("some name/of: any kind", {"*": "tiny"}),
+    ],
+)
+def test_any_name_that_a_line_may_use_can_be_retrieved(api, backend, settings, name, aliases):
+    backend.models = ["gemma3:12b", "hf.co/user/repo:Q4", "tiny:latest"]
+    registry.report_backend()
+    settings.MODEL_ALIASES = aliases
+    answer = api.get(f"/v1/models/{quote(name, safe='')}")
+    assert (answer.status_code, answer.json()["id"], answer.json()["owned_by"]) == (200, name, "library")
+
+
+def test_the_list_names_an_alias_however_its_model_is_spelt(api, reported, settings):
+    settings.MODEL_ALIASES = {"gpt-4o": "Library/Gemma3:12b"}
+    assert "gpt-4o" in [model["id"] for model in api.get("/v1/models").json()["data"]]
+
+
+@pytest.mark.parametrize("aliases", [{}, {"gpt-4o": "gone:1b"}, {"*": "gone:1b"}])
+def test_a_name_that_no_line_may_use_is_a_404(api, reported, settings, aliases):
+    settings.MODEL_ALIASES = aliases
+    assert api.get("/v1/models/gpt-4o").status_code == 404
 
 
 def test_an_unknown_model_is_a_404(api, reported):

@@ -186,9 +186,3 @@ def test_aliases(settings):
     assert [backends.resolve_alias(name) for name in ("gpt-4o", "x")] == ["gemma3:12b", "x"]
     settings.MODEL_ALIASES = {"gpt-4o": "gemma3:12b", "*": "tiny"}
     assert [backends.resolve_alias(name) for name in ("gpt-4o", "x")] == ["gemma3:12b", "tiny"]
-
-
-def test_ollama_adds_the_latest_tag_to_a_name_without_one():
-    models = ["tiny:latest", "hf.co/user/repo:Q4", "gemma3:12b"]
-    for name, known in (("tiny", True), ("tiny:latest", True), ("gemma3", False), ("hf.co/user/repo:Q4", True)):
-        assert backends.has_model("ollama", models, name) is known

@@ -55,6 +55,13 @@ def say(*texts, role="user"):
     return [{"role": role, "content": text} for text in texts]
 
 
+@pytest.mark.parametrize("name", ["Gemma3:12B", "library/gemma3:12b", "registry.ollama.ai/library/gemma3:12b"])
+def test_the_context_is_that_of_the_model_however_it_is_named(name):
+    server = Server(400, {"error": EXCEEDED}, loaded=(("gemma3:12b", 65536), ("small:1b", 512)))
+    assert cut(server, 2050, model=name, messages=say(LONG)) == ""
+    assert server.asked == []
+
+
 def test_a_message_that_was_halved_is_found():
     server = Server(400, {"error": EXCEEDED})
     problem = cut(server, 2050, messages=say(LONG))

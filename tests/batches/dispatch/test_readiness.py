@@ -1,6 +1,6 @@
 """A model is loaded before its first line is sent."""
 
-from batches.models import PausedModel
+from batches.models import Batch, Part, PausedModel
 from tests.batches.dispatch.failures import NO_ROOM, UNCHARGED, charges, prepared
 from tests.conftest import line
 from tests.fake_backend import Action
@@ -12,6 +12,20 @@ def test_a_model_is_loaded_before_its_first_line_and_its_lines_stay_together(cre
     batch = work.run(create([line(f"id-{n}", body={"model": model}) for n, model in enumerate(models)])["id"])
     assert batch["request_counts"]["completed"] == 4
     assert backend.loads == ["gemma3:12b", "other:1b"]
+
+
+def test_a_model_that_lines_name_in_several_ways_is_loaded_once(create, work, backend):
+    """The server was never seen when the file was read, so the lines keep the names that they have."""
+    backend.models = backend.loaded = ["gemma3:12b", "other:1b"]
+    names = ["Gemma3:12b", "library/gemma3:12b", "gemma3:12b"]
+    batch = create([line(f"id-{n}", body={"model": name}) for n, name in enumerate([*names, "other:1b", *names])])["id"]
+    work.validate(batch)
+    assert Part.objects.count() == 4
+    work.drive()
+    assert Batch.objects.get().completed == 7
+    loads = [name.lower().removeprefix("library/") for name in backend.loads]
+    assert sorted(loads) == ["gemma3:12b", "other:1b"]
+    assert len(backend.unloads) == 1
 
 
 def test_a_model_for_embeddings_is_loaded_by_its_own_way(create, work, backend):
