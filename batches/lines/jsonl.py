@@ -84,7 +84,10 @@ def parse(raw: RawLine, *, endpoint: str, default_model: str, max_line_bytes: in
         line = strict_json.loads(raw.content)
     except UnicodeDecodeError:
         raise refuse("invalid_json_line", "This line is not valid UTF-8.") from None
-    except (ValueError, RecursionError):
+    except strict_json.TooDeep:
+        most = strict_json.MOST_LEVELS
+        raise refuse("invalid_json_line", f"This line is nested deeper than {most} levels.") from None
+    except ValueError:
         raise refuse("invalid_json_line", "This line is not parseable as valid JSON.") from None
     if not isinstance(line, dict):
         raise refuse("invalid_json_line", "This line is not a JSON object.")
