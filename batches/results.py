@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Case, F, Q, When
+from django.db.models import Case, F, Q, TextField, Value, When
 from django.db.models.functions import Length
 from django.utils import timezone
 
@@ -18,9 +19,12 @@ from batches import leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
 from batches.models import OPEN, Batch, Line, LineState, Status
 from common import failpoints, ids
+from common.database import DamagedText, readable
 from common.errors import line_error
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
+
+logger = logging.getLogger(__name__)
 
 PAGE = 1000
 CHUNK_BYTES = 8 * 2**20
@@ -32,6 +36,9 @@ MESSAGES: dict[int, dict[str, str]] = {
         "batch_expired", "This request could not be executed before the completion window expired."
     ),
 }
+# What stands in place of an answer that the database cannot give any more, and its error. It is no JSON.
+DAMAGED = Value("damaged", output_field=TextField())
+UNREADABLE = ("answer_unreadable", "The stored answer to this request is damaged. Send the request again.")
 
 
 def finalize(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
@@ -120,31 +127,52 @@ class _Finalizer:
     def _write(self, output: MeasuredFile, errors: MeasuredFile) -> None:
         """Write each line to its file, and count it: no line changes any more."""
         succeeded = LineState.SUCCEEDED.value
+        unreadable = 0
         for rows in self._pages():
             good: list[str] = []
             bad: list[str] = []
             for row in rows:
                 state = row[2]
-                (good if state == succeeded else bad).append(result_line(self.batch.pk, *row[:8]))
+                try:
+                    text = result_line(self.batch.pk, *row[:8])
+                except ValueError:
+                    state, unreadable = LineState.FAILED.value, unreadable + 1
+                    text = result_line(self.batch.pk, row[0], row[1], state, None, "", *UNREADABLE)
+                (good if state == succeeded else bad).append(text)
                 self.states[state] += 1
             for column in range(len(TOKENS)):
                 self.tokens[column] += sum(row[8 + column] for row in rows)
             # One write for the page: writing and hashing each line by itself takes longer than making it.
             output.write("".join(good).encode("ascii"))
             errors.write("".join(bad).encode("ascii"))
+        if unreadable:
+            logger.error("%s: %d stored answers are damaged; their lines are failed", self.batch.pk, unreadable)
 
     def _pages(self) -> Iterator[list[tuple[Any, ...]]]:
         """What `result_line` needs of the lines, and their tokens, in input order. In keyset pages: an open cursor
         would keep SQLite's log from being reset."""
-        names = ("state", "http_status", "response", "error_code", "error_message")
-        columns = [self._result_column(name) for name in names]
-        lines = self.batch.lines.order_by("number")
         for page in self._sizes():
             # A page of long replies is read in chunks: a million short ones cost few queries, long ones little memory.
             for first, last in _chunks(page):
-                chunk = lines.filter(number__range=(first, last))
-                yield list(chunk.values_list("number", "custom_id", *columns, "original", *TOKENS))
+                try:
+                    yield self._rows(first, last)
+                except DamagedText:
+                    yield [row for number in range(first, last + 1) for row in self._readable_rows(number)]
                 self._between_pages()
+
+    def _rows(self, first: int, last: int, **instead: Any) -> list[tuple[Any, ...]]:
+        names = ("state", "http_status", "response", "error_code", "error_message")
+        columns = [instead.get(name, self._result_column(name)) for name in names]
+        lines = self.batch.lines.filter(number__range=(first, last)).order_by("number")
+        rows = lines.values_list("number", "custom_id", *columns, "original", *TOKENS)
+        return readable(lambda: list(rows))
+
+    def _readable_rows(self, number: int) -> list[tuple[Any, ...]]:
+        """The row of this number, or none; with DAMAGED for its answer and its error if they cannot be read."""
+        try:
+            return self._rows(number, number)
+        except DamagedText:
+            return self._rows(number, number, response=DAMAGED, error_message=DAMAGED)
 
     def _sizes(self) -> Iterator[list[tuple[int, int]]]:
         """Pages of the lines in input order: number, and the size of the answer."""
@@ -240,15 +268,19 @@ def result_line(
 ) -> str:
     """A line of the output or the error file, ASCII, with its line end. Its ids depend on batch and number alone.
 
-    A repeat has an `original`, and its state, response and error are those of the original.
+    A repeat has an `original`, and its state, response and error are those of the original. Raises ValueError if the
+    response is not what a drive stores: a row can be damaged.
     """
     answer, error = "null", "null"
     # One digest for both ids: hashing takes as long as all the rest.
     digits = ids.derived_id("", batch_id, number)
     if response:
+        # The reply is stored as compact ASCII JSON, and is put in unchanged. Parsing it would take a hundred times as
+        # long for an embedding; a look at its form finds what would spoil the file for the lines behind it.
+        if not (response.isascii() and response[0] == "{" and response[-1] == "}" and len(response.splitlines()) == 1):
+            raise ValueError("the response is no JSON object on one line")
         if original is not None:
             response = reuse.copied(response, batch_id, number)
-        # The reply is stored as compact ASCII JSON, and is put in unchanged.
         answer = f'{{"status_code":{http_status},"request_id":"{ids.REQUEST}{digits}","body":{response}}}'
     else:
         error = json.dumps(MESSAGES.get(state) or line_error(error_code, error_message))

@@ -18,7 +18,8 @@ from django.db.models import Count
 from django.utils import timezone
 
 from batches.models import Answer, Batch, Line, LineState, Part
-from common import ids
+from common import ids, strict_json
+from common.database import readable
 
 KEPT_FOR = timedelta(days=30)
 FORGOTTEN_AT_ONCE = 1000  # by one tick: other writers must not wait long for it
@@ -43,10 +44,13 @@ def exist_in(batch: Batch) -> bool:
 
 
 def copied(response: str, batch_id: str, number: int) -> str:
-    """The response for another line: its ids depend on that line alone, and its usage is 0, for nothing was spent."""
-    body = json.loads(response)
+    """The response for another line: its ids depend on that line alone, and its usage is 0, for nothing was spent.
+
+    Raises ValueError if the response is not what a drive stores: a row can be damaged.
+    """
+    body = strict_json.loads(response.encode("ascii"))
     if not isinstance(body, dict):
-        return response
+        raise ValueError("the response is no JSON object")
     for index, item in enumerate([body, *_items(body)]):
         if isinstance(item, dict) and (kept := re.match(r"[a-z]+[-_]", str(item.get("id")))):
             item["id"] = ids.derived_id(kept[0], batch_id, number, index)
@@ -82,13 +86,16 @@ def remember(answered: Iterable[tuple[Line, str]]) -> None:
 
 def recall(line: Line) -> str | None:
     """The response to a line that was answered in another batch, with the line's own ids and a usage of 0; None if
-    none is kept."""
+    none is kept, or none that can be read."""
     if not settings.ANSWER_ONCE_ACROSS_BATCHES or line.digest is None:
         return None
     oldest = timezone.now() - KEPT_FOR
     known = Answer.objects.filter(pk=bytes(line.digest).hex(), created_at__gt=oldest)
-    response = known.values_list("response", flat=True).first()
-    return copied(response, line.batch_id, line.number) if response else None
+    try:
+        response = readable(known.values_list("response", flat=True).first)
+        return copied(response, line.batch_id, line.number) if response else None
+    except ValueError:
+        return None  # asked again, as if there were no answer
 
 
 def forget_old() -> None:

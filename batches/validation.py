@@ -19,6 +19,7 @@ from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
 from common import failpoints
 from common.database import bulk_writes, insert
 from common.errors import batch_error
+from common.jsonl import RawLine, read_lines
 from files_api.models import File
 from files_api.storage import trouble
 
@@ -65,7 +66,7 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
     ends_at = time.monotonic() + SLICE_S
     check = _LineCheck(batch)
     with bulk_writes(), file.content.open("rb") as stream:
-        lines = jsonl.read_lines(
+        lines = read_lines(
             stream,
             offset=batch.validated_bytes,
             number=batch.validated_lines,
@@ -104,7 +105,7 @@ class _Group(NamedTuple):
     last_number: int
 
 
-def _groups(lines: Iterator[jsonl.RawLine], batch: Batch) -> Iterator[_Group]:
+def _groups(lines: Iterator[RawLine], batch: Batch) -> Iterator[_Group]:
     parsed: list[_NewLine | jsonl.LineRefused] = []
     start, number = batch.validated_bytes, batch.validated_lines
     raw = None

@@ -102,6 +102,21 @@ def _set(pragmas: dict[str, Any]) -> None:
             cursor.execute(f"PRAGMA {name}={value}")
 
 
+class DamagedText(ValueError):
+    """A text of a row is not UTF-8. SQLite keeps no checksums, so a damaged page may give such a text."""
+
+
+def readable(query: Callable[[], T]) -> T:
+    """What `query` returns. Raises DamagedText if a text that it reads is not UTF-8, instead of the OperationalError
+    that also says that the database is locked or away."""
+    try:
+        return query()
+    except OperationalError as error:
+        if "Could not decode to UTF-8" in str(error):  # sqlite3 has no code for it
+            raise DamagedText from error
+        raise
+
+
 def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What `work` returns. While the database is locked or away, try again for RETRY_FOR_S, then raise the last error.
 

@@ -1,34 +1,30 @@
 """The one way in for a client's bytes: they are checked, stored, and only then get a row."""
 
-import json
 from datetime import timedelta
+from itertools import islice
 
 from django.conf import settings
 from django.db import DatabaseError
 from django.utils import timezone
 
-from common import failpoints
+from common import failpoints, strict_json
+from common.byte_forms import SAMPLE_BYTES, looks_like
 from common.errors import ApiError
+from common.jsonl import read_lines
 from files_api.models import File
 from files_api.storage import MeasuredFile
 
 BATCH_FILE_LIFETIME = timedelta(days=30)
-
-
-def check_filename(filename: str, purpose: str) -> None:
-    """Refuse a batch file with another extension than .jsonl. None is fine: the SDKs name raw bytes `upload`."""
-    stem, dot, extension = filename.rpartition(".")
-    if purpose == "batch" and dot and stem and extension.lower() != "jsonl":
-        raise ApiError("Invalid file format for Batch API. Must be .jsonl")
+# Blank lines beyond these are left to validation, which reads in slices.
+MOST_BLANK_LINES = 100_000
 
 
 def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: timedelta | None) -> File:
     """The File of a received upload, stored. `lifetime` None is as with OpenAI: 30 days for a batch file.
 
-    The first line of a batch file has to be JSON; the other lines are read when a batch is created from the file.
-    Raises ApiError.
+    A batch file is JSONL if its first line is JSON, whatever its name; the other lines are read when a batch is created
+    from the file. Raises ApiError.
     """
-    check_filename(filename, purpose)
     if purpose == "batch":
         _check_first_line(content)
         lifetime = lifetime or BATCH_FILE_LIFETIME
@@ -54,15 +50,32 @@ def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: time
 
 
 def _check_first_line(content: MeasuredFile) -> None:
+    """Refuse a file whose first line that is not blank is not JSON."""
     content.seek(0)
-    first = content.readline(settings.MAX_LINE_BYTES + 1)
+    lines = islice(read_lines(content.file, max_line_bytes=settings.MAX_LINE_BYTES), MOST_BLANK_LINES)
+    first = next((line for line in lines if line.content != b""), None)
+    content.seek(first.offset if first is not None else 0)
+    begin = content.read(SAMPLE_BYTES)
     content.seek(0)
-    if len(first) > settings.MAX_LINE_BYTES:
-        return  # validation names the over-long line
+    if first is None:
+        if content.size < MOST_BLANK_LINES:
+            raise _bad_format("The file has no request; it must be .jsonl, one JSON object on each line.")
+    elif first.content is not None and not _is_json(first.content):
+        form = looks_like(begin if first.number == 1 else first.content)
+        if form:
+            raise _bad_format(f"The file must be JSON lines in UTF-8, and looks like {form}.")
+        raise _bad_format(
+            f"Line {first.number} is not valid JSON; the file must be .jsonl, one JSON object on each line."
+        )
+
+
+def _bad_format(problem: str) -> ApiError:
+    return ApiError(f"Invalid file format for Batch API. {problem}")
+
+
+def _is_json(content: bytes) -> bool:
     try:
-        json.loads(first.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise ApiError(
-            "Invalid file format for Batch API. The first line is not valid JSON; the file must be .jsonl, one JSON "
-            "object on each line."
-        ) from None
+        strict_json.loads(content)
+    except ValueError:
+        return False
+    return True

@@ -16,7 +16,7 @@ from common.fields import (
     TextListField,
     UnixTimeField,
 )
-from files_api.accept import accept, check_filename
+from files_api.accept import accept
 from files_api.models import PURPOSES, RESULTS, UPLOAD_LIFETIME, File, Upload, UploadPart
 from files_api.storage import MeasuredFile
 from files_api.uploads import OVER
@@ -67,7 +67,6 @@ class UploadCreateSerializer(serializers.Serializer[Upload]):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if attrs["bytes"] > settings.MAX_FILE_BYTES:
             raise errors.too_large("bytes", settings.MAX_FILE_BYTES)
-        check_filename(attrs["filename"], attrs["purpose"])
         return attrs
 
     def create(self, validated_data: dict[str, Any]) -> Upload:

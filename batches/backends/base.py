@@ -17,6 +17,7 @@ from batches.backends.replies import (
     usage_of,
 )
 from batches.backends.rules import Rule, verdict_of
+from common import strict_json
 
 # A way to ask the server something: path -> status and parsed body (None if the body is not JSON).
 Ask = Callable[[str], tuple[int, Any]]
@@ -160,7 +161,11 @@ class BackendKind:
         """What a complete HTTP answer means."""
         body = parsed(content)
         if 200 <= status < 300:
-            problem = "The reply is not JSON." if body is None else self.incomplete(endpoint, body)
+            problem = (
+                f"The reply is not JSON, or nested deeper than {strict_json.MOST_LEVELS} levels."
+                if body is None
+                else self.incomplete(endpoint, body)
+            )
             if problem or body is None:
                 return Reply(Verdict.FAILED, code="incomplete_response", message=problem or "")
             return Reply(Verdict.ANSWERED, status, compact(self.hand_out(body)), usage=usage_of(body))

@@ -12,6 +12,7 @@ from urllib3 import Timeout
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 from urllib3.util import parse_url
 
+from common import strict_json
 from common.sockets import CONNECT_TIMEOUT_S, shut, watched_pools
 
 QUESTION_TIMEOUT_S = 3.0
@@ -111,7 +112,7 @@ class Connection:
             else:
                 status, content = self.post(path, body, call=call)
             try:
-                return status, json.loads(content)
+                return status, strict_json.loads(content)
             except ValueError:
                 return status, None
 

@@ -7,7 +7,6 @@ chat that fits costs some 50 ms more, since its prompt is in the cache; inputs t
 endpoint is asked only if the numbers allow that the prompt was cut.
 """
 
-import json
 import re
 import time
 from collections.abc import Collection, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 from batches.backends import ollama_names
 from batches.backends.base import Ask, Exchange
 from batches.backends.replies import JSON, count
+from common import strict_json
 
 Question = tuple[str, JSON]
 
@@ -174,6 +174,6 @@ def _native(message: JSON) -> JSON:
 
 def _parsed(arguments: Any) -> Any:
     try:
-        return json.loads(arguments)
-    except (TypeError, ValueError):
+        return strict_json.loads(arguments.encode())
+    except (AttributeError, ValueError):
         return {}

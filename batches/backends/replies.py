@@ -59,7 +59,7 @@ def refused(code: str, message: str) -> Reply:
 def parsed(content: bytes) -> JSON | None:
     try:
         body = strict_json.loads(content)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return body if isinstance(body, dict) else None
 

@@ -8,7 +8,7 @@ from batches.models import Line
 from files_api.models import File
 
 # What a file that was removed or damaged since validation can raise. Any other OSError is the storage's, and may pass.
-UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError)
+UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError)
 
 
 class InputFiles:

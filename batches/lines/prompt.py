@@ -55,20 +55,17 @@ class Prompt(NamedTuple):
 def measure(endpoint: str, body: dict[str, Any]) -> Prompt:
     """The line's key for sorting, and an estimate of the tokens that it takes at most, prompt and answer. If a line
     sets no token limit, its prompt alone counts."""
-    try:
-        if endpoint == "/v1/embeddings":
-            # A server uses nothing from one embedding for the next, so these lines stay in the order of the input.
-            return Prompt(b"", _capped(_longest(body.get("input"))))
-        media: list[int] = []
-        prompt = _utf8(_render(endpoint, body, media))
-        if endpoint == "/v1/completions" and isinstance(body.get("prompt"), list):
-            tokens = _longest(body["prompt"])
-        else:
-            tokens = _tokens(len(prompt) - sum(media)) + len(media) * TOKENS_PER_MEDIUM
-        tokens += sum(_tokens(_size(body[name])) for name in BESIDE_THE_PROMPT if body.get(name))
-        return Prompt(_key(_shape(body), prompt), _capped(tokens + token_limit(body)))
-    except RecursionError:  # nested nearly too deep to be read at all
-        return Prompt(b"", 0)
+    if endpoint == "/v1/embeddings":
+        # A server uses nothing from one embedding for the next, so these lines stay in the order of the input.
+        return Prompt(b"", _capped(_longest(body.get("input"))))
+    media: list[int] = []
+    prompt = _utf8(_render(endpoint, body, media))
+    if endpoint == "/v1/completions" and isinstance(body.get("prompt"), list):
+        tokens = _longest(body["prompt"])
+    else:
+        tokens = _tokens(len(prompt) - sum(media)) + len(media) * TOKENS_PER_MEDIUM
+    tokens += sum(_tokens(_size(body[name])) for name in BESIDE_THE_PROMPT if body.get(name))
+    return Prompt(_key(_shape(body), prompt), _capped(tokens + token_limit(body)))
 
 
 def order_key(endpoint: str, body: dict[str, Any]) -> bytes:
@@ -92,7 +89,7 @@ def shared_blocks(a: bytes, b: bytes) -> int:
 
 
 def dump(value: Any) -> bytes:
-    """Compact JSON in which structure and order count. May raise RecursionError."""
+    """Compact JSON in which structure and order count."""
     return _utf8(_encode(value))
 
 

@@ -256,9 +256,15 @@ def test_a_copy_of_a_response_has_items_of_its_own_too():
     assert reuse.copied(json.dumps(body), "batch_x", 2) == json.dumps(copy, separators=(",", ":"))
 
 
-@pytest.mark.parametrize("response", ["[1]", '{"error":{"message":"no"}}', '{"id":5,"usage":null}', '{"usage":"none"}'])
+@pytest.mark.parametrize("response", ['{"error":{"message":"no"}}', '{"id":5,"usage":null}', '{"usage":"none"}'])
 def test_a_copy_of_anything_else_says_the_same(response):
     assert json.loads(reuse.copied(response, "batch_x", 1)) == json.loads(response)
+
+
+@pytest.mark.parametrize("response", ["[1]", '"x"', "{", '{"a":"ä"}', '{"a":' * 300 + "1" + "}" * 300, '{"a":NaN}'])
+def test_what_no_drive_stores_is_not_copied(response):
+    with pytest.raises(ValueError, match=r"\w"):
+        reuse.copied(response, "batch_x", 1)
 
 
 def test_the_metrics_count_what_was_not_sent(create, work, api, backend):

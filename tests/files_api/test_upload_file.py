@@ -1,9 +1,11 @@
+import gzip
 import hashlib
 import resource
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
+from common.jsonl import BOM
 from files_api.models import File
 
 GOOD = b'{"custom_id": "a"}\n'
@@ -50,8 +52,11 @@ def test_it_takes_raw_bytes_that_the_sdk_names_upload(api):
     assert api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("upload", GOOD)}).status_code == 200
 
 
-def test_it_takes_a_byte_order_mark(api):
-    file = SimpleUploadedFile("a.jsonl", b"\xef\xbb\xbf" + GOOD)
+@pytest.mark.parametrize(
+    "before", [BOM, b"\n", b"\r\n" * 5, b"  \n\t\n", BOM + b"\r\n", BOM + b" \n" + BOM, b"\n" * 70_000]
+)
+def test_it_takes_what_stands_before_the_first_line(api, before):
+    file = SimpleUploadedFile("a.jsonl", before + GOOD)
     assert api.post("/v1/files", {"purpose": "batch", "file": file}).status_code == 200
 
 
@@ -101,15 +106,44 @@ def test_it_refuses_an_empty_file(api):
     assert "Invalid file format" in message
 
 
+@pytest.mark.parametrize("content", [BOM, b"\n", b" \r\n\t\r\n" + BOM, b"\x1a"])
+def test_it_refuses_a_file_of_blank_lines(api, content):
+    message = refused(api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("a.jsonl", content)}))
+    assert "no request" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (gzip.compress(GOOD, mtime=0), "gzip"),
+        (GOOD.decode().encode("utf-16"), "UTF-16"),
+        (b"\n\n" + '{"custom_id": "Schöne Grüße"}'.encode("cp1252"), "cp1252"),
+        ('{"custom_id": "你好"}'.encode("gbk"), "GBK"),
+    ],
+)
+def test_it_names_what_the_file_is_instead(api, content, name):
+    message = refused(api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("a.jsonl", content)}))
+    assert message.startswith(
+        f"Invalid file format for Batch API. The file must be JSON lines in UTF-8, and looks like {name}"
+    )
+
+
+def test_it_names_the_first_line_that_is_not_blank(api):
+    file = SimpleUploadedFile("a.jsonl", b"\n\n{'custom_id': 'a'}\n")
+    assert "Line 3 is not valid JSON" in refused(api.post("/v1/files", {"purpose": "batch", "file": file}))
+
+
 def test_it_refuses_a_first_line_that_is_not_json(api):
     file = SimpleUploadedFile("a.jsonl", b"{broken json\n" + GOOD)
     assert "jsonl" in refused(api.post("/v1/files", {"purpose": "batch", "file": file}))
 
 
-def test_it_refuses_a_wrong_extension(api):
-    file = SimpleUploadedFile("notes.txt", GOOD)
-    message = refused(api.post("/v1/files", {"purpose": "batch", "file": file}))
-    assert message == "Invalid file format for Batch API. Must be .jsonl"
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.ndjson", "a.jl", "a.txt", "a", "a.jsonl.tmp", "a.JSONL", ".jsonl", "a.gz"]
+)
+def test_a_name_is_no_evidence(api, name):
+    answer = api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile(name, GOOD)})
+    assert (answer.status_code, answer.json()["filename"]) == (200, name)
 
 
 def test_it_refuses_a_file_larger_than_allowed_and_keeps_nothing_of_it(api, settings):

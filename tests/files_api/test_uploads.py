@@ -163,8 +163,18 @@ def test_it_refuses_more_than_a_file_may_have(begin, settings):
     assert "at most 10 bytes" in refused(begin(), 413, param="bytes", code="file_too_large")
 
 
-def test_it_refuses_a_wrong_extension_before_the_bytes_come(begin):
-    assert refused(begin(filename="notes.txt")) == "Invalid file format for Batch API. Must be .jsonl"
+@pytest.mark.parametrize("name", ["in.json", "in.txt", "in"])
+def test_the_content_is_judged_at_completion_and_not_the_name(api, begin, name):
+    upload_id = begin(b"\r\n" + CONTENT, filename=name).json()["id"]
+    parts = [send(api, upload_id, content).json()["id"] for content in (b"\r\n", *THIRDS)]
+    assert complete(api, upload_id, parts).json()["file"]["filename"] == name
+
+
+def test_a_joined_file_is_named_as_what_it_is(api, begin):
+    content = CONTENT.decode().encode("utf-16-le")
+    upload_id = begin(content).json()["id"]
+    parts = [send(api, upload_id, piece).json()["id"] for piece in (content[:7], content[7:])]
+    assert "looks like UTF-16" in refused(complete(api, upload_id, parts))
 
 
 def test_it_refuses_a_joined_file_that_is_not_jsonl(api, begin, settings):

@@ -247,11 +247,14 @@ const checks = {
     );
     await refusal(
       OpenAI.BadRequestError,
-      { status: 400, param: null, code: null, message: '400 Invalid file format for Batch API. Must be .jsonl' },
-      async () => client.files.create({ file: await toFile(Buffer.from('{}'), 'notes.txt'), purpose: 'batch' }),
+      { status: 400, param: null, code: null, message: NOT_JSONL },
+      async () => client.files.create({ file: await toFile(Buffer.from('notes'), 'notes.jsonl'), purpose: 'batch' }),
     );
   },
 };
+
+const NOT_JSONL =
+  '400 Invalid file format for Batch API. Line 1 is not valid JSON; the file must be .jsonl, one JSON object on each line.';
 
 let name;
 try {

@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from batches import lifecycle
 from batches.models import Batch, Lease, Line, LineState, Status
+from common import strict_json
 from tests.batches.conftest import results
 from tests.conftest import custom_ids, line
 from tests.fake_backend import TRIAL, Action, error_body
@@ -191,27 +192,22 @@ def test_a_reply_that_is_too_large_is_not_taken_into_memory(create, work, backen
     assert errors["a"]["error"]["code"] == "reply_too_large"
 
 
-def test_lines_at_the_limit_of_nesting_harm_nobody_else(create, work, backend):
-    """Validation and the drive read a line at different depths of their own stacks: one may fail where the other did
-    not."""
+@pytest.mark.parametrize("more", [{}, {"temperature": 0}, {"tools": []}])
+def test_a_line_is_taken_up_to_the_limit_of_nesting_and_then_answered(create, work, backend, more):
+    def nested(name, depth):
+        """A line whose members are nested as deep as this; it is a level itself, and so is its body."""
+        changed = {"messages": [{"role": "user", "content": name}]} | more
+        deep = "[" * (depth - 2) + "]" * (depth - 2)
+        return json.dumps(line(name, body=changed)).replace('"max_tokens": 8', f'"x": {deep}').encode() + b"\n"
 
-    def nested(depth):
-        text = json.dumps(line(f"deep-{depth}")).replace('"max_tokens": 8', f'"x": {"[" * depth}{"]" * depth}')
-        return text.encode() + b"\n"
+    limit = strict_json.MOST_LEVELS
+    batch = work.run(create(nested("a", limit) + nested("b", limit))["id"])
+    assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
 
-    depths = range(700, 1000, 4)
-    first = json.dumps(line("plain")).encode() + b"\n"
-    batch = create(first + b"".join(map(nested, depths)))
+    batch = create(nested("a", limit) + b"".join(nested(f"b-{n}", n) for n in (limit + 1, 700, 960, 990, 5000)))
     work.validate(batch["id"])
-    refused = {error["line"] for error in Batch.objects.get().errors}
-    taken = [depth for number, depth in enumerate(depths, 2) if number not in refused]
-
-    batch = work.run(create(first + b"".join(map(nested, taken)))["id"])
-
-    assert batch["status"] == "completed"
-    assert sum(batch["request_counts"][name] for name in ("completed", "failed")) == len(taken) + 1
-    output, _ = results(work, batch)
-    assert "plain" in output
+    told = [(error["line"], error["message"]) for error in work.batch(batch["id"])["errors"]["data"]]
+    assert told == [(number, f"This line is nested deeper than {limit} levels.") for number in range(2, 7)]
 
 
 def test_a_cancel_ends_the_call_within_a_second_and_delivers_what_is_done(create, work, backend):

@@ -1,14 +1,16 @@
+import gzip
 import io
 import json
 
 import pytest
 
 from batches.lines import jsonl
+from common.jsonl import BOM, RawLine, read_lines
 from tests.conftest import CHAT, line
 
 
 def read(content, limit=1000, **start):
-    return list(jsonl.read_lines(io.BytesIO(content), max_line_bytes=limit, **start))
+    return list(read_lines(io.BytesIO(content), max_line_bytes=limit, **start))
 
 
 def test_it_gives_each_line_with_its_place():
@@ -21,8 +23,17 @@ def test_it_gives_each_line_with_its_place():
 
 @pytest.mark.parametrize(
     "content",
-    [b"\xef\xbb\xbfx\ny", b"x\r\ny\r\n", b"x\ny\n\n\n", b"x\n  \r\ny\n \t"],
-    ids=["BOM", "CRLF", "blank end", "blank lines"],
+    [
+        BOM + b"x\ny",
+        b"x\r\ny\r\n",
+        b"x\ny\n\n\n",
+        b"x\n  \r\ny\n \t",
+        BOM + b"\r\n \nx\n" + BOM + b"y",
+        BOM + BOM + b" x\n" + BOM + b"\n\ty",
+        b"x\r\ny\r\n\x1a",
+        b"x\ny\x1a",
+    ],
+    ids=["BOM", "CRLF", "blank end", "blank lines", "cat", "BOMs", "copy a+b", "copy a+b without line end"],
 )
 def test_it_takes_what_editors_leave_behind(content):
     lines = [each for each in read(content) if each.content]
@@ -50,12 +61,19 @@ def test_carriage_returns_at_the_limit_do_not_end_a_line():
 def test_the_limit_is_the_longest_line_that_is_taken(end):
     assert [each.content for each in read(b"x" * 10 + end, limit=10)] == [b"x" * 10]
     assert [each.content for each in read(b"x" * 11 + end, limit=10)] == [None]
-    assert [each.content for each in read(jsonl.BOM + b"x" * 10 + end, limit=10)] == [b"x" * 10]
+    assert [each.content for each in read(BOM + b"x" * 10 + end, limit=10)] == [b"x" * 10]
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_a_bom_counts_in_no_line(end):
+    content = b"a\n" + BOM + b"x" * 10 + end
+    assert [each.content for each in read(content, limit=10)] == [b"a", b"x" * 10]
+    assert [each.content for each in read(BOM + content + b"x", limit=9)][1] is None
 
 
 def parse(content, *, default_model="", endpoint=CHAT):
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-    given = jsonl.RawLine(7, 100, raw, 100 + len(raw))
+    given = RawLine(7, 100, raw, 100 + len(raw))
     return jsonl.parse(given, endpoint=endpoint, default_model=default_model, max_line_bytes=1000)
 
 
@@ -117,7 +135,23 @@ def test_it_refuses(content, code, param):
     assert error["message"]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}".encode("utf-16-le"), "looks like UTF-16"),
+        (gzip.compress(b"{}", mtime=0), "looks like gzip"),
+        ('{"a": "Ä"}'.encode("cp1252"), "looks like cp1252"),
+        (b'{"a": "\xff"}' + "äöüß".encode(), "is not valid UTF-8"),
+        (b"{'a': 1}", "is not parseable as valid JSON"),
+        ('{"a": "Ä"'.encode(), "is not parseable as valid JSON"),
+    ],
+)
+def test_a_line_that_is_something_else_is_named_as_that(content, said):
+    with pytest.raises(jsonl.LineRefused, match=said):
+        parse(content)
+
+
 def test_it_refuses_an_over_long_line_with_the_setting_to_change():
     with pytest.raises(jsonl.LineRefused) as refusal:
-        jsonl.parse(jsonl.RawLine(1, 0, None, 9), endpoint=CHAT, default_model="", max_line_bytes=10)
+        jsonl.parse(RawLine(1, 0, None, 9), endpoint=CHAT, default_model="", max_line_bytes=10)
     assert refusal.value.error["message"] == "This line is longer than 10 bytes (MAX_LINE_BYTES)."

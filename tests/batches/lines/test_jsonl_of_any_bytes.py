@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 from itertools import islice
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batches.lines import jsonl
+from common.jsonl import BOM, read_lines
 from tests.conftest import CHAT, line
 from tests.generated import TEXT, VALUES, steady
 
@@ -22,16 +24,17 @@ CHANGED = st.builds(
 LINES = (
     (GOOD | CHANGED | VALUES).map(lambda value: json.dumps(value, ensure_ascii=False).encode())
     | st.binary(max_size=30)
-    | st.text("\t \r\x0b\x0c\ufeff", max_size=20).map(str.encode)
+    | st.text("\t \r\x0b\x0c\x1a\ufeff{", max_size=20).map(str.encode)
 )
 FILES = st.lists(st.tuples(LINES, st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\r", b"\r\r\n", b""]))).map(
     lambda pairs: b"".join(text + end for text, end in pairs)
 )
+NO_TEXT = re.compile(rb"[\s\x1a]|\xef\xbb\xbf")
 LIMITS = st.sampled_from([1, 5, 20, 200, 2**20])
 
 
 def read(content, limit, **start):
-    return jsonl.read_lines(io.BytesIO(content), max_line_bytes=limit, **start)
+    return read_lines(io.BytesIO(content), max_line_bytes=limit, **start)
 
 
 def parse(raw):
@@ -45,12 +48,13 @@ def parse(raw):
 @given(FILES, LIMITS)
 @example(b"x" * 5 + b"\r\r\ny", 5)
 @example(b"\r" * 20 + b"x\n", 5)
-@example(jsonl.BOM + b"x" * 5, 5)
+@example(BOM + b"x" * 5, 5)
+@example(b"x\n" + BOM + b"y\x1a", 5)
 def test_every_byte_of_a_file_is_in_one_line_or_is_white_space(content, limit):
     behind = 0
     for each in read(content, limit):
         between = content[behind : each.offset]
-        assert not between.removeprefix(jsonl.BOM if behind == 0 else b"").strip()
+        assert not NO_TEXT.sub(b"", between)
         assert each.number == content.count(b"\n", 0, each.offset) + 1
         if each.content is None:
             behind = each.next_offset
@@ -60,7 +64,7 @@ def test_every_byte_of_a_file_is_in_one_line_or_is_white_space(content, limit):
             assert content[each.offset : behind] == each.content
             assert len(each.content) <= limit
             assert b"\n" not in each.content
-    assert not content[behind:].removeprefix(jsonl.BOM if behind == 0 else b"").strip()
+    assert not NO_TEXT.sub(b"", content[behind:])
 
 
 @steady
