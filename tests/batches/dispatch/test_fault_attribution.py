@@ -62,7 +62,9 @@ def test_what_looks_like_no_room_is_the_lines_affair_if_a_trial_goes_well(create
     assert not PausedModel.objects.exists()
 
 
-def test_a_line_that_brings_the_backend_down_each_time_is_given_up_and_its_neighbours_pay_nothing(create, work, backend):
+def test_a_line_that_brings_the_backend_down_each_time_is_given_up_and_its_neighbours_pay_nothing(
+    create, work, backend
+):
     """The server is not there again at once: what comes behind the line fails too, and so does a trial."""
     work.in_flight = 1  # among several nobody could tell whose fault it is (test_sharing)
     for key in ("poison", "b", "c", TRIAL):
