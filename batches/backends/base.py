@@ -173,8 +173,11 @@ class BackendKind:
         error = error_bodies.read(body, text)
         verdict = verdict_of(self.rules, endpoint, status, error)
         told = error_bodies.handed_out(body, error, status, endpoint) if body else None
+        # The status that clients go by, whatever the server calls it: they try a 500 again, and a 400 never.
         if verdict is Verdict.REFUSED and status >= 500 and error.openai_code(status):
-            status = 400  # the request's own fault, whatever the server calls it: clients try a 500 again
+            status = 400
+        elif verdict is Verdict.CRASHED and status < 500:
+            status, told = 500, {"error": {"message": error.message, "type": "api_error", "param": None, "code": None}}
         reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
         if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))

@@ -210,6 +210,12 @@ def test_its_errors_come_in_the_envelope(ask, backend, settings, action, status,
     assert ask().status_code == 200
 
 
+def test_a_runner_that_died_under_embeddings_is_told_as_what_clients_try_again(api, backend):
+    backend.on("hello", Action(400, error_body("llama-server process no longer running: unknown")))
+    response = api.post("/v1/embeddings", line("hello", url="/v1/embeddings")["body"], format="json")
+    assert (response.status_code, error_of(response)["type"]) == (500, "api_error")
+
+
 def test_what_is_no_json_is_no_answer(ask, backend):
     backend.on("hello", Action(200, b"<html>", headers={"Content-Type": "text/html"}))
     response = ask()

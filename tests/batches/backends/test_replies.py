@@ -97,8 +97,9 @@ def test_verdicts(kind, status, body, endpoint, verdict):
     ],
 )
 def test_whatever_an_embedding_fails_of_is_a_crash_if_it_is_no_known_fault_of_the_input(message):
-    body = error_body(message, "invalid_request_error")
-    assert judge("ollama", 400, body, "/v1/embeddings").verdict is Verdict.CRASHED
+    reply = judge("ollama", 400, error_body(message, "invalid_request_error"), "/v1/embeddings")
+    assert (reply.verdict, reply.status) == (Verdict.CRASHED, 500)  # clients try a 400 never again
+    assert json.loads(reply.body) == error_body(message)
 
 
 @pytest.mark.parametrize(
