@@ -40,11 +40,15 @@ def report_backend() -> Backend:
         _pause(backend, str(error))
     else:
         backend = own_backend()
+        missed = [each for each in backend.paused_models.all() if not backend.has_model(each.model)]
         backend.kind, backend.version = state.kind, state.version
         backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
         backend.parallel = settings.BACKEND_PARALLEL or state.parallel
         backend.seen_at = timezone.now()
         fields += ["kind", "version", "listed", "loaded_names", "parallel", "seen_at"]
+        # A model that is listed again is tried at once; its pause may have minutes left.
+        back = [each.pk for each in missed if backend.has_model(each.model)]
+        backend.paused_models.filter(pk__in=back).update(resume_at=Now())
         if no_room := no_room_hint():
             _pause(backend, no_room)
         elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):

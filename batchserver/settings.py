@@ -90,6 +90,8 @@ MAX_CONCURRENT_BATCHES = env.whole(environ, "MAX_CONCURRENT_BATCHES", 1, least=1
 LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: by the measured speed (batches/dispatch/deadlines.py)
 MODEL_LOAD_TIMEOUT_S = env.seconds(environ, "MODEL_LOAD_TIMEOUT_S") or 900.0
 MODEL_PATIENCE_S = env.seconds(environ, "MODEL_PATIENCE_S") or 600.0
+_model_missing_patience_s = env.seconds(environ, "MODEL_MISSING_PATIENCE_S", may_be_0=True)
+MODEL_MISSING_PATIENCE_S = 3600.0 if _model_missing_patience_s is None else _model_missing_patience_s
 LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 ANSWER_ONCE_ACROSS_BATCHES = env.switch(environ, "ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0

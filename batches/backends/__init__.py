@@ -55,11 +55,12 @@ def listed_name(kind: str, models: Collection[str], name: str) -> str:
     return kind_named(kind).listed_name(models, name)
 
 
-def missing_model_hint(kind: str, model: str, listed: Collection[str]) -> str:
-    """What to type so that a server of this kind, which lists these models, answers lines for `model`."""
-    default = resolve_alias(settings.MODEL_NAME)
-    has_aliases = bool(settings.MODEL_ALIASES)
-    return missing_models.hint(kind_named(kind), model, listed, default=default, has_aliases=has_aliases)
+def missing_model_hint(kind: str, model: str, listed: Collection[str], *, lines_wait: bool = False) -> str:
+    """What to type so that a server of this kind, which lists these models, answers lines for `model`; with
+    `lines_wait`, lines that were read before."""
+    hint = missing_models.hint_for_waiting if lines_wait else missing_models.hint
+    default, has_aliases = resolve_alias(settings.MODEL_NAME), bool(settings.MODEL_ALIASES)
+    return hint(kind_named(kind), model, listed, default=default, has_aliases=has_aliases)
 
 
 def connect() -> Connection:

@@ -139,6 +139,14 @@ class BackendKind:
         """The one of `models`, names that the server lists, that is this model; empty if none is."""
         return name if name in models else next((each for each in models if self.is_same(each, name)), "")
 
+    def empty_list_hint(self) -> str:
+        """Why a server that had models may list none, and what to do; empty if that is not known."""
+        return ""
+
+    def give_back_hint(self, model: str, stand_in: str) -> str:
+        """What to do so that lines which wait for a model that no command installs get one; `stand_in` is listed."""
+        return f"Serve {model} again under this name."
+
     def install_command(self, model: str) -> str:
         """What to type at the server so that it has this model; empty if there is no such command for this name."""
         return ""
@@ -191,8 +199,9 @@ class BackendKind:
         if models is None:
             return replace(reply, verdict=Verdict.FAILED)  # nobody knows what answered
         if reply.verdict is Verdict.MODEL_MISSING:
-            is_listed = self.listed_name([each.id for each in models], model)
-            return replace(reply, verdict=Verdict.UNLOADABLE) if is_listed else reply
+            names = tuple(each.id for each in models)
+            is_listed = self.listed_name(names, model)
+            return replace(reply, verdict=Verdict.UNLOADABLE) if is_listed else replace(reply, listed=names)
         status, answer = exchange(endpoint, self.trial(endpoint, model))
         if verdict_of(self.rules, endpoint, status, error_bodies.read(answer)) is not Verdict.ENDPOINT_MISSING:
             return replace(reply, verdict=Verdict.FAILED)

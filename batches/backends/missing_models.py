@@ -33,6 +33,15 @@ def hint(kind: BackendKind, model: str, listed: Collection[str], *, default: str
     return f"Use a name that it lists, such as {_joined(near[:3])}, or map the name to one, then restart: {alias}"
 
 
+def hint_for_waiting(kind: BackendKind, model: str, listed: Collection[str], *, default: str, has_aliases: bool) -> str:
+    """The same for lines that wait for the model already: an alias that is set now does not reach them."""
+    told = hint(kind, model, listed, default=default, has_aliases=has_aliases)
+    if kind.install_command(model) or not listed:
+        return told
+    stand_in = _stand_in(kind, model, nearest(model, listed), default)
+    return f"{kind.give_back_hint(model, stand_in)} Or send the lines again. {told}"
+
+
 def _stand_in(kind: BackendKind, model: str, near: Sequence[str], default: str) -> str:
     """The model to map `model` to: the nearest one or, if no name is much like it, the default model."""
     if _likeness(model, near[0]) >= ALIKE:

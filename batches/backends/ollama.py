@@ -143,6 +143,12 @@ class Ollama(BackendKind):
     def identity(self, name: str) -> str:
         return ollama_names.identity(name)
 
+    def empty_list_hint(self) -> str:
+        return "Was it started as another user, or with another OLLAMA_MODELS, than before?"
+
+    def give_back_hint(self, model: str, stand_in: str) -> str:
+        return f"Create it again, or give its name to another model (ollama cp {stand_in} {model})."
+
     def install_command(self, model: str) -> str:
         return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
 

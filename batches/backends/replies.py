@@ -22,7 +22,7 @@ class Verdict(Enum):
     UNREACHABLE = "unreachable"  # nothing is sent until the server answers again; no line is charged
     MISCONFIGURED = "misconfigured"  # likewise, and a person has to act; unless a trial blames the line itself
     UNCHECKED = "unchecked"  # answered, but not known to the whole prompt: tried again, uncharged
-    MODEL_MISSING = "model_missing"  # all lines of this model fail now instead of hours later
+    MODEL_MISSING = "model_missing"  # the server lists it no more: its lines wait uncharged, others go on
     ENDPOINT_MISSING = "endpoint_missing"  # the server answers, and has not this endpoint: likewise
     UNLOADABLE = "unloadable"  # the model cannot be loaded at present: its lines wait uncharged, others go on
     CUT = "cut"  # we ended the call ourselves
@@ -48,6 +48,7 @@ class Reply:
     message: str = ""
     usage: Usage = field(default_factory=Usage)
     retry_after_s: float = 0.0
+    listed: tuple[str, ...] = ()  # the models that the server listed, if it was asked because one is missing
 
 
 def refused(code: str, message: str) -> Reply:

@@ -5,16 +5,18 @@ passes a trial; a drive asks for one at growing intervals.
 """
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from textwrap import shorten
 from typing import Any
 
+from django.conf import settings
 from django.utils import timezone
 
 from batches import backends, failing, registry
 from batches.backends import error_bodies
 from batches.backends.calls import Call
-from batches.backends.replies import Reply, Verdict, parsed
+from batches.backends.replies import Reply, Verdict, compact, parsed
 from batches.models import Backend, PausedModel
 
 logger = logging.getLogger(__name__)
@@ -44,19 +46,49 @@ def _pause(backend: Backend, reason: str, *, at_least: timedelta | None = None) 
 
 def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, took: timedelta) -> None:
     reason = _what_is_wrong(backend, endpoint, model, reply)
+    patience = _patience(reply.verdict)
     # At least as long as the question took, so that a question that hangs leaves half of the time to other models.
-    paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took)
+    paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took, patience=patience)
     logger.warning("paused: %s", reason)
-    is_hopeless = reply.verdict is Verdict.UNLOADABLE and paused.since < timezone.now() - UNLOADABLE_FOR
+    is_hopeless = patience is not None and paused.since <= timezone.now() - patience
     if is_hopeless and not registry.is_elsewhere(backend, model):
-        logger.error("%s could not be loaded for too long: its lines fail", model)
+        logger.error("%s was missing or could not be loaded for too long: its lines fail", model)
+        if reply.verdict is Verdict.MODEL_MISSING:
+            reply = _missing_for_good(backend, model, reply)
         failing.mark_model(endpoint, model, reply)  # the tick starts the step that fails them
         paused.delete()
+
+
+def _patience(verdict: Verdict) -> timedelta | None:
+    """How long lines wait for a model that is out of order in this way before they fail; None if they wait on."""
+    match verdict:
+        case Verdict.UNLOADABLE:
+            return UNLOADABLE_FOR
+        case Verdict.MODEL_MISSING:
+            return timedelta(seconds=settings.MODEL_MISSING_PATIENCE_S)
+    return None
+
+
+def _is_missing(backend: Backend, model: str, reply: Reply) -> str:
+    """That the server has the model no more, and what to do about it."""
+    kind = backends.kind_named(backend.kind)
+    lost = kind.empty_list_hint() if not reply.listed else ""
+    hint = backends.missing_model_hint(backend.kind, model, reply.listed, lines_wait=True)
+    what = f"{kind.title} at {backend.url} does not have the model {model} any more."
+    return " ".join(filter(None, [what, backends.listing(sorted(reply.listed)), lost, hint]))
+
+
+def _missing_for_good(backend: Backend, model: str, reply: Reply) -> Reply:
+    """What each line of a model gets that the server has not had for too long: OpenAI's error, with what to do."""
+    error = {"message": _is_missing(backend, model, reply), "type": "invalid_request_error", "param": "model"}
+    return replace(reply, status=404, body=compact({"error": error | {"code": "model_not_found"}}))
 
 
 def _what_is_wrong(backend: Backend, endpoint: str, model: str, reply: Reply) -> str:
     kind = backends.kind_named(backend.kind)
     what = f"HTTP {reply.status}" if reply.status else reply.code
+    if reply.verdict is Verdict.MODEL_MISSING:
+        return _is_missing(backend, model, reply)
     if said := _said(reply):
         what += f": {said}"
     if reply.verdict is Verdict.UNLOADABLE:

@@ -65,8 +65,8 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
 def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list[str]:
     """Store what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
-    `busy_s` is how long the backend has been busy: the next try waits as long again. A missing model or endpoint fails
-    the lines that wait for it too; returns the ids of their batches, for which the caller wakes the control worker.
+    `busy_s` is how long the backend has been busy: the next try waits as long again. A missing endpoint fails the
+    lines that wait for it too; returns the ids of their batches, for which the caller wakes the control worker.
     """
     group = _Group()
     with transaction.atomic():
@@ -89,7 +89,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.cut: list[Line] = []
-        self.missing: dict[Part, Reply] = {}  # parts whose model or endpoint is missing
+        self.missing: dict[Part, Reply] = {}  # parts whose endpoint is missing
         self._tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by batch, by counter
         self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise
         self._answered: list[tuple[Line, str]] = []
@@ -104,7 +104,7 @@ class _Group:
         if state is LineState.SUCCEEDED:
             tally.update(vars(reply.usage))
             self._answered.append((line, reply.body))
-        elif reply.verdict in (Verdict.MODEL_MISSING, Verdict.ENDPOINT_MISSING):
+        elif reply.verdict is Verdict.ENDPOINT_MISSING:
             self.missing[line.part] = reply
         if line.digest is not None:
             self._finished[line.pk] = line, counter

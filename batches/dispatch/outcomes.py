@@ -31,9 +31,9 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
     match reply.verdict:
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
-        case Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING if registry.is_elsewhere(backend, line.model):
+        case Verdict.ENDPOINT_MISSING if registry.is_elsewhere(backend, line.model):
             return _again(_jittered(Backend.FRESH.total_seconds()))  # until our list of the backend's models is fresh
-        case Verdict.REFUSED | Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING:
+        case Verdict.REFUSED | Verdict.ENDPOINT_MISSING:
             return _finished(LineState.FAILED, reply)
         case Verdict.FAILED | Verdict.CRASHED if call.is_charged:
             charge, tries_left = _charge(line, reply)

@@ -26,7 +26,7 @@ from common.database import retrying
 
 # Verdicts on a load or a trial after which lines are sent: a refusal need not concern them, and if it does, the next
 # line gets a refusal of its own.
-PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.MODEL_MISSING, Verdict.ENDPOINT_MISSING)
+PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.ENDPOINT_MISSING)
 
 
 class Readiness:
@@ -153,6 +153,8 @@ class Readiness:
         elif is_breakdown(call):
             self.doubt_loaded()
         if call.verdict is Verdict.UNREACHABLE and not self._backend.is_paused:
+            self._pause_after(key_of(call.subject), call)
+        if call.verdict is Verdict.MODEL_MISSING and not self.is_paused(call.subject):
             self._pause_after(key_of(call.subject), call)
         return self._faults.note(call)
 

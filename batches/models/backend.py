@@ -124,7 +124,7 @@ class PausedModel(models.Model):
 
     objects = PausedModelQuerySet.as_manager()
 
-    FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=5), timedelta(minutes=5)
+    SHORTEST_PAUSE, FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=1), timedelta(seconds=5), timedelta(minutes=5)
 
     class Meta:
         constraints: ClassVar = [
@@ -135,14 +135,30 @@ class PausedModel(models.Model):
         return f"{self.model} at {self.endpoint}"
 
     @classmethod
-    def pause(cls, backend: Backend, endpoint: str, model: str, reason: str, *, at_least: timedelta) -> "PausedModel":
-        """Pause the model, or prolong its pause: FIRST_PAUSE, doubled with each failed trial, LONGEST_PAUSE at most."""
+    def pause(
+        cls,
+        backend: Backend,
+        endpoint: str,
+        model: str,
+        reason: str,
+        *,
+        at_least: timedelta,
+        patience: timedelta | None = None,
+    ) -> "PausedModel":
+        """Pause the model, or prolong its pause: FIRST_PAUSE, doubled with each failed trial, LONGEST_PAUSE at most.
+
+        It does not last beyond the `patience`, counted from the first pause for this reason. The first sentence of a
+        reason says what is wrong, the others what to do.
+        """
         paused, _ = cls.objects.get_or_create(
             backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
         )
         for_ = max(at_least, min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10)))
-        if paused.reason != reason:
-            paused.reason, paused.since = reason, timezone.now()
+        if paused.reason.partition(". ")[0] != reason.partition(". ")[0]:
+            paused.since = timezone.now()
+        paused.reason = reason
+        if patience is not None:
+            for_ = min(for_, max(cls.SHORTEST_PAUSE, paused.since + patience - timezone.now()))
         cls.objects.filter(pk=paused.pk).update(
             reason=reason, since=paused.since, failed_trials=F("failed_trials") + 1, resume_at=from_now(for_)
         )

@@ -16,7 +16,7 @@ from batches.models import Batch, Lease, Line, LineState, Part, Status
 from batches.scheduling import turns
 from batches.status import progress
 from tests.conftest import CHAT, custom_ids, line
-from tests.fake_backend import Action, error_body
+from tests.fake_backend import TRIAL, Action
 from tests.ticks import tick
 
 UNLOADABLE = Reply(Verdict.UNLOADABLE, 500, '{"error":"no room"}', code="no_room", message="No room.")
@@ -78,9 +78,9 @@ def pages(monkeypatch, *, lines=5):
     monkeypatch.setattr(failing, "SLICE_S", -1.0)
 
 
-def test_a_drive_marks_what_waits_for_a_missing_model_and_asks_for_its_end(create, work, backend, sent):
-    for n in range(20):
-        backend.always(f"gone-{n}", Action(404, error_body("model 'gone' not found", "not_found_error")))
+def test_a_drive_marks_what_waits_for_a_missing_endpoint_and_asks_for_its_end(create, work, backend, sent):
+    for key in (TRIAL, *(f"gone-{n}" for n in range(20))):
+        backend.always(key, Action(404, b"404 page not found"))
     work.in_flight = 1
     batch = waiting_for_gone(create, work, backend)
     sent.clear()

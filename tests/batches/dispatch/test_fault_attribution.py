@@ -130,20 +130,6 @@ def test_what_one_line_is_told_is_no_evidence_about_its_model(create, work, back
     assert not PausedModel.objects.exists()
 
 
-def test_a_model_that_the_server_lists_no_more_is_missing(create, work, backend):
-    batch = prepared(create, work, "ab")
-    backend.models = []
-    for name in "ab":
-        backend.always(name, Action(404, error_body("model 'gemma3:12b' not found", "not_found_error")))
-    work.drive()
-    assert Line.objects.filter(state=LineState.SUCCEEDED).count() == 0
-    assert len(backend.arrived()) <= 2
-    done = work.run(batch)
-    assert done["request_counts"]["failed"] == 2
-    error = error_lines(work, done)["a"]["response"]["body"]["error"]
-    assert (error["message"], error["code"]) == ("model 'gemma3:12b' not found", "model_not_found")
-
-
 def test_embeddings_outlive_a_runner_that_dies(create, work, backend):
     """Ollama answers 400 for it, as for a fault of the input."""
     for name, words in (("a", "llama-server process no longer running: unknown"), ("b", "connection refused")):
