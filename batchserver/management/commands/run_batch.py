@@ -220,8 +220,8 @@ def _sample(requests_path: Path, results_path: Path) -> Iterator[tuple[str, str]
     width = min(shutil.get_terminal_size().columns, 120) - 6
     answers: dict[str, str] = {}
     with results_path.open() as results:
-        for line, _ in zip(results, range(SAMPLE_LINES), strict=False):
-            result = json.loads(line)
+        for text, _ in zip(results, range(SAMPLE_LINES), strict=False):
+            result = json.loads(text)
             answers[result["custom_id"]] = _text_of(result["response"]["body"])
     with requests_path.open("rb") as file:
         for line in read_lines(file, max_line_bytes=settings.MAX_LINE_BYTES):
