@@ -228,7 +228,7 @@ WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packag
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["common.negotiation.JsonParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.negotiation.AlwaysJson",
     "EXCEPTION_HANDLER": "common.exception_handler.exception_handler",
     "UNAUTHENTICATED_USER": None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
+from gunicorn.http.errors import ParseException
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 
@@ -30,35 +31,62 @@ class StreamedBodies:
 
     A client that is still sending when it is refused would see a broken connection instead of the reason. So the rest
     of the body is read first, for DRAIN_S at most.
+
+    A chunk that is malformed is an OSError to Django, as a body that breaks off is: it answers a 400.
     """
 
     def __init__(self, app: WsgiApp) -> None:
         self.app = app
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["wsgi.input"] = _Input(environ["wsgi.input"])
         if environ.get("wsgi.input_terminated") and not environ.get("CONTENT_LENGTH"):
             if environ.get("CONTENT_TYPE", "").startswith("multipart/"):
                 if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
                     environ["CONTENT_LENGTH"] = str(sys.maxsize)
             else:
-                body = b""
                 most = max(settings.DATA_UPLOAD_MAX_MEMORY_SIZE, settings.MAX_LINE_BYTES)
-                # A body that breaks off counts as none: the client is gone, or does not speak HTTP.
-                with suppress(OSError):
+                try:
                     # One byte over the limit is enough for a refusal.
                     body = environ["wsgi.input"].read(most + 1)
-                environ["wsgi.input"] = io.BytesIO(body)
-                environ["CONTENT_LENGTH"] = str(len(body))
+                except OSError:
+                    environ["CONTENT_LENGTH"] = "1"  # the view reads on, and gets the same error
+                else:
+                    environ["wsgi.input"] = io.BytesIO(body)
+                    environ["CONTENT_LENGTH"] = str(len(body))
         response = self.app(environ, start_response)
         if environ.get("wsgi.input_terminated"):
             _drain(environ["wsgi.input"])
         return response
 
 
+class _Input:
+    """The input of a request. Whatever reading it raises is an OSError, and is raised by each later read too."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._error: OSError | None = None
+
+    def read(self, *size: int) -> bytes:
+        return self._reading(self._stream.read, *size)
+
+    def readline(self, *size: int) -> bytes:
+        return self._reading(self._stream.readline, *size)
+
+    def _reading(self, read: Callable[..., bytes], *size: int) -> bytes:
+        if self._error is not None:
+            raise self._error
+        try:
+            return read(*size)
+        except (OSError, ParseException) as error:
+            self._error = error if isinstance(error, OSError) else OSError(str(error))
+            raise self._error from error
+
+
 def _drain(stream: Any) -> None:
     ends_at = time.monotonic() + DRAIN_S
     # The client may be gone, or its body may be malformed.
-    with suppress(OSError, ValueError):
+    with suppress(OSError):
         while stream.read(2**18) and time.monotonic() < ends_at:
             pass
 

@@ -41,16 +41,27 @@ _BEGINNINGS = (
 )
 _KNOWN = [(re.compile(pattern, re.DOTALL), name, advice) for pattern, name, advice in _BEGINNINGS]
 
-# Codecs of several bytes a letter, and the letters of which most texts in them consist. Each also reads texts of the
-# others, so the ones that are told by their own letters come first.
-_LETTERS = (
-    ("Shift-JIS", "shift_jis", "[\u3041-\u30ff]", 0.3),
-    ("EUC-JP", "euc_jp", "[\u3041-\u30ff]", 0.3),
-    ("EUC-KR", "euc_kr", "[\uac00-\ud7a3]", 0.97),
-    ("GBK", "gbk", "[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]", 0.9),
-    ("cp1251 or another 8-bit code page", "cp1251", "[\u0430-\u044f]", 0.7),
-    ("KOI8-R", "koi8_r", "[\u0430-\u044f]", 0.7),
-)
+_NAMES = {
+    "shift_jis": "Shift-JIS",
+    "euc_jp": "EUC-JP",
+    "euc_kr": "EUC-KR",
+    "big5": "Big5",
+    "gbk": "GBK",
+    "cp1251": "cp1251 or another 8-bit code page",
+    "koi8_r": "KOI8-R",
+    "cp1252": "cp1252 or another 8-bit code page",
+    "": "another encoding",
+}
+# The letters of which most texts in a code page consist, their share at least, and how many letters tell it. Each codec
+# also reads texts of others, so the ones that are told by letters of their own come first.
+_LETTERS = {
+    "shift_jis": ("[\u3041-\u30ff]", 0.3, 1),
+    "euc_jp": ("[\u3041-\u30ff]", 0.3, 1),
+    "euc_kr": ("[\uac00-\ud7a3]", 0.97, 8),  # Chinese texts of a few letters read as Korean too
+    "gbk": ("[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]", 0.9, 1),
+    "cp1251": ("[\u0430-\u044f]", 0.7, 1),
+    "koi8_r": ("[\u0430-\u044f]", 0.7, 1),
+}
 
 
 def looks_like(content: bytes) -> str:
@@ -62,9 +73,44 @@ def looks_like(content: bytes) -> str:
     for pattern, name, advice in _KNOWN:
         if pattern.match(sample):
             return f"{name}: {advice}"
-    if encoding := _wide(sample) or _narrow(sample):
+    if encoding := _wide(sample):
         return f"{encoding}: save it as UTF-8"
-    return "binary data: export it as JSONL" if _has_controls(sample) else ""
+    if _has_controls(sample):
+        return "binary data: export it as JSONL"
+    return "" if is_utf8(sample) else f"{_NAMES[code_page(sample)]}: save it as UTF-8"
+
+
+def is_utf8(content: bytes) -> bool:
+    """Whether most letters of the content are UTF-8, though a few may be damaged."""
+    read = re.findall(r"[^\x00-\x7f]", _decoded("utf-8", content, "replace") or "")
+    return read.count("\ufffd") * 2 <= len(read)
+
+
+def code_page(content: bytes) -> str:
+    """Python's name of the codec that a text which is not UTF-8 is in; empty if nothing tells."""
+    runs = re.findall(rb"[\x80-\xff]+", content)
+    if _consists_of("shift_jis", content):
+        return "shift_jis"
+    if sum(len(run) == 1 for run in runs) * 2 >= len(runs):  # accents among plain letters
+        return "cp1252"
+    if _is_big5(content):
+        return "big5"
+    return next((codec for codec in _LETTERS if _consists_of(codec, content)), "")
+
+
+def _consists_of(codec: str, content: bytes) -> bool:
+    letters, share, least = _LETTERS[codec]
+    text = _decoded(codec, content) or ""
+    foreign = re.findall(r"[^\x00-\x7f]", text)
+    return len(foreign) >= least and len(re.findall(letters, text)) >= share * len(foreign)
+
+
+def _decoded(codec: str, content: bytes, errors: str = "strict") -> str | None:
+    """None if it cannot be. The content may end within a letter."""
+    try:
+        return codecs.getincrementaldecoder(codec)(errors).decode(content)
+    except UnicodeDecodeError:
+        return None
 
 
 def _wide(sample: bytes) -> str:
@@ -81,33 +127,9 @@ def _has_controls(sample: bytes) -> bool:
     return len(re.findall(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]", sample)) * 20 > max(60, len(sample))
 
 
-def _narrow(sample: bytes) -> str:
-    """An encoding whose letters have a byte or two. Empty for UTF-8 with a few damaged letters, and for what is no
-    text."""
-    if _has_controls(sample):
-        return ""
-    read = re.findall(r"[^\x00-\x7f]", codecs.getincrementaldecoder("utf-8")("replace").decode(sample))
-    if read.count("\ufffd") * 2 <= len(read):
-        return ""
-    runs = re.findall(rb"[\x80-\xff]+", sample)
-    if sum(len(run) == 1 for run in runs) * 2 >= len(runs):  # accents among plain letters
-        return "cp1252 or another 8-bit code page"
-    for name, codec, letters, share in _LETTERS:
-        try:
-            text = codecs.getincrementaldecoder(codec)().decode(sample)  # the sample may end within a letter
-        except UnicodeDecodeError:
-            continue
-        foreign = re.findall(r"[^\x00-\x7f]", text)
-        if len(re.findall(letters, text)) >= share * len(foreign) and (name != "EUC-KR" or len(foreign) >= 8):
-            return "Big5" if name == "GBK" and _is_big5(sample) else name
-    return "Big5" if _is_big5(sample) else "another encoding"
-
-
-def _is_big5(sample: bytes) -> bool:
+def _is_big5(content: bytes) -> bool:
     """GBK's common letters have no ASCII in their second byte; a third of Big5's have."""
-    try:
-        codecs.getincrementaldecoder("big5")().decode(sample)
-    except UnicodeDecodeError:
+    if _decoded("big5", content) is None:
         return False
-    pairs = re.findall(rb"[\xa1-\xfe]([\x40-\x7e\xa1-\xfe])", sample)
+    pairs = re.findall(rb"[\xa1-\xfe]([\x40-\x7e\xa1-\xfe])", content)
     return len([second for second in pairs if second < b"\x7f"]) * 8 > len(pairs)

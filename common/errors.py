@@ -33,6 +33,13 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
+def bad_json() -> ApiError:
+    return ApiError(
+        "We could not parse the JSON body of your request. The API expects a JSON payload, but what was sent was not "
+        "valid JSON."
+    )
+
+
 def missing_parameter(param: str) -> ApiError:
     return ApiError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 

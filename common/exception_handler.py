@@ -18,12 +18,6 @@ from common.errors import ApiError
 logger = logging.getLogger(__name__)
 
 
-BAD_JSON = (
-    "We could not parse the JSON body of your request. The API expects a JSON payload, but what was sent was not valid "
-    "JSON."
-)
-
-
 def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | None:
     """The envelope for an exception of a view. None for a bug: Django logs it and `server_error` below answers."""
     error = _as_api_error(exc, context["request"])
@@ -39,8 +33,7 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
         case serializers.ValidationError():
             return _first_problem(exc.detail)
         case exceptions.ParseError():
-            multipart = (request.content_type or "").startswith("multipart/")
-            return ApiError(f"We could not parse the form: {exc.detail}" if multipart else BAD_JSON)
+            return ApiError(f"We could not parse the form: {exc.detail}")
         case exceptions.UnsupportedMediaType():
             return ApiError(f"Unsupported Content-Type: '{request.content_type}'.", status=415)
         case exceptions.MethodNotAllowed():
@@ -56,10 +49,8 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
             return ApiError(f"The request body is too large. Expected at most {most} bytes.", status=413)
         case SuspiciousOperation():
             return ApiError(str(exc))
-        case RecursionError():
-            return ApiError(BAD_JSON)
         case UnreadablePostError():
-            return ApiError("The request body broke off.")
+            return ApiError("The request body broke off, or one of its chunks is malformed.")
         case DatabaseError() if reason := schema.explain(exc):
             logger.error("%s (%s)", reason, exc)
             return ApiError(reason, status=503, type="server_error")

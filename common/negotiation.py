@@ -3,16 +3,23 @@
 from typing import Any
 
 from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.parsers import JSONParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from common import errors
+from common import errors, strict_json
+from common.charset import charset_of
+from common.errors import ApiError
+from common.jsonl import BOM
 
 
 class AlwaysJson(BaseContentNegotiation):
     """Clients of the OpenAI API ask for odd types (`application/binary`); none of them may get a 406."""
 
     def select_parser(self, request: Request, parsers: Any) -> Any:
+        coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            raise ApiError(f"Unsupported Content-Encoding: '{coding}'. Send the body uncompressed.", status=415)
         wanted = (request.content_type or "").partition(";")[0].strip().lower()
         for parser in parsers:
             if parser.media_type == wanted:
@@ -23,6 +30,21 @@ class AlwaysJson(BaseContentNegotiation):
     def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:
         renderer: BaseRenderer = renderers[0]
         return renderer, renderer.media_type
+
+
+class JsonParser(JSONParser):
+    """The JSON body of a call: as strict as a line of a batch."""
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        return read_json(stream.read(), charset_of(parser_context["request"]._request))
+
+
+def read_json(content: bytes, charset: str) -> Any:
+    """The value of a JSON body; a BOM before it is passed over. Raises ApiError."""
+    try:
+        return strict_json.loads(content.removeprefix(BOM).decode(charset).encode())
+    except ValueError:
+        raise errors.bad_json() from None
 
 
 def json_object(request: Request) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from django.http import QueryDict
 from rest_framework.request import Request
 
 from common import errors
+from common.errors import ApiError
 from files_api.storage import MeasuredFile, missing_bytes
 
 # Bytes of a form beside its file: boundaries, headers, short fields.
@@ -79,5 +80,9 @@ def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
     if content is None:
         raise errors.missing_parameter(param)
     if not isinstance(content, MeasuredFile):
-        raise errors.invalid_type(param, "a file", content)
+        raise ApiError(
+            f"The part '{param}' has no file name: send it as a file, with `filename=` in its Content-Disposition.",
+            param=param,
+            code="invalid_type",
+        )
     return content

@@ -9,7 +9,6 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
 from rest_framework import viewsets
 from rest_framework.decorators import action
-from rest_framework.parsers import MultiPartParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -20,6 +19,7 @@ from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
 from common.pagination import CursorPagination
 from files_api import uploads
+from files_api.form import FormParser
 from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
 from files_api.serializers import (
     FileCreateSerializer,
@@ -41,7 +41,7 @@ class FilePagination(CursorPagination):
 
 class FileViewSet(viewsets.GenericViewSet[File]):
     serializer_class = FileSerializer
-    parser_classes = (MultiPartParser,)
+    parser_classes = (FormParser,)
     pagination_class = FilePagination
     lookup_value_regex = r"[^/\x00]+"
 
@@ -129,7 +129,7 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
     @operation(
         "Add a part", UploadPartSerializer, request=inline_serializer("UploadPartCreate", {"data": FilePartField()})
     )
-    @action(detail=True, methods=["post"], parser_classes=[MultiPartParser])
+    @action(detail=True, methods=["post"], parser_classes=[FormParser])
     def parts(self, request: Request, pk: str) -> Response:
         upload = self.get_object()
         part = uploads.add_part(upload, receive(request, "data", uploads.MOST_PART_BYTES))

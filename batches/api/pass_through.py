@@ -18,7 +18,6 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from rest_framework import viewsets
-from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
@@ -30,9 +29,10 @@ from batches.backends.replies import JSON, Verdict
 from batches.lines.jsonl import model_of
 from batches.models import Backend
 from batches.scheduling import persons
-from common import errors, strict_json
+from common import errors
+from common.charset import charset_of
 from common.errors import ApiError
-from common.negotiation import json_object
+from common.negotiation import json_object, read_json
 from common.openapi import operation
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,7 @@ class BodyParser(BaseParser):
         if len(content) > settings.MAX_LINE_BYTES:
             most = f"{settings.MAX_LINE_BYTES} bytes (MAX_LINE_BYTES)"
             raise ApiError(f"The request body is too large. Expected at most {most}.", status=413)
-        try:
-            return strict_json.loads(content)
-        except ValueError:
-            raise ParseError from None
+        return read_json(content, charset_of(parser_context["request"]._request))
 
 
 REQUEST = {

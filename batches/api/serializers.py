@@ -46,6 +46,25 @@ class CompletionWindowField(TextField):
         return window
 
 
+class FileIdField(TextField):
+    """The id of a file. White space and a BOM around it are what a file that it was read from, or a shell, left."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "string", "maxLength": self.max_length, "pattern": "^[!-~]+$"}
+
+    def to_internal_value(self, data: Any) -> str:
+        name = str(self.field_name)
+        file_id = super().to_internal_value(data.strip().strip("\ufeff").strip() if isinstance(data, str) else data)
+        if not file_id or any(letter.isspace() for letter in file_id):
+            problem = "holds white space" if file_id else "is empty"
+            raise ApiError(
+                f"Invalid '{name}': '{file_id}' {problem}. Expected the id of an uploaded file, such as 'file-abc123'.",
+                param=name,
+                code="invalid_value",
+            )
+        return file_id
+
+
 def window_length(window: str) -> timedelta | None:
     match = re.fullmatch(_WINDOW, window)
     if match is None:
@@ -106,7 +125,7 @@ class MetadataField(ApiField[dict[str, str], Any]):
 class BatchCreateSerializer(serializers.Serializer[Batch]):
     """POST /v1/batches. Validation finds whether the input file exists and is good, as with OpenAI."""
 
-    input_file_id = TextField(max_length=64)
+    input_file_id = FileIdField(max_length=64)
     endpoint = TextField(supported=ENDPOINTS)
     completion_window = CompletionWindowField()
     metadata = MetadataField(required=False, allow_null=True)

@@ -41,6 +41,30 @@ def test_a_body_nested_too_deep_is_a_400(api):
     assert (answer.status_code, set(answer.json()["error"])) == (400, ENVELOPE)
 
 
+BATCH = b'{"input_file_id": "file-a", "endpoint": "/v1/embeddings", "completion_window": "24h"}'
+
+
+@pytest.mark.parametrize(
+    ("before", "charset"),
+    [(b"\xef\xbb\xbf", ""), (b" \r\n", ""), (b"\xef\xbb\xbf", "; charset=utf-8"), (b"", "; charset=latin-1")],
+)
+def test_a_bom_before_a_json_body_is_passed_over(api, before, charset):
+    answer = api.generic("POST", "/v1/batches", before + BATCH, content_type=f"application/json{charset}")
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("charset", ["nonsense", "hex", "utf-16", "undefined"])
+def test_a_charset_that_no_json_has_is_named(api, charset):
+    answer = api.generic("POST", "/v1/batches", BATCH, content_type=f"application/json; charset={charset}")
+    message = f"Unsupported charset '{charset}' in the Content-Type. Send the body in UTF-8."
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+def test_a_packed_body_is_a_415(api):
+    answer = api.generic("POST", "/v1/batches", BATCH, content_type="application/json", HTTP_CONTENT_ENCODING="gzip")
+    assert (answer.status_code, set(answer.json()["error"])) == (415, ENVELOPE)
+
+
 def test_a_text_body_is_a_415(api):
     answer = api.generic("POST", "/v1/batches", b"x", content_type="text/plain")
     assert answer.status_code == 415

@@ -1,11 +1,13 @@
 import gzip
 import hashlib
+import io
 import resource
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from common.jsonl import BOM
+from files_api.form import Utf8Headers
 from files_api.models import File
 
 GOOD = b'{"custom_id": "a"}\n'
@@ -177,9 +179,86 @@ def test_it_refuses_an_expiry_with_a_misspelt_member(api):
     refused(answer, param="expires_after.anchor", code="missing_required_parameter")
 
 
-def test_it_refuses_two_files(api):
-    files = [SimpleUploadedFile("a.jsonl", GOOD), SimpleUploadedFile("b.jsonl", GOOD)]
-    refused(api.post("/v1/files", {"purpose": "batch", "file": files[0], "other": files[1]}))
+def form(*parts):
+    """A form of these parts, each with its headers as they are sent."""
+    return b"".join(b"--b\r\n%s\r\n\r\n%s\r\n" % part for part in parts) + b"--b--\r\n"
+
+
+PURPOSE = (b'Content-Disposition: form-data; name="purpose"', b"batch")
+
+
+def part(filename, name=b"file"):
+    return (b'Content-Disposition: form-data; name="%s"%s\r\nContent-Type: text/plain' % (name, filename), GOOD)
+
+
+def send(api, *parts, charset="", **headers):
+    content_type = "multipart/form-data; boundary=b" + (f"; charset={charset}" if charset else "")
+    return api.generic("POST", "/v1/files", form(*parts), content_type=content_type, **headers)
+
+
+@pytest.mark.parametrize(
+    ("filename", "name"),
+    [
+        (b'; filename="Gr\xfc\xdfe.jsonl"', "Grüße.jsonl"),
+        (b'; filename="caf\xe9 d\xe9j\xe0.jsonl"', "café déjà.jsonl"),
+        ('; filename="文件夹.jsonl"'.encode("gbk"), "文件夹.jsonl"),
+        ('; filename="リクエスト.jsonl"'.encode("shift_jis"), "リクエスト.jsonl"),
+        ('; filename="запросы.jsonl"'.encode("cp1251"), "запросы.jsonl"),
+        ('; filename="Grüße.jsonl"'.encode(), "Grüße.jsonl"),
+        (b'; filename="=?utf-8?Q?Gr=C3=BC=C3=9Fe.jsonl?="', "Grüße.jsonl"),
+        (b'; filename="=?UTF-8?B?w6QuanNvbmw=?="', "ä.jsonl"),
+        (b'; filename="=?iso-8859-1?q?=E4?= =?iso-8859-1?q?=F6?=.jsonl"', "äö.jsonl"),
+        (b"; filename==?utf-8?Q?a=C3=A4.jsonl?=", "aä.jsonl"),
+        (b'; filename="=?nonsense?Q?a?=.jsonl"', "=?nonsense?Q?a?=.jsonl"),
+        (b'; filename="=?utf-8?B?x?=.jsonl"', "=?utf-8?B?x?=.jsonl"),
+        (b"; filename*=UTF-8''Gr%C3%BC.jsonl", "Grü.jsonl"),
+        (b'; filename="a=?b.jsonl"', "a=?b.jsonl"),
+    ],
+)
+def test_it_takes_a_file_name_as_clients_send_it(api, filename, name):
+    answer = send(api, PURPOSE, part(filename))
+    assert (answer.status_code, answer.json().get("filename")) == (200, name)
+    with File.objects.get().content.open("rb") as stored:
+        assert stored.read() == GOOD
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 2**18])
+def test_headers_are_converted_wherever_a_chunk_ends(size):
+    """And nothing else is."""
+    content = b"\xfc\r\n\r\n--b\n\xfc\r\n--" * 3
+    given = form(PURPOSE, (part(b'; filename="\xfc"')[0], content), PURPOSE)
+    expected = form(PURPOSE, (part('; filename="ü"'.encode())[0], content), PURPOSE)
+    headers = Utf8Headers(io.BytesIO(given), b"b")
+    assert b"".join(iter(lambda: headers.read(size), b"")) == expected
+
+
+@pytest.mark.parametrize("name", [b"file", b"other"])
+def test_it_refuses_two_files(api, name):
+    first = b'; filename="a.jsonl"'
+    message = refused(send(api, PURPOSE, part(first), part(b'; filename="b.jsonl"', name)), param="file")
+    assert message == "The form has several file parts. Send one file in each request."
+
+
+@pytest.mark.parametrize("filename", [b"", b'; filename=""'])
+def test_it_refuses_a_part_without_a_file_name(api, filename):
+    assert "has no file name" in refused(send(api, PURPOSE, part(filename)), param="file", code="invalid_type")
+
+
+@pytest.mark.parametrize("charset", ["nonsense", "hex", "rot13", "utf-16", "idna", "undefined"])
+def test_it_refuses_a_charset_that_no_form_has(api, charset):
+    answer = send(api, PURPOSE, part(b'; filename="a.jsonl"'), charset=charset)
+    assert refused(answer) == f"Unsupported charset '{charset}' in the Content-Type. Send the body in UTF-8."
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "iso-8859-1", '"windows-1252"'])
+def test_it_takes_a_charset_that_forms_have(api, charset):
+    assert send(api, PURPOSE, part(b'; filename="a.jsonl"'), charset=charset).status_code == 200
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "gzip, identity"])
+def test_it_refuses_a_packed_body(api, coding):
+    answer = send(api, PURPOSE, part(b'; filename="a.jsonl"'), HTTP_CONTENT_ENCODING=coding)
+    assert refused(answer, status=415) == f"Unsupported Content-Encoding: '{coding}'. Send the body uncompressed."
 
 
 def test_it_refuses_json_where_a_form_is_due(api):

@@ -33,7 +33,7 @@ ROOMS = [
 ENTRANCES = ["batches.tasks", "batches.api", "batches.admin", "batches.management"]
 # Where REST framework is at home below the entrances: views of files, and what both apps' views stand on.
 REST_GROUND = [
-    *("files_api.views", "files_api.serializers", "files_api.upload_handler", "files_api.urls"),
+    *("files_api.views", "files_api.serializers", "files_api.upload_handler", "files_api.urls", "files_api.form"),
     *("common.authentication", "common.exception_handler", "common.negotiation", "common.pagination"),
     *("common.fields", "common.idempotency", "common.openapi"),
 ]

@@ -22,6 +22,7 @@ from batches import backends
 from batchserver import first_start
 from batchserver.management.commands._client import FINAL, Client
 from batchserver.supervisor import Child
+from common.jsonl import read_lines
 
 POLL_EVERY_S = 0.5
 SERVER_START_S = 300.0  # the first start with the embedded model installs it
@@ -197,7 +198,8 @@ def _endpoint_of(path: Path) -> str:
     """The `url` of the first line: all lines of a batch have the same."""
     try:
         with path.open("rb") as file:
-            first = json.loads(file.readline().decode("utf-8-sig"))
+            lines = read_lines(file, max_line_bytes=settings.MAX_LINE_BYTES)
+            first = json.loads(next((line.content for line in lines if line.content), b""))
     except OSError as error:
         raise CommandError(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError):
@@ -218,14 +220,14 @@ def _sample(requests_path: Path, results_path: Path) -> Iterator[tuple[str, str]
     width = min(shutil.get_terminal_size().columns, 120) - 6
     answers: dict[str, str] = {}
     with results_path.open() as results:
-        for line, _ in zip(results, range(SAMPLE_LINES), strict=False):
-            result = json.loads(line)
+        for text, _ in zip(results, range(SAMPLE_LINES), strict=False):
+            result = json.loads(text)
             answers[result["custom_id"]] = _text_of(result["response"]["body"])
-    with requests_path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
+    with requests_path.open("rb") as file:
+        for line in read_lines(file, max_line_bytes=settings.MAX_LINE_BYTES):
             if not answers:
                 return
-            request = json.loads(line) if line.strip() else {}
+            request = json.loads(line.content) if line.content else {}
             answer = answers.pop(request.get("custom_id", ""), None)
             if answer is not None:
                 yield _short(_text_of(request["body"]), width), _short(answer, width)

@@ -181,3 +181,19 @@ def test_its_metadata_may_ask_for_a_priority(api, metadata, priority):
     answer = api.post("/v1/batches", GOOD | {"metadata": metadata}, format="json")
     assert (answer.status_code, answer.json()["metadata"]) == (200, metadata)
     assert Batch.objects.get().priority == priority
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", " {} ", "\ufeff{}", "\u00a0{}\t"])
+def test_white_space_around_the_file_id_does_not_count(api, upload, around):
+    file_id = upload([line("a")])["id"]
+    body = {"input_file_id": around.format(file_id), "endpoint": CHAT, "completion_window": "24h"}
+    assert api.post("/v1/batches", body, format="json").json()["input_file_id"] == file_id
+
+
+@pytest.mark.parametrize("file_id", ["", " ", "\n", "\ufeff", "file-a file-b", "file-\na", "file-\u00a0a"])
+def test_a_file_id_that_is_empty_or_holds_white_space_is_a_400(api, file_id):
+    body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h"}
+    answer = api.post("/v1/batches", body, format="json")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "input_file_id", "invalid_value")
+    assert not Batch.objects.exists()

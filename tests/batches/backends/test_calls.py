@@ -1,11 +1,18 @@
-"""Calls in flight, against a real socket: how long they took, and that one that was cut leaves nothing behind."""
+"""Calls in flight, against a real socket: how long they took, and that one leaves nothing behind for the next."""
 
+import json
+import re
+import socket
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from batches import backends, registry
-from batches.backends.calls import Call
+from batches.backends.base import BackendKind
+from batches.backends.calls import Call, CallPool
+from batches.backends.connection import Connection
 from batches.backends.replies import Verdict
 from tests.conftest import CHAT, line
 from tests.fake_backend import Action
@@ -55,3 +62,73 @@ def test_a_question_after_a_call_that_was_cut_is_asked(pool, backend):
     pool.submit(question)
     assert finished(pool, question).verdict is Verdict.ANSWERED
     assert question.result[0] == 200
+
+
+def http(text, *, headers=b""):
+    """A good answer that says `text`, over a connection that stays open, whatever the client asked for."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [choice]}).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n%s" % (len(body), headers, body)
+
+
+class Answering:
+    """A server that answers each request with its prompt, and sends `more` over the first connection: right behind the
+    first answer, or once the second request has come and is not answered yet."""
+
+    def __init__(self, more, *, late):
+        self.more, self.late = more, late
+        self.first = None
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with suppress(OSError):
+            while True:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection):
+        received = b""
+        with suppress(OSError), connection:
+            while chunk := connection.recv(2**16):
+                received += chunk
+                head, _, body = received.partition(b"\r\n\r\n")
+                length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+                if length is None or len(body) < int(length[1]):
+                    continue
+                received = b""
+                is_first = self.first is None
+                self.first = self.first or connection
+                if not is_first and self.late:
+                    with suppress(OSError):
+                        self.first.sendall(self.more)
+                answer = http(json.loads(body)["messages"][0]["content"])
+                connection.sendall(answer + self.more if is_first and not self.late else answer)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        http("wrong"),
+        http("wrong", headers=b"Connection: keep-alive\r\n"),
+        http("wrong") * 3,
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + http("wrong"),
+        b"more than the Content-Length says",
+    ],
+)
+def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
+    server = Answering(more, late=late)
+    pool = CallPool(BackendKind(), lambda: Connection(server.url))
+    try:
+        for text in ("first", "second", "third"):
+            each = call(text)
+            pool.submit(each)
+            reply = finished(pool, each).reply
+            assert reply.verdict is Verdict.ANSWERED
+            assert json.loads(reply.body)["choices"][0]["message"]["content"] == text
+    finally:
+        pool.close()
+        server.listener.close()

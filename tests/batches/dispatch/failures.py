@@ -35,4 +35,4 @@ def error_lines(work, batch):
     return {each["custom_id"]: each for each in work.content(batch["error_file_id"])}
 
 
-DOWN = Action(reset=True, delay_s=0.15)  # not at once: that would be a kept connection that just closes
+DOWN = Action(reset=True)
