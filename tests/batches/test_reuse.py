@@ -149,7 +149,8 @@ def test_a_failure_is_everybodys(create, work, backend):
     assert [each["response"]["body"] for each in errors] == [refusal, refusal]
 
 
-def test_a_missing_model_fails_repeats_with_the_lines_that_wait(create, work, backend):
+def test_a_missing_model_fails_repeats_with_the_lines_that_wait(create, work, backend, settings):
+    settings.MODEL_MISSING_PATIENCE_S = 0
     missing = Action(404, error_body("model 'gone' not found"))
     lines = [same(f"{text}{number}", text, model="gone") for text in "xyz" for number in range(3)]
     for text in "xyz":

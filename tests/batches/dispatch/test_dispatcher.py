@@ -153,7 +153,8 @@ def test_a_busy_backend_says_when_to_come_back(create, work, backend):
     assert Line.objects.get().not_before - timezone.now() > timedelta(seconds=35)
 
 
-def test_a_missing_model_fails_all_its_lines_at_once(create, work, backend):
+def test_a_missing_model_that_is_not_waited_for_fails_all_its_lines_at_once(create, work, backend, settings):
+    settings.MODEL_MISSING_PATIENCE_S = 0
     missing = Action(404, error_body("model 'gone' not found", "not_found_error"))
     lines = [line(f"gone-{n}", body={"model": "gone"}) for n in range(20)] + [line("a")]
     for each in lines[:-1]:
