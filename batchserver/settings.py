@@ -91,6 +91,8 @@ LINE_TIMEOUT_S = env.seconds(environ, "LINE_TIMEOUT_S")  # None: by the measured
 MODEL_LOAD_TIMEOUT_S = env.seconds(environ, "MODEL_LOAD_TIMEOUT_S") or 900.0
 MODEL_PATIENCE_S = env.seconds(environ, "MODEL_PATIENCE_S") or 600.0
 LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)
+# False: a line is sent with what the model server ignores, which the batch's warnings name.
+STRICT_PARAMETERS = env.switch(environ, "STRICT_PARAMETERS", True)
 ANSWER_ONCE_ACROSS_BATCHES = env.switch(environ, "ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = env.seconds(environ, "INTERACTIVE_HOLD_S", may_be_0=True)

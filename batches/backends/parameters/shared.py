@@ -1,0 +1,421 @@
+"""What several tables share: members that never matter, and translations of other APIs' members.
+
+A translation is a `Move`: it changes a copy of the object that holds the member, and nothing below that in place.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from batches.backends.parameters.table import JSON, Dropped, Entry, Kinds, Like, Move, Moved, Note, shown
+
+# What a request says about itself, its sender or its bill, and how long a model stays loaded, which is our own affair
+# while its lines come. `prediction` is a draft of the answer, by which OpenAI answers sooner.
+_ABOUT = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("prompt_cache_options", "keep_alive", "prediction"),
+)
+ABOUT: dict[str, Entry] = {name: Dropped() for name in _ABOUT}
+# Where a provider is to cut a prompt for its cache; model servers do that by themselves.
+CACHE_CONTROL: dict[str, Entry] = {"cache_control": Dropped()}
+# Members that are no members of a request at all.
+NO_MEMBERS = {
+    "extra_body": "Its members belong into the body itself; only the Python client takes them in 'extra_body'.",
+    "extra_headers": "It is an argument of the Python client, no member of a request.",
+    "extra_query": "It is an argument of the Python client, no member of a request.",
+    "params": "The members of a request stand in 'body' itself.",
+}
+
+# What the first bytes of an image are in base64: PNG, JPEG, WebP and GIF.
+IMAGE_TYPES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
+
+
+def place(path: str) -> str:
+    """A dotted name for the page of all members."""
+    outer, _, name = path.rpartition(".")
+    return f"`{name}` in `{outer}`" if outer else f"`{name}`"
+
+
+def put(sent: JSON, path: str, value: Any) -> str:
+    """Set a member by its dotted name. What is in the way, if the member has another value already."""
+    *outer, name = path.split(".")
+    place = sent
+    for each in outer:
+        inner = place.get(each)
+        place[each] = dict(inner) if isinstance(inner, dict) else {}
+        place = place[each]
+    if place.get(name) not in (None, value):
+        return f"'{path}' has another value; give only one of the two."
+    place[name] = value
+    return ""
+
+
+def rename(to: str) -> Moved:
+    """Another name for the member `to`, a dotted name."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        if problem := put(sent, to, sent[name]):
+            yield Note(problem, path=name)
+        else:
+            del sent[name]
+
+    return Moved(move, place(to))
+
+
+def limit(to: str) -> Moved:
+    """Another name for a limit of the answer's tokens. If both are set, the lower one holds, as it would for both."""
+
+    def move(sent: JSON, name: str) -> None:
+        asked, other = sent.pop(name), sent.get(to)
+        both = type(asked) is int and type(other) is int and min(asked, other) >= 0
+        sent[to] = min(asked, other) if both else asked if other is None else other
+
+    return Moved(move, place(to))
+
+
+def think(to: str) -> Moved:
+    """Ollama's `think`. `true` asks for what "medium" asks for (api/types.go ThinkValue.String)."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        effort = {True: "medium", False: "none"}[value] if isinstance(value, bool) else value
+        if not isinstance(effort, str):
+            yield Note('Use true, false, "low", "medium" or "high".', path=name, shown=shown(value))
+        elif problem := put(sent, to, effort):
+            yield Note(problem, path=name)
+        else:
+            del sent[name]
+
+    return Moved(move, place(to))
+
+
+def thinking(to: str) -> Moved:
+    """`thinking: {"type": "disabled"}`, as other APIs turn it off."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        effort = (
+            {"disabled": "none", "enabled": "medium"}.get(str(value.get("type"))) if isinstance(value, dict) else None
+        )
+        if isinstance(value, bool):
+            effort = "medium" if value else "none"
+        if effort is None or (isinstance(value, dict) and len(value) > 1):
+            yield Note(f"Use '{to}'.", path=name, shown=shown(value))
+        elif problem := put(sent, to, effort):
+            yield Note(problem, path=name)
+        else:
+            del sent[name]
+
+    return Moved(move, place(to))
+
+
+def template_switch(to: str) -> Moved:
+    """`chat_template_kwargs` that only turn thinking on or off, for a server that renders templates by itself."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        if value == {}:
+            del sent[name]
+        elif isinstance(value, dict) and len(value) == 1 and isinstance(flag := next(iter(value.values())), bool):
+            if next(iter(value)) not in ("enable_thinking", "thinking"):
+                yield Note("", path=f"{name}.{next(iter(value))}")
+            elif problem := put(sent, to, "medium" if flag else "none"):
+                yield Note(problem, path=name)
+            else:
+                del sent[name]
+        else:
+            yield Note(f"Of these, only enable_thinking has an equivalent: '{to}'.", path=name)
+
+    return Moved(move, f"{place(to)}, if it only turns thinking on or off")
+
+
+def reasoning(to: str) -> Moved:
+    """`reasoning: {"effort": …}` in a chat. With it Ollama ignores `reasoning_effort`, also if it has no effort."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        if not isinstance(value, dict):
+            return  # the server refuses it
+        effort, rest = None, {}
+        for member, inner in value.items():
+            if member == "effort":
+                effort = inner
+            elif member == "enabled" and isinstance(inner, bool):
+                effort = effort or (None if inner else "none")
+            elif inner is not None and (member, inner) != ("exclude", False) and member != "summary":
+                rest[member] = inner
+        if effort and (problem := put(sent, to, effort)):
+            yield Note(problem, path=name)
+            return
+        del sent[name]
+        if rest:
+            sent[name] = rest | ({"effort": effort} if effort else {})
+            for member in rest:
+                yield Note("", path=f"{name}.{member}")
+
+    return Moved(move, place(to))
+
+
+def options(equivalents: Mapping[str, str], hints: Mapping[str, str]) -> Moved:
+    """Ollama's `options`: members that mean the same go by the names in `equivalents`, or are left out where these are
+    empty; the rest is not read."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        if not isinstance(value, dict):
+            yield Note("It is an object in Ollama's own API.", path=name, shown=shown(value))
+            return
+        rest = {}
+        for member, inner in value.items():
+            if inner is None:
+                continue
+            if (to := equivalents.get(member)) is None:
+                problem = hints.get(member, "")
+            elif not to or not (problem := put(sent, to, inner)):
+                continue
+            rest[member] = inner
+            yield Note(problem, path=f"{name}.{member}")
+        del sent[name]
+        if rest:
+            sent[name] = rest
+
+    to = "the members of the same meaning" if any(equivalents.values()) else "left out"
+    listed = ", ".join(f"`{each}`" for each in equivalents)
+    return Moved(move, f"{listed}: {to}; others are refused")
+
+
+def response_format(value: Any) -> Any:
+    """OpenAI's shape for what Ollama's `format` asks for; None if it is neither "json" nor a schema."""
+    if value == "json":
+        return {"type": "json_object"}
+    if isinstance(value, dict) and value:
+        return {"type": "json_schema", "json_schema": {"name": "format", "schema": value}}
+    return None
+
+
+def as_text_format(value: Any) -> Any:
+    """`response_format` as /v1/responses has it in `text.format`; the value itself if it has another shape."""
+    if isinstance(value, dict) and isinstance(inner := value.get("json_schema"), dict):
+        return {"type": "json_schema"} | inner
+    return value
+
+
+def native_format(to: str) -> Moved:
+    """Ollama's `format`: "json" or a schema."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        asked = response_format(value)
+        if to == "text.format":
+            asked = as_text_format(asked)
+        if value == "":
+            del sent[name]
+        elif asked is None:
+            yield Note('Use "json" or a JSON schema.', path=name, shown=shown(value))
+        elif problem := put(sent, to, asked):
+            yield Note(problem, path=name)
+        else:
+            del sent[name]
+
+    return Moved(move, place(to))
+
+
+def chat_format() -> Moved:
+    """A chat's `response_format` in a request to /v1/responses."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        if problem := put(sent, "text.format", as_text_format(sent[name])):
+            yield Note(problem, path=name)
+        else:
+            del sent[name]
+
+    return Moved(move, place("text.format"))
+
+
+class Format(Kinds):
+    """The form of an answer by its type; a json_schema needs a schema at the place that `schema` names."""
+
+    def __init__(
+        self, kinds: Mapping[str | None, Entry], *, schema: tuple[str, ...], first: Callable[[Any], Any]
+    ) -> None:
+        hint = "Use one of the types " + ", ".join(f"'{each}'" for each in kinds) + "."
+        super().__init__("type", kinds, hint=hint)
+        self.schema = schema
+        self.first = first
+
+    def check(self, value: Any, notes: list[Note]) -> Any:
+        value = super().check(self.first(value), notes)
+        if isinstance(value, dict) and value.get("type") == "json_schema":
+            place: Any = value
+            for name in self.schema:
+                place = place.get(name) if isinstance(place, dict) else None
+            if place is None:
+                notes.append(Note("A 'json_schema' needs one there.", path=".".join(self.schema), shown="null"))
+        return value
+
+
+def nest_schema(value: JSON) -> None:
+    """A chat's format, where others take the schema one level higher, or beside json_object."""
+    flat = value.get("type") in ("json_schema", "json_object") and isinstance(value.get("schema"), dict)
+    if flat and value.get("json_schema") is None:
+        inner = {name: value.pop(name) for name in ("name", "strict", "schema") if name in value}
+        value |= {"type": "json_schema", "json_schema": {"name": "format"} | inner}
+
+
+def lift_schema(value: JSON) -> None:
+    """The format of /v1/responses, where it has the shape of a chat's."""
+    if value.get("type") == "json_schema" and isinstance(value.get("json_schema"), dict):
+        value |= value.pop("json_schema")
+    elif value.get("type") == "json_object" and isinstance(value.get("schema"), dict):
+        value |= {"type": "json_schema", "name": "format"}
+
+
+def json_object_as_schema(value: JSON) -> None:
+    if value.get("type") == "json_object":
+        value |= {"type": "json_schema", "name": "json_object", "schema": {"type": "object"}}
+
+
+SCHEMA = Like(lambda value: isinstance(value, dict), hint="Use a JSON schema, which is an object.", says="a schema")
+
+
+def is_stop(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+def _functions(sent: JSON, name: str) -> Iterator[Note]:
+    value = sent[name]
+    if not isinstance(value, list):
+        yield Note("It is a list of functions.", path=name, shown=shown(value))
+    elif value and (problem := put(sent, "tools", [{"type": "function", "function": each} for each in value])):
+        yield Note(problem, path=name)
+    else:
+        del sent[name]
+
+
+def _function_call(sent: JSON, name: str) -> Iterator[Note]:
+    value = sent[name]
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        value = {"type": "function", "function": {"name": value["name"]}}
+    if problem := put(sent, "tool_choice", value):
+        yield Note(problem, path=name)
+    else:
+        del sent[name]
+
+
+FUNCTIONS = Moved(_functions, "`tools`")
+FUNCTION_CALL = Moved(_function_call, "`tool_choice`")
+
+
+def tool_choice(hint: str) -> Moved:
+    """For a server that always lets the model choose: "none" leaves the tools out, and a call cannot be asked for."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value = sent[name]
+        if value == "none":
+            sent.pop("tools", None)
+        elif value != "auto":
+            yield Note(hint, path=name, shown=shown(value))
+            return
+        del sent[name]
+
+    return Moved(move, '`"none"`: the tools are left out; `"auto"`: nothing; others are refused')
+
+
+def needs(other: str, hint: str, *, harmless: tuple[Any, ...] = ()) -> Move:
+    """A member that has an effect only beside `other`."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        if sent[name] in harmless:
+            del sent[name]
+        elif not sent.get(other):
+            yield Note(hint, path=name)
+
+    return move
+
+
+def parallel_tool_calls(hint: str) -> Moved:
+    """For a server that lets the model call as many tools as it likes."""
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        if sent[name] is True or not sent.get("tools"):
+            del sent[name]
+        else:
+            yield Note(hint, path=name, shown=shown(sent[name]))
+
+    return Moved(move, "`true`, or without tools: left out; else refused")
+
+
+# Members of messages
+
+
+def images(default_type: str) -> Moved:
+    """Ollama's `images`, in base64: parts before the text, where Ollama's own rendering puts them (server/prompt.go).
+
+    `default_type` begins the data: URL of an image whose first bytes say nothing.
+    """
+
+    def address(image: str) -> str:
+        if image.startswith(("data:", "http:", "https:")):
+            return image
+        kind = next(
+            (f"data:image/{kind}" for start, kind in IMAGE_TYPES.items() if image.startswith(start)), default_type
+        )
+        return f"{kind};base64,{image}"
+
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        value, content = sent[name], sent.get("content")
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            yield Note("It is a list of images in base64.", path=name)
+            return
+        del sent[name]
+        if not value:
+            return
+        parts: list[Any] = [{"type": "image_url", "image_url": {"url": address(each)}} for each in value]
+        if isinstance(content, list):
+            parts += content
+        elif content:
+            parts.append({"type": "text", "text": content})
+        sent["content"] = parts
+
+    return Moved(move, "parts of `content`")
+
+
+def _message_call(sent: JSON, name: str) -> Iterator[Note]:
+    call = sent[name]
+    calls = (
+        [{"id": f"call_{call.get('name')}", "type": "function", "function": call}] if isinstance(call, dict) else None
+    )
+    if calls is None or put(sent, "tool_calls", calls):
+        yield Note("Use 'tool_calls'.", path=name)
+    else:
+        del sent[name]
+
+
+MESSAGE_CALL = Moved(_message_call, "`tool_calls`")
+
+
+def first(*moves: Callable[[JSON], None]) -> Callable[[Any], Any]:
+    """Apply these to a copy of an object; anything else stays as it is."""
+
+    def apply(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        for each in moves:
+            each(value)
+        return value
+
+    return apply
+
+
+def flattened(parts: Any) -> Any:
+    """Text parts alone as one text; anything else as it is."""
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        return parts
+    return "\n".join(filter(None, texts))
+
+
+def as_json(value: Any) -> Any:
+    """Arguments of a call as OpenAI has them: JSON in a string. Ollama's own API has an object."""
+    return json.dumps(value) if isinstance(value, dict) else value
