@@ -53,6 +53,7 @@ from batches.backends.parameters.table import (
     read,
     shown,
 )
+from batches.backends.parameters.tool_schema import ToolSchema
 
 TITLE = "Ollama"
 
@@ -142,12 +143,12 @@ _TEXT_FORMAT = Format(
 )
 
 
-# Tools. The schema in `parameters` is for the model to read.
+# Tools: api/types.go Tool.
 
 _FUNCTION: dict[str, Entry] = {
     "name": READ,
     "description": READ,
-    "parameters": READ,
+    "parameters": ToolSchema("references are followed"),
     "strict": Dropped(
         False, hint="Ollama shows the schema to the model and does not hold the call to it.", weight=Weight.TOLD
     ),

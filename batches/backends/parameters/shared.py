@@ -417,5 +417,5 @@ def flattened(parts: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """Arguments of a call as OpenAI has them: JSON in a string. Ollama's own API has an object."""
-    return json.dumps(value) if isinstance(value, dict) else value
+    """Arguments of a call as OpenAI has them: JSON in a string. Ollama's own API has an object, others have nothing."""
+    return json.dumps(value) if isinstance(value, dict) else "{}" if value == "" else value

@@ -373,6 +373,68 @@ def test_a_conversation_goes_back_to_responses_as_it_came():
     assert asked["input"][-1]["content"] == [{"type": "output_text", "text": "b"}]
 
 
+ADDRESS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown", "told"),
+    [
+        ({"$ref": "#/$defs/Address"}, ADDRESS, []),
+        ({"$ref": "#/$defs/Address", "description": "d"}, ADDRESS | {"description": "d"}, []),
+        ({"allOf": [{"$ref": "#/$defs/Address"}], "description": "d"}, ADDRESS | {"description": "d"}, []),
+        (
+            {"allOf": [ADDRESS, {"properties": {"zip": {"const": 5}}, "required": ["zip"]}]},
+            {
+                "type": "object",
+                "properties": ADDRESS["properties"] | {"zip": {"enum": [5]}},
+                "required": ["city", "zip"],
+            },
+            [],
+        ),
+        ({"oneOf": [{"$ref": "#/$defs/Address"}, {"type": "null"}]}, {"anyOf": [ADDRESS, {"type": "null"}]}, []),
+        ({"const": "x"}, {"enum": ["x"]}, []),
+        ({"type": "array", "items": {"$ref": "#/$defs/Address"}}, None, []),
+        ({"type": "integer", "title": "N", "default": 3, "minimum": 1, "maximum": 5}, None, [".minimum", ".maximum"]),
+        ({"type": "object", "properties": {"a": {"type": "string", "pattern": "x"}}}, None, [".properties.a.pattern"]),
+        ({"type": "object", "additionalProperties": False}, None, []),
+        ({"$ref": "#/$defs/Nobody"}, None, []),
+        (True, None, []),
+        ({"$ref": "#/$defs/Tree"}, {"properties": {"leaf": {"$ref": "#/$defs/Tree"}}}, [".properties.leaf.$ref"]),
+    ],
+)
+@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
+def test_ollama_is_shown_what_its_tools_have_no_keyword_for(endpoint, given, shown, told):
+    """api/types.go ToolProperty: a reference, oneOf, allOf and const would reach the model as {}."""
+    definitions = {"$defs": {"Address": ADDRESS, "Tree": {"properties": {"leaf": {"$ref": "#/$defs/Tree"}}}}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"x": given}, **definitions}}
+    tool = {"type": "function", "function": function} if endpoint == CHAT else {"type": "function", **function}
+    translation = translate("ollama", endpoint, asking(endpoint, tools=[tool]))
+    (tool,) = translation.body["tools"]
+    parameters = tool.get("function", tool)["parameters"]
+    assert parameters["properties"]["x"] == (given if shown is None else shown)
+    assert parameters["$defs"] == definitions["$defs"]
+    assert [each.param.partition("parameters.properties.x")[2] for each in translation.findings] == told
+    assert translation.refusal() is None
+
+
+def test_definitions_by_their_old_name_are_followed_and_renamed():
+    parameters = {"$ref": "#/definitions/Root", "definitions": {"Root": {"type": "object", "properties": {}}}}
+    parameters["definitions"]["Root"]["properties"] = {"a": {"items": {"$ref": "#/definitions/Leaf"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    shown = sent("ollama", CHAT, tools=[tool])["tools"][0]["function"]["parameters"]
+    assert shown["type"] == "object"
+    assert shown["properties"] == {"a": {"items": {"$ref": "#/$defs/Leaf"}}}
+    assert list(shown["$defs"]) == ["Root"]
+
+
+def test_definitions_that_double_with_each_step_end():
+    doubling = {f"D{i}": {"properties": {name: {"$ref": f"#/$defs/D{i + 1}"} for name in "ab"}} for i in range(60)}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/$defs/D0", "$defs": doubling}}}
+    translation = translate("ollama", CHAT, asking(CHAT, tools=[tool]))
+    assert {each.weight for each in translation.findings} == {Weight.TOLD}
+    assert len(translation.findings) < 50_000
+
+
 def test_a_hint_that_ollama_does_not_take_is_told_and_sent():
     strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
     translation = translate("ollama", CHAT, asking(CHAT, tools=[strict]))
