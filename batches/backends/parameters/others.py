@@ -4,6 +4,7 @@ unknown kind. What llama-server is known to drop without a word is refused.
 
 from collections.abc import Mapping
 
+from batches.backends.parameters.shared import Format, first, nest_schema, tool_choice
 from batches.backends.parameters.table import READ, Dropped, Each, Entry, Kinds, Object, Table, Unread
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -23,6 +24,12 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
     "/v1/chat/completions": {
         "messages": Each(_MESSAGE),
         "tools": _FUNCTIONS_ALONE,
+        # Of a json_schema without a schema it makes any JSON.
+        "response_format": Format(
+            {"text": _ANYTHING, "json_object": _ANYTHING, "json_schema": _ANYTHING},
+            schema=("json_schema", "schema"),
+            first=first(nest_schema),
+        ),
         "best_of": Dropped(1, hint=_SEVERAL),
         "format": Unread("Use 'response_format'."),
         "options": Unread("Its members belong into the body itself."),
@@ -47,10 +54,7 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
 }
 # The template of SmolLM2 has no tools, so llama.cpp shows it none and makes it call none.
 _NO_TOOLS = "The embedded model knows no tools; use another model."
-_EMBEDDED: dict[str, Entry] = {
-    "tools": Dropped([], hint=_NO_TOOLS),
-    "tool_choice": Dropped("auto", "none", hint=_NO_TOOLS),
-}
+_EMBEDDED: dict[str, Entry] = {"tools": Dropped([], hint=_NO_TOOLS), "tool_choice": tool_choice(_NO_TOOLS)}
 
 
 def _tables(title: str, source: str, members: Mapping[str, Mapping[str, Entry]]) -> dict[str, Table]:
