@@ -6,27 +6,15 @@ its handler does not use is not read either.
 
 from typing import Any
 
-from batches.backends.parameters.shared import (
-    ABOUT,
-    CACHE_CONTROL,
+from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     MESSAGE_CALL,
-    NO_MEMBERS,
-    SCHEMA,
-    Format,
-    as_json,
     chat_format,
-    first,
-    flattened,
     images,
-    is_stop,
-    json_object_as_schema,
-    lift_schema,
     limit,
     native_format,
     needs,
-    nest_schema,
     options,
     parallel_tool_calls,
     reasoning,
@@ -35,6 +23,20 @@ from batches.backends.parameters.shared import (
     think,
     thinking,
     tool_choice,
+)
+from batches.backends.parameters.shared import (
+    ABOUT,
+    CACHE_CONTROL,
+    NO_MEMBERS,
+    SCHEMA,
+    Format,
+    as_json,
+    first,
+    flattened,
+    is_stop,
+    json_object_as_schema,
+    lift_schema,
+    nest_schema,
 )
 from batches.backends.parameters.table import (
     READ,

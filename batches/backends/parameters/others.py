@@ -4,7 +4,8 @@ unknown kind. What llama-server is known to drop without a word is refused.
 
 from collections.abc import Mapping
 
-from batches.backends.parameters.shared import Format, first, nest_schema, tool_choice
+from batches.backends.parameters.moves import tool_choice
+from batches.backends.parameters.shared import Format, first, nest_schema
 from batches.backends.parameters.table import READ, Dropped, Each, Entry, Kinds, Object, Table, Unread
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -20,6 +21,12 @@ _MESSAGE = Object(
     unknown=READ,
 )
 _SEVERAL = "Send as many lines, each with another 'seed'."
+# Members of Ollama's own API.
+_OLLAMAS: dict[str, Entry] = {
+    "format": Unread("Use 'response_format' in /v1/chat/completions."),
+    "options": Unread("Its members belong into the body itself."),
+    "think": Unread('Use "chat_template_kwargs": {"enable_thinking": false} in /v1/chat/completions.'),
+}
 _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
     "/v1/chat/completions": {
         "messages": Each(_MESSAGE),
@@ -31,20 +38,18 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
             first=first(nest_schema),
         ),
         "best_of": Dropped(1, hint=_SEVERAL),
-        "format": Unread("Use 'response_format'."),
-        "options": Unread("Its members belong into the body itself."),
-        "think": Unread('Use "chat_template_kwargs": {"enable_thinking": false}.'),
+        **_OLLAMAS,
     },
     "/v1/completions": {
         "best_of": Dropped(1, hint=_SEVERAL),
         "echo": Dropped(False, hint="Put the prompt before the answer yourself."),
         "suffix": Dropped("", hint="llama-server inserts by /infill alone."),
         "response_format": Unread("Use 'json_schema', or /v1/chat/completions."),
-        "format": Unread("Use 'json_schema', or /v1/chat/completions."),
-        "options": Unread("Its members belong into the body itself."),
+        **_OLLAMAS,
     },
     "/v1/embeddings": {"dimensions": Unread("The vectors have the length that the model makes.")},
     "/v1/responses": {
+        **_OLLAMAS,
         "text": Object(
             {"format": Kinds("type", {"text": READ}, hint="Use /v1/chat/completions with 'response_format'.")},
             unknown=READ,

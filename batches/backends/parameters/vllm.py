@@ -4,25 +4,27 @@ The classes take other members without an error and drop them (OpenAIBaseModel, 
 handler does not use is not read either. What vLLM refuses by itself is left to it.
 """
 
-from batches.backends.parameters.shared import (
-    ABOUT,
-    CACHE_CONTROL,
+from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     MESSAGE_CALL,
-    NO_MEMBERS,
-    SCHEMA,
-    Format,
     chat_format,
-    first,
     images,
-    lift_schema,
     limit,
     native_format,
-    nest_schema,
     options,
     reasoning,
     rename,
+)
+from batches.backends.parameters.shared import (
+    ABOUT,
+    CACHE_CONTROL,
+    NO_MEMBERS,
+    SCHEMA,
+    Format,
+    first,
+    lift_schema,
+    nest_schema,
 )
 from batches.backends.parameters.table import (
     READ,
@@ -30,6 +32,7 @@ from batches.backends.parameters.table import (
     Each,
     Entry,
     Kinds,
+    Like,
     Object,
     Table,
     Unread,
@@ -140,6 +143,15 @@ _TOOLS: dict[str, Entry] = read("tool_choice", "parallel_tool_calls")
 # The types of which vLLM makes anything for every model (responses/utils.py); hosted tools need a tool server.
 _RESPONSES_TOOL = Object({}, unknown=READ)
 
+# Input items are left as they are too, but for what is named by its id: vLLM keeps no files and shows nothing of them.
+_WHOLE = "Send the content itself, not its id."
+_INPUT_ITEM = Object(
+    {
+        "type": Like(lambda value: value != "item_reference", hint=_WHOLE, says="not `item_reference`"),
+        "content": Each(Object({"file_id": Unread(_WHOLE)}, unknown=READ)),
+    },
+    unknown=READ,
+)
 
 TABLES = {
     table.endpoint: table
@@ -230,7 +242,8 @@ TABLES = {
                     **_SAMPLING,
                     **_MEDIA,
                     **_TOOLS,
-                    **read("input", "instructions", "max_output_tokens", "include", "include_reasoning", "truncation"),
+                    "input": Each(_INPUT_ITEM),
+                    **read("instructions", "max_output_tokens", "include", "include_reasoning", "truncation"),
                     **read(
                         "top_logprobs", "previous_response_id", "previous_input_messages", "enable_response_messages"
                     ),

@@ -486,6 +486,12 @@ def test_vllm_gets_what_it_reads(endpoint, given, expected):
         (RESPONSES, {"prompt": {"id": "p"}}, "prompt"),
         (RESPONSES, {"text": {"verbosity": "high"}}, "text.verbosity"),
         (RESPONSES, {"tools": [{"type": "code_interpreter"}]}, "tools[0].type"),
+        (RESPONSES, {"input": [{"type": "item_reference", "id": "rs_1"}]}, "input[0].type"),
+        (
+            RESPONSES,
+            {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]},
+            "input[0].content[0].file_id",
+        ),
     ],
 )
 def test_vllm_is_not_asked_for_what_it_ignores(endpoint, given, param):

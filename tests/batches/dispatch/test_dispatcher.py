@@ -196,7 +196,7 @@ def test_lines_at_the_limit_of_nesting_harm_nobody_else(create, work, backend):
     not."""
 
     def nested(depth):
-        text = json.dumps(line(f"deep-{depth}")).replace('"max_tokens": 8', f'"x": {"[" * depth}{"]" * depth}')
+        text = json.dumps(line(f"deep-{depth}")).replace('"max_tokens": 8', f'"seed": {"[" * depth}{"]" * depth}')
         return text.encode() + b"\n"
 
     depths = range(700, 1000, 4)
