@@ -13,6 +13,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from batches import backends, leases, lifecycle, registry, reuse, steps
+from batches.backends.base import BackendKind
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
@@ -72,7 +73,7 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
             number=batch.validated_lines,
             max_line_bytes=settings.MAX_LINE_BYTES,
         )
-        for group in _groups(lines, batch):
+        for group in _groups(lines, batch, check.kind):
             _store(batch, lease, check, group)
             failpoints.reach("mid_validation")
             if batch.total + batch.error_count > settings.MAX_BATCH_LINES:
@@ -105,7 +106,7 @@ class _Group(NamedTuple):
     last_number: int
 
 
-def _groups(lines: Iterator[RawLine], batch: Batch) -> Iterator[_Group]:
+def _groups(lines: Iterator[RawLine], batch: Batch, kind: BackendKind) -> Iterator[_Group]:
     parsed: list[_NewLine | jsonl.LineRefused] = []
     start, number = batch.validated_bytes, batch.validated_lines
     raw = None
@@ -117,6 +118,7 @@ def _groups(lines: Iterator[RawLine], batch: Batch) -> Iterator[_Group]:
         max_line_bytes=settings.MAX_LINE_BYTES,
     )
     resolve = cache(partial(_resolved, among=list(Backend.objects.exclude(kind="").order_by("pk"))))
+    translate = partial(kind.translate, batch.endpoint)
     for raw in lines:
         if raw.content != b"":
             try:
@@ -124,7 +126,8 @@ def _groups(lines: Iterator[RawLine], batch: Batch) -> Iterator[_Group]:
             except jsonl.LineRefused as refusal:
                 parsed.append(refusal)
             else:
-                parsed.append(_new_line(request, batch.endpoint, resolve(request.model)))
+                sent = translate(request.body).body
+                parsed.append(_new_line(request, batch.endpoint, resolve(request.model), sent))
         # Lines of white space count too: millions of them must not make one slice.
         if raw.number - number >= GROUP_LINES or raw.next_offset - start >= GROUP_BYTES:
             yield _Group(parsed, raw.next_offset, raw.number)
@@ -139,10 +142,11 @@ def _resolved(named: str, *, among: Collection[Backend]) -> str:
     return registry.listed_name(model, among) or model
 
 
-def _new_line(request: jsonl.Request, endpoint: str, model: str) -> _NewLine:
-    number, offset, length, custom_id, named, body = request
-    order_key, tokens = prompt.measure(endpoint, body)
-    digest = fingerprint.digest(endpoint, model, body)
+def _new_line(request: jsonl.Request, endpoint: str, model: str, sent: dict[str, Any]) -> _NewLine:
+    """`sent`: the body as the model server gets it, so that lines which say the same in other words are the same."""
+    number, offset, length, custom_id, named, _ = request
+    order_key, tokens = prompt.measure(endpoint, sent)
+    digest = fingerprint.digest(endpoint, model, sent)
     return _NewLine(number, offset, length, custom_id, named, model, order_key, tokens, digest)
 
 
@@ -236,6 +240,9 @@ class _LineCheck:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.backends = [backend for backend in Backend.objects.exclude(kind="") if backend.is_fresh]
+        # Of several kinds nobody knows yet which one gets a line: then its body counts as it was written.
+        kinds = {backend.kind for backend in self.backends}
+        self.kind = backends.kind_named(kinds.pop()) if len(kinds) == 1 else BackendKind()
         self.known_models: dict[str, bool] = {}
         self.parts: dict[str, Part] = {}
 

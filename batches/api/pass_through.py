@@ -1,7 +1,8 @@
 """Pass a person's own request through to the model server while batches wait: POST /v1/chat/completions, …
 
-One base_url serves chat and batches. The body is prepared as a line's body is. The answer comes back as the server gave
-it, streamed if the client asked for a stream, and errors come in OpenAI's envelope.
+One base_url serves chat and batches. The body is translated as a line's body is; what the model server would ignore is
+passed on to it, and named in the header x-ignored-parameters. The answer comes back as the server gave it, streamed if
+the client asked for a stream, and errors come in OpenAI's envelope.
 """
 
 import json
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import Any
+from urllib.parse import quote
 
 from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
@@ -24,6 +26,7 @@ from rest_framework.request import Request
 from batches import backends, registry
 from batches.backends import error_bodies
 from batches.backends.base import BackendKind
+from batches.backends.parameters.table import Translation, Weight
 from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.backends.replies import JSON, Verdict
 from batches.lines.jsonl import model_of
@@ -41,6 +44,7 @@ EVENT_STREAM = "text/event-stream"
 # Streams of these endpoints end with [DONE]. One that ends without it was broken off, which Ollama does not report.
 SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
+MOST_IGNORED_NAMED = 20  # in one header
 # A client is gone if it takes nothing for TAKES_NOTHING_S while every buffer on the way is full.
 TAKES_NOTHING_S = 30.0
 # A server that says nothing is asked ASKED_AFTER_S later, and then every ASKED_EVERY_S, whether it answers at all: a
@@ -87,11 +91,10 @@ class PassThroughViewSet(viewsets.ViewSet):
         model, streams = backends.resolve_alias(model_of(body, settings.MODEL_NAME)), _streams(body)
         backend = registry.backend_for(model)
         kind = _kind(backend)
-        if problem := kind.unsupported(self.endpoint, body):
-            raise ApiError(problem, code="unsupported_parameter")
-        sent = kind.prepare(self.endpoint, body, model)
-        if streams:
-            sent |= {name: body[name] for name in ("stream", "stream_options") if name in body}
+        translation = kind.translate(self.endpoint, body, stream=streams)
+        if refusal := translation.refusal(least=Weight.FORBIDDEN):
+            raise ApiError(refusal.message, param=refusal.param or None, code=refusal.code)
+        sent = translation.body | {"model": model}
 
         with ExitStack() as held:
             _take_a_place(held)
@@ -116,13 +119,14 @@ class PassThroughViewSet(viewsets.ViewSet):
                 head = relay.head()
                 silence.is_over = True
                 if head.status == 200 and head.content_type == EVENT_STREAM:
-                    return _streamed(EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all()))
+                    events = EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all())
+                    return _telling(_streamed(events), translation)
                 content = _whole(relay)
             except NotConnected:
                 raise _away(backend) from None
             except Broken as error:
                 raise _broken(error) from None
-        return _answer(backend, kind, self.endpoint, model, head, content)
+        return _telling(_answer(backend, kind, self.endpoint, model, head, content), translation)
 
 
 class Silence:
@@ -173,6 +177,14 @@ class EventStream:
             yield b"data: " + json.dumps(_broken(error).envelope).encode() + b"\n\n"
         except ApiError:
             return  # the client is gone
+
+
+def _telling(response: HttpResponseBase, translation: Translation) -> HttpResponseBase:
+    """`response`, naming what the model server ignored: what it takes from a person is passed on to it all the same."""
+    ignored = dict.fromkeys(quote(finding.param, safe="[]._-") for finding in translation.findings)
+    if ignored:
+        response["x-ignored-parameters"] = ", ".join([*ignored][:MOST_IGNORED_NAMED])
+    return response
 
 
 def _streams(body: JSON) -> bool:

@@ -10,7 +10,7 @@ from batches.backends import missing_models
 from batches.backends.base import BackendKind, State, Unreachable
 from batches.backends.calls import CallPool
 from batches.backends.connection import Connection, ReplyTooLarge
-from batches.backends.llama_server import LlamaServer
+from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import listing
 from batches.backends.ollama import Ollama
 from batches.backends.relay import Relay
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 # In the order in which a server is asked whether it is of the kind; the last kind takes any server that lists models.
-KINDS: list[BackendKind] = [Ollama(), Vllm(), LlamaServer(), BackendKind()]
+KINDS: list[BackendKind] = [Ollama(), Vllm(), EmbeddedModel(), LlamaServer(), BackendKind()]
 _BY_NAME = {kind.name: type(kind) for kind in KINDS}
 LONGEST_ANSWER_S = 1800.0
 

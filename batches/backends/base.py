@@ -1,10 +1,12 @@
 """What every kind of model server has in common: how a body is made ready, and what a reply means for its line."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from batches.backends import error_bodies
+from batches.backends.parameters import others
+from batches.backends.parameters.table import Table, Translation
 from batches.backends.replies import (
     JSON,
     SERVER_ERRORS,
@@ -78,6 +80,7 @@ class BackendKind:
 
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "The model server"
+    tables: ClassVar[Mapping[str, Table]] = others.UNKNOWN  # what becomes of a request's members, by endpoint
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
     has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
@@ -151,19 +154,13 @@ class BackendKind:
         """What to type at the server so that it has this model; empty if there is no such command for this name."""
         return ""
 
-    def unsupported(self, endpoint: str, body: JSON) -> str:
-        """A sentence about what in a body this server would ignore, misread or fetch from elsewhere; empty if nothing.
+    def translate(self, endpoint: str, body: JSON, *, stream: bool = False) -> Translation:
+        """The body to send for a client's or a line's body, and what of it this server will not heed.
 
-        A line with such a body is refused: a clear error is better than an answer to another request.
+        A line with such a finding is refused: a clear error is better than an answer to another request. The members
+        that ask for a stream go only with `stream`; `model` stays as it is. May raise RecursionError.
         """
-        if any(url and not url.startswith("data:") for url in _urls(body)):
-            return "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
-        return ""
-
-    def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
-        """The body to send for a line's body: never streamed, and with `model`, the server's own name for the model."""
-        sent = {key: value for key, value in body.items() if key not in ("stream", "stream_options")}
-        return {**sent, "model": model}
+        return self.tables[endpoint].translate(body, stream=stream)
 
     def judge(self, endpoint: str, status: int, content: bytes) -> Reply:
         """What a complete HTTP answer means."""
@@ -296,19 +293,3 @@ def listed_models(ask: Ask) -> list[Model] | None:
             owner = str(each.get("owned_by") or "unknown")
             models.append(Model(each["id"], created if isinstance(created, int) else 0, owner))
     return models
-
-
-def _urls(body: JSON) -> Iterator[str]:
-    """The addresses of images, files, videos and sounds in a chat's messages or a response's input, however deep."""
-    todo: list[Any] = [body.get("messages"), body.get("input")]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, list):
-            todo += value
-        elif isinstance(value, dict):
-            for name, place in value.items():
-                url = place.get("url") if isinstance(place, dict) else place
-                if name in ("image_url", "file_url", "video_url", "audio_url") and isinstance(url, str):
-                    yield url
-                else:
-                    todo.append(place)

@@ -1,12 +1,16 @@
 """llama.cpp's own server; the embedded backend is one too."""
 
+from django.conf import settings
+
 from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
+from batches.backends.parameters import others
 from batches.backends.replies import count
 
 
 class LlamaServer(BackendKind):
     name = "llama-server"
     title = "llama-server"
+    tables = others.LLAMA_SERVER
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "llamacpp" for model in models)
@@ -32,3 +36,14 @@ class LlamaServer(BackendKind):
 
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start llama-server with --ctx-size {tokens} times the number of its slots (--parallel)."
+
+
+class EmbeddedModel(LlamaServer):
+    """The llama-server that comes with this product. The template of its model has no tools."""
+
+    name = "embedded"
+    title = "The embedded model"
+    tables = others.EMBEDDED
+
+    def _owns(self, models: list[Model]) -> bool:
+        return settings.EMBEDDED_BACKEND and super()._owns(models)

@@ -3,31 +3,13 @@
 import re
 import secrets
 import sys
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from batches.backends import error_bodies, ollama_context, ollama_names
 from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
+from batches.backends.parameters import ollama as parameters
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
 from batches.backends.rules import Rule, verdict_of
-
-# endpoint -> member of the body -> values that ask for nothing beyond what Ollama does anyway
-IGNORED: dict[str, dict[str, tuple[object, ...]]] = {
-    "/v1/chat/completions": {
-        "n": (1,),
-        "tool_choice": ("auto", "none"),
-        "logit_bias": ({},),
-        "modalities": (["text"],),
-        "prediction": (),
-    },
-    "/v1/completions": {"n": (1,), "best_of": (1,), "echo": (False,), "logit_bias": ({},)},
-    "/v1/responses": {
-        "previous_response_id": (),
-        "conversation": (),
-        "background": (False,),
-        "tool_choice": ("auto", "none"),
-        "truncation": ("disabled",),
-    },
-}
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 EMBEDDINGS = "/v1/embeddings"
@@ -89,6 +71,7 @@ KEEP_ALIVE = "30m"
 class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
+    tables = parameters.TABLES
     loads_on_demand = True
     has_library = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
@@ -151,30 +134,6 @@ class Ollama(BackendKind):
 
     def install_command(self, model: str) -> str:
         return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
-
-    def unsupported(self, endpoint: str, body: JSON) -> str:
-        if problem := super().unsupported(endpoint, body):
-            return problem
-        # GenerateHandler takes an empty prompt as an order to load the model, and answers with finish_reason "load".
-        if endpoint == "/v1/completions" and body.get("prompt") in (None, "", [], [""]):
-            return "Ollama only loads the model for an empty 'prompt'."
-        # openai.go's request structs have none of these members, so Ollama would drop them without saying so.
-        for name, harmless in IGNORED.get(endpoint, {}).items():
-            if body.get(name) not in (None, *harmless):
-                return f"Ollama ignores '{name}'; leave it out."
-        return ""
-
-    def prepare(self, endpoint: str, body: JSON, model: str) -> JSON:
-        sent = super().prepare(endpoint, body, model)
-        # openai.go ChatCompletionRequest lacks this member: Ollama would ignore it, and the answer would have no limit.
-        limit = sent.pop("max_completion_tokens", None)
-        if sent.get("max_tokens") is None and limit is not None:
-            sent["max_tokens"] = limit
-        if isinstance(sent.get("messages"), list):
-            sent["messages"] = [_flattened(message) for message in sent["messages"]]
-        if endpoint == "/v1/completions" and isinstance(sent.get("prompt"), list) and len(sent["prompt"]) == 1:
-            sent["prompt"] = sent["prompt"][0]  # Ollama takes a string only
-        return sent
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         # Without a prompt the handlers only load the model. A model for embeddings can be loaded by /api/embed alone.
@@ -245,14 +204,3 @@ def _with_own_id(thing: JSON) -> JSON:
     """`thing` with an id that keeps its prefix (`chatcmpl-`, `resp_`) and is random after the prefix."""
     prefix = re.match(r"[a-z]+[-_]", str(thing.get("id")))
     return thing | {"id": prefix[0] + secrets.token_hex(16)} if prefix else thing
-
-
-def _flattened(message: Any) -> Any:
-    """A message whose content is text parts alone, as one text, since Ollama makes a message of each part."""
-    parts = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(parts, list) or not parts:
-        return message
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        return message
-    return message | {"content": "\n".join(filter(None, texts))}

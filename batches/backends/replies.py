@@ -51,9 +51,9 @@ class Reply:
     listed: tuple[str, ...] = ()  # the models that the server listed, if it was asked because one is missing
 
 
-def refused(code: str, message: str) -> Reply:
+def refused(code: str, message: str, param: str | None = None) -> Reply:
     """A reply that refuses a line for its own fault, as the endpoint itself would refuse it."""
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
     return Reply(Verdict.REFUSED, 400, compact({"error": error}))
 
 

@@ -1,12 +1,14 @@
 """vLLM's OpenAI server."""
 
 from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
+from batches.backends.parameters import vllm as parameters
 from batches.backends.replies import count
 
 
 class Vllm(BackendKind):
     name = "vllm"
     title = "vLLM"
+    tables = parameters.TABLES
     most_in_flight = 256  # vLLM's own bound on a consumer card
 
     def _owns(self, models: list[Model]) -> bool:

@@ -2,11 +2,15 @@
 
 import logging
 
+from django.conf import settings
+
 from batches import reuse
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call
+from batches.backends.parameters.table import Weight
 from batches.backends.replies import Reply, Verdict, refused
 from batches.dispatch.deadlines import Deadlines
+from batches.dispatch.ignored_members import IgnoredMembers
 from batches.dispatch.input_reader import UNREADABLE, InputFiles
 from batches.models import Line
 from common.database import retrying
@@ -21,6 +25,7 @@ class LineCalls:
         self._kind = kind
         self._inputs = InputFiles()
         self._deadlines = Deadlines()
+        self._ignored = IgnoredMembers()
 
     def make(self, line: Line) -> Call[Line]:
         """The call for this line, to be sent unless it has a reply already.
@@ -30,7 +35,6 @@ class LineCalls:
         endpoint = line.batch.endpoint
         try:
             body = retrying(self._inputs.body, line)
-            problem = self._kind.unsupported(endpoint, body)
         except UNREADABLE as error:
             # Validation read this very line, so the file was removed or damaged since.
             logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
@@ -39,11 +43,15 @@ class LineCalls:
         except OSError:
             self._inputs.reopen(line)
             raise
-        if problem:
-            return _answered(line, refused("unsupported_parameter", problem))
+        translation = self._kind.translate(endpoint, body)
+        least = Weight.REFUSED if settings.STRICT_PARAMETERS else Weight.FORBIDDEN
+        if refusal := translation.refusal(least=least):
+            return _answered(line, refused(refusal.code, refusal.message, refusal.param))
+        if translation.findings:
+            self._ignored.tell(line, translation.findings)
         if known := retrying(reuse.recall, line):
             return _answered(line, Reply(Verdict.ANSWERED, 200, known))
-        sent = self._kind.prepare(endpoint, body, line.model)
+        sent = translation.body | {"model": line.model}
         return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))
 
     def note(self, call: Call[Line]) -> None:

@@ -261,7 +261,8 @@ def test_two_at_once_do_not_mix(create, work):
 
 
 def test_the_body_that_is_sent_means_what_the_line_said(create, work, backend):
-    body = {"messages": [{"role": "user", "content": "ä\u2028\U0001f600"}], "seed": 12345678901234567890, "x": 1e-7}
+    body = {"messages": [{"role": "user", "content": "ä\u2028\U0001f600"}], "seed": 12345678901234567890}
+    body |= {"temperature": 1e-7}
     raw = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}).encode()
     batch = create(raw)
     work.run(batch["id"])

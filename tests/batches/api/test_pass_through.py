@@ -69,6 +69,18 @@ def test_a_body_is_made_ready_as_a_lines_is(ask, backend, settings):
     assert "max_completion_tokens" not in sent
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_ollama_ignores_is_passed_on_and_named(ask, backend, stream):
+    tool = {"type": "function", "function": {"name": "look_up"}}
+    asked = {"tools": [tool], "tool_choice": "required", "n": 2, "a\nb": 1, "user": "me"}
+    response = ask(stream=stream, **asked)
+    assert response.status_code == 200
+    assert response["x-ignored-parameters"] == "tool_choice, n, a%0Ab"
+    del asked["user"]
+    assert {name: backend.seen[0].body.get(name) for name in asked} == asked
+    assert "x-ignored-parameters" not in ask(user="me")
+
+
 @pytest.mark.parametrize("model", [None, ""])
 def test_no_model_is_the_default_one(ask, backend, settings, model):
     settings.MODEL_NAME = "other:1b"
@@ -127,10 +139,9 @@ def test_it_needs_a_key_as_all_of_the_api_does(ask, api, backend):
         ({"model": "a\x00"}, "model", "invalid_value"),
         ({"stream": "yes"}, "stream", "invalid_type"),
         ({"stream": 0}, "stream", "invalid_type"),
-        ({"n": 2}, None, "unsupported_parameter"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "https://x.org"}]}]},
-            None,
+            "messages[0].content[0].image_url",
             "unsupported_parameter",
         ),
     ],

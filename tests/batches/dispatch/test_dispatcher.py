@@ -199,7 +199,7 @@ def test_a_line_is_taken_up_to_the_limit_of_nesting_and_then_answered(create, wo
         """A line whose members are nested as deep as this; it is a level itself, and so is its body."""
         changed = {"messages": [{"role": "user", "content": name}]} | more
         deep = "[" * (depth - 2) + "]" * (depth - 2)
-        return json.dumps(line(name, body=changed)).replace('"max_tokens": 8', f'"x": {deep}').encode() + b"\n"
+        return json.dumps(line(name, body=changed)).replace('"max_tokens": 8', f'"seed": {deep}').encode() + b"\n"
 
     limit = strict_json.MOST_LEVELS
     batch = work.run(create(nested("a", limit) + nested("b", limit))["id"])
