@@ -17,13 +17,19 @@ class Effort:
     scale: float = 1.0
     rounds: int = 3
     latency_ms: tuple[int, ...] = tuple(LATENCIES_MS)
-    in_flight: tuple[int, ...] = tuple(IN_FLIGHT)
+    in_flight: tuple[int, ...] = ()  # empty: the usual ones of the scenario
+    parallel: int | None = None
     most_lines: int = 100_000
     backend_url: str = ""
     model: str = ""
     price_in: float | None = None
     price_out: float | None = None
     tell: Callable[[str], object] = str  # takes progress
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What the batch server is told of the real model server; nothing, unless --parallel is given."""
+        return {} if self.parallel is None else {"BACKEND_PARALLEL": str(self.parallel)}
 
     def lines(self, usual: int, *, least: int = 4) -> int:
         return max(least, round(usual * self.scale))
@@ -35,6 +41,8 @@ class Effort:
             raise CommandError("--scale has to be above 0, and --rounds 1 or more.")
         if bool(options["backend_url"]) != bool(options["model"]):
             raise CommandError("--backend-url and --model belong together.")
+        if options["parallel"] is not None and options["parallel"] < 1:
+            raise CommandError("--parallel has to be 1 or more.")
         if (options["price_in"] is None) != (options["price_out"] is None):
             raise CommandError("--price-in and --price-out belong together.")
         values = {name: options[name] for name in _names()}
@@ -80,7 +88,7 @@ def add_arguments(parser: CommandParser) -> None:
         nargs="+",
         choices=IN_FLIGHT,
         default=usual.in_flight,
-        help="throughput: calls at once (default: all)",
+        help="throughput: calls at once (default: all); prefixes, money: calls of the bare client at once (default: 1)",
     )
     add(
         "--most-lines",
@@ -88,7 +96,8 @@ def add_arguments(parser: CommandParser) -> None:
         default=usual.most_lines,
         help="scale: lines of the largest batch; 1000000 takes ten times as long (default: 100000)",
     )
-    add("--backend-url", default="", help="prefixes, money: a model server of yours instead of the embedded model")
+    add("--backend-url", default="", help="prefixes, money, throughput: measure on a model server of yours instead")
     add("--model", default="", help="… and the model to ask for there")
+    add("--parallel", type=int, help="… and what BACKEND_PARALLEL says of it (default: unset, so what the server says)")
     add("--price-in", type=float, help="money: what a provider takes for 1,000,000 tokens of input, in any currency")
     add("--price-out", type=float, help="… and for 1,000,000 tokens of output")

@@ -21,32 +21,40 @@ LOOK_EVERY_S, LOOK_TIMEOUT_S = 1.0, 10.0
 def money(effort: Effort) -> list[Table]:
     """What a real batch gets done in tokens, and what they would cost elsewhere.
 
-    Short chats with answers of up to 48 tokens, by a bare `requests` loop and as a batch, on the embedded model, or on
-    the model server and the model that --backend-url and --model name. Seconds are the loop's, and of the batch from
-    `in_progress_at` to `completed_at`; `ratio` is the batch's tokens a second by the loop's. Prices are whatever
-    --price-in and --price-out say, for 1,000,000 tokens; there is no default. Energy is what nvidia-smi tells of all
-    cards together, once a second.
+    Short chats with answers of up to 48 tokens, by `requests`, one after the other or as many at once as `at once`
+    says, and as a batch, on the embedded model, or on the model server and the model that --backend-url and --model
+    name. Seconds are the bare client's, and of the batch from `in_progress_at` to `completed_at`; `batch/bare` is the
+    batch's output tokens a second by the bare client's. Prices are whatever --price-in and --price-out say, for
+    1,000,000 tokens; there is no default. Energy is what nvidia-smi tells of all cards together, once a second.
     """
-    with real_model(effort) as model_server, workbench(model_server) as bench:
+    with real_model(effort) as model_server, workbench(model_server, **effort.told) as bench:
         lines = effort.lines(LINES, least=2)
         path = request_files.chats(bench.input_file, lines, MAX_TOKENS, model_server.models)
-        effort.tell(f"money: {lines} lines by the bare loop")
-        bare_s = bare_clients.loop(model_server.url, path)
-        bare = tokens(bare_clients.answers_to(path))
+        bare = []
+        for in_flight in effort.in_flight or (1,):
+            effort.tell(f"money: {lines} lines by requests, {in_flight} at once")
+            bare_s = bare_clients.threads(model_server.url, path, in_flight)
+            bare.append((in_flight, tokens(bare_clients.answers_to(path)), bare_s))
         effort.tell(f"money: {lines} lines as a batch")
         with _watts() as watts:
             batch = bench.batch(path)
         batch_s = bench.seconds_between(batch["id"], "in_progress_at", "completed_at")
         ours = tokens(bench.output(batch))
-    ratio = (ours.written / batch_s) / (bare.written / bare_s)
-    rows = []
-    for name, done, seconds in (("bare", bare, bare_s), ("batch", ours, batch_s)):
-        counts = [str(lines), f"{done.prompt:,}", f"{done.written:,}"]
-        rows.append([name, *counts, figure(seconds, 1), figure(done.written / seconds, 1)])
-    columns = ["by", "lines", "input tokens", "output tokens", "seconds", "output tokens/s"]
-    speed = Table(columns, rows, f"Ratio: {ratio:.2f}.")
+    batch_speed = ours.written / batch_s
+    rows = [
+        ["bare", str(in_flight), *_figures(lines, done, seconds), figure(batch_speed / (done.written / seconds))]
+        for in_flight, done, seconds in bare
+    ]
+    rows.append(["batch", "-", *_figures(lines, ours, batch_s), "-"])
+    columns = ["by", "at once", "lines", "input tokens", "output tokens", "seconds", "output tokens/s", "batch/bare"]
+    speed = Table(columns, rows)
     worth, remark = _worth(effort, ours, batch_s, watts)
     return [speed, Table(["of the batch", "figure"], worth, remark)]
+
+
+def _figures(lines: int, done: Tokens, seconds: float) -> list[str]:
+    counts = [str(lines), f"{done.prompt:,}", f"{done.written:,}"]
+    return [*counts, figure(seconds, 1), figure(done.written / seconds, 1)]
 
 
 def _worth(effort: Effort, done: Tokens, seconds: float, watts: list[float]) -> tuple[list[list[str]], str]:

@@ -14,7 +14,7 @@ PATH = "docs/benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 Written by `python manage.py benchmark --write`. Only figures of one table can be compared with each other: they come
-from one run on one machine.
+from one run on one machine. The last section is written by hand.
 """
 
 
@@ -35,10 +35,14 @@ def versions() -> str:
 
 
 def write(name: str, text: str, order: Iterable[str]) -> None:
-    """Replace the section of this scenario in the report; the other sections stay as they were measured."""
+    """Replace the section of this scenario in the report; the other sections stay as they were measured.
+
+    Those that are no scenario's were written by hand and stay last.
+    """
     path = settings.BASE_DIR / PATH
     texts = dict(re.findall(r"^## (\S+)\n+(.*?)\n*(?=^## |\Z)", path.read_text() if path.exists() else "", re.M | re.S))
     texts[name] = f"{text}\n{machine()}\n{versions()}"
-    sections = [f"## {each}\n\n{texts[each]}\n" for each in order if each in texts]
+    names = [each for each in order if each in texts]
+    sections = [f"## {each}\n\n{texts[each]}\n" for each in dict.fromkeys([*names, *texts])]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([INTRODUCTION, *sections]))

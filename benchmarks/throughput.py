@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import bare_clients, request_files
-from benchmarks.effort import Effort
+from benchmarks.effort import IN_FLIGHT, Effort
 from benchmarks.tables import Table, figure, verdict
-from benchmarks.workbench import Workbench, fixed_latency, workbench
+from benchmarks.workbench import Workbench, fixed_latency, real_model, workbench
 
 LATENCIES_MS = (2, 20)
 LINE_BYTES = 1_000
@@ -18,6 +18,10 @@ MOST_LINES = 1_000  # of a run; otherwise as many as take a second
 LEAST_LINES = 20  # for each call in flight
 TARGET_IN_FLIGHT, TARGET_LATENCY_MS, LEAST_RATIO = 16, 20, 0.9
 CLIENTS = ("requests", "aiohttp", "httpx", "sockets", "batch")
+# `sockets` understands the answers of our own model server alone.
+REAL_CLIENTS = ("requests", "aiohttp", "httpx", "batch")
+WARM_UP_LINES, LEAST_REAL_LINES, REAL_LINES = 4, 100, 40  # of a run; the last for each call in flight
+MAX_TOKENS = 16
 
 
 def throughput(effort: Effort) -> list[Table]:
@@ -32,9 +36,15 @@ def throughput(effort: Effort) -> list[Table]:
     so with many calls in flight the figures tell how little CPU a client needs. CPU is what the process of the
     threads used, and the inference worker's processes from upload to result file. A client that is not installed has no
     figure.
+
+    With --backend-url the same clients send short chats with answers of up to 16 tokens to that server. Seconds are
+    then the client's own, and of the batch from `in_progress_at` to `completed_at`; `BACKEND_PARALLEL` is unset or what
+    --parallel says; `best` is the fastest of the bare clients.
     """
+    if effort.backend_url:
+        return _on_a_real_model(effort)
     rows: dict[int, list[_Row]] = {latency_ms: [] for latency_ms in LATENCIES_MS}
-    for in_flight in effort.in_flight:
+    for in_flight in effort.in_flight or IN_FLIGHT:
         with fixed_latency() as model_server, workbench(model_server, BACKEND_PARALLEL=str(in_flight)) as bench:
             for latency_ms in LATENCIES_MS:
                 rows[latency_ms].append(_measure(bench, effort, in_flight, latency_ms))
@@ -100,3 +110,38 @@ def _table(latency_ms: int, rows: list[_Row]) -> Table:
     speeds = [f"{name} lines/s" for name in CLIENTS]
     cpu = ["requests CPU ms/line", "batch CPU ms/line"]
     return Table([f"in flight, {latency_ms} ms", "lines", *speeds, "batch/requests", *cpu], lines, remark)
+
+
+def _on_a_real_model(effort: Effort) -> list[Table]:
+    rows = []
+    with real_model(effort) as model_server, workbench(model_server, **effort.told) as bench:
+        _measure_real(bench, effort, 1, rounds=1, lines=WARM_UP_LINES)  # imports, and the first connections
+        for in_flight in effort.in_flight or IN_FLIGHT:
+            lines = effort.lines(max(LEAST_REAL_LINES, REAL_LINES * in_flight))
+            rounds = _measure_real(bench, effort, in_flight, rounds=effort.rounds, lines=lines)
+            ratios = [each["batch"] / max(each[name] for name in each if name != "batch") for each in rounds]
+            speeds = [figure(median(each.get(name, float("nan")) for each in rounds), 1) for name in REAL_CLIENTS]
+            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            rows.append([str(in_flight), str(lines), *speeds, figure(median(ratios)), spread])
+    columns = ["in flight", "lines", *(f"{name} lines/s" for name in REAL_CLIENTS), "batch/best", "spread"]
+    return [Table(columns, rows)]
+
+
+def _measure_real(
+    bench: Workbench, effort: Effort, in_flight: int, *, rounds: int, lines: int
+) -> list[dict[str, float]]:
+    """Lines a second by client, for each round."""
+    path = request_files.chats(bench.input_file, lines, MAX_TOKENS, bench.model_server.models)
+    found = []
+    for number in range(rounds):
+        effort.tell(f"throughput: {in_flight} in flight, {lines} lines, round {number + 1} of {rounds}")
+        speeds = {}
+        for name, run in _clients(bench, in_flight).items():
+            if name in REAL_CLIENTS and name != "batch":
+                started = time.monotonic()
+                run(path)
+                speeds[name] = lines / (time.monotonic() - started)
+        batch = bench.batch(path)
+        speeds["batch"] = lines / bench.seconds_between(batch["id"], "in_progress_at", "completed_at")
+        found.append(speeds)
+    return found

@@ -8,16 +8,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from batchserver import embedded_backend
+from benchmarks import report
+from benchmarks.effort import Effort
+from benchmarks.workbench import fixed_latency
 from tests.stack import ROOT, eventually
 
 TINY = ["--scale", "0.02", "--rounds", "1"]
 needs_embedded_model = pytest.mark.skipif(not embedded_backend.is_installed(), reason="needs the embedded model")
 
 Row = dict[str, str]
+# The options of the command at their defaults.
+USUAL = {name: value for name, value in vars(Effort()).items() if name != "tell"}
 
 
 @pytest.fixture
@@ -109,6 +115,38 @@ def test_throughput(data_dir: Path) -> None:
             assert 0 < number(row[f"{client} lines/s"]) <= 2 / latency_ms * 1000
 
 
+def test_a_model_server_of_yours_with_several_slots(data_dir: Path) -> None:
+    with fixed_latency() as server:
+        yours = ["--backend-url", server.url, "--model", server.models[0], "--parallel", "4", "--in-flight", "1", "4"]
+        (speeds, prompts, tokens, _), _ = measure(data_dir, "throughput", "prefixes", "money", *yours)
+    assert [(row["in flight"], row["lines"]) for row in speeds] == [("1", "4"), ("4", "4")]
+    for row in speeds:
+        assert are_positive(row, "requests lines/s", "aiohttp lines/s", "httpx lines/s", "batch lines/s", "batch/best")
+    assert [(row["prompts"], row["bare at once"]) for row in prompts] == [
+        (count, at_once) for count in ("1", "4", "16") for at_once in ("1", "4")
+    ]
+    assert [(row["by"], row["at once"]) for row in tokens] == [("bare", "1"), ("bare", "4"), ("batch", "-")]
+
+
+def test_the_batch_server_is_told_of_slots_by_parallel_alone() -> None:
+    assert Effort.chosen(USUAL | {"parallel": 4}, print).told == {"BACKEND_PARALLEL": "4"}
+    assert Effort.chosen(USUAL, print).told == {}
+
+
+def test_the_report_keeps_sections_that_are_no_scenarios(tmp_path: Path, settings: Any) -> None:
+    settings.BASE_DIR = tmp_path
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / report.PATH
+    page.write_text(f"{report.INTRODUCTION}\n## money\n\nold\n\n## card\n\nby hand\n")
+    report.write("money", "new", ["overhead", "money"])
+    report.write("overhead", "newer", ["overhead", "money"])
+    assert re.findall(r"^## (\S+)\n\n(\S.*)", page.read_text(), re.M) == [
+        ("overhead", "newer"),
+        ("money", "new"),
+        ("card", "by hand"),
+    ]
+
+
 @needs_embedded_model
 def test_prefixes(data_dir: Path) -> None:
     [rows], printed = measure(data_dir, "prefixes")
@@ -162,7 +200,7 @@ def test_latency(data_dir: Path) -> None:
 @needs_embedded_model
 def test_money_has_no_price_of_its_own(data_dir: Path) -> None:
     (speeds, worth), printed = measure(data_dir, "money")
-    assert [row["by"] for row in speeds] == ["bare", "batch"]
+    assert [(row["by"], row["at once"]) for row in speeds] == [("bare", "1"), ("batch", "-")]
     assert all(are_positive(row, "input tokens", "output tokens", "output tokens/s") for row in speeds)
     assert [row["of the batch"] for row in worth] == ["input tokens in an hour", "output tokens in an hour"]
     assert "No price: give --price-in and --price-out. No energy: " in printed
@@ -188,6 +226,7 @@ def test_it_leaves_nothing_behind_when_it_is_interrupted(data_dir: Path, scenari
         (["speed"], "There is no scenario 'speed'; there are overhead, throughput, prefixes, models, intake, "),
         (["overhead", "--scale", "0"], "--scale has to be above 0"),
         (["money", "--price-in", "1"], "--price-in and --price-out belong together"),
+        (["money", "--parallel", "0"], "--parallel has to be 1 or more"),
         (["money", "--model", "gemma3:12b"], "--backend-url and --model belong together"),
     ],
 )
