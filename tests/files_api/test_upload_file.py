@@ -200,7 +200,7 @@ def send(api, *parts, charset="", **headers):
     ("filename", "name"),
     [
         (b'; filename="Gr\xfc\xdfe.jsonl"', "Grüße.jsonl"),
-        (b'; filename="caf\xe9 d\xe9j\xe0.jsonl"', "café déjà.jsonl"),
+        (b'; filename="d\xe9j\xe0 vu.jsonl"', "déjà vu.jsonl"),
         ('; filename="文件夹.jsonl"'.encode("gbk"), "文件夹.jsonl"),
         ('; filename="リクエスト.jsonl"'.encode("shift_jis"), "リクエスト.jsonl"),
         ('; filename="запросы.jsonl"'.encode("cp1251"), "запросы.jsonl"),
