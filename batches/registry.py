@@ -49,6 +49,10 @@ def report_backend() -> Backend:
         # A model that is listed again is tried at once; its pause may have minutes left.
         back = [each.pk for each in missed if backend.has_model(each.model)]
         backend.paused_models.filter(pk__in=back).update(resume_at=Now())
+        if not backends.listed_name(state.kind, state.loaded, backend.loaded_model):
+            # The server was started again, maybe with other slots. A drive that has just loaded the model counts again.
+            backend.counted_slots = None
+            fields.append("counted_slots")
         if no_room := no_room_hint():
             _pause(backend, no_room)
         elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):

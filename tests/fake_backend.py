@@ -11,13 +11,15 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "gemma3:12b"
 TRIAL = "Hi"  # what a trial request says
+COUNTING = "Write the numbers"  # how a request begins by which slots are counted
+COUNTED_PIECES = 20
 
 
 @dataclass
@@ -63,6 +65,7 @@ class FakeBackend:
         self.is_hung = False  # takes connections and requests, and says nothing
         self.delay_s = 0.0
         self.native_delay_s = 0.0
+        self.slots = 2  # requests that count slots: so many are answered at once, and the others wait
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
         self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
@@ -78,6 +81,8 @@ class FakeBackend:
         self._always: dict[str, Action] = {}
         self._lock = threading.Lock()
         self._release = threading.Event()
+        self._free_slots = threading.Condition()
+        self._busy_slots = 0
         self._port = port
         self._server: ThreadingHTTPServer | None = None
 
@@ -150,6 +155,18 @@ class FakeBackend:
             if self._actions[seen.key]:
                 return self._actions[seen.key].popleft()
         return self._always.get(seen.key, Action(delay_s=self.delay_s))
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        with self._free_slots:
+            self._free_slots.wait_for(lambda: self._busy_slots < self.slots)
+            self._busy_slots += 1
+        try:
+            yield
+        finally:
+            with self._free_slots:
+                self._busy_slots -= 1
+                self._free_slots.notify()
 
     def wait(self, seconds: float) -> None:
         """Sleep, or until the server is stopped."""
@@ -251,7 +268,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         if body.get("stream") and action.body is None and self.path != "/v1/embeddings":
-            self._stream(seen, action)
+            if seen.key.startswith(COUNTING):
+                with self.fake.slot():
+                    self._stream(seen, replace(action, pause_s=0.005))
+            else:
+                self._stream(seen, action)
             return
         content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
         if not isinstance(content, bytes):
@@ -389,6 +410,7 @@ def events(path: str, body: dict[str, Any]) -> Iterator[bytes]:
     """A good answer as a stream, an event for each of its words, in the shape of the endpoint."""
     whole = answer(path, body)
     words = f"answer to {_key(body)}".split(" ")
+    words *= COUNTED_PIECES if words[2:5] == COUNTING.split(" ") else 1
     if path == "/v1/responses":
         for number, word in enumerate(words):
             delta = {"type": "response.output_text.delta", "sequence_number": number, "delta": word, "logprobs": []}

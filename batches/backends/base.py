@@ -82,6 +82,8 @@ class BackendKind:
     title: ClassVar[str] = "The model server"
     tables: ClassVar[Mapping[str, Table]] = others.UNKNOWN  # what becomes of a request's members, by endpoint
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
+    # Each slot keeps the prompt that it read last, and reuses it for its next call alone.
+    cache_is_by_slot: ClassVar[bool] = False
     has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
 
@@ -238,6 +240,11 @@ class BackendKind:
                 if not isinstance(body.get("output"), list):
                     return "The reply has no output."
         return ""
+
+    def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
+        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots). None if
+        the server tells how many calls it computes at once, or if answers at this endpoint are not streamed."""
+        return []
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         """Path and body of a request that loads the model and does nothing else; None if the server has none."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from urllib3 import Timeout
+from urllib3 import BaseHTTPResponse, Timeout
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 from urllib3.util import parse_url
 
@@ -78,6 +78,20 @@ class Connection:
         with self._cuttable(call):
             return self._request("POST", path, content, None)
 
+    def stream(self, path: str, body: dict[str, Any], *, call: object) -> Iterator[bytes]:
+        """The pieces of a streamed answer, as they come; nothing if the server refuses the request.
+
+        Raises as `post` does. An answer that is not read to its end is broken off.
+        """
+        with self._cuttable(call):
+            response = self._open("POST", path, json.dumps(body).encode("ascii"), None)
+            try:
+                if response.status == 200:
+                    yield from response.stream(2**16)
+            finally:
+                self._shut()
+                response.close()
+
     @contextmanager
     def _cuttable(self, call: object) -> Iterator[None]:
         """Let `cut(call)` end the request inside; Cut comes out of it then."""
@@ -136,8 +150,8 @@ class Connection:
         if self._socket is not None:
             shut(self._socket)
 
-    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> tuple[int, bytes]:
-        response = self._pool.urlopen(
+    def _open(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> BaseHTTPResponse:
+        return self._pool.urlopen(
             method,
             self._path + path,
             body=body,
@@ -146,6 +160,9 @@ class Connection:
             redirect=False,
             preload_content=False,
         )
+
+    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float | None) -> tuple[int, bytes]:
+        response = self._open(method, path, body, timeout_s)
         try:
             wait = response.headers.get("Retry-After", "")
             self.retry_after_s = float(wait) if wait.isascii() and wait.isdigit() else 0.0

@@ -10,6 +10,7 @@ from batches.backends.replies import count
 class LlamaServer(BackendKind):
     name = "llama-server"
     title = "llama-server"
+    cache_is_by_slot = True
     tables = others.LLAMA_SERVER
 
     def _owns(self, models: list[Model]) -> bool:

@@ -8,6 +8,7 @@ declared dead meanwhile and the line is another's: the result is dropped.
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from django.db import connection, transaction
@@ -18,7 +19,8 @@ from batches import failing, reuse
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
-from batches.models import FINAL, Batch, Lease, Line, LineState, Part
+from batches.dispatch.lanes import LOOK_AHEAD, Lane, Waiting, choose
+from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part
 from batches.scheduling import turns
 from common import failpoints
 
@@ -31,23 +33,44 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
     if turn.is_suspicious:
         most = 1
     with transaction.atomic():
-        # Postgres skips lines that another claim has locked; on SQLite this transaction has the only write lock.
-        ids = list(
-            turn.lines()
-            .filter(batch__in=Batch.objects.all().runnable(), part__failure__isnull=True)
-            .select_for_update(skip_locked=True, of=("self",))
-            .values_list("pk", flat=True)[:most]
-        )
-        if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
-            return []
-        Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
-        # Read again, since another claim may have got some of them. In the same transaction, so that a claim that is
-        # tried again leaves no line behind.
-        claimed = Line.objects.all().claimed_by(lease).in_bulk(ids)
-        lines = [claimed[each] for each in ids if each in claimed]
-        if lines:
-            turn.claimed(lines[-1])
+        lines = _claim(lease, turn, list(_lock(_waiting(turn)).values_list("pk", flat=True)[:most]))
     failpoints.reach("after_claim")
+    return lines
+
+
+def claim_for_lanes(lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size: int) -> list[list[Line]]:
+    """Claim up to `size` lines for each lane that is low on lines. As `claim` otherwise."""
+    with transaction.atomic():
+        ahead = _waiting(turn).values_list("pk", "order_key", "number")[: LOOK_AHEAD * len(lanes)]
+        chosen = choose([Waiting.of(*each) for each in ahead], lanes, size)
+        wanted = [each.pk for share in chosen for each in share]
+        locked = set(_lock(_waiting(turn).filter(pk__in=wanted)).values_list("pk", flat=True))
+        claimed = {line.pk: line for line in _claim(lease, turn, [pk for pk in wanted if pk in locked])}
+    failpoints.reach("after_claim")
+    return [[claimed[each.pk] for each in share if each.pk in claimed] for share in chosen]
+
+
+def _waiting(turn: turns.Turn) -> LineQuerySet:
+    """The lines that could be claimed, in the order in which they are sent."""
+    return turn.lines().filter(batch__in=Batch.objects.all().runnable(), part__failure__isnull=True)
+
+
+def _lock(lines: LineQuerySet) -> LineQuerySet:
+    # Postgres skips lines that another claim has locked; on SQLite this transaction has the only write lock.
+    return lines.select_for_update(skip_locked=True, of=("self",))
+
+
+def _claim(lease: Lease, turn: turns.Turn, ids: list[int]) -> list[Line]:
+    """Claim these lines in the order given, inside the caller's transaction; those of them that we got."""
+    if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
+        return []
+    Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
+    # Read again, since another claim may have got some of them. In the same transaction, so that a claim that is
+    # tried again leaves no line behind.
+    claimed = Line.objects.all().claimed_by(lease).in_bulk(ids)
+    lines = [claimed[each] for each in ids if each in claimed]
+    if lines:
+        turn.claimed(lines[-1])
     for line in lines:
         line.part, line.batch = turn.part, turn.part.batch
         line.needs_alone = line.needs_alone or turn.is_suspicious

@@ -25,10 +25,10 @@ class ConcurrencyLimit:
     """`size` calls may be in flight. `parallel` is how many calls the backend serves at once, or None if nobody knows:
     then the limit grows up to `most`."""
 
-    def __init__(self, parallel: int | None, *, most: int, size: int = 0) -> None:
-        self.parallel = parallel
-        self.usual = (parallel or 1) + 1
-        self.most = max(self.usual, most) if parallel is None else self.usual
+    def __init__(self, parallel: int | None, *, most: int, size: int = 0, cache_is_by_slot: bool = False) -> None:
+        self._most = most
+        self._cache_is_by_slot = cache_is_by_slot
+        self._know(parallel)
         # A size that was learned counts if nobody tells `parallel`; a size that shrank grows back by itself.
         self.size = min(max(size, 1), self.most) if size and parallel is None else self.usual
         self._shrunk_at = float("-inf")
@@ -39,6 +39,20 @@ class ConcurrencyLimit:
         self._answers = 0
         self._work = 0.0
         self._model = ""  # of the answers that are measured
+
+    def _know(self, parallel: int | None) -> None:
+        self.parallel = parallel
+        # One more than are computed, so that the server need not wait for the next. But of several slots each keeps a
+        # prompt, and one more would start in whatever slot is free first, which has read another prompt.
+        is_one_more = not (self._cache_is_by_slot and parallel is not None and parallel > 1)
+        self.usual = (parallel or 1) + is_one_more
+        self.most = max(self.usual, self._most) if parallel is None else self.usual
+
+    def know(self, parallel: int | None) -> None:
+        """`parallel` is known from now on, or not known any more. Safe to call often."""
+        if parallel != self.parallel:
+            self._know(parallel)
+            self.adopt(self.usual)
 
     @property
     def running(self) -> int:

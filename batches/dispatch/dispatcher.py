@@ -75,7 +75,7 @@ class Dispatcher:
         self.lease = keeper.lease
         self.calls: CallPool[Subject] = backends.open_calls(backend.kind)
         self.line_calls = LineCalls(kind)
-        self.shared = retrying(SharedBackend, backend, keeper.lease, most=kind.most_in_flight)
+        self.shared = retrying(SharedBackend, backend, keeper.lease, kind)
         self.admission = Admission(backend, self.shared)
         self.readiness = Readiness(backend, kind, was_unused=self.shared.was_unused)
         self.lines = LineBuffer(backend, keeper.lease)
@@ -168,6 +168,7 @@ class Dispatcher:
             retrying(lifecycle.unstall, line.batch_id)
             line.batch.stalls = 0
         if call.reply is not None:
+            self.lines.done(line)
             self.answers.add(call)
             return
         failpoints.reach("before_send")
@@ -180,6 +181,7 @@ class Dispatcher:
         reason = f"Its input file cannot be read now ({error.strerror or type(error).__name__}). Look at the storage."
         retrying(lifecycle.stall, line.batch_id, reason, only_in=Status.IN_PROGRESS)
         retrying(claims.hand_back, self.lease, [line])
+        self.lines.done(line)
         self.lines.end_turn()
 
     # Record
@@ -190,6 +192,7 @@ class Dispatcher:
                 self.answers.add(settled)
             return
         assert is_line(call)
+        self.lines.done(call.subject)
         self.shared.note(call)
         self.admission.note(call)
         self.line_calls.note(call)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from batches.dispatch import claims
+from batches.dispatch.lanes import Lane
 from batches.models import Backend, Lease, Line
 from batches.scheduling import turns
 from common.database import retrying
@@ -13,67 +14,118 @@ MOST_CLAIMED = 64
 
 
 class LineBuffer:
-    """The next lines for `backend`, claimed for `lease`, in the order in which they are sent."""
+    """The next lines for `backend`, claimed for `lease`, in lanes. Each lane keeps the order in which its lines are
+    sent; a line of the lane that has the fewest calls in flight is sent next."""
 
     def __init__(self, backend: Backend, lease: Lease) -> None:
         self._backend = backend
         self._lease = lease
         self._turn: turns.Turn | None = None
-        self._ready: deque[Line] = deque()
+        self._lanes = [Lane()]
+        self._lanes_of: int | None = None  # the part whose groups the lanes have begun
+        self._newest: Line | None = None  # the line that was claimed last
         self._claim_size = 1
         self._model = ""  # of the line that was taken last
         self._model_since = float("-inf")  # since then, only lines of this model were taken
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return sum(len(lane.ready) for lane in self._lanes)
 
     def __iter__(self) -> Iterator[Line]:
-        return iter(self._ready)
+        return (line for lane in self._lanes for line in lane.ready)
 
     @property
     def head(self) -> Line | None:
         """The line to be sent next."""
-        return self._ready[0] if self._ready else None
+        lane = self._next_lane()
+        return lane.ready[0] if lane.ready else None
 
     def take(self) -> Line:
-        """The line to be sent now."""
-        line = self._ready.popleft()
+        """The line to be sent now. Call `done` once its call is over."""
+        lane = self._next_lane()
+        line = lane.ready.popleft()
+        lane.in_flight.add(line.pk)
         if line.model != self._model:
             self._model, self._model_since = line.model, time.monotonic()
         return line
+
+    def done(self, line: Line) -> None:
+        """The call for a line that was taken is over: its lane sends the next one."""
+        for lane in self._lanes:
+            lane.in_flight.discard(line.pk)
+
+    def _next_lane(self) -> Lane:
+        lane = min(self._lanes, key=lambda each: len(each.in_flight))
+        if not lane.ready:
+            lane.help(max(self._lanes, key=lambda each: len(each.ready)))
+        return lane
 
     def answered(self, lines: int) -> None:
         """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
         self._claim_size = min(MOST_CLAIMED, 2 * lines) if lines > 1 else 1
 
+    def use_lanes(self, number: int) -> None:
+        """Send lines in so many lanes from now on. Safe to call often."""
+        number = max(1, number)
+        while len(self._lanes) < number:
+            self._lanes.append(Lane())
+        while len(self._lanes) > number:
+            gone = self._lanes.pop()
+            self._lanes[0].ready.extend(gone.ready)
+            self._lanes[0].in_flight |= gone.in_flight
+
+    def _size(self, room: int) -> int:
+        """How many lines each lane claims at once."""
+        return max(1, max(self._claim_size, room) // len(self._lanes))
+
     def is_low(self, room: int) -> bool:
         """Half of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
-        return len(self._ready) * 2 <= max(self._claim_size, room)
+        return any(lane.is_low(self._size(room)) for lane in self._lanes)
 
     def refill(self, room: int, in_flight: Sequence[Line]) -> None:
         """Claim more lines for a room of `room` calls, if the buffer is low. `in_flight` are not answered yet."""
         if not self.is_low(room):
             return
-        size = max(self._claim_size, room)
-        if self._turn is None and not self._ready:
+        if self._turn is None and not len(self):
             self.choose_turn(in_flight)
         # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.
-        while self._turn is not None and not (self._ready and self._ready[-1].model != self._turn.part.model):
-            if self._turn.is_suspicious and (self._ready or in_flight):
+        while self._turn is not None and (len(self) == 0 or self._last.model == self._turn.part.model):
+            if self._turn.is_suspicious and (len(self) or in_flight):
                 return  # lines claimed beside one that may kill its worker would be lost with it
-            if lines := retrying(claims.claim, self._lease, self._turn, size):
-                self._ready.extend(lines)
+            if self._claim(self._turn, self._size(room)):
                 return
             ended, self._turn = self._turn, None
             self.choose_turn(in_flight)
             if self._turn is not None and self._turn.part.pk == ended.part.pk:
                 return  # another drive has just claimed its lines, or its batch stopped: the next look tells
 
+    def _claim(self, turn: turns.Turn, size: int) -> bool:
+        """Claim lines for the lanes that are low; whether there were any."""
+        if len(self._lanes) == 1 or turn.is_suspicious:
+            shares = [retrying(claims.claim, self._lease, turn, size)]
+        else:
+            if self._lanes_of != turn.part.pk:
+                for lane in self._lanes:
+                    lane.last = None
+                self._lanes_of = turn.part.pk
+            shares = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size)
+        for lane, share in zip(self._lanes, shares, strict=False):
+            lane.add(share)
+        lines = [line for share in shares for line in share]
+        self._newest = lines[-1] if lines else self._newest
+        return bool(lines)
+
+    @property
+    def _last(self) -> Line:
+        """A line of the buffer, the one claimed last if it was not sent yet."""
+        lines = list(self)
+        return self._newest if self._newest in lines else lines[-1]
+
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
         """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
-        at_work = self._ready[-1].model if self._ready else in_flight[-1].model if in_flight else ""
+        at_work = self._last.model if len(self) else in_flight[-1].model if in_flight else ""
         turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=self._stayed_s(at_work))
-        if turn is not None and self._ready and retrying(turns.yields, self._ready[-1].part, turn):
+        if turn is not None and len(self) and retrying(turns.yields, self._last.part, turn):
             self.hand_back()
         if turn is not None and self._turn is not None and turn.part.pk != self._turn.part.pk:
             self._claim_size = 1  # the lines of another part may take longer
@@ -88,7 +140,7 @@ class LineBuffer:
 
     def keep_only(self, running: set[str]) -> None:
         """Hand back the lines of all batches but the `running` ones."""
-        self._hand_back([line for line in self._ready if line.batch_id not in running])
+        self._hand_back([line for line in self if line.batch_id not in running])
 
     def end_turn(self) -> None:
         """Hand all lines back and end the turn, whose lines cannot be sent now. `refill` finds out the next turn."""
@@ -97,9 +149,10 @@ class LineBuffer:
 
     def hand_back(self) -> None:
         """Make all lines claimable again, uncharged. Does nothing if there are none."""
-        self._hand_back(list(self._ready))
+        self._hand_back(list(self))
 
     def _hand_back(self, lines: list[Line]) -> None:
         if lines:
             retrying(claims.hand_back, self._lease, lines)
-            self._ready = deque(line for line in self._ready if line not in lines)
+            for lane in self._lanes:
+                lane.ready = deque(line for line in lane.ready if line not in lines)

@@ -12,6 +12,7 @@ from batches import leases, lifecycle
 from batches.backends.calls import Call, CallPool
 from batches.dispatch.admission import Admission
 from batches.dispatch.line_buffer import LineBuffer
+from batches.dispatch.questions import Purpose, Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend, Batch, Line
@@ -75,7 +76,7 @@ class PeriodicChecks:
         if self.admission.gate_is_closed and retrying(persons.person_is_at, self.backend):
             # The person's request is served next, and may take our model's place or bring the server down.
             self.calls.mark_shared()
-            self.calls.cut_all(self.calls.waiting)
+            self.calls.cut_all([*self.calls.waiting, *(call for call in self.calls.in_flight if _counts_slots(call))])
             self.readiness.doubt_loaded()
 
     def close_finished_batches(self) -> None:
@@ -97,8 +98,13 @@ class PeriodicChecks:
         if is_idle and not self.lines and not self.readiness.is_waiting:
             retrying(self.shared.give_backend_back)
         retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.computing))
+        self.lines.use_lanes(self.shared.lanes)
         self.calls.serves(self.shared.limit.running, is_known=self.shared.limit.parallel is not None)
 
 
 def _lines(calls: Iterable[Call[Any]]) -> list[Line]:
     return [call.subject for call in calls if isinstance(call.subject, Line)]
+
+
+def _counts_slots(call: Call[Any]) -> bool:
+    return isinstance(call.subject, Question) and call.subject.purpose is Purpose.COUNT_SLOTS

@@ -5,6 +5,8 @@ from enum import Enum
 
 from django.conf import settings
 
+from batches import backends
+from batches.backends import slots
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.replies import JSON
@@ -22,6 +24,7 @@ class Purpose(Enum):
     LOAD = "load a model"
     TRIAL = "answer a request that any server in order answers"
     DESCRIBE = "tell the context and the memory of a model"
+    COUNT_SLOTS = "answer several requests at once, so that it can be seen how many the server computes at once"
 
 
 # Questions that cost the server no computing, and are asked beside running calls.
@@ -48,6 +51,8 @@ class Question:
         """The call that asks the question. `is_loaded`: the model is loaded, as far as is known."""
         model = self.model
         match self.purpose:
+            case Purpose.COUNT_SLOTS:
+                return self._count_slots(kind)
             case Purpose.LIST_LOADED:
                 return Call(self, "", {}, LIGHT_TIMEOUT_S, ask=kind.loaded, is_light=True)
             case Purpose.DESCRIBE:
@@ -60,3 +65,9 @@ class Question:
                 # A server that loads a model with its first request may have to load this one now.
                 timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
                 return Call(self, self.endpoint, kind.trial(self.endpoint, model), timeout_s)
+
+    def _count_slots(self, kind: BackendKind) -> "Call[Question]":
+        call: Call[Question] = Call(self, "", {}, TRIAL_TIMEOUT_S)
+        requests = kind.slot_requests(self.endpoint, self.model)
+        call.ask = lambda _: slots.count(backends.connect, requests, is_cut=lambda: call.is_cut)
+        return call

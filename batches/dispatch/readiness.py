@@ -6,6 +6,7 @@ running calls, and so is a trial that tells whose fault a failure of the loaded 
 model's first line, after a person's request, and after a pause:
 
     list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
+                                                                   ──> count its slots, if nobody told them
 
 If an answer is bad, the circuit breaker pauses what the answer shows to be out of order; lines wait for the next try.
 """
@@ -24,6 +25,7 @@ from batches.models import Backend, Line, PausedModel
 from batches.scheduling import turns
 from common.database import retrying
 
+WORTH_COUNTING = 20  # lines; fewer are answered before it matters how many are in flight
 # Verdicts on a load or a trial after which lines are sent: a refusal need not concern them, and if it does, the next
 # line gets a refusal of its own.
 PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.ENDPOINT_MISSING)
@@ -42,6 +44,8 @@ class Readiness:
         self._paused: set[Key] = set()
         self._not_listed = ""  # a model that was loaded and that the server's list did not name
         self._never_listed: set[str] = set()  # models that the server's list does not name though they were just loaded
+        self._uncountable: set[Key] = set()  # models whose slots could not be counted
+        self._few_lines: set[int] = set()  # parts that are done before a larger limit would pay
         self._is_unsure = False  # the loaded model may be gone
         # The loaded model is loaded again before its next line: it may be gone, or have a shorter keep-alive than ours.
         self._is_stale = was_unused
@@ -62,7 +66,22 @@ class Readiness:
             return self._next_step(key, needs_trial=True)
         if line is None:
             return None
-        return self._next_step(key_of(line), needs_trial=self._faults.needs_trial(line))
+        step = self._next_step(key_of(line), needs_trial=self._faults.needs_trial(line))
+        if step is None and self._has_to_count(line):
+            return Question(Purpose.COUNT_SLOTS, *key_of(line))
+        return step
+
+    def _has_to_count(self, line: Line) -> bool:
+        """It pays to count how many lines of this model the server computes at once."""
+        if self._backend.serves_at_once or key_of(line) in self._uncountable or line.part_id in self._few_lines:
+            return False
+        if not self._kind.slot_requests(*key_of(line)):
+            self._uncountable.add(key_of(line))
+            return False
+        if retrying(line.part.lines.all().open()[:WORTH_COUNTING].count) < WORTH_COUNTING:
+            self._few_lines.add(line.part_id)
+            return False
+        return True
 
     def _next_step(self, key: Key, *, needs_trial: bool) -> Question | None:
         endpoint, model = key
@@ -169,6 +188,8 @@ class Readiness:
             case Purpose.UNLOAD:
                 # The answer itself does not matter: the load tells whether the card has memory for the next model.
                 retrying(self._backend.now_has_loaded, "")
+            case Purpose.COUNT_SLOTS:
+                self._note_slots(call)
             case Purpose.LOAD | Purpose.TRIAL:
                 return self._note_load_or_trial(call)
         return []
@@ -187,6 +208,12 @@ class Readiness:
             return
         self._not_listed = model
         retrying(self._backend.now_has_loaded, "")
+
+    def _note_slots(self, call: Call[Question]) -> None:
+        if call.result:
+            retrying(self._backend.has_counted_slots, call.result)
+        elif call.verdict is not Verdict.CUT:
+            self._uncountable.add((call.subject.endpoint, call.subject.model))
 
     def _note_load_or_trial(self, call: Call[Question]) -> list[Call[Line]]:
         question = call.subject

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.dispatch import alone
 from batches.dispatch.concurrency_limit import ConcurrencyLimit, portion
@@ -15,10 +16,16 @@ class SharedBackend:
     `backend` is the row as the drive read it last; the drive reads the row again before each `look`.
     """
 
-    def __init__(self, backend: Backend, lease: Lease, *, most: int) -> None:
+    def __init__(self, backend: Backend, lease: Lease, kind: BackendKind) -> None:
         self._backend = backend
         self._lease = lease
-        self.limit = ConcurrencyLimit(backend.parallel, most=most, size=backend.concurrency_limit)
+        self._kind = kind
+        self.limit = ConcurrencyLimit(
+            backend.serves_at_once,
+            most=kind.most_in_flight,
+            size=backend.concurrency_limit,
+            cache_is_by_slot=kind.cache_is_by_slot,
+        )
         self.room = 1
         self.stands_aside = False
         self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
@@ -26,6 +33,12 @@ class SharedBackend:
             # If the limit shrank because the server was busy, that is long over.
             backend.set_concurrency_limit(self.limit.size)
         self._known_size = self.limit.size  # the size that all drives know
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes of lines make the best use of the prompts that the backend keeps."""
+        slots = self.limit.parallel if self._kind.cache_is_by_slot else None
+        return min(self.room, slots or 1)
 
     def note(self, call: Call[Line]) -> None:
         """Take in what became of a line's call."""
@@ -47,6 +60,7 @@ class SharedBackend:
             alone.stand_by(self._lease, self.stands_aside and is_idle)
 
     def _resize(self, drives: Sequence[int], *, is_full: bool) -> None:
+        self.limit.know(self._backend.serves_at_once)
         if self.limit.size == self._known_size:
             self.limit.adopt(self._backend.concurrency_limit or self.limit.size)
             if drives[:1] == [self._lease.pk]:

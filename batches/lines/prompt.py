@@ -15,6 +15,9 @@ SHAPE_BYTES = 4
 HASH_BYTES = 3
 FIRST_CUTS = (64, 128, 192, 256)
 GROWTH = 1.25
+# Prompts that share GROUP_BLOCKS hashes share so much that it is worth sending them one after the other.
+GROUP_BLOCKS = len(FIRST_CUTS)
+GROUP_BYTES = SHAPE_BYTES + GROUP_BLOCKS * HASH_BYTES
 LAST_CUT = 128 * 2**10
 
 # Members that change how a prompt is rendered, most of them at its head.
@@ -86,6 +89,11 @@ def shared_blocks(a: bytes, b: bytes) -> int:
             break
         blocks += 1
     return blocks
+
+
+def group(key: bytes) -> bytes:
+    """Equal for lines of one shape whose prompts begin alike for GROUP_BLOCKS cuts; empty for shorter prompts."""
+    return key[:GROUP_BYTES] if len(key) >= GROUP_BYTES else b""
 
 
 def dump(value: Any) -> bytes:

@@ -38,6 +38,9 @@ class Backend(models.Model):
     resume_at = models.DateTimeField(null=True, help_text="A pause is not lifted before.")
     loaded_model = models.CharField(max_length=255, default="", help_text="Made ready by its drives.")
     parallel = models.PositiveIntegerField(null=True, help_text="Calls that it serves at once, if it says so.")
+    counted_slots = models.PositiveIntegerField(
+        null=True, help_text="Calls of its loaded model that it serves at once, counted because it does not say so."
+    )
     concurrency_limit = models.PositiveIntegerField(
         default=0, help_text="Calls in flight, of all its drives; 0: not known yet."
     )
@@ -90,10 +93,21 @@ class Backend(models.Model):
     def resume(self) -> None:
         self._store(paused_at=None, pause_reason="", resume_at=None)
 
+    @property
+    def serves_at_once(self) -> int | None:
+        """How many calls the backend computes at once: as it says, or else as counted; None if nobody knows."""
+        return self.parallel or self.counted_slots
+
     def now_has_loaded(self, model: str) -> None:
-        """Note the model that the drives send lines of; empty: unknown, so a model is loaded before the next line."""
+        """Note the model that the drives send lines of; empty: unknown, so a model is loaded before the next line.
+
+        Each model has slots of its own, and a server that was started again may give it others.
+        """
         if self.loaded_model != model:
-            self._store(loaded_model=model)
+            self._store(loaded_model=model, counted_slots=None)
+
+    def has_counted_slots(self, slots: int) -> None:
+        self._store(counted_slots=slots)
 
     def set_concurrency_limit(self, size: int) -> None:
         self._store(concurrency_limit=size)

@@ -31,8 +31,6 @@ BORDER_S = 10.0
 FIRST_TURN_WITHIN_S = 5.0
 # A part that had a turn waits at most this time while new parts keep coming.
 FIRST_TURNS_FOR = timedelta(minutes=1)
-# Two neighbours whose keys have SHARED_BLOCKS blocks in common share a prompt worth keeping.
-SHARED_BLOCKS = 4
 SUSPICIOUS_CLAIMS = 3
 # A turn that began later than this from now was stamped before the clock went back.
 MOST_AHEAD = timedelta(minutes=1)
@@ -182,7 +180,7 @@ def _choose_model(waiting: Sequence[Part], loaded: str, stayed_s: float, now: da
 def _is_at_border(turn: Turn) -> bool:
     """The next line and the last one share no prompt worth keeping."""
     following = turn.lines().values_list("order_key", flat=True).first()
-    return following is None or prompt.shared_blocks(bytes(following), turn.last_key) < SHARED_BLOCKS
+    return following is None or prompt.shared_blocks(bytes(following), turn.last_key) < prompt.GROUP_BLOCKS
 
 
 def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:

@@ -36,3 +36,9 @@ def results(work: Work, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     """custom_id -> line of the output file, and of the error file; both in input order."""
     output, errors = (work.content(batch[name]) for name in ("output_file_id", "error_file_id"))
     return {each["custom_id"]: each for each in output}, {each["custom_id"]: each for each in errors}
+
+
+@pytest.fixture(autouse=True)
+def _slots_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that count slots say so; to all others the requests that count them would be lines too many."""
+    monkeypatch.setattr("batches.dispatch.readiness.WORTH_COUNTING", 10**9)

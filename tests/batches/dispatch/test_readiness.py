@@ -1,9 +1,13 @@
-"""A model is loaded before its first line is sent."""
+"""A model is loaded before its first line is sent, and its slots are counted."""
 
-from batches.models import Batch, Part, PausedModel
+import pytest
+
+from batches.backends.ollama import Ollama
+from batches.dispatch import readiness
+from batches.models import Backend, Batch, Part, PausedModel
 from tests.batches.dispatch.failures import NO_ROOM, UNCHARGED, charges, prepared
 from tests.conftest import line
-from tests.fake_backend import Action
+from tests.fake_backend import COUNTING, Action, error_body
 
 
 def test_a_model_is_loaded_before_its_first_line_and_its_lines_stay_together(create, work, backend):
@@ -55,3 +59,42 @@ def test_loading_has_a_time_limit_of_its_own(create, work, backend, settings):
     prepared(create, work, "b")
     work.drive()
     assert "Restart it: systemctl restart ollama" in PausedModel.objects.get().reason
+
+
+def counts(backend):
+    """How often the slots were counted."""
+    return sum(key.startswith(COUNTING) for key in backend.arrived()) // 9
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_slots_are_counted_once_for_each_loaded_model(create, work, backend, monkeypatch, slots):
+    monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)
+    backend.slots = slots
+    for expected in (1, 1):  # the second drive finds the model still loaded
+        batch = work.run(create([line(f"id-{number}") for number in range(8)])["id"])
+        assert batch["request_counts"]["completed"] == 8
+        assert (Backend.objects.get().counted_slots, counts(backend)) == (slots, expected)
+
+    backend.loaded = []  # the server was started again, with another number
+    backend.slots = 2
+    work.run(create([line(f"id-{number}") for number in range(8)])["id"])
+    assert (Backend.objects.get().counted_slots, counts(backend)) == (2, 2)
+
+
+def test_slots_are_not_counted_for_a_few_lines_or_if_they_are_told(create, work, backend, settings, monkeypatch):
+    monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)
+    work.run(create([line(f"id-{number}") for number in range(4)])["id"])
+    settings.BACKEND_PARALLEL = 1
+    work.run(create([line(f"id-{number}") for number in range(8)])["id"])
+    assert counts(backend) == 0
+
+
+def test_a_model_whose_slots_cannot_be_counted_is_asked_once(create, work, backend, monkeypatch):
+    monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)
+    asked = [body["messages"][-1]["content"] for _, body in Ollama().slot_requests("/v1/chat/completions", "")]
+    for text in asked:
+        backend.always(text, Action(500, error_body("no")))
+    batch = work.run(create([line(f"id-{number}") for number in range(12)])["id"])
+    assert batch["request_counts"]["completed"] == 12
+    assert Backend.objects.get().counted_slots is None
+    assert all(1 <= backend.arrived().count(text) <= 9 for text in asked)

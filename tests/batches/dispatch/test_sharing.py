@@ -37,6 +37,24 @@ def test_so_many_calls_are_in_flight_and_no_more(create, work, backend, in_fligh
     assert most_at_once(backend) == in_flight
 
 
+def test_lines_that_begin_alike_are_in_flight_one_after_the_other(create, work, backend, settings):
+    """Each slot of the server keeps the prompt that it read last."""
+    settings.BACKEND_PARALLEL = 3
+    backend.delay_s = 0.1
+    groups = [{"role": "system", "content": letter * 400} for letter in "xyz"]
+    bodies = [
+        (f"{n}-{group}", {"messages": [groups[group], {"role": "user", "content": f"{n}-{group}"}]})
+        for n in range(5)
+        for group in range(3)
+    ]
+    batch = work.run(create([line(name, body=body) for name, body in bodies])["id"])
+    assert batch["request_counts"]["completed"] == 15
+    assert most_at_once(backend) == 3
+    for each in backend.seen[:9]:  # at the end an idle slot helps another
+        beside = [other for other in backend.seen if other is not each and other.at <= each.at < other.left]
+        assert each.key[-2:] not in [other.key[-2:] for other in beside]
+
+
 @pytest.mark.slow
 def test_results_do_not_wait_for_the_slowest_of_a_group(create, work, backend):
     work.in_flight = 4

@@ -1,0 +1,86 @@
+"""How many calls a server computes at once, counted for servers that do not tell (Ollama's OLLAMA_NUM_PARALLEL).
+
+Several equal requests are streamed at once. The server begins as many of them as it has slots, and the others wait: so
+those that are well under way when the first of them ends are its slots. The count depends on the order of the events
+and not on their speed, so other load on the machine does not change it. All but the first to end are broken off.
+"""
+
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from urllib3.exceptions import HTTPError
+
+from batches.backends.connection import Connection, Cut
+from batches.backends.replies import JSON
+
+# More slots than this are not told apart; a consumer card seldom has memory for as many.
+MOST_SLOTS = 9
+# An answer of fewer pieces may end before the server began the others: its count is not trusted.
+LEAST_PIECES = 12
+# An answer with a smaller part of the pieces of the first one to end was begun in the slot that this one had left.
+UNDER_WAY = 0.25
+LOOK_EVERY_S = 0.05
+
+
+def count(
+    connect: Callable[[], Connection], requests: Iterable[tuple[str, JSON]], *, is_cut: Callable[[], bool]
+) -> int | None:
+    """How many calls the server computes at once, MOST_SLOTS at most; None if its answers do not tell.
+
+    `requests` are paths and bodies for one model with streamed answers; the next one is tried if the answer to one is
+    too short. The server must have the model loaded and nothing else to do. Raises Cut once `is_cut()`.
+    """
+    for path, body in requests:
+        if slots := _Race(connect, path, body).run(is_cut):
+            return slots
+    return None
+
+
+class _Race:
+    """MOST_SLOTS equal requests, sent at once."""
+
+    def __init__(self, connect: Callable[[], Connection], path: str, body: JSON) -> None:
+        self._path, self._body = path, body
+        self._connections = [connect() for _ in range(MOST_SLOTS)]
+        self._events: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+
+    def run(self, is_cut: Callable[[], bool]) -> int | None:
+        """How many answers were under way when the first one ended; None if that one was too short, or an error."""
+        threads = [threading.Thread(target=self._ask, args=(each,), daemon=True) for each in range(MOST_SLOTS)]
+        for thread in threads:
+            thread.start()
+        try:
+            return self._watch(is_cut)
+        finally:
+            for connection in self._connections:
+                connection.cut(self)
+            for thread in threads:
+                thread.join()
+
+    def _watch(self, is_cut: Callable[[], bool]) -> int | None:
+        pieces: Counter[int] = Counter()
+        while not is_cut():
+            try:
+                number, event = self._events.get(timeout=LOOK_EVERY_S)
+            except queue.Empty:
+                continue
+            if event == "piece":
+                pieces[number] += 1
+            elif event == "end" and pieces[number] >= LEAST_PIECES:
+                return sum(each >= UNDER_WAY * pieces[number] for each in pieces.values())
+            else:
+                return None
+        raise Cut
+
+    def _ask(self, number: int) -> None:
+        connection = self._connections[number]
+        try:
+            for _ in connection.stream(self._path, self._body, call=self):
+                self._events.put((number, "piece"))
+            self._events.put((number, "end"))
+        except (Cut, HTTPError, OSError):
+            self._events.put((number, "broken"))
+        finally:
+            connection.close()

@@ -1,0 +1,115 @@
+"""Which of the waiting lines each slot of a model server gets, so that lines that begin alike meet in one slot.
+
+llama.cpp, and so Ollama, keeps in each slot the prompt that the slot read last. If lines that begin alike are sent to
+several slots, each slot reads their beginning for itself. So there are as many lanes as slots, and each lane has one
+call in flight: a call that ends frees the slot that has just read what the next line of its lane begins with. Measured
+on a real Ollama with four slots and six prompts: 1,829 tokens were read, 4,020 if the lines were sent in sorted order,
+and 6,218 with one call more than slots, which starts in whatever slot becomes free. Pure.
+"""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from batches.lines import prompt
+from batches.models import Line
+
+# Lines for each lane that are looked at before some of them are claimed: as far as a lane sees other groups.
+LOOK_AHEAD = 64
+
+
+class Waiting(NamedTuple):
+    """A line that could be claimed, and where it stands in the order of its part."""
+
+    order_key: bytes
+    number: int
+    pk: int
+    group: bytes | int  # equal for lines that share so much of their prompts that they belong into one lane
+
+    @classmethod
+    def of(cls, pk: int, order_key: bytes | memoryview, number: int) -> "Waiting":
+        key = bytes(order_key)  # Postgres gives memoryviews
+        return cls(key, number, pk, prompt.group(key) or number)
+
+
+class Lane:
+    """The lines that one slot gets: those claimed and not sent yet, and the ids of those in flight."""
+
+    def __init__(self) -> None:
+        self.ready: deque[Line] = deque()
+        self.in_flight: set[int] = set()
+        self.last: Waiting | None = None  # of the lines of this lane, the one furthest in the order of its part
+
+    def add(self, lines: Sequence[Line]) -> None:
+        """Lines that were claimed for this lane, in the order in which they are sent."""
+        self.ready.extend(lines)
+        for line in lines[-1:]:
+            self.last = Waiting.of(line.pk, line.order_key, line.number)
+
+    def help(self, other: "Lane") -> None:
+        """Take over the second half of the lines of `other`, which has no call in flight for them."""
+        for _ in range(-(-len(other.ready) // 2)):
+            self.ready.appendleft(other.ready.pop())
+
+    def is_low(self, size: int) -> bool:
+        return len(self.ready) * 2 <= size
+
+
+def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list[list[Waiting]]:
+    """For each lane the lines to claim, `size` at most and only if it is low on lines.
+
+    `waiting` are the first lines that could be claimed, in order: some LOOK_AHEAD for each lane. A lane goes on with
+    its group; then it takes the next group that no lane has begun; and if all are begun, it takes the second half of
+    the largest rest.
+    """
+    rests = _rests(waiting, lanes)
+    begun = {id(rest.lane): rest for rest in rests if rest.lane is not None}
+    fresh = deque(rest for rest in rests if rest.lane is None)
+    chosen: list[list[Waiting]] = [[] for _ in lanes]
+    low = [(lane, mine) for lane, mine in zip(lanes, chosen, strict=True) if lane.is_low(size)]
+    # Group by group in turn, so that the first lane does not take what would keep another one at work.
+    while low and (fresh or any(rest.lines for rest in begun.values())):
+        for lane, mine in low:
+            rest = begun.get(id(lane))
+            if rest is None or not rest.lines:
+                rest = fresh.popleft() if fresh else _largest(begun.values()).second_half()
+                begun[id(lane)] = rest
+            mine += rest.take(size - len(mine))
+        low = [(lane, mine) for lane, mine in low if len(mine) < size]
+    return chosen
+
+
+class _Rest:
+    """Waiting lines of one group, in order, that one lane comes to next; or no lane yet."""
+
+    def __init__(self, lane: Lane | None, lines: Sequence[Waiting]) -> None:
+        self.lane = lane
+        self.lines = list(lines)
+
+    def take(self, most: int) -> list[Waiting]:
+        taken, self.lines = self.lines[:most], self.lines[most:]
+        return taken
+
+    def second_half(self) -> "_Rest":
+        """Split; all of it, if it is one line."""
+        middle = len(self.lines) // 2
+        half, self.lines = self.lines[middle:], self.lines[:middle]
+        return _Rest(None, half)
+
+
+def _largest(rests: Collection[_Rest]) -> _Rest:
+    return max(rests, key=lambda rest: len(rest.lines))
+
+
+def _rests(waiting: Sequence[Waiting], lanes: Sequence[Lane]) -> list[_Rest]:
+    last = sorted(((lane.last, lane) for lane in lanes if lane.last is not None), key=lambda each: each[0])
+    rests: list[_Rest] = []
+    previous: bytes | int | None = None
+    for line in waiting:
+        group = line.group
+        lane = next((lane for position, lane in reversed(last) if position < line and position.group == group), None)
+        if not rests or group != previous or rests[-1].lane is not lane:
+            rests.append(_Rest(lane, ()))
+        rests[-1].lines.append(line)
+        previous = group
+    return rests
