@@ -15,7 +15,7 @@ MOST_CLAIMED = 64
 
 class LineBuffer:
     """The next lines for `backend`, claimed for `lease`, in lanes. Each lane keeps the order in which its lines are
-    sent; a line of the lane that has the fewest calls in flight is sent next."""
+    sent. Of several lanes, each has one call in flight."""
 
     def __init__(self, backend: Backend, lease: Lease) -> None:
         self._backend = backend
@@ -38,11 +38,12 @@ class LineBuffer:
     def head(self) -> Line | None:
         """The line to be sent next."""
         lane = self._next_lane()
-        return lane.ready[0] if lane.ready else None
+        return lane.ready[0] if lane is not None else None
 
     def take(self) -> Line:
-        """The line to be sent now. Call `done` once its call is over."""
+        """The line to be sent now: `head`, which there must be. Call `done` once its call is over."""
         lane = self._next_lane()
+        assert lane is not None
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
         if line.model != self._model:
@@ -54,11 +55,10 @@ class LineBuffer:
         for lane in self._lanes:
             lane.in_flight.discard(line.pk)
 
-    def _next_lane(self) -> Lane:
-        lane = min(self._lanes, key=lambda each: len(each.in_flight))
-        if not lane.ready:
-            lane.help(max(self._lanes, key=lambda each: len(each.ready)))
-        return lane
+    def _next_lane(self) -> Lane | None:
+        if len(self._lanes) == 1:
+            return self._lanes[0] if self._lanes[0].ready else None
+        return next((lane for lane in self._lanes if lane.ready and not lane.in_flight), None)
 
     def answered(self, lines: int) -> None:
         """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
@@ -84,8 +84,13 @@ class LineBuffer:
 
     def refill(self, room: int, in_flight: Sequence[Line]) -> None:
         """Claim more lines for a room of `room` calls, if the buffer is low. `in_flight` are not answered yet."""
-        if not self.is_low(room):
-            return
+        if self.is_low(room):
+            self._refill(room, in_flight)
+            for lane in self._lanes:
+                if not lane.ready and not lane.in_flight:
+                    lane.help(max(self._lanes, key=lambda each: len(each.ready)))
+
+    def _refill(self, room: int, in_flight: Sequence[Line]) -> None:
         if self._turn is None and not len(self):
             self.choose_turn(in_flight)
         # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.

@@ -52,7 +52,7 @@ def test_lines_that_begin_alike_are_in_flight_one_after_the_other(create, work, 
     assert most_at_once(backend) == 3
     for each in backend.seen[:9]:  # at the end an idle slot helps another
         beside = [other for other in backend.seen if other is not each and other.at <= each.at < other.left]
-        assert each.key[-2:] not in [other.key[-2:] for other in beside]
+        assert each.key[-2:] not in [other.key[-2:] for other in beside], [s.key for s in backend.seen]
 
 
 @pytest.mark.slow
