@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.db import connection
+from django.db import connection, transaction
+from django.test import TransactionTestCase
 from django.utils import timezone
 from hypothesis import settings as hypothesis_settings
 from rest_framework.test import APIClient
@@ -96,6 +97,23 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         _processes_are_refused = False
+
+
+# Made by migrations for all tests. To make them anew after each test takes longer than most tests.
+KEPT_TABLES = {"auth_permission", "django_content_type", "django_migrations"}
+
+
+def _empty_tables(_: TransactionTestCase) -> None:
+    """What a test left in the database. Django's own way takes 0.1 s on SQLite and 0.3 s on Postgres, for each test."""
+    tables = set(connection.introspection.table_names()) - KEPT_TABLES
+    with connection.constraint_checks_disabled(), transaction.atomic(), connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SET LOCAL session_replication_role = replica")  # foreign keys are not looked at
+        for table in tables:
+            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")
+
+
+TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")
