@@ -13,7 +13,7 @@ _BEHIND = b"\r\n\x1a"
 
 class RawLine(NamedTuple):
     """A line as it stands in the file. `content` begins at `offset`, without BOM and line end. It is None if the line
-    is longer than allowed, and empty for a line of white space, which is no request."""
+    is longer than allowed, white space included, and empty for a line of white space, which is no request."""
 
     number: int
     offset: int
@@ -31,7 +31,7 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
     readline = file.readline  # looked up once: Django's File finds its methods anew each time
     while chunk := readline(most):
         number += 1
-        start, offset = offset, offset + len(chunk)
+        whole, start, offset = offset, offset, offset + len(chunk)
         content = chunk.rstrip(_BEHIND)
         if content[:1] != b"{":
             before = _end_of_white_space(content)
@@ -40,7 +40,7 @@ def read_lines(file: IO[bytes], *, offset: int = 0, number: int = 0, max_line_by
         too_long = len(content) > max_line_bytes or (len(chunk) == most and not chunk.endswith(b"\n"))
         while too_long and not chunk.endswith(b"\n") and (chunk := readline(2**16)):
             offset += len(chunk)
-        yield RawLine(number, start, None if too_long else content, offset)
+        yield RawLine(number, whole, None, offset) if too_long else RawLine(number, start, content, offset)
 
 
 def _end_of_white_space(content: bytes) -> int:

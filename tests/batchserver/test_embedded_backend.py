@@ -61,7 +61,7 @@ def test_real_answers_to_a_real_batch(stack):
     (refusal,) = lines_of(client, done.error_file_id)
     assert refusal["custom_id"] == "japan"
     assert refusal["response"]["status_code"] == 400
-    assert refusal["response"]["body"]["error"]["type"] == "exceed_context_size_error"
+    assert refusal["response"]["body"]["error"]["code"] == "context_length_exceeded"
 
     for endpoint, extra in (
         ("/v1/embeddings", {}),

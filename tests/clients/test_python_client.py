@@ -143,6 +143,9 @@ def check_models(client):
     assert [client.models.retrieve(model.id) for model in models] == models
 
 
+ZIP = b"PK\x03\x04" + bytes(26)
+
+
 def check_refusals(client, sent):
     completed = next(batch for batch in client.batches.list() if batch.status == "completed")
     calls = [
@@ -156,7 +159,7 @@ def check_refusals(client, sent):
         (openai.BadRequestError, "after", "invalid_value", lambda: client.files.list(after="file-none")),
         (openai.BadRequestError, "limit", "integer_above_max_value", lambda: client.batches.list(limit=101)),
         (openai.BadRequestError, "purpose", "invalid_value", lambda: client.files.create(file=b"a", purpose="fun")),
-        (openai.BadRequestError, None, None, lambda: client.files.create(file=("a.txt", b"{}"), purpose="batch")),
+        (openai.BadRequestError, None, None, lambda: client.files.create(file=("a.jsonl", ZIP), purpose="batch")),
         (
             openai.BadRequestError,
             "endpoint",

@@ -50,6 +50,7 @@ def parse(raw):
 @example(b"\r" * 20 + b"x\n", 5)
 @example(BOM + b"x" * 5, 5)
 @example(b"x\n" + BOM + b"y\x1a", 5)
+@example(b" " * 6 + b"x" * 19 + b"\n", 20)
 def test_every_byte_of_a_file_is_in_one_line_or_is_white_space(content, limit):
     behind = 0
     for each in read(content, limit):

@@ -274,16 +274,23 @@ def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, 
     assert turns.has_work(registry.own_backend())
 
 
-def test_a_model_that_is_removed_here_is_left_to_a_backend_that_has_it(create, work, backend, elsewhere):
+def test_a_model_that_is_removed_here_is_left_to_a_backend_that_has_it(create, work, backend, elsewhere, settings):
     """Our list of its models is some seconds old, so a line is sent once before that shows."""
     backend.models = ["gemma3:12b", "theirs:1b"]
     batch = create([line(each, body={"model": "theirs:1b"}) for each in "ab"])["id"]
     work.validate(batch)
     for key in "ab":
         backend.always(key, Action(404, error_body("model 'theirs:1b' not found")))
-    work.drive()
+
+    def remove():
+        backend.models = ["gemma3:12b"]
+        return False
+
+    work.drive(should_stop=remove)
+    assert "a" in backend.arrived()
     assert set(Line.objects.values_list("state", "attempts")) == {(LineState.PENDING, 0)}
     Backend.objects.filter(name="other").delete()
+    settings.MODEL_MISSING_PATIENCE_S = 0
     assert work.run(batch)["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
 
 
