@@ -72,7 +72,7 @@ def open_calls(kind: str) -> CallPool[Any]:
 
 
 def relay(server: str, endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
-    """Send a body, as `prepare` made it, to the server at this address, for a client who waits. Returns at once;
+    """Send a body, as `translate` made it, to the server at this address, for a client who waits. Returns at once;
     `Relay.head` raises the errors. Our key is for the configured server alone, and no other gets it.
 
     The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.

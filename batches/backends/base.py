@@ -160,7 +160,7 @@ class BackendKind:
         """The body to send for a client's or a line's body, and what of it this server will not heed.
 
         A line with such a finding is refused: a clear error is better than an answer to another request. The members
-        that ask for a stream go only with `stream`; `model` stays as it is. May raise RecursionError.
+        that ask for a stream go only with `stream`; `model` stays as it is. Raises nothing.
         """
         return self.tables[endpoint].translate(body, stream=stream)
 
@@ -242,8 +242,8 @@ class BackendKind:
         return ""
 
     def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
-        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots). None if
-        the server tells how many calls it computes at once, or if answers at this endpoint are not streamed."""
+        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots). Empty
+        if the server tells how many calls it computes at once, or if answers at this endpoint are not streamed."""
         return []
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
