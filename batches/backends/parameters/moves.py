@@ -253,13 +253,25 @@ def tool_choice(hint: str) -> Moved:
     return Moved(move, '`"none"`: the tools are left out; `"auto"`: nothing; others are refused')
 
 
+def _none_without_tools(sent: JSON, name: str) -> None:
+    if sent[name] == "none":
+        sent.pop("tools", None)
+        del sent[name]
+
+
+# With "none" no tool is called, but these servers show the model the tools all the same, and take its call as text.
+NONE_WITHOUT_TOOLS = Moved(_none_without_tools, '`"none"`: the tools are left out; else read')
+
+
 def needs(other: str, hint: str, *, harmless: tuple[Any, ...] = ()) -> Move:
-    """A member that has an effect only beside `other`."""
+    """A member that has an effect only beside `other`; left out where `other` is turned off in so many words."""
 
     def move(sent: JSON, name: str) -> Iterator[Note]:
-        if sent[name] in harmless:
+        if sent.get(other):
+            return
+        if sent[name] in harmless or sent.get(other) is False:
             del sent[name]
-        elif not sent.get(other):
+        else:
             yield Note(hint, path=name)
 
     return move

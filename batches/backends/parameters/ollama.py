@@ -26,9 +26,16 @@ from batches.backends.parameters.moves import (
 )
 from batches.backends.parameters.shared import (
     ABOUT,
+    AS_TEXT,
     CACHE_CONTROL,
+    HOSTED,
+    IN_THE_PROMPT,
+    MORE_ANSWERS,
     NO_MEMBERS,
+    NO_SEARCH,
+    NO_WAITING,
     SCHEMA,
+    WHOLE_PROMPT,
     Format,
     as_json,
     first,
@@ -71,7 +78,6 @@ _OPTIONS_UNREAD = {
     **dict.fromkeys(_NO_MORE, "Ollama has no such option any more."),
     "num_ctx": "Set OLLAMA_CONTEXT_LENGTH at Ollama, or num_ctx as a PARAMETER in a Modelfile of your own.",
 }
-_WHOLE_PROMPT = "A prompt that is too long is an error line here, never an answer to a part of it."
 _AS_FORMAT = "Use 'response_format' with a JSON schema."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
@@ -82,10 +88,10 @@ _UNREAD: dict[str, Entry] = {
         "raw": "Name a model whose template is {{ .Prompt }}.",
         "template": "Set it as the TEMPLATE in a Modelfile, and name the model made from it.",
         "context": "Send the whole conversation as messages.",
-        "truncate": _WHOLE_PROMPT,
-        "shift": _WHOLE_PROMPT,
-        "truncate_prompt_tokens": _WHOLE_PROMPT,
-        "input_type": "Put the prefix that the model wants for queries or documents into the text itself.",
+        "truncate": WHOLE_PROMPT,
+        "shift": WHOLE_PROMPT,
+        "truncate_prompt_tokens": WHOLE_PROMPT,
+        "input_type": AS_TEXT,
         "guided_json": _AS_FORMAT,
         "guided_regex": _AS_FORMAT,
         "guided_choice": _AS_FORMAT,
@@ -93,17 +99,17 @@ _UNREAD: dict[str, Entry] = {
         "structured_outputs": _AS_FORMAT,
         "json_schema": _AS_FORMAT,
         "grammar": _AS_FORMAT,
-        "web_search_options": "Nothing is searched for: no prompt leaves the house.",
+        "web_search_options": NO_SEARCH,
         "audio": "Ollama answers in text.",
     }.items()
 }
 _UNREAD |= {
     "modalities": Dropped(["text"], hint="Ollama answers in text."),
-    "n": Dropped(1, hint="Send as many lines, each with another 'seed'."),
-    "best_of": Dropped(1, hint="Send as many lines, each with another 'seed'."),
+    "n": Dropped(1, hint=MORE_ANSWERS),
+    "best_of": Dropped(1, hint=MORE_ANSWERS),
     "use_beam_search": Dropped(False, hint="vLLM has it."),
     "logit_bias": Dropped({}, hint="vLLM has it."),
-    "verbosity": Dropped("medium", hint="Ask for it in the prompt."),
+    "verbosity": Dropped("medium", hint=IN_THE_PROMPT),
 }
 _SUFFIX: dict[str, Entry] = {"suffix": Dropped("", hint="Use /v1/completions and a model that can insert.")}
 _SYSTEM: dict[str, Entry] = {"system": Unread("Send it as a message of the role 'system'.")}
@@ -155,14 +161,13 @@ _FUNCTION: dict[str, Entry] = {
         False, hint="Ollama shows the schema to the model and does not hold the call to it.", weight=Weight.TOLD
     ),
 }
-_HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
 _NO_CALL = "Ollama lets the model choose; ask for the call in the prompt, or for JSON by 'response_format'."
 _TOOLS: dict[str, Entry] = {
     "tool_choice": tool_choice(_NO_CALL),
     "parallel_tool_calls": parallel_tool_calls("Ollama lets the model call as many as it likes."),
 }
 _CHAT_TOOL = Object({"type": READ, "function": Object(_FUNCTION), **CACHE_CONTROL})
-_CHAT_TOOLS = Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=_HOSTED))
+_CHAT_TOOLS = Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=HOSTED))
 _ARGUMENTS = Like(
     lambda value: isinstance(value, str), hint="Use JSON in a string.", first=as_json, says="JSON in a string"
 )
@@ -293,7 +298,7 @@ _RESPONSES_TOOLS = Each(
             "function": _RESPONSES_TOOL,
             "namespace": Object(read("type", "name", "description", "tools")),
         },
-        hint=_HOSTED,
+        hint=HOSTED,
         # middleware/openai.go WebSearchResponsesWriter asks ollama.com.
         weights={"web_search": Weight.FORBIDDEN},
     )
@@ -453,9 +458,7 @@ TABLES = {
                     "reasoning_effort": rename("reasoning.effort"),
                     "format": native_format("text.format"),
                     "response_format": chat_format(),
-                    "text": Object(
-                        {"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint="Ask for it in the prompt.")}
-                    ),
+                    "text": Object({"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint=IN_THE_PROMPT)}),
                     **_TOOLS,
                     **ABOUT,
                     **_UNREAD,
@@ -463,8 +466,8 @@ TABLES = {
                     "include": Dropped(
                         [], ["reasoning.encrypted_content"], hint="Ollama gives what is thought, and no more."
                     ),
-                    "background": Dropped(False, hint="A batch waits for its answers anyway."),
-                    "truncation": Dropped("disabled", hint=_WHOLE_PROMPT),
+                    "background": Dropped(False, hint=NO_WAITING),
+                    "truncation": Dropped("disabled", hint=WHOLE_PROMPT),
                     "top_logprobs": Dropped(0, hint="Use /v1/chat/completions."),
                     "previous_response_id": Unread(
                         "Ollama keeps no responses; send the whole conversation as 'input'."
@@ -477,7 +480,7 @@ TABLES = {
                     "stop": Unread("/v1/chat/completions has it."),
                     "frequency_penalty": Dropped(0, hint="/v1/chat/completions has it."),
                     "presence_penalty": Dropped(0, hint="/v1/chat/completions has it."),
-                    "max_tool_calls": Unread(_HOSTED),
+                    "max_tool_calls": Unread(HOSTED),
                 }
             ),
             source="openai/responses.go: ResponsesRequest, unmarshalResponsesInputItem, FromResponsesRequest",

@@ -22,6 +22,14 @@ NO_MEMBERS = {
     "extra_query": "It is an argument of the Python client, no member of a request.",
     "params": "The members of a request stand in 'body' itself.",
 }
+# What several tables say about members that no model server here reads.
+HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
+MORE_ANSWERS = "Send as many lines, each with another 'seed'."
+NO_SEARCH = "Nothing is searched for: no prompt leaves the house."
+WHOLE_PROMPT = "A prompt that is too long is an error line here, never an answer to a part of it."
+AS_TEXT = "Put the prefix that the model wants for queries or documents into the text itself."
+NO_WAITING = "A batch waits for its answers anyway."
+IN_THE_PROMPT = "Ask for it in the prompt."
 
 
 class Format(Kinds):

@@ -18,8 +18,14 @@ from batches.backends.parameters.moves import (
 )
 from batches.backends.parameters.shared import (
     ABOUT,
+    AS_TEXT,
     CACHE_CONTROL,
+    HOSTED,
+    IN_THE_PROMPT,
+    MORE_ANSWERS,
     NO_MEMBERS,
+    NO_SEARCH,
+    NO_WAITING,
     SCHEMA,
     Format,
     first,
@@ -43,7 +49,6 @@ TITLE = "vLLM"
 
 _SWITCH = 'Use "chat_template_kwargs": {"enable_thinking": false}, or \'reasoning_effort\'.'
 _AT_START = "Set it when vLLM is started (--max-model-len)."
-_SEVERAL = "Use 'n', or several lines."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
     for name, hint in {
@@ -59,15 +64,15 @@ _UNREAD: dict[str, Entry] = {
         "json_schema": "Use 'response_format'.",
         "typical_p": "",
         "early_stopping": "",
-        "web_search_options": "Nothing is searched for: no prompt leaves the house.",
+        "web_search_options": NO_SEARCH,
         "audio": "vLLM answers in text.",
-        "input_type": "Put the prefix that the model wants for queries or documents into the text itself.",
+        "input_type": AS_TEXT,
         "truncate": "Use 'truncate_prompt_tokens'.",
     }.items()
 } | {
     "modalities": Dropped(["text"], hint="vLLM answers in text."),
-    "best_of": Dropped(1, hint=_SEVERAL),
-    "verbosity": Dropped("medium", hint="Ask for it in the prompt."),
+    "best_of": Dropped(1, hint="Use 'n', or several lines."),
+    "verbosity": Dropped("medium", hint=IN_THE_PROMPT),
     # Which library holds the answer to its form does not change the form.
     "guided_decoding_backend": Dropped(),
 }
@@ -138,7 +143,6 @@ _MESSAGE = Object(
 )
 _FUNCTION = Object(read("name", "description", "parameters", "strict", "defer_loading"))
 _CHAT_TOOL = Object(read("type", "function", "defer_loading") | {"function": _FUNCTION, **CACHE_CONTROL})
-_HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
 _TOOLS: dict[str, Entry] = read("tool_choice", "parallel_tool_calls")
 # The types of which vLLM makes anything for every model (responses/utils.py); hosted tools need a tool server.
 _RESPONSES_TOOL = Object({}, unknown=READ)
@@ -173,7 +177,7 @@ TABLES = {
                     **read("return_prompt_text"),
                     "messages": Each(_MESSAGE),
                     "response_format": _RESPONSE_FORMAT,
-                    "tools": Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=_HOSTED)),
+                    "tools": Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=HOSTED)),
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
                     "num_predict": limit("max_tokens"),
                     "max_output_tokens": limit("max_tokens"),
@@ -248,14 +252,12 @@ TABLES = {
                         "top_logprobs", "previous_response_id", "previous_input_messages", "enable_response_messages"
                     ),
                     **read("chat_template_kwargs", "reasoning"),
-                    "text": Object(
-                        {"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint="Ask for it in the prompt.")}
-                    ),
+                    "text": Object({"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint=IN_THE_PROMPT)}),
                     "tools": Each(
                         Kinds(
                             "type",
                             dict.fromkeys(("function", "namespace", "custom", None), _RESPONSES_TOOL),
-                            hint=_HOSTED,
+                            hint=HOSTED,
                         )
                     ),
                     "stream_options": Object({"include_usage": Dropped(), "include_obfuscation": Dropped()}),
@@ -269,13 +271,13 @@ TABLES = {
                     **_GUIDED,
                     **ABOUT,
                     **_UNREAD,
-                    "background": Dropped(False, hint="A batch waits for its answers anyway."),
-                    "n": Dropped(1, hint="Send as many lines, each with another 'seed'."),
+                    "background": Dropped(False, hint=NO_WAITING),
+                    "n": Dropped(1, hint=MORE_ANSWERS),
                     "use_beam_search": Dropped(False, hint="Use /v1/completions."),
                     "messages": Dropped([], hint="Send them as 'input'."),
                     "prompt": Unread("vLLM keeps no prompts; send the text itself as 'input'."),
                     "conversation": Unread("vLLM keeps no conversations; send the whole conversation as 'input'."),
-                    "max_tool_calls": Unread(_HOSTED),
+                    "max_tool_calls": Unread(HOSTED),
                     "suffix": Dropped("", hint="Use /v1/completions."),
                     "system": Unread("Send it as 'instructions'."),
                 }

@@ -521,6 +521,92 @@ def test_other_servers_get_all_but_what_they_are_known_to_drop(kind, endpoint, g
         assert translate(kind, endpoint, asking(endpoint, **given)).body == asking(endpoint, **given)
 
 
+@pytest.mark.parametrize("kind", ["llama-server", "embedded"])
+@pytest.mark.parametrize(
+    ("endpoint", "given", "param"),
+    [
+        (CHAT, {"num_ctx": 9}, "num_ctx"),
+        (CHAT, {"options": {"num_ctx": 9}}, "options.num_ctx"),
+        (CHAT, {"guided_json": SCHEMA}, "guided_json"),
+        (CHAT, {"structured_outputs": {"json": SCHEMA}}, "structured_outputs"),
+        (CHAT, {"repetition_penalty": 1.1}, "repetition_penalty"),
+        (CHAT, {"modalities": ["audio"]}, "modalities"),
+        (CHAT, {"suffix": "x"}, "suffix"),
+        (CHAT, {"web_search_options": {}}, "web_search_options"),
+        (CHAT, {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        (CHAT, {"extra_body": {"top_k": 5}}, "extra_body"),
+        (CHAT, {"think": 5}, "think"),
+        (CHAT, {"format": "yaml"}, "format"),
+        (CHAT, {"top_logprobs": 5}, "top_logprobs"),
+        (CHAT, {"system": "s"}, "system"),
+        (COMPLETIONS, {"think": False}, "think"),
+        (COMPLETIONS, {"extra_headers": {"a": "b"}}, "extra_headers"),
+        (COMPLETIONS, {"options": {"num_gpu": 1}}, "options.num_gpu"),
+        (EMBEDDINGS, {"input_type": "query"}, "input_type"),
+        (EMBEDDINGS, {"truncate": True}, "truncate"),
+        (EMBEDDINGS, {"dimensions": 5}, "dimensions"),
+        (RESPONSES, {"prompt": {"id": "p"}}, "prompt"),
+        (RESPONSES, {"conversation": "conv_1"}, "conversation"),
+        (RESPONSES, {"background": True}, "background"),
+        (RESPONSES, {"truncation": "auto"}, "truncation"),
+        (RESPONSES, {"functions": [TOOL["function"]]}, "functions"),
+        (RESPONSES, {"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        (RESPONSES, {"text": {"verbosity": "low"}}, "text.verbosity"),
+        (RESPONSES, {"n": 2}, "n"),
+    ],
+)
+def test_llama_server_is_not_asked_for_what_it_drops(kind, endpoint, given, param):
+    assert refused(kind, endpoint, **given) == param
+
+
+@pytest.mark.parametrize("kind", ["llama-server", "embedded"])
+@pytest.mark.parametrize(
+    ("endpoint", "given", "expected"),
+    [
+        (CHAT, {"num_predict": 5}, {"max_tokens": 5}),
+        (CHAT, {"max_output_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
+        (CHAT, {"options": {"num_predict": 5, "top_k": 3, "repeat_penalty": 1.1}}, None),
+        (CHAT, {"format": "json"}, {"response_format": {"type": "json_object"}}),
+        (CHAT, {"logprobs": False, "top_logprobs": 5}, {"logprobs": False}),
+        (CHAT, {"user": "me", "metadata": {}, "functions": [], "modalities": ["text"], "suffix": ""}, {}),
+        (COMPLETIONS, {"num_predict": 5, "raw": False}, {"max_tokens": 5}),
+        (EMBEDDINGS, {"truncate": False, "encoding_format": "base64"}, {"encoding_format": "base64"}),
+        (RESPONSES, {"num_predict": 5}, {"max_output_tokens": 5}),
+        (RESPONSES, {"background": False, "truncation": "disabled", "store": False, "messages": []}, {}),
+    ],
+)
+def test_llama_server_gets_what_it_reads(kind, endpoint, given, expected):
+    options = {"max_tokens": 5, "top_k": 3, "repeat_penalty": 1.1}
+    assert sent(kind, endpoint, **given) == (options if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "expected"),
+    [
+        (CHAT, {"functions": [TOOL["function"]], "function_call": "auto"}, {"tools": [TOOL], "tool_choice": "auto"}),
+        (CHAT, {"think": False}, {"reasoning_effort": "none"}),
+        (CHAT, {"reasoning": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        (RESPONSES, {"enable_thinking": False}, {"reasoning": {"effort": "none"}}),
+    ],
+)
+def test_llama_server_has_tools_and_thinks(endpoint, given, expected):
+    assert sent("llama-server", endpoint, **given) == expected
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("name", ["no_such_member", "Temperature", "use_mmap", "extra_query", "penalize_newline"])
+def test_the_embedded_model_is_asked_for_nothing_that_its_version_does_not_read(endpoint, name):
+    assert refused("embedded", endpoint, **{name: 1}) == name
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [({"no_such": 1}, "no_such"), ({"tool_calls": [{"id": "c"}]}, "tool_calls"), ({"images": [PNG]}, "images")],
+)
+def test_the_embedded_model_is_shown_whole_messages(message, param):
+    assert refused("embedded", CHAT, messages=[{"role": "user", "content": "x"} | message]) == f"messages[0].{param}"
+
+
 @pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded", "openai"])
 @pytest.mark.parametrize("place", ["messages", "input"])
 def test_no_kind_of_server_fetches_an_address(kind, place):
