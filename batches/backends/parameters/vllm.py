@@ -8,6 +8,7 @@ from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     MESSAGE_CALL,
+    NONE_WITHOUT_TOOLS,
     chat_format,
     images,
     limit,
@@ -15,6 +16,8 @@ from batches.backends.parameters.moves import (
     options,
     reasoning,
     rename,
+    think,
+    thinking,
 )
 from batches.backends.parameters.shared import (
     ABOUT,
@@ -47,15 +50,11 @@ from batches.backends.parameters.table import (
 
 TITLE = "vLLM"
 
-_SWITCH = 'Use "chat_template_kwargs": {"enable_thinking": false}, or \'reasoning_effort\'.'
 _AT_START = "Set it when vLLM is started (--max-model-len)."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
     for name, hint in {
         **NO_MEMBERS,
-        "think": _SWITCH,
-        "thinking": _SWITCH,
-        "enable_thinking": _SWITCH,
         "num_ctx": _AT_START,
         "repeat_penalty": "Use 'repetition_penalty'.",
         "raw": "Use /v1/completions.",
@@ -143,7 +142,7 @@ _MESSAGE = Object(
 )
 _FUNCTION = Object(read("name", "description", "parameters", "strict", "defer_loading"))
 _CHAT_TOOL = Object(read("type", "function", "defer_loading") | {"function": _FUNCTION, **CACHE_CONTROL})
-_TOOLS: dict[str, Entry] = read("tool_choice", "parallel_tool_calls")
+_TOOLS: dict[str, Entry] = {"tool_choice": NONE_WITHOUT_TOOLS, **read("parallel_tool_calls")}
 # The types of which vLLM makes anything for every model (responses/utils.py); hosted tools need a tool server.
 _RESPONSES_TOOL = Object({}, unknown=READ)
 
@@ -155,6 +154,16 @@ _INPUT_ITEM = Object(
         "content": Each(Object({"file_id": Unread(_WHOLE)}, unknown=READ)),
     },
     unknown=READ,
+)
+
+
+def _thinking(to: str) -> dict[str, Entry]:
+    # Both protocol.py files set enable_thinking of the template by the effort: false for "none", else true.
+    return {"think": think(to), "thinking": thinking(to), "enable_thinking": think(to)}
+
+
+_NO_THINKING: dict[str, Entry] = dict.fromkeys(
+    ("think", "thinking", "enable_thinking", "reasoning_effort"), Unread("Use /v1/chat/completions.")
 )
 
 TABLES = {
@@ -169,7 +178,6 @@ TABLES = {
                     **_MORE_SAMPLING,
                     **_MEDIA,
                     **_STREAM_OPTIONS,
-                    **_TOOLS,
                     **read(
                         "max_completion_tokens", "top_logprobs", "reasoning_effort", "include_reasoning", "documents"
                     ),
@@ -181,10 +189,12 @@ TABLES = {
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
                     "num_predict": limit("max_tokens"),
                     "max_output_tokens": limit("max_tokens"),
+                    **_thinking("reasoning_effort"),
                     "reasoning": reasoning("reasoning_effort"),
                     "format": native_format("response_format"),
                     "functions": FUNCTIONS,
                     "function_call": FUNCTION_CALL,
+                    **_TOOLS,
                     **_GUIDED,
                     **ABOUT,
                     **_UNREAD,
@@ -216,7 +226,7 @@ TABLES = {
                     "messages": Unread("Use /v1/chat/completions."),
                     "images": Unread("Use /v1/chat/completions."),
                     "system": Unread("Use /v1/chat/completions."),
-                    "reasoning_effort": Unread("Use /v1/chat/completions."),
+                    **_NO_THINKING,
                 }
             ),
             source="entrypoints/openai/completion/protocol.py: CompletionRequest",
@@ -232,6 +242,7 @@ TABLES = {
                     **read("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
                     **ABOUT,
                     **_UNREAD,
+                    **_NO_THINKING,
                     # Nothing is generated, so nothing is sampled or limited.
                     **{name: Dropped() for name in (*_SAME, "n", "max_tokens", "max_completion_tokens", "num_predict")},
                 }
@@ -265,6 +276,7 @@ TABLES = {
                     "max_tokens": limit("max_output_tokens"),
                     "max_completion_tokens": limit("max_output_tokens"),
                     "num_predict": limit("max_output_tokens"),
+                    **_thinking("reasoning.effort"),
                     "reasoning_effort": rename("reasoning.effort"),
                     "format": native_format("text.format"),
                     "response_format": chat_format(),

@@ -435,6 +435,15 @@ def test_definitions_that_double_with_each_step_end():
     assert len(translation.findings) < 50_000
 
 
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded"])
+@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
+def test_a_model_that_may_call_no_tool_is_shown_none(kind, endpoint):
+    tool = TOOL if endpoint == CHAT else {"type": "function", "name": "f"}
+    assert sent(kind, endpoint, tools=[tool], tool_choice="none") == {}
+    if endpoint == CHAT:
+        assert sent(kind, endpoint, functions=[TOOL["function"]], function_call="none") == {}
+
+
 def test_a_hint_that_ollama_does_not_take_is_told_and_sent():
     strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
     translation = translate("ollama", CHAT, asking(CHAT, tools=[strict]))
@@ -462,6 +471,17 @@ def test_a_hint_that_ollama_does_not_take_is_told_and_sent():
             {"format": "json", "options": {"top_k": 5, "num_predict": 7}},
             {"response_format": {"type": "json_object"}, "top_k": 5, "max_tokens": 7},
         ),
+        (CHAT, {"think": False}, {"reasoning_effort": "none"}),
+        (CHAT, {"think": "high"}, {"reasoning_effort": "high"}),
+        (CHAT, {"enable_thinking": True}, {"reasoning_effort": "medium"}),
+        (CHAT, {"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
+        (RESPONSES, {"think": False}, {"reasoning": {"effort": "none"}}),
+        (
+            RESPONSES,
+            {"enable_thinking": False, "reasoning": {"summary": "auto"}},
+            {"reasoning": {"summary": "auto", "effort": "none"}},
+        ),
+        (RESPONSES, {"thinking": {"type": "enabled"}}, {"reasoning": {"effort": "medium"}}),
         (CHAT, {"n": 2, "top_k": 5, "logit_bias": {"5": 1}, "tools": [TOOL], "tool_choice": "required"}, None),
         (CHAT, {"response_format": FORMAT, "chat_template_kwargs": {"a": 1}, "max_completion_tokens": 5}, None),
         (EMBEDDINGS, {"input": [1, 2]}, None),
@@ -476,7 +496,9 @@ def test_vllm_gets_what_it_reads(endpoint, given, expected):
     [
         *((endpoint, {"no_such_member": 1}, "no_such_member") for endpoint in ENDPOINTS),
         (CHAT, {"best_of": 2}, "best_of"),
-        (CHAT, {"think": False}, "think"),
+        (COMPLETIONS, {"think": False}, "think"),
+        (CHAT, {"think": False, "reasoning_effort": "high"}, "think"),
+        (CHAT, {"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking"),
         (CHAT, {"options": {"num_ctx": 9}}, "options.num_ctx"),
         (CHAT, {"guided_json": SCHEMA, "structured_outputs": {"json": {}}}, "guided_json"),
         (CHAT, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
