@@ -292,18 +292,16 @@ def parallel_tool_calls(hint: str) -> Moved:
 # Members of messages
 
 
-def images(default_type: str) -> Moved:
+def images(default_type: str, types: Mapping[str, str] = IMAGE_TYPES) -> Moved:
     """Ollama's `images`, in base64: parts before the text, where Ollama's own rendering puts them (server/prompt.go).
 
-    `default_type` begins the data: URL of an image whose first bytes say nothing.
+    `default_type` begins the data: URL of an image whose first bytes are none of `types`.
     """
 
     def address(image: str) -> str:
         if image.startswith(("data:", "http:", "https:")):
             return image
-        kind = next(
-            (f"data:image/{kind}" for start, kind in IMAGE_TYPES.items() if image.startswith(start)), default_type
-        )
+        kind = next((f"data:image/{kind}" for start, kind in types.items() if image.startswith(start)), default_type)
         return f"{kind};base64,{image}"
 
     def move(sent: JSON, name: str) -> Iterator[Note]:

@@ -22,7 +22,9 @@ from batches.backends.parameters.moves import (
 )
 from batches.backends.parameters.shared import (
     ABOUT,
+    ABOUT_MESSAGES,
     AS_TEXT,
+    CACHE_CONTROL,
     HOSTED,
     IN_THE_PROMPT,
     MORE_ANSWERS,
@@ -77,7 +79,6 @@ _THERE = "Use /v1/chat/completions."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
     for name, hint in {
-        **NO_MEMBERS,
         "num_ctx": _AT_START,
         "repetition_penalty": "Use 'repeat_penalty', which looks at the last 'repeat_last_n' tokens.",
         "guided_json": _AS_FORMAT,
@@ -88,9 +89,9 @@ _UNREAD: dict[str, Entry] = {
         "web_search_options": NO_SEARCH,
         "truncate_prompt_tokens": WHOLE_PROMPT,
         "input_type": AS_TEXT,
-        "system": "Send it as a message of the role 'system'.",
     }.items()
-} | {
+}
+_UNREAD |= NO_MEMBERS | {
     "truncate": Dropped(False, hint=WHOLE_PROMPT),
     "shift": Dropped(False, hint=WHOLE_PROMPT),
     "modalities": Dropped(["text"], hint="llama-server answers in text."),
@@ -99,7 +100,8 @@ _UNREAD: dict[str, Entry] = {
     "use_beam_search": Dropped(False, hint="vLLM has it."),
     "verbosity": Dropped("medium", hint=IN_THE_PROMPT),
     "raw": Dropped(False, hint="Use /v1/completions."),
-    "template": Unread("Start llama-server with --chat-template."),
+    "system": Dropped("", hint="Send it as a message of the role 'system'."),
+    "template": Dropped("", hint="Start llama-server with --chat-template."),
 }
 _ECHO: dict[str, Entry] = {"echo": Dropped(False, hint="Put the prompt before the answer yourself.")}
 _SUFFIX: dict[str, Entry] = {"suffix": Dropped("", hint="llama-server inserts by /infill alone.")}
@@ -158,7 +160,7 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
         "format": Unread("Use 'json_schema', or /v1/chat/completions."),
         "response_format": Unread("Use 'json_schema', or /v1/chat/completions."),
         "messages": Dropped([], hint=_THERE),
-        "system": Unread(_THERE),
+        "system": Dropped("", hint=_THERE),
     },
     "/v1/embeddings": {
         **ABOUT,
@@ -188,7 +190,7 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
         "function_call": Unread("Use 'tool_choice'."),
         "messages": Dropped([], hint="Send them as 'input'."),
         "prompt": Unread("llama-server keeps no prompts; send the text itself as 'input'."),
-        "system": Unread("Send it as 'instructions'."),
+        "system": Dropped("", hint="Send it as 'instructions'."),
         "conversation": Unread("llama-server keeps no conversations; send the whole conversation as 'input'."),
         "previous_response_id": Unread("llama-server keeps no responses; send the whole conversation as 'input'."),
         "background": Dropped(False, hint=NO_WAITING),
@@ -215,7 +217,8 @@ _EMBEDDED_MESSAGE = Object(
         "tool_call_id": Unread(_NO_TOOLS, weight=Weight.TOLD),
         # What was thought in earlier turns is shown to no model.
         **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), Dropped()),
-        **dict.fromkeys(("annotations", "parsed", "provider_specific_fields", "cache_control"), Dropped()),
+        **ABOUT_MESSAGES,
+        **CACHE_CONTROL,
     }
 )
 _EMBEDDED: dict[str, dict[str, Entry]] = {

@@ -13,6 +13,7 @@ from batches.backends.parameters.moves import (
     images,
     limit,
     native_format,
+    needs,
     options,
     reasoning,
     rename,
@@ -21,6 +22,7 @@ from batches.backends.parameters.moves import (
 )
 from batches.backends.parameters.shared import (
     ABOUT,
+    ABOUT_MESSAGES,
     AS_TEXT,
     CACHE_CONTROL,
     HOSTED,
@@ -42,6 +44,7 @@ from batches.backends.parameters.table import (
     Entry,
     Kinds,
     Like,
+    Moved,
     Object,
     Table,
     Unread,
@@ -54,11 +57,8 @@ _AT_START = "Set it when vLLM is started (--max-model-len)."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
     for name, hint in {
-        **NO_MEMBERS,
         "num_ctx": _AT_START,
         "repeat_penalty": "Use 'repetition_penalty'.",
-        "raw": "Use /v1/completions.",
-        "template": "Use 'chat_template'.",
         "grammar": "Use 'structured_outputs'.",
         "json_schema": "Use 'response_format'.",
         "typical_p": "",
@@ -66,9 +66,12 @@ _UNREAD: dict[str, Entry] = {
         "web_search_options": NO_SEARCH,
         "audio": "vLLM answers in text.",
         "input_type": AS_TEXT,
-        "truncate": "Use 'truncate_prompt_tokens'.",
     }.items()
-} | {
+}
+_UNREAD |= NO_MEMBERS | {
+    "raw": Dropped(False, hint="Use /v1/completions."),
+    "template": Dropped("", hint="Use 'chat_template'."),
+    "truncate": Dropped(False, hint="Use 'truncate_prompt_tokens'."),
     "modalities": Dropped(["text"], hint="vLLM answers in text."),
     "best_of": Dropped(1, hint="Use 'n', or several lines."),
     "verbosity": Dropped("medium", hint=IN_THE_PROMPT),
@@ -134,7 +137,7 @@ _MESSAGE = Object(
         "thinking": rename("reasoning"),
         "images": images("data:image/jpeg"),
         "function_call": MESSAGE_CALL,
-        "annotations": Dropped(),
+        **ABOUT_MESSAGES,
         "refusal": Dropped(),
         "audio": Unread("Send it as a part of 'content'."),
         **CACHE_CONTROL,
@@ -178,11 +181,12 @@ TABLES = {
                     **_MORE_SAMPLING,
                     **_MEDIA,
                     **_STREAM_OPTIONS,
-                    **read(
-                        "max_completion_tokens", "top_logprobs", "reasoning_effort", "include_reasoning", "documents"
-                    ),
+                    **read("max_completion_tokens", "reasoning_effort", "include_reasoning", "documents"),
                     **read("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
                     **read("return_prompt_text"),
+                    "top_logprobs": Moved(
+                        needs("logprobs", "It needs 'logprobs': true.", harmless=(0,)), "read beside `logprobs`"
+                    ),
                     "messages": Each(_MESSAGE),
                     "response_format": _RESPONSE_FORMAT,
                     "tools": Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=HOSTED)),
@@ -199,8 +203,8 @@ TABLES = {
                     **ABOUT,
                     **_UNREAD,
                     "suffix": Dropped("", hint="Use /v1/completions."),
-                    "system": Unread("Send it as a message of the role 'system'."),
-                    "prompt": Unread("Send it as 'messages'."),
+                    "system": Dropped("", hint="Send it as a message of the role 'system'."),
+                    "prompt": Dropped("", hint="Send it as 'messages'."),
                 }
             ),
             source="entrypoints/openai/chat_completion/protocol.py: ChatCompletionRequest; renderers/chat_utils.py",
@@ -223,9 +227,10 @@ TABLES = {
                     **_GUIDED,
                     **ABOUT,
                     **_UNREAD,
-                    "messages": Unread("Use /v1/chat/completions."),
-                    "images": Unread("Use /v1/chat/completions."),
-                    "system": Unread("Use /v1/chat/completions."),
+                    "messages": Dropped([], hint="Use /v1/chat/completions."),
+                    "images": Dropped([], hint="Use /v1/chat/completions."),
+                    "system": Dropped("", hint="Use /v1/chat/completions."),
+                    "tool_choice": Dropped("none", "auto", hint="Use /v1/chat/completions."),
                     **_NO_THINKING,
                 }
             ),
@@ -291,7 +296,7 @@ TABLES = {
                     "conversation": Unread("vLLM keeps no conversations; send the whole conversation as 'input'."),
                     "max_tool_calls": Unread(HOSTED),
                     "suffix": Dropped("", hint="Use /v1/completions."),
-                    "system": Unread("Send it as 'instructions'."),
+                    "system": Dropped("", hint="Send it as 'instructions'."),
                 }
             ),
             source="entrypoints/openai/responses/protocol.py: ResponsesRequest",
