@@ -253,13 +253,25 @@ def tool_choice(hint: str) -> Moved:
     return Moved(move, '`"none"`: the tools are left out; `"auto"`: nothing; others are refused')
 
 
+def _none_without_tools(sent: JSON, name: str) -> None:
+    if sent[name] == "none":
+        sent.pop("tools", None)
+        del sent[name]
+
+
+# With "none" no tool is called, but these servers show the model the tools all the same, and take its call as text.
+NONE_WITHOUT_TOOLS = Moved(_none_without_tools, '`"none"`: the tools are left out; else read')
+
+
 def needs(other: str, hint: str, *, harmless: tuple[Any, ...] = ()) -> Move:
-    """A member that has an effect only beside `other`."""
+    """A member that has an effect only beside `other`; left out where `other` is turned off in so many words."""
 
     def move(sent: JSON, name: str) -> Iterator[Note]:
-        if sent[name] in harmless:
+        if sent.get(other):
+            return
+        if sent[name] in harmless or sent.get(other) is False:
             del sent[name]
-        elif not sent.get(other):
+        else:
             yield Note(hint, path=name)
 
     return move
@@ -280,18 +292,16 @@ def parallel_tool_calls(hint: str) -> Moved:
 # Members of messages
 
 
-def images(default_type: str) -> Moved:
+def images(default_type: str, types: Mapping[str, str] = IMAGE_TYPES) -> Moved:
     """Ollama's `images`, in base64: parts before the text, where Ollama's own rendering puts them (server/prompt.go).
 
-    `default_type` begins the data: URL of an image whose first bytes say nothing.
+    `default_type` begins the data: URL of an image whose first bytes are none of `types`.
     """
 
     def address(image: str) -> str:
         if image.startswith(("data:", "http:", "https:")):
             return image
-        kind = next(
-            (f"data:image/{kind}" for start, kind in IMAGE_TYPES.items() if image.startswith(start)), default_type
-        )
+        kind = next((f"data:image/{kind}" for start, kind in types.items() if image.startswith(start)), default_type)
         return f"{kind};base64,{image}"
 
     def move(sent: JSON, name: str) -> Iterator[Note]:

@@ -26,9 +26,18 @@ from batches.backends.parameters.moves import (
 )
 from batches.backends.parameters.shared import (
     ABOUT,
+    ABOUT_CALLS,
+    ABOUT_MESSAGES,
+    AS_TEXT,
     CACHE_CONTROL,
+    HOSTED,
+    IN_THE_PROMPT,
+    MORE_ANSWERS,
     NO_MEMBERS,
+    NO_SEARCH,
+    NO_WAITING,
     SCHEMA,
+    WHOLE_PROMPT,
     Format,
     as_json,
     first,
@@ -71,21 +80,14 @@ _OPTIONS_UNREAD = {
     **dict.fromkeys(_NO_MORE, "Ollama has no such option any more."),
     "num_ctx": "Set OLLAMA_CONTEXT_LENGTH at Ollama, or num_ctx as a PARAMETER in a Modelfile of your own.",
 }
-_WHOLE_PROMPT = "A prompt that is too long is an error line here, never an answer to a part of it."
 _AS_FORMAT = "Use 'response_format' with a JSON schema."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
     for name, hint in {
-        **NO_MEMBERS,
         **_OPTIONS_UNREAD,
         "repetition_penalty": "Set repeat_penalty as a PARAMETER in a Modelfile, and name the model made from it.",
-        "raw": "Name a model whose template is {{ .Prompt }}.",
-        "template": "Set it as the TEMPLATE in a Modelfile, and name the model made from it.",
-        "context": "Send the whole conversation as messages.",
-        "truncate": _WHOLE_PROMPT,
-        "shift": _WHOLE_PROMPT,
-        "truncate_prompt_tokens": _WHOLE_PROMPT,
-        "input_type": "Put the prefix that the model wants for queries or documents into the text itself.",
+        "truncate_prompt_tokens": WHOLE_PROMPT,
+        "input_type": AS_TEXT,
         "guided_json": _AS_FORMAT,
         "guided_regex": _AS_FORMAT,
         "guided_choice": _AS_FORMAT,
@@ -93,21 +95,27 @@ _UNREAD: dict[str, Entry] = {
         "structured_outputs": _AS_FORMAT,
         "json_schema": _AS_FORMAT,
         "grammar": _AS_FORMAT,
-        "web_search_options": "Nothing is searched for: no prompt leaves the house.",
+        "web_search_options": NO_SEARCH,
         "audio": "Ollama answers in text.",
     }.items()
 }
-_UNREAD |= {
+_UNREAD |= NO_MEMBERS | {
+    "raw": Dropped(False, hint="Name a model whose template is {{ .Prompt }}."),
+    "template": Dropped("", hint="Set it as the TEMPLATE in a Modelfile, and name the model made from it."),
+    "context": Dropped([], hint="Send the whole conversation as messages."),
+    "truncate": Dropped(False, hint=WHOLE_PROMPT),
+    "shift": Dropped(False, hint=WHOLE_PROMPT),
+    "echo": Dropped(False, hint="Put the prompt before the answer yourself."),
     "modalities": Dropped(["text"], hint="Ollama answers in text."),
-    "n": Dropped(1, hint="Send as many lines, each with another 'seed'."),
-    "best_of": Dropped(1, hint="Send as many lines, each with another 'seed'."),
+    "n": Dropped(1, hint=MORE_ANSWERS),
+    "best_of": Dropped(1, hint=MORE_ANSWERS),
     "use_beam_search": Dropped(False, hint="vLLM has it."),
     "logit_bias": Dropped({}, hint="vLLM has it."),
-    "verbosity": Dropped("medium", hint="Ask for it in the prompt."),
+    "verbosity": Dropped("medium", hint=IN_THE_PROMPT),
 }
 _SUFFIX: dict[str, Entry] = {"suffix": Dropped("", hint="Use /v1/completions and a model that can insert.")}
-_SYSTEM: dict[str, Entry] = {"system": Unread("Send it as a message of the role 'system'.")}
-_PROMPT: dict[str, Entry] = {"prompt": Unread("Send it as 'messages'.")}
+_SYSTEM: dict[str, Entry] = {"system": Dropped("", hint="Send it as a message of the role 'system'.")}
+_PROMPT: dict[str, Entry] = {"prompt": Dropped("", hint="Send it as 'messages'.")}
 
 _STREAMING: dict[str, Entry] = {
     "stream": READ,
@@ -155,18 +163,23 @@ _FUNCTION: dict[str, Entry] = {
         False, hint="Ollama shows the schema to the model and does not hold the call to it.", weight=Weight.TOLD
     ),
 }
-_HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
 _NO_CALL = "Ollama lets the model choose; ask for the call in the prompt, or for JSON by 'response_format'."
 _TOOLS: dict[str, Entry] = {
     "tool_choice": tool_choice(_NO_CALL),
     "parallel_tool_calls": parallel_tool_calls("Ollama lets the model call as many as it likes."),
 }
 _CHAT_TOOL = Object({"type": READ, "function": Object(_FUNCTION), **CACHE_CONTROL})
-_CHAT_TOOLS = Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=_HOSTED))
+_CHAT_TOOLS = Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=HOSTED))
 _ARGUMENTS = Like(
     lambda value: isinstance(value, str), hint="Use JSON in a string.", first=as_json, says="JSON in a string"
 )
-_CALL = Object({"id": READ, "index": READ, "type": READ, "function": Object({"name": READ, "arguments": _ARGUMENTS})})
+_CALL = Object(
+    {
+        **read("id", "index", "type"),
+        "function": Object({"name": READ, "arguments": _ARGUMENTS, **ABOUT_CALLS}),
+        **ABOUT_CALLS,
+    }
+)
 _CALLS = Each(Kinds("type", {"function": _CALL, None: _CALL}, hint="Ollama knows calls of functions alone."))
 
 
@@ -193,10 +206,24 @@ _PART = Kinds(
 )
 
 
+def _is_of_a_tool(message: dict[str, Any]) -> bool:
+    role = message.get("role")
+    return isinstance(role, str) and role.lower() in ("tool", "function")
+
+
+def _of_the_answer(message: dict[str, Any], name: str) -> list[Note] | None:
+    # FromChatRequest makes a message of each part, and none of them has the id or the name. `flattened` joins texts.
+    content = message.get("content")
+    if _is_of_a_tool(message) and isinstance(content, list) and isinstance(flattened(content), list):
+        return [Note("For an answer with images; send these in a message of the role 'user'.", path=name)]
+    return None
+
+
 def _name(message: dict[str, Any], name: str) -> list[Note] | None:
-    if message.get("role") in ("tool", "function"):
-        return None
-    return [Note("Ollama shows the model the name of a tool alone; put this name into the content.", path=name)]
+    if _is_of_a_tool(message):
+        return _of_the_answer(message, name)
+    hint = "Ollama shows the model the name of a tool alone; put this name into the content."
+    return [Note(hint, path=name, weight=Weight.TOLD)]
 
 
 _MESSAGE = Object(
@@ -205,14 +232,16 @@ _MESSAGE = Object(
         "content": Each(_PART, then=flattened),
         "reasoning": READ,
         "tool_calls": _CALLS,
-        "tool_call_id": READ,
         "tool_name": rename("name"),
-        "name": Moved(_name, "read in messages of the role `tool`; else refused"),
         "reasoning_content": rename("reasoning"),
         "thinking": rename("reasoning"),
-        "images": images("data:"),
+        # decodeImageURL knows few types by name, and any image without one.
+        "images": images("data:", {}),
+        # After `images`, which makes parts.
+        "tool_call_id": Moved(_of_the_answer, "read, unless the answer of a tool has other parts than texts"),
+        "name": Moved(_name, "like `tool_call_id` in messages of the role `tool`; told in others"),
         "function_call": MESSAGE_CALL,
-        "annotations": Dropped(),
+        **ABOUT_MESSAGES,
         **CACHE_CONTROL,
     }
 )
@@ -291,9 +320,13 @@ _RESPONSES_TOOLS = Each(
         "type",
         {
             "function": _RESPONSES_TOOL,
-            "namespace": Object(read("type", "name", "description", "tools")),
+            # Its tools are taken one by one, with the name of the namespace before theirs (convertTools).
+            "namespace": Object(
+                read("type", "name", "description")
+                | {"tools": Each(Kinds("type", {"function": _RESPONSES_TOOL, None: _RESPONSES_TOOL}, hint=HOSTED))}
+            ),
         },
-        hint=_HOSTED,
+        hint=HOSTED,
         # middleware/openai.go WebSearchResponsesWriter asks ollama.com.
         weights={"web_search": Weight.FORBIDDEN},
     )
@@ -384,12 +417,12 @@ TABLES = {
                     "num_predict": limit("max_tokens"),
                     # Read, and left out of the answer (ToCompletion).
                     "logprobs": Dropped(False, hint="The answers of /v1/chat/completions have them."),
-                    "echo": Dropped(False, hint="Put the prompt before the answer yourself."),
                     **ABOUT,
                     **_UNREAD,
-                    "messages": Unread("Use /v1/chat/completions."),
-                    "system": Unread("Use /v1/chat/completions."),
-                    "images": Unread("Use /v1/chat/completions."),
+                    "messages": Dropped([], hint="Use /v1/chat/completions."),
+                    "system": Dropped("", hint="Use /v1/chat/completions."),
+                    "images": Dropped([], hint="Use /v1/chat/completions."),
+                    "tool_choice": Dropped("none", "auto", hint="Use /v1/chat/completions."),
                     "format": Unread("Use /v1/chat/completions."),
                     "response_format": Unread("Use /v1/chat/completions."),
                     "think": Unread("Use /v1/chat/completions."),
@@ -453,9 +486,7 @@ TABLES = {
                     "reasoning_effort": rename("reasoning.effort"),
                     "format": native_format("text.format"),
                     "response_format": chat_format(),
-                    "text": Object(
-                        {"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint="Ask for it in the prompt.")}
-                    ),
+                    "text": Object({"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint=IN_THE_PROMPT)}),
                     **_TOOLS,
                     **ABOUT,
                     **_UNREAD,
@@ -463,8 +494,8 @@ TABLES = {
                     "include": Dropped(
                         [], ["reasoning.encrypted_content"], hint="Ollama gives what is thought, and no more."
                     ),
-                    "background": Dropped(False, hint="A batch waits for its answers anyway."),
-                    "truncation": Dropped("disabled", hint=_WHOLE_PROMPT),
+                    "background": Dropped(False, hint=NO_WAITING),
+                    "truncation": Dropped("disabled", hint=WHOLE_PROMPT),
                     "top_logprobs": Dropped(0, hint="Use /v1/chat/completions."),
                     "previous_response_id": Unread(
                         "Ollama keeps no responses; send the whole conversation as 'input'."
@@ -472,12 +503,12 @@ TABLES = {
                     "conversation": Unread("Ollama keeps no conversations; send the whole conversation as 'input'."),
                     "prompt": Unread("Ollama keeps no prompts; send the text itself as 'input'."),
                     "messages": Dropped([], hint="Send them as 'input'."),
-                    "system": Unread("Send it as 'instructions'."),
+                    "system": Dropped("", hint="Send it as 'instructions'."),
                     "seed": Unread("/v1/chat/completions has it."),
                     "stop": Unread("/v1/chat/completions has it."),
                     "frequency_penalty": Dropped(0, hint="/v1/chat/completions has it."),
                     "presence_penalty": Dropped(0, hint="/v1/chat/completions has it."),
-                    "max_tool_calls": Unread(_HOSTED),
+                    "max_tool_calls": Unread(HOSTED),
                 }
             ),
             source="openai/responses.go: ResponsesRequest, unmarshalResponsesInputItem, FromResponsesRequest",

@@ -30,7 +30,8 @@ KINDS: Mapping[str, Mapping[str, Table]] = {
 TOP = """# What becomes of each member of a request
 
 Made from the tables in `batches/backends/parameters/` by `python -m batches.backends.parameters`; a test compares.
-A part of a list is written `messages[]`. Members that are null are left out.
+A part of a list is written `messages[]`. Members that are null are left out, and so are members
+without an entry that are empty: `[]`, `{}` or `""`.
 
 | | what becomes of it |
 | --- | --- |

@@ -13,15 +13,31 @@ _ABOUT = (
     *("prompt_cache_options", "keep_alive", "prediction"),
 )
 ABOUT: dict[str, Entry] = {name: Dropped() for name in _ABOUT}
+# What client libraries keep in their own copies of answers and calls, which come back as messages.
+ABOUT_CALLS: dict[str, Entry] = dict.fromkeys(("parsed_arguments", "provider_specific_fields"), Dropped())
+ABOUT_MESSAGES: dict[str, Entry] = dict.fromkeys(
+    ("annotations", "parsed", "provider_specific_fields", "thinking_blocks"), Dropped()
+)
 # Where a provider is to cut a prompt for its cache; model servers do that by themselves.
 CACHE_CONTROL: dict[str, Entry] = {"cache_control": Dropped()}
 # Members that are no members of a request at all.
-NO_MEMBERS = {
-    "extra_body": "Its members belong into the body itself; only the Python client takes them in 'extra_body'.",
-    "extra_headers": "It is an argument of the Python client, no member of a request.",
-    "extra_query": "It is an argument of the Python client, no member of a request.",
-    "params": "The members of a request stand in 'body' itself.",
+_OF_THE_CLIENT = "It is an argument of the Python client, no member of a request."
+NO_MEMBERS: dict[str, Entry] = {
+    "extra_body": Dropped(
+        {}, hint="Its members belong into the body itself; only the Python client takes them in 'extra_body'."
+    ),
+    "extra_headers": Dropped({}, hint=_OF_THE_CLIENT),
+    "extra_query": Dropped({}, hint=_OF_THE_CLIENT),
+    "params": Dropped({}, hint="The members of a request stand in 'body' itself."),
 }
+# What several tables say about members that no model server here reads.
+HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
+MORE_ANSWERS = "Send as many lines, each with another 'seed'."
+NO_SEARCH = "Nothing is searched for: no prompt leaves the house."
+WHOLE_PROMPT = "A prompt that is too long is an error line here, never an answer to a part of it."
+AS_TEXT = "Put the prefix that the model wants for queries or documents into the text itself."
+NO_WAITING = "A batch waits for its answers anyway."
+IN_THE_PROMPT = "Ask for it in the prompt."
 
 
 class Format(Kinds):

@@ -220,7 +220,8 @@ class Object(Entry):
     def __init__(self, members: Mapping[str, Entry], *, unknown: Entry | None = None) -> None:
         super().__init__()
         self.members = dict(members)
-        self.unknown = unknown or Unread()
+        # What is empty asks for nothing, like null.
+        self.unknown = unknown or Dropped([], {}, "")
         # In the order of the table, for one may make what another moves on.
         self._moves = [(name, entry) for name, entry in self.members.items() if isinstance(entry, Moved)]
         self._moving = frozenset(name for name, _ in self._moves)

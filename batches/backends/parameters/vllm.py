@@ -8,18 +8,29 @@ from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     MESSAGE_CALL,
+    NONE_WITHOUT_TOOLS,
     chat_format,
     images,
     limit,
     native_format,
+    needs,
     options,
     reasoning,
     rename,
+    think,
+    thinking,
 )
 from batches.backends.parameters.shared import (
     ABOUT,
+    ABOUT_MESSAGES,
+    AS_TEXT,
     CACHE_CONTROL,
+    HOSTED,
+    IN_THE_PROMPT,
+    MORE_ANSWERS,
     NO_MEMBERS,
+    NO_SEARCH,
+    NO_WAITING,
     SCHEMA,
     Format,
     first,
@@ -33,6 +44,7 @@ from batches.backends.parameters.table import (
     Entry,
     Kinds,
     Like,
+    Moved,
     Object,
     Table,
     Unread,
@@ -41,33 +53,28 @@ from batches.backends.parameters.table import (
 
 TITLE = "vLLM"
 
-_SWITCH = 'Use "chat_template_kwargs": {"enable_thinking": false}, or \'reasoning_effort\'.'
 _AT_START = "Set it when vLLM is started (--max-model-len)."
-_SEVERAL = "Use 'n', or several lines."
 _UNREAD: dict[str, Entry] = {
     name: Unread(hint)
     for name, hint in {
-        **NO_MEMBERS,
-        "think": _SWITCH,
-        "thinking": _SWITCH,
-        "enable_thinking": _SWITCH,
         "num_ctx": _AT_START,
         "repeat_penalty": "Use 'repetition_penalty'.",
-        "raw": "Use /v1/completions.",
-        "template": "Use 'chat_template'.",
         "grammar": "Use 'structured_outputs'.",
         "json_schema": "Use 'response_format'.",
         "typical_p": "",
         "early_stopping": "",
-        "web_search_options": "Nothing is searched for: no prompt leaves the house.",
+        "web_search_options": NO_SEARCH,
         "audio": "vLLM answers in text.",
-        "input_type": "Put the prefix that the model wants for queries or documents into the text itself.",
-        "truncate": "Use 'truncate_prompt_tokens'.",
+        "input_type": AS_TEXT,
     }.items()
-} | {
+}
+_UNREAD |= NO_MEMBERS | {
+    "raw": Dropped(False, hint="Use /v1/completions."),
+    "template": Dropped("", hint="Use 'chat_template'."),
+    "truncate": Dropped(False, hint="Use 'truncate_prompt_tokens'."),
     "modalities": Dropped(["text"], hint="vLLM answers in text."),
-    "best_of": Dropped(1, hint=_SEVERAL),
-    "verbosity": Dropped("medium", hint="Ask for it in the prompt."),
+    "best_of": Dropped(1, hint="Use 'n', or several lines."),
+    "verbosity": Dropped("medium", hint=IN_THE_PROMPT),
     # Which library holds the answer to its form does not change the form.
     "guided_decoding_backend": Dropped(),
 }
@@ -130,7 +137,7 @@ _MESSAGE = Object(
         "thinking": rename("reasoning"),
         "images": images("data:image/jpeg"),
         "function_call": MESSAGE_CALL,
-        "annotations": Dropped(),
+        **ABOUT_MESSAGES,
         "refusal": Dropped(),
         "audio": Unread("Send it as a part of 'content'."),
         **CACHE_CONTROL,
@@ -138,8 +145,7 @@ _MESSAGE = Object(
 )
 _FUNCTION = Object(read("name", "description", "parameters", "strict", "defer_loading"))
 _CHAT_TOOL = Object(read("type", "function", "defer_loading") | {"function": _FUNCTION, **CACHE_CONTROL})
-_HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
-_TOOLS: dict[str, Entry] = read("tool_choice", "parallel_tool_calls")
+_TOOLS: dict[str, Entry] = {"tool_choice": NONE_WITHOUT_TOOLS, **read("parallel_tool_calls")}
 # The types of which vLLM makes anything for every model (responses/utils.py); hosted tools need a tool server.
 _RESPONSES_TOOL = Object({}, unknown=READ)
 
@@ -151,6 +157,16 @@ _INPUT_ITEM = Object(
         "content": Each(Object({"file_id": Unread(_WHOLE)}, unknown=READ)),
     },
     unknown=READ,
+)
+
+
+def _thinking(to: str) -> dict[str, Entry]:
+    # Both protocol.py files set enable_thinking of the template by the effort: false for "none", else true.
+    return {"think": think(to), "thinking": thinking(to), "enable_thinking": think(to)}
+
+
+_NO_THINKING: dict[str, Entry] = dict.fromkeys(
+    ("think", "thinking", "enable_thinking", "reasoning_effort"), Unread("Use /v1/chat/completions.")
 )
 
 TABLES = {
@@ -165,28 +181,30 @@ TABLES = {
                     **_MORE_SAMPLING,
                     **_MEDIA,
                     **_STREAM_OPTIONS,
-                    **_TOOLS,
-                    **read(
-                        "max_completion_tokens", "top_logprobs", "reasoning_effort", "include_reasoning", "documents"
-                    ),
+                    **read("max_completion_tokens", "reasoning_effort", "include_reasoning", "documents"),
                     **read("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
                     **read("return_prompt_text"),
+                    "top_logprobs": Moved(
+                        needs("logprobs", "It needs 'logprobs': true.", harmless=(0,)), "read beside `logprobs`"
+                    ),
                     "messages": Each(_MESSAGE),
                     "response_format": _RESPONSE_FORMAT,
-                    "tools": Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=_HOSTED)),
+                    "tools": Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=HOSTED)),
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
                     "num_predict": limit("max_tokens"),
                     "max_output_tokens": limit("max_tokens"),
+                    **_thinking("reasoning_effort"),
                     "reasoning": reasoning("reasoning_effort"),
                     "format": native_format("response_format"),
                     "functions": FUNCTIONS,
                     "function_call": FUNCTION_CALL,
+                    **_TOOLS,
                     **_GUIDED,
                     **ABOUT,
                     **_UNREAD,
                     "suffix": Dropped("", hint="Use /v1/completions."),
-                    "system": Unread("Send it as a message of the role 'system'."),
-                    "prompt": Unread("Send it as 'messages'."),
+                    "system": Dropped("", hint="Send it as a message of the role 'system'."),
+                    "prompt": Dropped("", hint="Send it as 'messages'."),
                 }
             ),
             source="entrypoints/openai/chat_completion/protocol.py: ChatCompletionRequest; renderers/chat_utils.py",
@@ -209,10 +227,11 @@ TABLES = {
                     **_GUIDED,
                     **ABOUT,
                     **_UNREAD,
-                    "messages": Unread("Use /v1/chat/completions."),
-                    "images": Unread("Use /v1/chat/completions."),
-                    "system": Unread("Use /v1/chat/completions."),
-                    "reasoning_effort": Unread("Use /v1/chat/completions."),
+                    "messages": Dropped([], hint="Use /v1/chat/completions."),
+                    "images": Dropped([], hint="Use /v1/chat/completions."),
+                    "system": Dropped("", hint="Use /v1/chat/completions."),
+                    "tool_choice": Dropped("none", "auto", hint="Use /v1/chat/completions."),
+                    **_NO_THINKING,
                 }
             ),
             source="entrypoints/openai/completion/protocol.py: CompletionRequest",
@@ -228,6 +247,7 @@ TABLES = {
                     **read("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
                     **ABOUT,
                     **_UNREAD,
+                    **_NO_THINKING,
                     # Nothing is generated, so nothing is sampled or limited.
                     **{name: Dropped() for name in (*_SAME, "n", "max_tokens", "max_completion_tokens", "num_predict")},
                 }
@@ -248,14 +268,12 @@ TABLES = {
                         "top_logprobs", "previous_response_id", "previous_input_messages", "enable_response_messages"
                     ),
                     **read("chat_template_kwargs", "reasoning"),
-                    "text": Object(
-                        {"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint="Ask for it in the prompt.")}
-                    ),
+                    "text": Object({"format": _TEXT_FORMAT, "verbosity": Dropped("medium", hint=IN_THE_PROMPT)}),
                     "tools": Each(
                         Kinds(
                             "type",
                             dict.fromkeys(("function", "namespace", "custom", None), _RESPONSES_TOOL),
-                            hint=_HOSTED,
+                            hint=HOSTED,
                         )
                     ),
                     "stream_options": Object({"include_usage": Dropped(), "include_obfuscation": Dropped()}),
@@ -263,21 +281,22 @@ TABLES = {
                     "max_tokens": limit("max_output_tokens"),
                     "max_completion_tokens": limit("max_output_tokens"),
                     "num_predict": limit("max_output_tokens"),
+                    **_thinking("reasoning.effort"),
                     "reasoning_effort": rename("reasoning.effort"),
                     "format": native_format("text.format"),
                     "response_format": chat_format(),
                     **_GUIDED,
                     **ABOUT,
                     **_UNREAD,
-                    "background": Dropped(False, hint="A batch waits for its answers anyway."),
-                    "n": Dropped(1, hint="Send as many lines, each with another 'seed'."),
+                    "background": Dropped(False, hint=NO_WAITING),
+                    "n": Dropped(1, hint=MORE_ANSWERS),
                     "use_beam_search": Dropped(False, hint="Use /v1/completions."),
                     "messages": Dropped([], hint="Send them as 'input'."),
                     "prompt": Unread("vLLM keeps no prompts; send the text itself as 'input'."),
                     "conversation": Unread("vLLM keeps no conversations; send the whole conversation as 'input'."),
-                    "max_tool_calls": Unread(_HOSTED),
+                    "max_tool_calls": Unread(HOSTED),
                     "suffix": Dropped("", hint="Use /v1/completions."),
-                    "system": Unread("Send it as 'instructions'."),
+                    "system": Dropped("", hint="Send it as 'instructions'."),
                 }
             ),
             source="entrypoints/openai/responses/protocol.py: ResponsesRequest",

@@ -18,6 +18,7 @@ COMPLETIONS, EMBEDDINGS, RESPONSES = "/v1/completions", "/v1/embeddings", "/v1/r
 SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
+IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
 
 
@@ -192,7 +193,7 @@ def test_ollama_is_not_asked_for_what_it_ignores(endpoint, name):
         (CHAT, {"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
         (CHAT, {"tools": [TOOL, {"type": "web_search"}]}, "tools[1].type"),
         (CHAT, {"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
-        (CHAT, {"tools": [TOOL | {"examples": []}]}, "tools[0].examples"),
+        (CHAT, {"tools": [TOOL | {"examples": ["f(1)"]}]}, "tools[0].examples"),
         (CHAT, {"top_logprobs": 5}, "top_logprobs"),
         (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
         (CHAT, {"verbosity": "low"}, "verbosity"),
@@ -266,16 +267,17 @@ def test_ollama_is_not_asked_for_what_it_would_misread(endpoint, given, param):
             {
                 "role": "user",
                 "content": [
-                    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}},
+                    {"type": "image_url", "image_url": {"url": f"data:;base64,{PNG}"}},
                     {"type": "text", "text": "what?"},
                 ],
             },
         ),
         (
-            {"role": "user", "images": ["AAAA", "data:image/webp;base64,UklG"]},
+            {"role": "user", "images": ["R0lGODlh", "AAAA", "data:image/webp;base64,UklG"]},
             {
                 "role": "user",
                 "content": [
+                    {"type": "image_url", "image_url": {"url": "data:;base64,R0lGODlh"}},
                     {"type": "image_url", "image_url": {"url": "data:;base64,AAAA"}},
                     {"type": "image_url", "image_url": {"url": "data:image/webp;base64,UklG"}},
                 ],
@@ -311,6 +313,11 @@ def test_ollama_is_not_asked_for_what_it_would_misread(endpoint, given, param):
         ),
         ({"role": "function", "name": "f", "content": "1"}, {"role": "tool", "name": "f", "content": "1"}),
         ({"role": "tool", "tool_name": "f", "content": "1"}, {"role": "tool", "name": "f", "content": "1"}),
+        ({"role": "TOOL", "name": "f", "content": "1"}, {"role": "TOOL", "name": "f", "content": "1"}),
+        (
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "1"}]},
+            {"role": "tool", "tool_call_id": "c", "content": "1"},
+        ),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]},
@@ -325,7 +332,13 @@ def test_ollama_gets_messages_in_its_own_shape(message, expected):
     ("message", "param"),
     [
         ({"role": "critic", "content": "a"}, "role"),
-        ({"role": "user", "content": "a", "name": "Ann"}, "name"),
+        *(
+            ({"role": role, "tool_call_id": "c", "content": [{"type": "text", "text": "a"}, IMAGE]}, "tool_call_id")
+            for role in ("tool", "TOOL", "function")
+        ),
+        ({"role": "tool", "name": "f", "content": [IMAGE]}, "name"),
+        ({"role": "tool", "tool_name": "f", "content": "a", "images": [PNG]}, "name"),
+        ({"role": "tool", "tool_call_id": "c", "content": "a", "images": [PNG]}, "tool_call_id"),
         ({"role": "user", "content": "a", "weight": 1}, "weight"),
         ({"role": "user", "content": "a", "images": [{"path": "x"}]}, "images"),
         ({"role": "assistant", "content": "a", "prefix": True}, "prefix"),
@@ -345,6 +358,48 @@ def test_ollama_gets_messages_in_its_own_shape(message, expected):
 def test_ollama_gets_no_message_that_it_would_show_in_part(message, param):
     messages = [{"role": "user", "content": "x"}, message]
     assert refused("ollama", CHAT, messages=messages) == f"messages[1].{param}"
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system", "developer"])
+def test_a_name_that_ollama_does_not_show_is_told_and_sent(role):
+    body = asking(CHAT, messages=[{"role": role, "content": "a", "name": "Ann"}])
+    translation = translate("ollama", CHAT, body)
+    assert [(each.param, each.weight) for each in translation.findings] == [("messages[0].name", Weight.TOLD)]
+    assert translation.body["messages"][0]["name"] == "Ann"
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+def test_what_client_libraries_keep_in_answers_comes_back_without_a_word(kind):
+    function = {"name": "f", "arguments": "{}"}
+    call = {"id": "c", "type": "function", "function": function}
+    kept = {"refusal": "", "annotations": [], "parsed": {"a": 1}, "provider_specific_fields": {"x": 1}, "audio": None}
+    message = {"role": "assistant", "content": "a", "tool_calls": [call]}
+    assert sent(kind, CHAT, messages=[message | kept])["messages"] == [message]
+    dumped = call | {"provider_specific_fields": {"y": 1}, "function": function | {"parsed_arguments": {"a": 1}}}
+    messages = sent(kind, CHAT, messages=[message | kept | {"tool_calls": [dumped]}])["messages"]
+    # vLLM takes calls as they are.
+    assert messages == ([message] if kind == "ollama" else [message | {"tool_calls": [dumped]}])
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "embedded"])
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("stop_sequences", []), ("plugins", []), ("no_such_member", {}), ("no_such_member", ""), ("raw", False)),
+        *(("template", ""), ("context", []), ("truncate", False), ("transforms", []), ("extra_headers", {})),
+    ],
+)
+def test_what_asks_for_nothing_is_left_out_without_a_word(kind, endpoint, name, value):
+    assert sent(kind, endpoint, **{name: value}) == {}
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "embedded"])
+def test_what_is_turned_off_is_left_out_without_a_word(kind):
+    assert sent(kind, COMPLETIONS, tools=[], tool_choice="auto", system="", images=[]) == {}
+    assert sent(kind, CHAT, logprobs=False, top_logprobs=5, system="", prompt="") == {"logprobs": False}
+    assert sent(kind, CHAT, logprobs=True, top_logprobs=5) == {"logprobs": True, "top_logprobs": 5}
+    assert sent(kind, CHAT, echo=False) in ({}, {"echo": False})
 
 
 @pytest.mark.parametrize("shape", [{}, {"type": "message"}])
@@ -417,6 +472,18 @@ def test_ollama_is_shown_what_its_tools_have_no_keyword_for(endpoint, given, sho
     assert translation.refusal() is None
 
 
+def test_ollama_is_shown_the_tools_of_a_namespace_by_the_same_rules():
+    parameters = {"properties": {"x": {"const": 5}}}
+    strict = {"type": "function", "name": "f", "parameters": parameters, "strict": True}
+    space = {"type": "namespace", "name": "n", "description": "d", "tools": [strict]}
+    translation = translate("ollama", RESPONSES, asking(RESPONSES, tools=[space]))
+    (shown,) = translation.body["tools"][0]["tools"]
+    assert shown["parameters"] == {"properties": {"x": {"enum": [5]}}}
+    assert [each.param for each in translation.findings] == ["tools[0].tools[0].strict"]
+    assert refused("ollama", RESPONSES, tools=[space | {"tools": [TOOL]}]) == "tools[0].tools[0].function"
+    assert refused("ollama", RESPONSES, tools=[space | {"tools": [{"type": "mcp"}]}]) == "tools[0].tools[0].type"
+
+
 def test_definitions_by_their_old_name_are_followed_and_renamed():
     parameters = {"$ref": "#/definitions/Root", "definitions": {"Root": {"type": "object", "properties": {}}}}
     parameters["definitions"]["Root"]["properties"] = {"a": {"items": {"$ref": "#/definitions/Leaf"}}}
@@ -433,6 +500,15 @@ def test_definitions_that_double_with_each_step_end():
     translation = translate("ollama", CHAT, asking(CHAT, tools=[tool]))
     assert {each.weight for each in translation.findings} == {Weight.TOLD}
     assert len(translation.findings) < 50_000
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded"])
+@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
+def test_a_model_that_may_call_no_tool_is_shown_none(kind, endpoint):
+    tool = TOOL if endpoint == CHAT else {"type": "function", "name": "f"}
+    assert sent(kind, endpoint, tools=[tool], tool_choice="none") == {}
+    if endpoint == CHAT:
+        assert sent(kind, endpoint, functions=[TOOL["function"]], function_call="none") == {}
 
 
 def test_a_hint_that_ollama_does_not_take_is_told_and_sent():
@@ -462,6 +538,17 @@ def test_a_hint_that_ollama_does_not_take_is_told_and_sent():
             {"format": "json", "options": {"top_k": 5, "num_predict": 7}},
             {"response_format": {"type": "json_object"}, "top_k": 5, "max_tokens": 7},
         ),
+        (CHAT, {"think": False}, {"reasoning_effort": "none"}),
+        (CHAT, {"think": "high"}, {"reasoning_effort": "high"}),
+        (CHAT, {"enable_thinking": True}, {"reasoning_effort": "medium"}),
+        (CHAT, {"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
+        (RESPONSES, {"think": False}, {"reasoning": {"effort": "none"}}),
+        (
+            RESPONSES,
+            {"enable_thinking": False, "reasoning": {"summary": "auto"}},
+            {"reasoning": {"summary": "auto", "effort": "none"}},
+        ),
+        (RESPONSES, {"thinking": {"type": "enabled"}}, {"reasoning": {"effort": "medium"}}),
         (CHAT, {"n": 2, "top_k": 5, "logit_bias": {"5": 1}, "tools": [TOOL], "tool_choice": "required"}, None),
         (CHAT, {"response_format": FORMAT, "chat_template_kwargs": {"a": 1}, "max_completion_tokens": 5}, None),
         (EMBEDDINGS, {"input": [1, 2]}, None),
@@ -476,7 +563,9 @@ def test_vllm_gets_what_it_reads(endpoint, given, expected):
     [
         *((endpoint, {"no_such_member": 1}, "no_such_member") for endpoint in ENDPOINTS),
         (CHAT, {"best_of": 2}, "best_of"),
-        (CHAT, {"think": False}, "think"),
+        (COMPLETIONS, {"think": False}, "think"),
+        (CHAT, {"think": False, "reasoning_effort": "high"}, "think"),
+        (CHAT, {"thinking": {"type": "enabled", "budget_tokens": 5}}, "thinking"),
         (CHAT, {"options": {"num_ctx": 9}}, "options.num_ctx"),
         (CHAT, {"guided_json": SCHEMA, "structured_outputs": {"json": {}}}, "guided_json"),
         (CHAT, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
@@ -519,6 +608,92 @@ def test_other_servers_get_all_but_what_they_are_known_to_drop(kind, endpoint, g
     assert refused(kind, endpoint, **given) == param
     if param is None:
         assert translate(kind, endpoint, asking(endpoint, **given)).body == asking(endpoint, **given)
+
+
+@pytest.mark.parametrize("kind", ["llama-server", "embedded"])
+@pytest.mark.parametrize(
+    ("endpoint", "given", "param"),
+    [
+        (CHAT, {"num_ctx": 9}, "num_ctx"),
+        (CHAT, {"options": {"num_ctx": 9}}, "options.num_ctx"),
+        (CHAT, {"guided_json": SCHEMA}, "guided_json"),
+        (CHAT, {"structured_outputs": {"json": SCHEMA}}, "structured_outputs"),
+        (CHAT, {"repetition_penalty": 1.1}, "repetition_penalty"),
+        (CHAT, {"modalities": ["audio"]}, "modalities"),
+        (CHAT, {"suffix": "x"}, "suffix"),
+        (CHAT, {"web_search_options": {}}, "web_search_options"),
+        (CHAT, {"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        (CHAT, {"extra_body": {"top_k": 5}}, "extra_body"),
+        (CHAT, {"think": 5}, "think"),
+        (CHAT, {"format": "yaml"}, "format"),
+        (CHAT, {"top_logprobs": 5}, "top_logprobs"),
+        (CHAT, {"system": "s"}, "system"),
+        (COMPLETIONS, {"think": False}, "think"),
+        (COMPLETIONS, {"extra_headers": {"a": "b"}}, "extra_headers"),
+        (COMPLETIONS, {"options": {"num_gpu": 1}}, "options.num_gpu"),
+        (EMBEDDINGS, {"input_type": "query"}, "input_type"),
+        (EMBEDDINGS, {"truncate": True}, "truncate"),
+        (EMBEDDINGS, {"dimensions": 5}, "dimensions"),
+        (RESPONSES, {"prompt": {"id": "p"}}, "prompt"),
+        (RESPONSES, {"conversation": "conv_1"}, "conversation"),
+        (RESPONSES, {"background": True}, "background"),
+        (RESPONSES, {"truncation": "auto"}, "truncation"),
+        (RESPONSES, {"functions": [TOOL["function"]]}, "functions"),
+        (RESPONSES, {"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        (RESPONSES, {"text": {"verbosity": "low"}}, "text.verbosity"),
+        (RESPONSES, {"n": 2}, "n"),
+    ],
+)
+def test_llama_server_is_not_asked_for_what_it_drops(kind, endpoint, given, param):
+    assert refused(kind, endpoint, **given) == param
+
+
+@pytest.mark.parametrize("kind", ["llama-server", "embedded"])
+@pytest.mark.parametrize(
+    ("endpoint", "given", "expected"),
+    [
+        (CHAT, {"num_predict": 5}, {"max_tokens": 5}),
+        (CHAT, {"max_output_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
+        (CHAT, {"options": {"num_predict": 5, "top_k": 3, "repeat_penalty": 1.1}}, None),
+        (CHAT, {"format": "json"}, {"response_format": {"type": "json_object"}}),
+        (CHAT, {"logprobs": False, "top_logprobs": 5}, {"logprobs": False}),
+        (CHAT, {"user": "me", "metadata": {}, "functions": [], "modalities": ["text"], "suffix": ""}, {}),
+        (COMPLETIONS, {"num_predict": 5, "raw": False}, {"max_tokens": 5}),
+        (EMBEDDINGS, {"truncate": False, "encoding_format": "base64"}, {"encoding_format": "base64"}),
+        (RESPONSES, {"num_predict": 5}, {"max_output_tokens": 5}),
+        (RESPONSES, {"background": False, "truncation": "disabled", "store": False, "messages": []}, {}),
+    ],
+)
+def test_llama_server_gets_what_it_reads(kind, endpoint, given, expected):
+    options = {"max_tokens": 5, "top_k": 3, "repeat_penalty": 1.1}
+    assert sent(kind, endpoint, **given) == (options if expected is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "expected"),
+    [
+        (CHAT, {"functions": [TOOL["function"]], "function_call": "auto"}, {"tools": [TOOL], "tool_choice": "auto"}),
+        (CHAT, {"think": False}, {"reasoning_effort": "none"}),
+        (CHAT, {"reasoning": {"effort": "low"}}, {"reasoning_effort": "low"}),
+        (RESPONSES, {"enable_thinking": False}, {"reasoning": {"effort": "none"}}),
+    ],
+)
+def test_llama_server_has_tools_and_thinks(endpoint, given, expected):
+    assert sent("llama-server", endpoint, **given) == expected
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("name", ["no_such_member", "Temperature", "use_mmap", "extra_query", "penalize_newline"])
+def test_the_embedded_model_is_asked_for_nothing_that_its_version_does_not_read(endpoint, name):
+    assert refused("embedded", endpoint, **{name: 1}) == name
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [({"no_such": 1}, "no_such"), ({"tool_calls": [{"id": "c"}]}, "tool_calls"), ({"images": [PNG]}, "images")],
+)
+def test_the_embedded_model_is_shown_whole_messages(message, param):
+    assert refused("embedded", CHAT, messages=[{"role": "user", "content": "x"} | message]) == f"messages[0].{param}"
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded", "openai"])
@@ -584,12 +759,12 @@ def test_the_page_is_what_the_tables_say():
 
 
 def test_a_refused_member_is_an_error_line_that_names_it(create, work, backend):
-    lines = [line("a", body={"messages": [{"role": "user", "content": "a", "name": "Ann"}]}), line("b")]
+    lines = [line("a", body={"messages": [{"role": "assistant", "content": "a", "prefix": True}]}), line("b")]
     batch = work.run(create(lines)["id"])
     _, errors = results(work, batch)
     error = errors["a"]["response"]["body"]["error"]
-    assert (error["param"], error["code"]) == ("messages[0].name", "unsupported_parameter")
-    assert "put this name into the content" in error["message"]
+    assert (error["param"], error["code"]) == ("messages[0].prefix", "unsupported_parameter")
+    assert error["message"] == "Ollama ignores 'messages[0].prefix' in /v1/chat/completions. Leave it out."
     assert backend.arrived() == ["b"]
     assert work.api.get(f"/v1/batches/{batch['id']}/progress").json()["warnings"] == []
 
