@@ -18,6 +18,10 @@ STREAMING = ("stream", "stream_options")
 # Members that can name images, files, videos and sounds, and the members that do it.
 PROMPTS = ("messages", "input")
 ADDRESSES = frozenset(("image_url", "file_url", "video_url", "audio_url"))
+# Names of members come from the sender, and may be as long as a line.
+LONGEST_NAME = 100
+# References in small schemas can ask for more than any memory holds.
+MOST_ADDED = 1_000_000
 
 
 class Weight(IntEnum):
@@ -60,7 +64,21 @@ class Note:
         self.weight = weight
 
     def within(self, name: str) -> None:
-        self.path = name + self.path if not self.path or self.path[0] == "[" else f"{name}.{self.path}"
+        name = shortened(name)
+        self.path = shortened(name + self.path if not self.path or self.path[0] == "[" else f"{name}.{self.path}")
+
+
+class Notes(list[Note]):
+    """The notes on one request. `room`: how much may still be added to it where references are followed, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = MOST_ADDED
+
+
+def shortened(text: str) -> str:
+    """A name for a message, however long the sender made it: its beginning and its end."""
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME // 2] + "…" + text[1 - LONGEST_NAME // 2 :]
 
 
 def shown(value: Any) -> str:
@@ -78,7 +96,7 @@ class Entry:
     def __init__(self, says: str = "") -> None:
         self.says = says  # for the page of all members
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         """The value to send, or DROP. Appends to `notes` what the server would ignore."""
         return value
 
@@ -102,7 +120,7 @@ class Dropped(Entry):
         self.hint = hint
         self.weight = weight
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         # True and False are numbers to Python alone.
         if not self.values or any(
             value == each and isinstance(value, bool) is isinstance(each, bool) for each in self.values
@@ -122,7 +140,7 @@ class Unread(Entry):
         self.hint = hint
         self.weight = weight
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         notes.append(Note(self.hint, weight=self.weight))
         return value
 
@@ -139,7 +157,7 @@ class Values(Entry):
         self.renamed = renamed or {}
         self.any_case = any_case
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if value in self.values:
             return value
         if isinstance(value, str):
@@ -163,7 +181,7 @@ class Like(Entry):
         self.hint = hint
         self.first = first
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if self.first is not None:
             value = self.first(value)
         if not self.fits(value):
@@ -184,7 +202,7 @@ class Each(Entry):
         self.entry = entry
         self.then = then
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not list:
             return value
         checked, check = value, self.entry.check
@@ -225,7 +243,7 @@ class Object(Entry):
         self._moves = [(name, entry) for name, entry in self.members.items() if isinstance(entry, Moved)]
         self._moving = frozenset(name for name, _ in self._moves)
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not dict:
             return value
         checked = value if self._moving.isdisjoint(value) else self._moved(value, notes)
@@ -252,7 +270,7 @@ class Object(Entry):
                     checked[name] = new
         return checked
 
-    def _moved(self, value: JSON, notes: list[Note]) -> JSON:
+    def _moved(self, value: JSON, notes: Notes) -> JSON:
         moved = dict(value)
         for name, entry in self._moves:
             if name in moved:
@@ -278,7 +296,7 @@ class Kinds(Entry):
         self.hint = hint
         self.weights = weights or {}
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not dict:
             return value
         kind = value.get(self.by)
@@ -314,7 +332,7 @@ class Table:
         `stream`. Raises nothing, whatever JSON a body holds."""
         if not stream and ("stream" in body or "stream_options" in body):
             body = {name: value for name, value in body.items() if name not in STREAMING}
-        notes: list[Note] = []
+        notes = Notes()
         try:
             sent: JSON = self.request.check(body, notes)
             if self._whole is not None and (note := self._whole(sent)) is not None:

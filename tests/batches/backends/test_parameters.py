@@ -1,6 +1,7 @@
 """What becomes of each member of a request, by kind of server and endpoint."""
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -415,6 +416,87 @@ def test_ollama_is_shown_what_its_tools_have_no_keyword_for(endpoint, given, sho
     assert parameters["$defs"] == definitions["$defs"]
     assert [each.param.partition("parameters.properties.x")[2] for each in translation.findings] == told
     assert translation.refusal() is None
+
+
+def _wide():
+    properties = {f"p{index}": {"$ref": "#/$defs/e"} for index in range(1000)}
+    return {"properties": properties, "$defs": {"e": {"description": "x" * 10_000}}}
+
+
+def _wide_and_deep():
+    inner = {f"p{index}": {"$ref": "#/$defs/e"} for index in range(1000)}
+    return {"properties": inner, "$defs": {"e": {"properties": inner}}}
+
+
+def _doubling():
+    names = [f"d{index}" for index in range(30)]
+    definitions = {
+        name: {"properties": {each: {"$ref": f"#/$defs/{after}"} for each in "ab"}}
+        for name, after in zip(names, [*names[1:], "end"], strict=True)
+    }
+    return {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": definitions}
+
+
+def _many_chains():
+    chain = {f"d{index}": {"$ref": f"#/$defs/d{index + 1}"} for index in range(2000)}
+    return {"properties": {f"p{index}": {"$ref": f"#/$defs/d{index}"} for index in range(1000)}, "$defs": chain}
+
+
+def _many_hints():
+    e = {"properties": {f"p{index}": {"minimum": 1} for index in range(1000)}}
+    return {"properties": {f"p{index}": {"$ref": "#/$defs/e"} for index in range(1000)}, "$defs": {"e": e}}
+
+
+@pytest.mark.parametrize("schema", [_wide, _wide_and_deep, _doubling, _many_chains, _many_hints])
+@pytest.mark.parametrize("tools", [1, 3])
+def test_no_reference_makes_a_request_much_larger(schema, tools):
+    body = asking(CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": schema()}}] * tools)
+    translation = translate("ollama", CHAT, body)
+    assert len(json.dumps(translation.body)) < len(json.dumps(body)) + 1_100_000
+    assert translation.refusal() is None
+    assert 0 < len(translation.findings) <= 1000
+    assert max(len(each.param) + len(each.message) for each in translation.findings) < 500
+
+
+def test_a_chain_of_references_is_followed_for_a_while():
+    chain = {f"d{index}": {"$ref": f"#/$defs/d{index + 1}"} for index in range(5000)}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/$defs/d0", "$defs": chain}}}
+    (finding,) = translate("ollama", CHAT, asking(CHAT, tools=[tool])).findings
+    assert finding.param == "tools[0].function.parameters.$ref"
+
+
+def test_a_base_is_both_a_part_and_a_property():
+    given = {"allOf": [{"$ref": "#/$defs/Pet"}, {"properties": {"parent": {"$ref": "#/$defs/Pet"}}}]}
+    pet = {"properties": {"name": {"type": "string", "minLength": 1}}}
+    parameters = {"properties": {"x": given}, "$defs": {"Pet": pet}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    translation = translate("ollama", CHAT, asking(CHAT, tools=[tool]))
+    shown = translation.body["tools"][0]["function"]["parameters"]["properties"]["x"]
+    assert shown == {"properties": {**pet["properties"], "parent": pet}}
+    start = "tools[0].function.parameters.properties.x.properties."
+    assert [each.param for each in translation.findings] == [
+        f"{start}name.minLength",
+        f"{start}parent.properties.name.minLength",
+    ]
+
+
+class _Counted(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        type(self).compared += 1
+        return str.__eq__(self, other)
+
+
+def test_parts_are_joined_without_comparing_each_with_each():
+    parts = [{"properties": {f"p{index}": {}}, "required": [_Counted(f"p{index}")]} for index in range(2000)]
+    body = asking(CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": {"allOf": parts}}}])
+    shown = backends.kind_named("ollama").translate(CHAT, body).body["tools"][0]["function"]["parameters"]
+    assert len(shown["properties"]) == len(shown["required"]) == 2000
+    assert _Counted.compared < 20_000
 
 
 def test_definitions_by_their_old_name_are_followed_and_renamed():
