@@ -33,7 +33,8 @@ class Weight(IntEnum):
 
 
 class Finding(NamedTuple):
-    """Something that the server would ignore or misread. `param` is its full name, such as `messages[0].name`."""
+    """Something that the server would ignore or misread. `param` is its full name, such as `messages[0].name`,
+    printable and of LONGEST_NAME characters at most."""
 
     param: str
     weight: Weight
@@ -343,17 +344,25 @@ class Table:
         for name in PROMPTS:
             if name in sent and _names_addresses(sent[name]) and (param := _remote(sent[name], name)) is not None:
                 words = "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
-                remote = Finding(param, Weight.FORBIDDEN, "unsupported_parameter", words)
+                remote = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
                 return Translation(sent, [remote, *map(self._finding, notes)])
         return Translation(sent, [self._finding(note) for note in notes]) if notes else Translation(sent)
 
     def _finding(self, note: Note) -> Finding:
-        hint = note.hint or "Leave it out."
+        hint, param = note.hint or "Leave it out.", _printable(note.path)
         if note.shown:
-            words = f"{self.title} does not know {note.shown} as '{note.path}' in {self.endpoint}. {hint}"
+            words = f"{self.title} does not know {note.shown} as '{param}' in {self.endpoint}. {hint}"
         else:
-            words = f"{self.title} ignores '{note.path}' in {self.endpoint}. {hint}"
-        return Finding(note.path, note.weight, "unsupported_parameter", words)
+            words = f"{self.title} ignores '{param}' in {self.endpoint}. {hint}"
+        return Finding(param, note.weight, "unsupported_parameter", words)
+
+
+def _printable(param: str) -> str:
+    """The full name of a member, as every database, header and terminal takes it: what cannot be printed (NUL, half a
+    surrogate pair, a line break) is spelled as JSON spells it."""
+    if not param.isprintable():
+        param = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in param)
+    return shortened(param)
 
 
 def _names_addresses(value: Any) -> bool:
@@ -377,13 +386,16 @@ def _remote(value: Any, path: str) -> str | None:
     while todo:
         value, path = todo.pop()
         if type(value) is list:
-            todo += [(each, f"{path}[{index}]") for index, each in enumerate(value) if type(each) in (dict, list)]
+            todo += [
+                (each, shortened(f"{path}[{index}]")) for index, each in enumerate(value) if type(each) in (dict, list)
+            ]
             continue
         for name, inner in value.items():
+            place = shortened(f"{path}.{shortened(name)}")
             if name in ADDRESSES:
                 url = inner.get("url") if isinstance(inner, dict) else inner
                 if isinstance(url, str) and url and not url.startswith("data:"):
-                    return f"{path}.{name}.url" if isinstance(inner, dict) else f"{path}.{name}"
+                    return f"{place}.url" if isinstance(inner, dict) else place
             if type(inner) in (dict, list):
-                todo.append((inner, f"{path}.{name}"))
+                todo.append((inner, place))
     return None

@@ -9,7 +9,8 @@ import pytest
 
 from batches import backends
 from batches.backends.parameters import ollama, page
-from batches.backends.parameters.table import Moved, Weight
+from batches.backends.parameters.table import Finding, Moved, Weight
+from batches.dispatch.ignored_members import IgnoredMembers
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Line, LineState
 from tests.batches.conftest import results
@@ -695,6 +696,47 @@ def test_without_strictness_lines_are_sent_and_the_batch_names_what_is_ignored(c
     (about_context,) = [message for message in told if "num_ctx" in message]
     assert about_context.startswith("Ollama ignores 'num_ctx' in /v1/chat/completions. Set OLLAMA_CONTEXT_LENGTH")
     assert "line 1" in about_context
+
+
+def test_the_batch_warns_of_members_with_any_name(create, work, backend, settings):
+    settings.STRICT_PARAMETERS = False
+    odd = {"\x00": 1, "\ud800": 1, "a\udc00\x00b": 1, "x" * 2000: 1, "\x1b[2J": 1, "ä\n": 1}
+    parameters = {"properties": {name: {"minimum": 1} for name in odd}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    batch = work.run(create([line("a", body=odd), line("b", body={"tools": [tool]})])["id"])
+    assert batch["request_counts"]["completed"] == 2
+    warned = {each["param"]: each["message"] for each in Batch.objects.get().warnings if "param" in each}
+    for name in (r"\u0000", r"\ud800", r"a\udc00\u0000b", r"\u001b[2J", r"ä\n"):
+        assert f"'{name}'" in warned[name]
+        inner = f"tools[].function.parameters.properties.{name}.minimum"
+        assert f"'{inner}'" in warned[inner]
+    assert len(warned) == 12
+    assert all(len(param) <= 100 and len(message) < 500 for param, message in warned.items())
+
+
+def test_a_batch_keeps_so_many_warnings_however_often_it_is_driven(create):
+    create([line("a")])
+    stored = Line.objects.select_related("batch").first() or Line(batch=Batch.objects.get(), number=1)
+    for drive in range(3):
+        findings = [
+            Finding(f"d{drive}_{index}", Weight.TOLD, "unsupported_parameter", "It is ignored.") for index in range(60)
+        ]
+        IgnoredMembers().tell(stored, findings)
+    assert len(Batch.objects.get().warnings) == 50
+
+
+def test_long_names_are_shortened_at_every_level():
+    long = "x" * 1_000_000
+    inner = {"properties": {f"p{index}": {"minimum": 1} for index in range(1000)}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {long: inner}}}}
+    content = [{long: [{} for _ in range(1000)]}, {long: {"image_url": {"url": "https://x.org"}}}]
+    messages = [{"role": "user", "content": content}]
+    for endpoint, kind in ((CHAT, "ollama"), (RESPONSES, "openai")):
+        body = asking(endpoint, tools=[tool], messages=messages, **{long: 1})
+        findings = backends.kind_named(kind).translate(endpoint, body).findings
+        assert findings[0].param.startswith("messages[0].content[1].xx")
+        assert findings[0].param.endswith("xx.image_url.url")
+        assert sum(len(each.param) + len(each.message) for each in findings) < 500_000
 
 
 def test_what_is_never_sent_is_refused_without_strictness_too(create, work, backend, settings):
