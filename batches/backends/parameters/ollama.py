@@ -294,8 +294,6 @@ _RESPONSES_TOOLS = Each(
             "namespace": Object(read("type", "name", "description", "tools")),
         },
         hint=_HOSTED,
-        # middleware/openai.go WebSearchResponsesWriter asks ollama.com.
-        weights={"web_search": Weight.FORBIDDEN},
     )
 )
 

@@ -16,7 +16,10 @@ DROP: Any = object()
 # Members of a request that only say how the answer is carried. A line's answer comes whole.
 STREAMING = ("stream", "stream_options")
 # Members that can name images, files, videos and sounds, and the members that do it.
-PROMPTS = ("messages", "input")
+PROMPTS = ("messages", "input", "prompt")
+# Tools that the caller runs; a server runs the others, and hands the prompt to whatever they name.
+CALLED_BY_THE_CALLER = (None, "function", "custom", "namespace")
+OF_HOSTED_TOOLS = ("server_url", "connector_id")
 ADDRESSES = frozenset(("image_url", "file_url", "video_url", "audio_url"))
 # Names of members come from the sender, and may be as long as a line.
 LONGEST_NAME = 100
@@ -288,14 +291,11 @@ class Kinds(Entry):
     `otherwise` stands for a value that is not among `kinds`; without an entry there, such a value is refused.
     """
 
-    def __init__(
-        self, by: str, kinds: Mapping[str | None, Entry], *, hint: str, weights: Mapping[str, Weight] | None = None
-    ) -> None:
+    def __init__(self, by: str, kinds: Mapping[str | None, Entry], *, hint: str) -> None:
         super().__init__()
         self.by = by
         self.kinds = dict(kinds)  # None: where the member is missing
         self.hint = hint
-        self.weights = weights or {}
 
     def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not dict:
@@ -305,8 +305,7 @@ class Kinds(Entry):
         if entry is not None:
             return entry.check(value, notes)
         if kind is not None:
-            weight = self.weights.get(kind, Weight.REFUSED) if isinstance(kind, str) else Weight.REFUSED
-            notes.append(Note(self.hint, path=self.by, shown=shown(kind), weight=weight))
+            notes.append(Note(self.hint, path=self.by, shown=shown(kind)))
         return value
 
 
@@ -346,6 +345,10 @@ class Table:
                 words = "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
                 remote = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
                 return Translation(sent, [remote, *map(self._finding, notes)])
+        if (param := _hosted(sent)) is not None:
+            words = "Nothing but functions is called here, by the caller: no prompt leaves the house. Leave it out."
+            hosted = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
+            return Translation(sent, [hosted, *map(self._finding, notes)])
         return Translation(sent, [self._finding(note) for note in notes]) if notes else Translation(sent)
 
     def _finding(self, note: Note) -> Finding:
@@ -363,6 +366,34 @@ def _printable(param: str) -> str:
     if not param.isprintable():
         param = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in param)
     return shortened(param)
+
+
+def _hosted(sent: JSON) -> str | None:
+    """The full name of what makes a tool one that a server runs; None if there is none. Tools stand in the request, in
+    its messages and items, and in a namespace."""
+    if sent.get("web_search_options") is not None:
+        return "web_search_options"
+    todo = [(sent, "")]
+    for name in PROMPTS:
+        items = sent.get(name)
+        if type(items) is list:
+            todo += [
+                (each, f"{name}[{at}].") for at, each in enumerate(items) if type(each) is dict and "tools" in each
+            ]
+    for holder, path in todo:  # grows meanwhile
+        tools = holder.get("tools")
+        for index, tool in enumerate(tools if type(tools) is list else [tools]):
+            if type(tool) is not dict:
+                continue
+            place = shortened(f"{path}tools[{index}].")
+            if tool.get("type") not in CALLED_BY_THE_CALLER:
+                return f"{place}type"
+            for name in OF_HOSTED_TOOLS:
+                if tool.get(name) is not None:
+                    return f"{place}{name}"
+            if "tools" in tool:
+                todo.append((tool, place))
+    return None
 
 
 def _names_addresses(value: Any) -> bool:

@@ -60,6 +60,11 @@ def refused(kind, endpoint, **members):
         (CHAT, {"max_completion_tokens": 5}, {"max_tokens": 5}),
         (CHAT, {"max_completion_tokens": 5, "max_tokens": None}, {"max_tokens": 5}),
         (CHAT, {"max_completion_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
+        (CHAT, {"max_completion_tokens": 50, "max_tokens": -1}, {"max_tokens": 50}),
+        (CHAT, {"max_completion_tokens": -1, "max_tokens": 50}, {"max_tokens": 50}),
+        (CHAT, {"max_completion_tokens": -2, "max_tokens": -1}, {"max_tokens": -1}),
+        (CHAT, {"max_completion_tokens": 5.0}, {"max_tokens": 5}),
+        (RESPONSES, {"max_tokens": 50, "num_predict": -1}, {"max_output_tokens": 50}),
         (COMPLETIONS, {"max_completion_tokens": 5}, {"max_tokens": 5}),
         (RESPONSES, {"max_tokens": 5}, {"max_output_tokens": 5}),
         (RESPONSES, {"max_completion_tokens": 5}, {"max_output_tokens": 5}),
@@ -500,6 +505,15 @@ def test_parts_are_joined_without_comparing_each_with_each():
     assert _Counted.compared < 20_000
 
 
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+@pytest.mark.parametrize("value", ["50", 5.5, True, [5], {}])
+@pytest.mark.parametrize("other", [{}, {"max_output_tokens": 9}])
+def test_a_limit_that_is_no_number_is_named(kind, value, other):
+    assert refused(kind, RESPONSES, max_tokens=value, **other) == "max_tokens"
+    translation = translate(kind, RESPONSES, asking(RESPONSES, max_tokens=value, **other))
+    assert translation.body.get("max_output_tokens") == other.get("max_output_tokens")
+
+
 def test_definitions_by_their_old_name_are_followed_and_renamed():
     parameters = {"$ref": "#/definitions/Root", "definitions": {"Root": {"type": "object", "properties": {}}}}
     parameters["definitions"]["Root"]["properties"] = {"a": {"items": {"$ref": "#/definitions/Leaf"}}}
@@ -605,7 +619,7 @@ def test_other_servers_get_all_but_what_they_are_known_to_drop(kind, endpoint, g
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded", "openai"])
-@pytest.mark.parametrize("place", ["messages", "input"])
+@pytest.mark.parametrize("place", ["messages", "input", "prompt"])
 def test_no_kind_of_server_fetches_an_address(kind, place):
     endpoint = CHAT if place == "messages" else RESPONSES
     part = {"type": "image_url", "image_url": {"url": "https://x.org/y.png"}}
@@ -619,6 +633,39 @@ def test_an_image_by_its_address_is_not_fetched_in_ollamas_own_shape_either():
     assert (
         translate("ollama", CHAT, body).refusal(least=Weight.FORBIDDEN).param == "messages[0].content[0].image_url.url"
     )
+
+
+MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x.org/mcp"}
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded", "openai"])
+@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"tools": [TOOL, MCP]}, "tools[1].type"),
+        ({"tools": [{"type": "mcp", "connector_id": "connector_gmail"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search_preview_2025_03_11"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}, "tools[0].type"),
+        ({"tools": [{"type": "code_interpreter"}]}, "tools[0].type"),
+        ({"tools": [{"type": ["mcp"]}]}, "tools[0].type"),
+        ({"tools": MCP}, "tools[0].type"),
+        ({"tools": [{"type": "function", "server_url": "https://x.org"}]}, "tools[0].server_url"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [MCP]}]}, "tools[0].tools[0].type"),
+        ({"messages": [{"role": "system", "tools": [MCP]}]}, "messages[0].tools[0].type"),
+        ({"input": [{"type": "additional_tools", "tools": [MCP]}]}, "input[0].tools[0].type"),
+        ({"web_search_options": {}}, "web_search_options"),
+    ],
+)
+def test_no_kind_of_server_is_sent_a_tool_that_it_would_run(kind, endpoint, given, param):
+    refusal = translate(kind, endpoint, asking(endpoint) | given).refusal(least=Weight.FORBIDDEN)
+    assert refusal.param == param
+
+
+def test_a_function_may_have_parameters_of_any_name():
+    properties = {"server_url": {"type": "string"}, "connector_id": {"type": "string"}, "type": {"enum": ["mcp"]}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": properties}}
+    assert refused("ollama", CHAT, tools=[{"type": "function", "function": function}]) is None
 
 
 @pytest.mark.parametrize("weight", [Weight.REFUSED, Weight.FORBIDDEN])
