@@ -44,7 +44,7 @@ EVENT_STREAM = "text/event-stream"
 # Streams of these endpoints end with [DONE]. One that ends without it was broken off, which Ollama does not report.
 SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
-MOST_IGNORED_NAMED = 20  # in one header
+LONGEST_IGNORED = 2000  # bytes of the header; others on the way refuse long ones
 # A client is gone if it takes nothing for TAKES_NOTHING_S while every buffer on the way is full.
 TAKES_NOTHING_S = 30.0
 # A server that says nothing is asked ASKED_AFTER_S later, and then every ASKED_EVERY_S, whether it answers at all: a
@@ -94,7 +94,7 @@ class PassThroughViewSet(viewsets.ViewSet):
         translation = kind.translate(self.endpoint, body, stream=streams)
         if refusal := translation.refusal(least=Weight.FORBIDDEN):
             raise ApiError(refusal.message, param=refusal.param or None, code=refusal.code)
-        sent = translation.body | {"model": model}
+        sent, ignored = translation.body | {"model": model}, _ignored(translation)
 
         with ExitStack() as held:
             _take_a_place(held)
@@ -119,14 +119,17 @@ class PassThroughViewSet(viewsets.ViewSet):
                 head = relay.head()
                 silence.is_over = True
                 if head.status == 200 and head.content_type == EVENT_STREAM:
-                    events = EventStream(relay, self.endpoint in SAYING_DONE, held.pop_all())
-                    return _telling(_streamed(events), translation)
+                    by_stream = ExitStack()
+                    events = EventStream(relay, self.endpoint in SAYING_DONE, by_stream)
+                    response = _telling(_streamed(events), ignored)
+                    by_stream.push(held.pop_all())  # last: only a response that is sent releases what its stream holds
+                    return response
                 content = _whole(relay)
             except NotConnected:
                 raise _away(backend) from None
             except Broken as error:
                 raise _broken(error) from None
-        return _telling(_answer(backend, kind, self.endpoint, model, head, content), translation)
+        return _telling(_answer(backend, kind, self.endpoint, model, head, content), ignored)
 
 
 class Silence:
@@ -179,11 +182,21 @@ class EventStream:
             return  # the client is gone
 
 
-def _telling(response: HttpResponseBase, translation: Translation) -> HttpResponseBase:
+def _ignored(translation: Translation) -> str:
+    """A header that names what the model server ignores, as many members as fit; empty if there is nothing to name."""
+    named = ""
+    for param in dict.fromkeys(finding.param for finding in translation.findings):
+        longer = (named and f"{named}, ") + quote(param, safe="[]._-", errors="replace")
+        if len(longer) > LONGEST_IGNORED:
+            break
+        named = longer
+    return named
+
+
+def _telling(response: HttpResponseBase, ignored: str) -> HttpResponseBase:
     """`response`, naming what the model server ignored: what it takes from a person is passed on to it all the same."""
-    ignored = dict.fromkeys(quote(finding.param, safe="[]._-") for finding in translation.findings)
     if ignored:
-        response["x-ignored-parameters"] = ", ".join([*ignored][:MOST_IGNORED_NAMED])
+        response["x-ignored-parameters"] = ignored
     return response
 
 

@@ -40,5 +40,6 @@ def _general(name: str) -> str:
 def _warn(batch_id: str, warning: dict[str, Any]) -> None:
     with transaction.atomic():
         stored = Batch.objects.select_for_update().values_list("warnings", flat=True).get(pk=batch_id)
-        if not any(each["code"] == CODE and each.get("param") == warning["param"] for each in stored):
+        told = [each.get("param") for each in stored if each["code"] == CODE]
+        if warning["param"] not in told and len(told) < MOST_TOLD:
             Batch.objects.filter(pk=batch_id).update(warnings=[*stored, warning])

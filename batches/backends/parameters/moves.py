@@ -45,12 +45,21 @@ def rename(to: str) -> Moved:
 
 
 def limit(to: str) -> Moved:
-    """Another name for a limit of the answer's tokens. If both are set, the lower one holds, as it would for both."""
+    """Another name for a limit of the answer's tokens. If both are set, the lower one holds, as it would for both; a
+    negative one sets no limit."""
 
-    def move(sent: JSON, name: str) -> None:
-        asked, other = sent.pop(name), sent.get(to)
-        both = type(asked) is int and type(other) is int and min(asked, other) >= 0
-        sent[to] = min(asked, other) if both else asked if other is None else other
+    def move(sent: JSON, name: str) -> Iterator[Note]:
+        asked, other = sent[name], sent.get(to)
+        if isinstance(asked, float) and asked.is_integer():
+            asked = int(asked)
+        if type(asked) is not int:
+            yield Note("Use a whole number.", path=name, shown=shown(asked))
+        elif other is not None and type(other) is not int:
+            yield Note(f"'{to}' has another value; give only one of the two.", path=name)
+        else:
+            del sent[name]
+            given = [asked] if other is None else [asked, other]
+            sent[to] = min((each for each in given if each >= 0), default=given[-1])
 
     return Moved(move, place(to))
 

@@ -327,8 +327,6 @@ _RESPONSES_TOOLS = Each(
             ),
         },
         hint=HOSTED,
-        # middleware/openai.go WebSearchResponsesWriter asks ollama.com.
-        weights={"web_search": Weight.FORBIDDEN},
     )
 )
 

@@ -43,7 +43,8 @@ without an entry that are empty: `[]`, `{}` or `""`.
 
 With `STRICT_PARAMETERS=False` what would be refused is sent, and named in the batch's warnings. In a chat that is
 passed through it is sent too, and named in the header `x-ignored-parameters`. Never sent are addresses of images,
-files, videos and sounds that are no `data:` URLs, and Ollama's tool `web_search`, which would ask ollama.com.
+files, videos and sounds that are no `data:` URLs, and tools that a server would run (`mcp`, `web_search`, …; every type
+but `function`, `custom` and `namespace`).
 """
 Row = tuple[str, str, str]  # what becomes of it, the member, more about it
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from batches.backends.parameters.table import JSON, Dropped, Entry, Kinds, Like, Note
+from batches.backends.parameters.table import JSON, Dropped, Entry, Kinds, Like, Note, Notes
 
 # What a request says about itself, its sender or its bill, and how long a model stays loaded, which is our own affair
 # while its lines come. `prediction` is a draft of the answer, by which OpenAI answers sooner.
@@ -51,7 +51,7 @@ class Format(Kinds):
         self.schema = schema
         self.first = first
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         value = super().check(self.first(value), notes)
         if isinstance(value, dict) and value.get("type") == "json_schema":
             place: Any = value

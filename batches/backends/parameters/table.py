@@ -16,8 +16,15 @@ DROP: Any = object()
 # Members of a request that only say how the answer is carried. A line's answer comes whole.
 STREAMING = ("stream", "stream_options")
 # Members that can name images, files, videos and sounds, and the members that do it.
-PROMPTS = ("messages", "input")
+PROMPTS = ("messages", "input", "prompt")
+# Tools that the caller runs; a server runs the others, and hands the prompt to whatever they name.
+CALLED_BY_THE_CALLER = (None, "function", "custom", "namespace")
+OF_HOSTED_TOOLS = ("server_url", "connector_id")
 ADDRESSES = frozenset(("image_url", "file_url", "video_url", "audio_url"))
+# Names of members come from the sender, and may be as long as a line.
+LONGEST_NAME = 100
+# References in small schemas can ask for more than any memory holds.
+MOST_ADDED = 1_000_000
 
 
 class Weight(IntEnum):
@@ -29,7 +36,8 @@ class Weight(IntEnum):
 
 
 class Finding(NamedTuple):
-    """Something that the server would ignore or misread. `param` is its full name, such as `messages[0].name`."""
+    """Something that the server would ignore or misread. `param` is its full name, such as `messages[0].name`,
+    printable and of LONGEST_NAME characters at most."""
 
     param: str
     weight: Weight
@@ -60,7 +68,21 @@ class Note:
         self.weight = weight
 
     def within(self, name: str) -> None:
-        self.path = name + self.path if not self.path or self.path[0] == "[" else f"{name}.{self.path}"
+        name = shortened(name)
+        self.path = shortened(name + self.path if not self.path or self.path[0] == "[" else f"{name}.{self.path}")
+
+
+class Notes(list[Note]):
+    """The notes on one request. `room`: how much may still be added to it where references are followed, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = MOST_ADDED
+
+
+def shortened(text: str) -> str:
+    """A name for a message, however long the sender made it: its beginning and its end."""
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME // 2] + "…" + text[1 - LONGEST_NAME // 2 :]
 
 
 def shown(value: Any) -> str:
@@ -78,7 +100,7 @@ class Entry:
     def __init__(self, says: str = "") -> None:
         self.says = says  # for the page of all members
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         """The value to send, or DROP. Appends to `notes` what the server would ignore."""
         return value
 
@@ -102,7 +124,7 @@ class Dropped(Entry):
         self.hint = hint
         self.weight = weight
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         # True and False are numbers to Python alone.
         if not self.values or any(
             value == each and isinstance(value, bool) is isinstance(each, bool) for each in self.values
@@ -122,7 +144,7 @@ class Unread(Entry):
         self.hint = hint
         self.weight = weight
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         notes.append(Note(self.hint, weight=self.weight))
         return value
 
@@ -139,7 +161,7 @@ class Values(Entry):
         self.renamed = renamed or {}
         self.any_case = any_case
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if value in self.values:
             return value
         if isinstance(value, str):
@@ -163,7 +185,7 @@ class Like(Entry):
         self.hint = hint
         self.first = first
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if self.first is not None:
             value = self.first(value)
         if not self.fits(value):
@@ -184,7 +206,7 @@ class Each(Entry):
         self.entry = entry
         self.then = then
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not list:
             return value
         checked, check = value, self.entry.check
@@ -226,7 +248,7 @@ class Object(Entry):
         self._moves = [(name, entry) for name, entry in self.members.items() if isinstance(entry, Moved)]
         self._moving = frozenset(name for name, _ in self._moves)
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not dict:
             return value
         checked = value if self._moving.isdisjoint(value) else self._moved(value, notes)
@@ -253,7 +275,7 @@ class Object(Entry):
                     checked[name] = new
         return checked
 
-    def _moved(self, value: JSON, notes: list[Note]) -> JSON:
+    def _moved(self, value: JSON, notes: Notes) -> JSON:
         moved = dict(value)
         for name, entry in self._moves:
             if name in moved:
@@ -270,16 +292,13 @@ class Kinds(Entry):
     `otherwise` stands for a value that is not among `kinds`; without an entry there, such a value is refused.
     """
 
-    def __init__(
-        self, by: str, kinds: Mapping[str | None, Entry], *, hint: str, weights: Mapping[str, Weight] | None = None
-    ) -> None:
+    def __init__(self, by: str, kinds: Mapping[str | None, Entry], *, hint: str) -> None:
         super().__init__()
         self.by = by
         self.kinds = dict(kinds)  # None: where the member is missing
         self.hint = hint
-        self.weights = weights or {}
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not dict:
             return value
         kind = value.get(self.by)
@@ -287,8 +306,7 @@ class Kinds(Entry):
         if entry is not None:
             return entry.check(value, notes)
         if kind is not None:
-            weight = self.weights.get(kind, Weight.REFUSED) if isinstance(kind, str) else Weight.REFUSED
-            notes.append(Note(self.hint, path=self.by, shown=shown(kind), weight=weight))
+            notes.append(Note(self.hint, path=self.by, shown=shown(kind)))
         return value
 
 
@@ -315,7 +333,7 @@ class Table:
         `stream`. Raises nothing, whatever JSON a body holds."""
         if not stream and ("stream" in body or "stream_options" in body):
             body = {name: value for name, value in body.items() if name not in STREAMING}
-        notes: list[Note] = []
+        notes = Notes()
         try:
             sent: JSON = self.request.check(body, notes)
             if self._whole is not None and (note := self._whole(sent)) is not None:
@@ -326,17 +344,57 @@ class Table:
         for name in PROMPTS:
             if name in sent and _names_addresses(sent[name]) and (param := _remote(sent[name], name)) is not None:
                 words = "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
-                remote = Finding(param, Weight.FORBIDDEN, "unsupported_parameter", words)
+                remote = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
                 return Translation(sent, [remote, *map(self._finding, notes)])
+        if (param := _hosted(sent)) is not None:
+            words = "Nothing but functions is called here, by the caller: no prompt leaves the house. Leave it out."
+            hosted = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
+            return Translation(sent, [hosted, *map(self._finding, notes)])
         return Translation(sent, [self._finding(note) for note in notes]) if notes else Translation(sent)
 
     def _finding(self, note: Note) -> Finding:
-        hint = note.hint or "Leave it out."
+        hint, param = note.hint or "Leave it out.", _printable(note.path)
         if note.shown:
-            words = f"{self.title} does not know {note.shown} as '{note.path}' in {self.endpoint}. {hint}"
+            words = f"{self.title} does not know {note.shown} as '{param}' in {self.endpoint}. {hint}"
         else:
-            words = f"{self.title} ignores '{note.path}' in {self.endpoint}. {hint}"
-        return Finding(note.path, note.weight, "unsupported_parameter", words)
+            words = f"{self.title} ignores '{param}' in {self.endpoint}. {hint}"
+        return Finding(param, note.weight, "unsupported_parameter", words)
+
+
+def _printable(param: str) -> str:
+    """The full name of a member, as every database, header and terminal takes it: what cannot be printed (NUL, half a
+    surrogate pair, a line break) is spelled as JSON spells it."""
+    if not param.isprintable():
+        param = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in param)
+    return shortened(param)
+
+
+def _hosted(sent: JSON) -> str | None:
+    """The full name of what makes a tool one that a server runs; None if there is none. Tools stand in the request, in
+    its messages and items, and in a namespace."""
+    if sent.get("web_search_options") is not None:
+        return "web_search_options"
+    todo = [(sent, "")]
+    for name in PROMPTS:
+        items = sent.get(name)
+        if type(items) is list:
+            todo += [
+                (each, f"{name}[{at}].") for at, each in enumerate(items) if type(each) is dict and "tools" in each
+            ]
+    for holder, path in todo:  # grows meanwhile
+        tools = holder.get("tools")
+        for index, tool in enumerate(tools if type(tools) is list else [tools]):
+            if type(tool) is not dict:
+                continue
+            place = shortened(f"{path}tools[{index}].")
+            if tool.get("type") not in CALLED_BY_THE_CALLER:
+                return f"{place}type"
+            for name in OF_HOSTED_TOOLS:
+                if tool.get(name) is not None:
+                    return f"{place}{name}"
+            if "tools" in tool:
+                todo.append((tool, place))
+    return None
 
 
 def _names_addresses(value: Any) -> bool:
@@ -360,13 +418,16 @@ def _remote(value: Any, path: str) -> str | None:
     while todo:
         value, path = todo.pop()
         if type(value) is list:
-            todo += [(each, f"{path}[{index}]") for index, each in enumerate(value) if type(each) in (dict, list)]
+            todo += [
+                (each, shortened(f"{path}[{index}]")) for index, each in enumerate(value) if type(each) in (dict, list)
+            ]
             continue
         for name, inner in value.items():
+            place = shortened(f"{path}.{shortened(name)}")
             if name in ADDRESSES:
                 url = inner.get("url") if isinstance(inner, dict) else inner
                 if isinstance(url, str) and url and not url.startswith("data:"):
-                    return f"{path}.{name}.url" if isinstance(inner, dict) else f"{path}.{name}"
+                    return f"{place}.url" if isinstance(inner, dict) else place
             if type(inner) in (dict, list):
-                todo.append((inner, f"{path}.{name}"))
+                todo.append((inner, place))
     return None

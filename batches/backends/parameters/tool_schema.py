@@ -6,9 +6,10 @@ keywords that they have is said by them: references are followed, `oneOf` is `an
 whole, and so is `$defs`, to which the references in `items` lead.
 """
 
+import json
 from typing import Any
 
-from batches.backends.parameters.table import JSON, Entry, Note, Weight
+from batches.backends.parameters.table import JSON, Entry, Note, Notes, Weight, shortened
 
 DEFINITIONS = ("$defs", "definitions")
 # Keywords that limit an answer, and that the model is not shown.
@@ -17,15 +18,17 @@ LIMITS = (
     *("format", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "patternProperties"),
     *("propertyNames", "prefixItems", "not", "if", "dependentRequired", "dependentSchemas"),
 )
-# Definitions that name each other twice would double with each step.
-MOST_SCHEMAS = 10_000
+# Following a reference costs what it adds, and this for each member that it copies, of the room in Notes.
+BYTES_PER_MEMBER = 100
+MOST_FOLLOWED = 100  # references within each other
+MOST_NOTES = 1000  # of one request; more hints help nobody
 HINT = "Ollama does not show it to the model; say it in the description."
 
 
 class ToolSchema(Entry):
     """The schema in the keywords that Ollama keeps, and notes on those that limit an answer and are lost."""
 
-    def check(self, value: Any, notes: list[Note]) -> Any:
+    def check(self, value: Any, notes: Notes) -> Any:
         if type(value) is not dict:
             return value
         definitions = {
@@ -34,7 +37,7 @@ class ToolSchema(Entry):
             if isinstance(value.get(place), dict)
             for name, schema in value[place].items()
         }
-        schema = _Reader(definitions, notes).read(value, "", ())
+        schema = _Reader(definitions, notes).read(value, "", frozenset())
         if "anyOf" in schema:
             notes.append(Note(HINT, path="anyOf", weight=Weight.TOLD))
         if "definitions" in schema and "$defs" not in schema:
@@ -44,19 +47,22 @@ class ToolSchema(Entry):
 
 
 class _Reader:
-    def __init__(self, definitions: JSON, notes: list[Note]) -> None:
+    def __init__(self, definitions: JSON, notes: Notes) -> None:
         self.definitions = definitions
         self.notes = notes
-        self.read_so_far = 0
+        self._sizes: dict[str, int] = {}  # of the definitions, in bytes
 
-    def read(self, schema: Any, path: str, followed: tuple[str, ...]) -> Any:
+    def read(self, schema: Any, path: str, followed: frozenset[str]) -> Any:
         """The same schema in the keywords that are kept; itself if it has no others. `followed`: references so far."""
         if type(schema) is not dict:
             return schema
-        self.read_so_far += 1
         said, followed = self._followed(schema, path, followed)
-        if isinstance(parts := said.get("allOf"), list):
-            said = self._joined(said, [self.read(part, path, followed) for part in parts])
+        if not isinstance(parts := said.get("allOf"), list):
+            return self._shown(said, path, followed)
+        own = self._shown({name: inner for name, inner in said.items() if name != "allOf"}, path, followed)
+        return _joined([*(self.read(part, path, followed) for part in parts), own])
+
+    def _shown(self, said: JSON, path: str, followed: frozenset[str]) -> JSON:
         if "oneOf" in said and "anyOf" not in said:
             said = {"anyOf" if name == "oneOf" else name: inner for name, inner in said.items()}
         if "const" in said and "enum" not in said:
@@ -67,39 +73,59 @@ class _Reader:
         if isinstance(said.get("additionalProperties"), dict):
             self._tell(path, "additionalProperties")
         if isinstance(inner := said.get("properties"), dict):
-            properties = {name: self.read(each, f"{path}.properties.{name}", followed) for name, each in inner.items()}
+            properties = {
+                name: self.read(each, shortened(f"{path}.properties.{shortened(name)}"), followed)
+                for name, each in inner.items()
+            }
             said = _with(said, "properties", properties)
         if isinstance(inner := said.get("anyOf"), list):
-            kinds = [self.read(each, f"{path}.anyOf[{index}]", followed) for index, each in enumerate(inner)]
+            kinds = [self.read(each, shortened(f"{path}.anyOf[{index}]"), followed) for index, each in enumerate(inner)]
             said = _with(said, "anyOf", kinds)
         return said
 
-    def _followed(self, said: JSON, path: str, followed: tuple[str, ...]) -> tuple[JSON, tuple[str, ...]]:
+    def _followed(self, said: JSON, path: str, followed: frozenset[str]) -> tuple[JSON, frozenset[str]]:
         """The schema to which a reference leads, with what stands beside the reference."""
         while isinstance(reference := said.get("$ref"), str) and reference in self.definitions:
-            if reference in followed or self.read_so_far > MOST_SCHEMAS:
+            if reference in followed or len(followed) == MOST_FOLLOWED or not self._has_room(reference, said):
                 self._tell(path, "$ref")
                 break
-            followed = (*followed, reference)
+            followed |= {reference}
             target = self.definitions[reference]
             said = (target if isinstance(target, dict) else {}) | {name: said[name] for name in said if name != "$ref"}
         return said, followed
 
-    def _joined(self, said: JSON, parts: list[Any]) -> JSON:
-        joined: JSON = {}
-        for each in [*parts, {name: inner for name, inner in said.items() if name != "allOf"}]:
-            for name, inner in (each if isinstance(each, dict) else {}).items():
-                before = joined.get(name)
-                if name == "properties" and isinstance(before, dict) and isinstance(inner, dict):
-                    joined[name] = before | inner
-                elif name == "required" and isinstance(before, list) and isinstance(inner, list):
-                    joined[name] = [*before, *(each for each in inner if each not in before)]
-                else:
-                    joined[name] = inner
-        return joined
+    def _has_room(self, reference: str, said: JSON) -> bool:
+        """Take the room for what this reference adds, if it is there."""
+        if reference not in self._sizes:
+            self._sizes[reference] = len(json.dumps(self.definitions[reference]))
+        added = self._sizes[reference] + BYTES_PER_MEMBER * len(said)
+        if added > self.notes.room:
+            return False
+        self.notes.room -= added
+        return True
 
     def _tell(self, path: str, name: str) -> None:
-        self.notes.append(Note(HINT, path=f"{path}.{name}".lstrip("."), weight=Weight.TOLD))
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(Note(HINT, path=f"{path}.{name}".lstrip("."), weight=Weight.TOLD))
+
+
+def _joined(schemas: list[Any]) -> JSON:
+    """One schema with the members of all, later ones first; of `properties` and `required` it has those of each."""
+    joined: JSON = {}
+    properties: JSON = {}
+    required: list[Any] = []
+    seen: set[str] = set()
+    for schema in schemas:
+        for name, inner in (schema if isinstance(schema, dict) else {}).items():
+            joined[name] = inner
+            if name == "properties" and isinstance(inner, dict):
+                properties.update(inner)
+                joined[name] = properties
+            elif name == "required" and isinstance(inner, list):
+                required += [each for each in inner if not isinstance(each, str) or each not in seen]
+                seen.update(each for each in inner if isinstance(each, str))
+                joined[name] = required
+    return joined
 
 
 def _with(schema: JSON, name: str, inner: Any) -> JSON:

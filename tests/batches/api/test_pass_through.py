@@ -75,10 +75,48 @@ def test_what_ollama_ignores_is_passed_on_and_named(ask, backend, stream):
     asked = {"tools": [tool], "tool_choice": "required", "n": 2, "a\nb": 1, "user": "me"}
     response = ask(stream=stream, **asked)
     assert response.status_code == 200
-    assert response["x-ignored-parameters"] == "tool_choice, n, a%0Ab"
+    assert response["x-ignored-parameters"] == "tool_choice, n, a%5Cnb"
     del asked["user"]
     assert {name: backend.seen[0].body.get(name) for name in asked} == asked
     assert "x-ignored-parameters" not in ask(user="me")
+
+
+ODD = ["\ud800", "\x00", "a\ud83db", "x" * 100_000, "\U0001f600" * 1000, "a\r\nSet-Cookie: b", "\u202e", ""]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_name_of_a_member_breaks_the_answer_or_keeps_a_place(ask, backend, stream):
+    for index, name in enumerate([*ODD, *ODD]):  # more than there are places
+        response = ask(f"{index}", stream=stream, **{name: 1, f"{name}b": 2, f"{name}c": {name: 1}})
+        assert response.status_code == 200
+        assert 0 < len(response["x-ignored-parameters"]) <= 2000
+        response.close()
+    assert len([*ODD, *ODD]) > PLACES
+
+
+def test_a_response_that_cannot_be_made_keeps_no_place(ask, backend, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no response")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pass_through, "_streamed", fail)
+        for _ in range(PLACES + 1):
+            assert ask(stream=True).status_code == 500
+    assert ask().status_code == 200
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_refusal_names_any_member(ask, backend, name):
+    response = ask(messages=[{"role": "user", "content": [{name: {"image_url": "https://x.org/y.png"}}]}])
+    assert response.status_code == 400
+    assert len(error_of(response)["param"]) <= 100
+
+
+def test_the_header_names_no_more_than_proxies_take(ask, backend):
+    response = ask(**{f"no_such_member_{index}": 1 for index in range(1000)})
+    named = response["x-ignored-parameters"].split(", ")
+    assert named == [f"no_such_member_{index}" for index in range(len(named))]
+    assert 1900 < len(response["x-ignored-parameters"]) <= 2000
 
 
 @pytest.mark.parametrize("model", [None, ""])

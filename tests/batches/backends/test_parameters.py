@@ -1,6 +1,7 @@
 """What becomes of each member of a request, by kind of server and endpoint."""
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from batches import backends
 from batches.backends.parameters import ollama, page
-from batches.backends.parameters.table import Moved, Weight
+from batches.backends.parameters.table import Finding, Moved, Weight
+from batches.dispatch.ignored_members import IgnoredMembers
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Line, LineState
 from tests.batches.conftest import results
@@ -59,6 +61,11 @@ def refused(kind, endpoint, **members):
         (CHAT, {"max_completion_tokens": 5}, {"max_tokens": 5}),
         (CHAT, {"max_completion_tokens": 5, "max_tokens": None}, {"max_tokens": 5}),
         (CHAT, {"max_completion_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
+        (CHAT, {"max_completion_tokens": 50, "max_tokens": -1}, {"max_tokens": 50}),
+        (CHAT, {"max_completion_tokens": -1, "max_tokens": 50}, {"max_tokens": 50}),
+        (CHAT, {"max_completion_tokens": -2, "max_tokens": -1}, {"max_tokens": -1}),
+        (CHAT, {"max_completion_tokens": 5.0}, {"max_tokens": 5}),
+        (RESPONSES, {"max_tokens": 50, "num_predict": -1}, {"max_output_tokens": 50}),
         (COMPLETIONS, {"max_completion_tokens": 5}, {"max_tokens": 5}),
         (RESPONSES, {"max_tokens": 5}, {"max_output_tokens": 5}),
         (RESPONSES, {"max_completion_tokens": 5}, {"max_output_tokens": 5}),
@@ -484,6 +491,96 @@ def test_ollama_is_shown_the_tools_of_a_namespace_by_the_same_rules():
     assert refused("ollama", RESPONSES, tools=[space | {"tools": [{"type": "mcp"}]}]) == "tools[0].tools[0].type"
 
 
+def _wide():
+    properties = {f"p{index}": {"$ref": "#/$defs/e"} for index in range(1000)}
+    return {"properties": properties, "$defs": {"e": {"description": "x" * 10_000}}}
+
+
+def _wide_and_deep():
+    inner = {f"p{index}": {"$ref": "#/$defs/e"} for index in range(1000)}
+    return {"properties": inner, "$defs": {"e": {"properties": inner}}}
+
+
+def _doubling():
+    names = [f"d{index}" for index in range(30)]
+    definitions = {
+        name: {"properties": {each: {"$ref": f"#/$defs/{after}"} for each in "ab"}}
+        for name, after in zip(names, [*names[1:], "end"], strict=True)
+    }
+    return {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": definitions}
+
+
+def _many_chains():
+    chain = {f"d{index}": {"$ref": f"#/$defs/d{index + 1}"} for index in range(2000)}
+    return {"properties": {f"p{index}": {"$ref": f"#/$defs/d{index}"} for index in range(1000)}, "$defs": chain}
+
+
+def _many_hints():
+    e = {"properties": {f"p{index}": {"minimum": 1} for index in range(1000)}}
+    return {"properties": {f"p{index}": {"$ref": "#/$defs/e"} for index in range(1000)}, "$defs": {"e": e}}
+
+
+@pytest.mark.parametrize("schema", [_wide, _wide_and_deep, _doubling, _many_chains, _many_hints])
+@pytest.mark.parametrize("tools", [1, 3])
+def test_no_reference_makes_a_request_much_larger(schema, tools):
+    body = asking(CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": schema()}}] * tools)
+    translation = translate("ollama", CHAT, body)
+    assert len(json.dumps(translation.body)) < len(json.dumps(body)) + 1_100_000
+    assert translation.refusal() is None
+    assert 0 < len(translation.findings) <= 1000
+    assert max(len(each.param) + len(each.message) for each in translation.findings) < 500
+
+
+def test_a_chain_of_references_is_followed_for_a_while():
+    chain = {f"d{index}": {"$ref": f"#/$defs/d{index + 1}"} for index in range(5000)}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/$defs/d0", "$defs": chain}}}
+    (finding,) = translate("ollama", CHAT, asking(CHAT, tools=[tool])).findings
+    assert finding.param == "tools[0].function.parameters.$ref"
+
+
+def test_a_base_is_both_a_part_and_a_property():
+    given = {"allOf": [{"$ref": "#/$defs/Pet"}, {"properties": {"parent": {"$ref": "#/$defs/Pet"}}}]}
+    pet = {"properties": {"name": {"type": "string", "minLength": 1}}}
+    parameters = {"properties": {"x": given}, "$defs": {"Pet": pet}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    translation = translate("ollama", CHAT, asking(CHAT, tools=[tool]))
+    shown = translation.body["tools"][0]["function"]["parameters"]["properties"]["x"]
+    assert shown == {"properties": {**pet["properties"], "parent": pet}}
+    start = "tools[0].function.parameters.properties.x.properties."
+    assert [each.param for each in translation.findings] == [
+        f"{start}name.minLength",
+        f"{start}parent.properties.name.minLength",
+    ]
+
+
+class _Counted(str):
+    """A name that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other):
+        type(self).compared += 1
+        return str.__eq__(self, other)
+
+
+def test_parts_are_joined_without_comparing_each_with_each():
+    parts = [{"properties": {f"p{index}": {}}, "required": [_Counted(f"p{index}")]} for index in range(2000)]
+    body = asking(CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": {"allOf": parts}}}])
+    shown = backends.kind_named("ollama").translate(CHAT, body).body["tools"][0]["function"]["parameters"]
+    assert len(shown["properties"]) == len(shown["required"]) == 2000
+    assert _Counted.compared < 20_000
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+@pytest.mark.parametrize("value", ["50", 5.5, True, [5], {}])
+@pytest.mark.parametrize("other", [{}, {"max_output_tokens": 9}])
+def test_a_limit_that_is_no_number_is_named(kind, value, other):
+    assert refused(kind, RESPONSES, max_tokens=value, **other) == "max_tokens"
+    translation = translate(kind, RESPONSES, asking(RESPONSES, max_tokens=value, **other))
+    assert translation.body.get("max_output_tokens") == other.get("max_output_tokens")
+
+
 def test_definitions_by_their_old_name_are_followed_and_renamed():
     parameters = {"$ref": "#/definitions/Root", "definitions": {"Root": {"type": "object", "properties": {}}}}
     parameters["definitions"]["Root"]["properties"] = {"a": {"items": {"$ref": "#/definitions/Leaf"}}}
@@ -697,7 +794,7 @@ def test_the_embedded_model_is_shown_whole_messages(message, param):
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded", "openai"])
-@pytest.mark.parametrize("place", ["messages", "input"])
+@pytest.mark.parametrize("place", ["messages", "input", "prompt"])
 def test_no_kind_of_server_fetches_an_address(kind, place):
     endpoint = CHAT if place == "messages" else RESPONSES
     part = {"type": "image_url", "image_url": {"url": "https://x.org/y.png"}}
@@ -711,6 +808,39 @@ def test_an_image_by_its_address_is_not_fetched_in_ollamas_own_shape_either():
     assert (
         translate("ollama", CHAT, body).refusal(least=Weight.FORBIDDEN).param == "messages[0].content[0].image_url.url"
     )
+
+
+MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x.org/mcp"}
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "embedded", "openai"])
+@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"tools": [TOOL, MCP]}, "tools[1].type"),
+        ({"tools": [{"type": "mcp", "connector_id": "connector_gmail"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search_preview_2025_03_11"}]}, "tools[0].type"),
+        ({"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}, "tools[0].type"),
+        ({"tools": [{"type": "code_interpreter"}]}, "tools[0].type"),
+        ({"tools": [{"type": ["mcp"]}]}, "tools[0].type"),
+        ({"tools": MCP}, "tools[0].type"),
+        ({"tools": [{"type": "function", "server_url": "https://x.org"}]}, "tools[0].server_url"),
+        ({"tools": [{"type": "namespace", "name": "n", "tools": [MCP]}]}, "tools[0].tools[0].type"),
+        ({"messages": [{"role": "system", "tools": [MCP]}]}, "messages[0].tools[0].type"),
+        ({"input": [{"type": "additional_tools", "tools": [MCP]}]}, "input[0].tools[0].type"),
+        ({"web_search_options": {}}, "web_search_options"),
+    ],
+)
+def test_no_kind_of_server_is_sent_a_tool_that_it_would_run(kind, endpoint, given, param):
+    refusal = translate(kind, endpoint, asking(endpoint) | given).refusal(least=Weight.FORBIDDEN)
+    assert refusal.param == param
+
+
+def test_a_function_may_have_parameters_of_any_name():
+    properties = {"server_url": {"type": "string"}, "connector_id": {"type": "string"}, "type": {"enum": ["mcp"]}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": properties}}
+    assert refused("ollama", CHAT, tools=[{"type": "function", "function": function}]) is None
 
 
 @pytest.mark.parametrize("weight", [Weight.REFUSED, Weight.FORBIDDEN])
@@ -788,6 +918,47 @@ def test_without_strictness_lines_are_sent_and_the_batch_names_what_is_ignored(c
     (about_context,) = [message for message in told if "num_ctx" in message]
     assert about_context.startswith("Ollama ignores 'num_ctx' in /v1/chat/completions. Set OLLAMA_CONTEXT_LENGTH")
     assert "line 1" in about_context
+
+
+def test_the_batch_warns_of_members_with_any_name(create, work, backend, settings):
+    settings.STRICT_PARAMETERS = False
+    odd = {"\x00": 1, "\ud800": 1, "a\udc00\x00b": 1, "x" * 2000: 1, "\x1b[2J": 1, "ä\n": 1}
+    parameters = {"properties": {name: {"minimum": 1} for name in odd}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    batch = work.run(create([line("a", body=odd), line("b", body={"tools": [tool]})])["id"])
+    assert batch["request_counts"]["completed"] == 2
+    warned = {each["param"]: each["message"] for each in Batch.objects.get().warnings if "param" in each}
+    for name in (r"\u0000", r"\ud800", r"a\udc00\u0000b", r"\u001b[2J", r"ä\n"):
+        assert f"'{name}'" in warned[name]
+        inner = f"tools[].function.parameters.properties.{name}.minimum"
+        assert f"'{inner}'" in warned[inner]
+    assert len(warned) == 12
+    assert all(len(param) <= 100 and len(message) < 500 for param, message in warned.items())
+
+
+def test_a_batch_keeps_so_many_warnings_however_often_it_is_driven(create):
+    create([line("a")])
+    stored = Line.objects.select_related("batch").first() or Line(batch=Batch.objects.get(), number=1)
+    for drive in range(3):
+        findings = [
+            Finding(f"d{drive}_{index}", Weight.TOLD, "unsupported_parameter", "It is ignored.") for index in range(60)
+        ]
+        IgnoredMembers().tell(stored, findings)
+    assert len(Batch.objects.get().warnings) == 50
+
+
+def test_long_names_are_shortened_at_every_level():
+    long = "x" * 1_000_000
+    inner = {"properties": {f"p{index}": {"minimum": 1} for index in range(1000)}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {long: inner}}}}
+    content = [{long: [{} for _ in range(1000)]}, {long: {"image_url": {"url": "https://x.org"}}}]
+    messages = [{"role": "user", "content": content}]
+    for endpoint, kind in ((CHAT, "ollama"), (RESPONSES, "openai")):
+        body = asking(endpoint, tools=[tool], messages=messages, **{long: 1})
+        findings = backends.kind_named(kind).translate(endpoint, body).findings
+        assert findings[0].param.startswith("messages[0].content[1].xx")
+        assert findings[0].param.endswith("xx.image_url.url")
+        assert sum(len(each.param) + len(each.message) for each in findings) < 500_000
 
 
 def test_what_is_never_sent_is_refused_without_strictness_too(create, work, backend, settings):
