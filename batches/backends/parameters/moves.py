@@ -6,7 +6,7 @@ Each is a `Move`: it changes a copy of the object that holds the member, and not
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from batches.backends.parameters.table import JSON, Move, Moved, Note, shown
+from batches.backends.parameters.table import JSON, Entry, Move, Moved, Note, shown
 
 # What the first bytes of an image are in base64: PNG, JPEG, WebP and GIF.
 IMAGE_TYPES = {"iVBORw0KGgo": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lGOD": "gif"}
@@ -32,14 +32,19 @@ def put(sent: JSON, path: str, value: Any) -> str:
     return ""
 
 
+def put_instead(sent: JSON, name: str, to: str, value: Any) -> Iterator[Note]:
+    """Set the member `to`, a dotted name, in place of the member `name`; or note what is in the way, and leave both."""
+    if problem := put(sent, to, value):
+        yield Note(problem, path=name)
+    else:
+        del sent[name]
+
+
 def rename(to: str) -> Moved:
     """Another name for the member `to`, a dotted name."""
 
     def move(sent: JSON, name: str) -> Iterator[Note]:
-        if problem := put(sent, to, sent[name]):
-            yield Note(problem, path=name)
-        else:
-            del sent[name]
+        yield from put_instead(sent, name, to, sent[name])
 
     return Moved(move, place(to))
 
@@ -64,6 +69,11 @@ def limit(to: str) -> Moved:
     return Moved(move, place(to))
 
 
+def limits(to: str, *names: str) -> dict[str, Entry]:
+    """Several other names for one limit."""
+    return dict.fromkeys(names, limit(to))
+
+
 def think(to: str) -> Moved:
     """Ollama's `think`. `true` asks for what "medium" asks for (api/types.go ThinkValue.String)."""
 
@@ -72,10 +82,8 @@ def think(to: str) -> Moved:
         effort = {True: "medium", False: "none"}[value] if isinstance(value, bool) else value
         if not isinstance(effort, str):
             yield Note('Use true, false, "low", "medium" or "high".', path=name, shown=shown(value))
-        elif problem := put(sent, to, effort):
-            yield Note(problem, path=name)
         else:
-            del sent[name]
+            yield from put_instead(sent, name, to, effort)
 
     return Moved(move, place(to))
 
@@ -92,12 +100,15 @@ def thinking(to: str) -> Moved:
             effort = "medium" if value else "none"
         if effort is None or (isinstance(value, dict) and len(value) > 1):
             yield Note(f"Use '{to}'.", path=name, shown=shown(value))
-        elif problem := put(sent, to, effort):
-            yield Note(problem, path=name)
         else:
-            del sent[name]
+            yield from put_instead(sent, name, to, effort)
 
     return Moved(move, place(to))
+
+
+def thinking_members(to: str) -> dict[str, Entry]:
+    """The members by which clients turn thinking on and off, for a server that reads an effort: `to`."""
+    return {"think": think(to), "thinking": thinking(to), "enable_thinking": think(to)}
 
 
 def template_switch(to: str) -> Moved:
@@ -110,10 +121,8 @@ def template_switch(to: str) -> Moved:
         elif isinstance(value, dict) and len(value) == 1 and isinstance(flag := next(iter(value.values())), bool):
             if next(iter(value)) not in ("enable_thinking", "thinking"):
                 yield Note("", path=f"{name}.{next(iter(value))}")
-            elif problem := put(sent, to, "medium" if flag else "none"):
-                yield Note(problem, path=name)
             else:
-                del sent[name]
+                yield from put_instead(sent, name, to, "medium" if flag else "none")
         else:
             yield Note(f"Of these, only enable_thinking has an equivalent: '{to}'.", path=name)
 
@@ -203,10 +212,8 @@ def native_format(to: str) -> Moved:
             del sent[name]
         elif asked is None:
             yield Note('Use "json" or a JSON schema.', path=name, shown=shown(value))
-        elif problem := put(sent, to, asked):
-            yield Note(problem, path=name)
         else:
-            del sent[name]
+            yield from put_instead(sent, name, to, asked)
 
     return Moved(move, place(to))
 
@@ -215,10 +222,7 @@ def chat_format() -> Moved:
     """A chat's `response_format` in a request to /v1/responses."""
 
     def move(sent: JSON, name: str) -> Iterator[Note]:
-        if problem := put(sent, "text.format", as_text_format(sent[name])):
-            yield Note(problem, path=name)
-        else:
-            del sent[name]
+        yield from put_instead(sent, name, "text.format", as_text_format(sent[name]))
 
     return Moved(move, place("text.format"))
 
@@ -227,8 +231,8 @@ def _functions(sent: JSON, name: str) -> Iterator[Note]:
     value = sent[name]
     if not isinstance(value, list):
         yield Note("It is a list of functions.", path=name, shown=shown(value))
-    elif value and (problem := put(sent, "tools", [{"type": "function", "function": each} for each in value])):
-        yield Note(problem, path=name)
+    elif value:
+        yield from put_instead(sent, name, "tools", [{"type": "function", "function": each} for each in value])
     else:
         del sent[name]
 
@@ -237,10 +241,7 @@ def _function_call(sent: JSON, name: str) -> Iterator[Note]:
     value = sent[name]
     if isinstance(value, dict) and isinstance(value.get("name"), str):
         value = {"type": "function", "function": {"name": value["name"]}}
-    if problem := put(sent, "tool_choice", value):
-        yield Note(problem, path=name)
-    else:
-        del sent[name]
+    yield from put_instead(sent, name, "tool_choice", value)
 
 
 FUNCTIONS = Moved(_functions, "`tools`")
@@ -284,6 +285,9 @@ def needs(other: str, hint: str, *, harmless: tuple[Any, ...] = ()) -> Move:
             yield Note(hint, path=name)
 
     return move
+
+
+TOP_LOGPROBS = Moved(needs("logprobs", "It needs 'logprobs': true.", harmless=(0,)), "read beside `logprobs`")
 
 
 def parallel_tool_calls(hint: str) -> Moved:

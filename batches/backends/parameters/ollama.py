@@ -6,22 +6,22 @@ its handler does not use is not read either.
 
 from typing import Any
 
+from batches.backends.parameters.forbidden import HOSTED
 from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     MESSAGE_CALL,
+    TOP_LOGPROBS,
     chat_format,
     images,
-    limit,
+    limits,
     native_format,
-    needs,
     options,
     parallel_tool_calls,
     reasoning,
     rename,
     template_switch,
-    think,
-    thinking,
+    thinking_members,
     tool_choice,
 )
 from batches.backends.parameters.shared import (
@@ -30,7 +30,6 @@ from batches.backends.parameters.shared import (
     ABOUT_MESSAGES,
     AS_TEXT,
     CACHE_CONTROL,
-    HOSTED,
     IN_THE_PROMPT,
     MORE_ANSWERS,
     NO_MEMBERS,
@@ -39,10 +38,10 @@ from batches.backends.parameters.shared import (
     SCHEMA,
     WHOLE_PROMPT,
     Format,
+    are_texts,
     as_json,
     first,
     flattened,
-    is_stop,
     json_object_as_schema,
     lift_schema,
     nest_schema,
@@ -125,7 +124,7 @@ _STREAMING: dict[str, Entry] = {
 
 # FromChatRequest leaves out what is no string.
 _SAMPLING = read("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed")
-_STOP = Like(is_stop, hint="Use a string, or a list of strings.", says="strings")
+_STOP = Like(are_texts, hint="Use a string, or a list of strings.", says="strings")
 _SAME = {name: name for name in (*_SAMPLING, "stop")}
 
 
@@ -250,10 +249,6 @@ _MESSAGE = Object(
 # Embeddings
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
-
-
 _NOTHING_GENERATED = dict.fromkeys((*_SAME, "num_predict", *_IN_A_MODELFILE, *_NO_MORE), "")
 
 
@@ -365,21 +360,15 @@ TABLES = {
                     "logprobs": READ,
                     **_STREAMING,
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
-                    "max_completion_tokens": limit("max_tokens"),
-                    "max_output_tokens": limit("max_tokens"),
-                    "num_predict": limit("max_tokens"),
-                    "think": think("reasoning_effort"),
-                    "thinking": thinking("reasoning_effort"),
-                    "enable_thinking": think("reasoning_effort"),
+                    **limits("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict"),
+                    **thinking_members("reasoning_effort"),
                     "chat_template_kwargs": template_switch("reasoning_effort"),
                     "reasoning": reasoning("reasoning_effort"),
                     "format": native_format("response_format"),
                     "functions": FUNCTIONS,
                     "function_call": FUNCTION_CALL,
                     **_TOOLS,
-                    "top_logprobs": Moved(
-                        needs("logprobs", "It needs 'logprobs': true.", harmless=(0,)), "read beside `logprobs`"
-                    ),
+                    "top_logprobs": TOP_LOGPROBS,
                     **ABOUT,
                     **_UNREAD,
                     **_SUFFIX,
@@ -410,9 +399,7 @@ TABLES = {
                     "suffix": READ,
                     **_STREAMING,
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
-                    "max_completion_tokens": limit("max_tokens"),
-                    "max_output_tokens": limit("max_tokens"),
-                    "num_predict": limit("max_tokens"),
+                    **limits("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict"),
                     # Read, and left out of the answer (ToCompletion).
                     "logprobs": Dropped(False, hint="The answers of /v1/chat/completions have them."),
                     **ABOUT,
@@ -437,7 +424,7 @@ TABLES = {
                 {
                     "model": READ,
                     "input": Like(
-                        _are_texts,
+                        are_texts,
                         hint="Send texts; token ids belong to the vocabulary of one model.",
                         says="a text, or a list of texts",
                     ),
@@ -474,12 +461,8 @@ TABLES = {
                         {"temperature": "temperature", "top_p": "top_p", "num_predict": "max_output_tokens"},
                         _OPTIONS_UNREAD,
                     ),
-                    "max_tokens": limit("max_output_tokens"),
-                    "max_completion_tokens": limit("max_output_tokens"),
-                    "num_predict": limit("max_output_tokens"),
-                    "think": think("reasoning.effort"),
-                    "thinking": thinking("reasoning.effort"),
-                    "enable_thinking": think("reasoning.effort"),
+                    **limits("max_output_tokens", "max_tokens", "max_completion_tokens", "num_predict"),
+                    **thinking_members("reasoning.effort"),
                     "chat_template_kwargs": template_switch("reasoning.effort"),
                     "reasoning_effort": rename("reasoning.effort"),
                     "format": native_format("text.format"),

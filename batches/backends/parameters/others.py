@@ -5,19 +5,19 @@ llama-server whose version is known, so what that version does not read is refus
 
 from collections.abc import Mapping
 
+from batches.backends.parameters.forbidden import HOSTED
 from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     NONE_WITHOUT_TOOLS,
-    limit,
+    TOP_LOGPROBS,
+    limits,
     native_format,
-    needs,
     options,
     reasoning,
     rename,
     template_switch,
-    think,
-    thinking,
+    thinking_members,
     tool_choice,
 )
 from batches.backends.parameters.shared import (
@@ -25,11 +25,11 @@ from batches.backends.parameters.shared import (
     ABOUT_MESSAGES,
     AS_TEXT,
     CACHE_CONTROL,
-    HOSTED,
     IN_THE_PROMPT,
     MORE_ANSWERS,
     NO_MEMBERS,
     NO_SEARCH,
+    NO_THINKING,
     NO_WAITING,
     WHOLE_PROMPT,
     Format,
@@ -50,7 +50,6 @@ from batches.backends.parameters.table import (
     read,
 )
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 Members = Mapping[str, Entry]
 
 _ANYTHING = Object({}, unknown=READ)
@@ -113,16 +112,6 @@ def _options(to: str) -> Moved:
     )
 
 
-def _limits(to: str, *names: str) -> dict[str, Entry]:
-    return {name: limit(to) for name in names}
-
-
-def _thinking(to: str) -> dict[str, Entry]:
-    # server-common.cpp: "none" turns thinking off, as enable_thinking does.
-    return {"think": think(to), "thinking": thinking(to), "enable_thinking": think(to)}
-
-
-_NO_THINKING = dict.fromkeys(("think", "thinking", "enable_thinking", "reasoning_effort"), Unread(_THERE))
 # Of a json_schema without a schema it makes any JSON.
 _RESPONSE_FORMAT = Format(
     {"text": _ANYTHING, "json_object": _ANYTHING, "json_schema": _ANYTHING},
@@ -135,14 +124,15 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
         "tools": _FUNCTIONS_ALONE,
         "response_format": _RESPONSE_FORMAT,
         "options": _options("max_tokens"),
-        **_limits("max_tokens", "num_predict", "max_output_tokens"),
-        **_thinking("reasoning_effort"),
+        **limits("max_tokens", "num_predict", "max_output_tokens"),
+        # server-common.cpp: the effort "none" turns thinking off, as enable_thinking does.
+        **thinking_members("reasoning_effort"),
         "reasoning": reasoning("reasoning_effort"),
         "format": native_format("response_format"),
         "functions": FUNCTIONS,
         "function_call": FUNCTION_CALL,
         "tool_choice": NONE_WITHOUT_TOOLS,
-        "top_logprobs": Moved(needs("logprobs", "It needs 'logprobs': true.", harmless=(0,)), "read beside `logprobs`"),
+        "top_logprobs": TOP_LOGPROBS,
         **ABOUT,
         **_UNREAD,
         **_ECHO,
@@ -151,12 +141,12 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
     },
     "/v1/completions": {
         "options": _options("max_tokens"),
-        **_limits("max_tokens", "num_predict", "max_output_tokens"),
+        **limits("max_tokens", "num_predict", "max_output_tokens"),
         **ABOUT,
         **_UNREAD,
         **_ECHO,
         **_SUFFIX,
-        **_NO_THINKING,
+        **NO_THINKING,
         "format": Unread("Use 'json_schema', or /v1/chat/completions."),
         "response_format": Unread("Use 'json_schema', or /v1/chat/completions."),
         "messages": Dropped([], hint=_THERE),
@@ -177,8 +167,8 @@ _LLAMA_SERVER: dict[str, dict[str, Entry]] = {
             unknown=READ,
         ),
         "options": _options("max_output_tokens"),
-        **_limits("max_output_tokens", "num_predict", "max_tokens", "max_completion_tokens"),
-        **_thinking("reasoning.effort"),
+        **limits("max_output_tokens", "num_predict", "max_tokens", "max_completion_tokens"),
+        **thinking_members("reasoning.effort"),
         "reasoning_effort": rename("reasoning.effort"),
         "tool_choice": NONE_WITHOUT_TOOLS,
         **ABOUT,
@@ -265,7 +255,7 @@ _EMBEDDED: dict[str, dict[str, Entry]] = {
 def _tables(title: str, source: str, members: Mapping[str, Members], unknown: Entry | None) -> dict[str, Table]:
     return {
         endpoint: Table(title, endpoint, Object(members.get(endpoint, {}), unknown=unknown), source=source)
-        for endpoint in ENDPOINTS
+        for endpoint in _LLAMA_SERVER
     }
 
 

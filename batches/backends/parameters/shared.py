@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from batches.backends.parameters.table import JSON, Dropped, Entry, Kinds, Like, Note, Notes
+from batches.backends.parameters.table import JSON, Dropped, Entry, Kinds, Like, Note, Notes, Unread
 
 # What a request says about itself, its sender or its bill, and how long a model stays loaded, which is our own affair
 # while its lines come. `prediction` is a draft of the answer, by which OpenAI answers sooner.
@@ -31,13 +31,16 @@ NO_MEMBERS: dict[str, Entry] = {
     "params": Dropped({}, hint="The members of a request stand in 'body' itself."),
 }
 # What several tables say about members that no model server here reads.
-HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
 MORE_ANSWERS = "Send as many lines, each with another 'seed'."
 NO_SEARCH = "Nothing is searched for: no prompt leaves the house."
 WHOLE_PROMPT = "A prompt that is too long is an error line here, never an answer to a part of it."
 AS_TEXT = "Put the prefix that the model wants for queries or documents into the text itself."
 NO_WAITING = "A batch waits for its answers anyway."
 IN_THE_PROMPT = "Ask for it in the prompt."
+# Where a model only goes on with a text, or makes vectors.
+NO_THINKING: dict[str, Entry] = dict.fromkeys(
+    ("think", "thinking", "enable_thinking", "reasoning_effort"), Unread("Use /v1/chat/completions.")
+)
 
 
 class Format(Kinds):
@@ -86,7 +89,8 @@ def json_object_as_schema(value: JSON) -> None:
 SCHEMA = Like(lambda value: isinstance(value, dict), hint="Use a JSON schema, which is an object.", says="a schema")
 
 
-def is_stop(value: Any) -> bool:
+def are_texts(value: Any) -> bool:
+    """A text, or a list of texts."""
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 

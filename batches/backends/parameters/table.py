@@ -10,19 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from batches.backends.parameters.forbidden import forbidden
+from batches.backends.parameters.names import printable, shortened
+
 JSON = dict[str, Any]
 
 DROP: Any = object()
 # Members of a request that only say how the answer is carried. A line's answer comes whole.
 STREAMING = ("stream", "stream_options")
-# Members that can name images, files, videos and sounds, and the members that do it.
-PROMPTS = ("messages", "input", "prompt")
-# Tools that the caller runs; a server runs the others, and hands the prompt to whatever they name.
-CALLED_BY_THE_CALLER = (None, "function", "custom", "namespace")
-OF_HOSTED_TOOLS = ("server_url", "connector_id")
-ADDRESSES = frozenset(("image_url", "file_url", "video_url", "audio_url"))
-# Names of members come from the sender, and may be as long as a line.
-LONGEST_NAME = 100
 # References in small schemas can ask for more than any memory holds.
 MOST_ADDED = 1_000_000
 
@@ -37,7 +32,7 @@ class Weight(IntEnum):
 
 class Finding(NamedTuple):
     """Something that the server would ignore or misread. `param` is its full name, such as `messages[0].name`,
-    printable and of LONGEST_NAME characters at most."""
+    printable and short (names.printable)."""
 
     param: str
     weight: Weight
@@ -78,11 +73,6 @@ class Notes(list[Note]):
     def __init__(self) -> None:
         super().__init__()
         self.room = MOST_ADDED
-
-
-def shortened(text: str) -> str:
-    """A name for a message, however long the sender made it: its beginning and its end."""
-    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME // 2] + "…" + text[1 - LONGEST_NAME // 2 :]
 
 
 def shown(value: Any) -> str:
@@ -287,10 +277,8 @@ class Object(Entry):
 
 
 class Kinds(Entry):
-    """An object whose other members depend on the value of one: a content part, a tool, an item of an input.
-
-    `otherwise` stands for a value that is not among `kinds`; without an entry there, such a value is refused.
-    """
+    """An object whose other members depend on the value of one: a content part, a tool, an item of an input. A value
+    that is not among `kinds` is refused."""
 
     def __init__(self, by: str, kinds: Mapping[str | None, Entry], *, hint: str) -> None:
         super().__init__()
@@ -341,93 +329,16 @@ class Table:
         except RecursionError:  # nested nearly too deep to be read at all
             words = "This request is nested too deep."
             return Translation(body, [Finding("", Weight.FORBIDDEN, "invalid_request", words)])
-        for name in PROMPTS:
-            if name in sent and _names_addresses(sent[name]) and (param := _remote(sent[name], name)) is not None:
-                words = "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
-                remote = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
-                return Translation(sent, [remote, *map(self._finding, notes)])
-        if (param := _hosted(sent)) is not None:
-            words = "Nothing but functions is called here, by the caller: no prompt leaves the house. Leave it out."
-            hosted = Finding(_printable(param), Weight.FORBIDDEN, "unsupported_parameter", words)
-            return Translation(sent, [hosted, *map(self._finding, notes)])
-        return Translation(sent, [self._finding(note) for note in notes]) if notes else Translation(sent)
+        findings = [self._finding(note) for note in notes]
+        if (found := forbidden(sent)) is not None:
+            param, words = found
+            findings.insert(0, Finding(printable(param), Weight.FORBIDDEN, "unsupported_parameter", words))
+        return Translation(sent, findings)
 
     def _finding(self, note: Note) -> Finding:
-        hint, param = note.hint or "Leave it out.", _printable(note.path)
+        hint, param = note.hint or "Leave it out.", printable(note.path)
         if note.shown:
             words = f"{self.title} does not know {note.shown} as '{param}' in {self.endpoint}. {hint}"
         else:
             words = f"{self.title} ignores '{param}' in {self.endpoint}. {hint}"
         return Finding(param, note.weight, "unsupported_parameter", words)
-
-
-def _printable(param: str) -> str:
-    """The full name of a member, as every database, header and terminal takes it: what cannot be printed (NUL, half a
-    surrogate pair, a line break) is spelled as JSON spells it."""
-    if not param.isprintable():
-        param = "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in param)
-    return shortened(param)
-
-
-def _hosted(sent: JSON) -> str | None:
-    """The full name of what makes a tool one that a server runs; None if there is none. Tools stand in the request, in
-    its messages and items, and in a namespace."""
-    if sent.get("web_search_options") is not None:
-        return "web_search_options"
-    todo = [(sent, "")]
-    for name in PROMPTS:
-        items = sent.get(name)
-        if type(items) is list:
-            todo += [
-                (each, f"{name}[{at}].") for at, each in enumerate(items) if type(each) is dict and "tools" in each
-            ]
-    for holder, path in todo:  # grows meanwhile
-        tools = holder.get("tools")
-        for index, tool in enumerate(tools if type(tools) is list else [tools]):
-            if type(tool) is not dict:
-                continue
-            place = shortened(f"{path}tools[{index}].")
-            if tool.get("type") not in CALLED_BY_THE_CALLER:
-                return f"{place}type"
-            for name in OF_HOSTED_TOOLS:
-                if tool.get(name) is not None:
-                    return f"{place}{name}"
-            if "tools" in tool:
-                todo.append((tool, place))
-    return None
-
-
-def _names_addresses(value: Any) -> bool:
-    """There is an address in `value`, however deep. Asked of every line, so it looks at keys alone."""
-    todo = [value]
-    for value in todo:  # grows meanwhile
-        if type(value) is dict:
-            if not ADDRESSES.isdisjoint(value):
-                return True
-            value = value.values()
-        elif type(value) is not list:
-            continue
-        todo += [each for each in value if type(each) is dict or type(each) is list]
-    return False
-
-
-def _remote(value: Any, path: str) -> str | None:
-    """The full name of an address in `value`, however deep, from which an image, file, video or sound would have to be
-    fetched; None if there is none."""
-    todo: list[tuple[Any, str]] = [(value, path)] if isinstance(value, list | dict) else []
-    while todo:
-        value, path = todo.pop()
-        if type(value) is list:
-            todo += [
-                (each, shortened(f"{path}[{index}]")) for index, each in enumerate(value) if type(each) in (dict, list)
-            ]
-            continue
-        for name, inner in value.items():
-            place = shortened(f"{path}.{shortened(name)}")
-            if name in ADDRESSES:
-                url = inner.get("url") if isinstance(inner, dict) else inner
-                if isinstance(url, str) and url and not url.startswith("data:"):
-                    return f"{place}.url" if isinstance(inner, dict) else place
-            if type(inner) in (dict, list):
-                todo.append((inner, place))
-    return None

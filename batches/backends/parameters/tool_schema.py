@@ -9,7 +9,8 @@ whole, and so is `$defs`, to which the references in `items` lead.
 import json
 from typing import Any
 
-from batches.backends.parameters.table import JSON, Entry, Note, Notes, Weight, shortened
+from batches.backends.parameters.names import shortened
+from batches.backends.parameters.table import JSON, Entry, Note, Notes, Weight
 
 DEFINITIONS = ("$defs", "definitions")
 # Keywords that limit an answer, and that the model is not shown.

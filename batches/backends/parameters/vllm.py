@@ -4,32 +4,32 @@ The classes take other members without an error and drop them (OpenAIBaseModel, 
 handler does not use is not read either. What vLLM refuses by itself is left to it.
 """
 
+from batches.backends.parameters.forbidden import HOSTED
 from batches.backends.parameters.moves import (
     FUNCTION_CALL,
     FUNCTIONS,
     MESSAGE_CALL,
     NONE_WITHOUT_TOOLS,
+    TOP_LOGPROBS,
     chat_format,
     images,
-    limit,
+    limits,
     native_format,
-    needs,
     options,
     reasoning,
     rename,
-    think,
-    thinking,
+    thinking_members,
 )
 from batches.backends.parameters.shared import (
     ABOUT,
     ABOUT_MESSAGES,
     AS_TEXT,
     CACHE_CONTROL,
-    HOSTED,
     IN_THE_PROMPT,
     MORE_ANSWERS,
     NO_MEMBERS,
     NO_SEARCH,
+    NO_THINKING,
     NO_WAITING,
     SCHEMA,
     Format,
@@ -44,7 +44,6 @@ from batches.backends.parameters.table import (
     Entry,
     Kinds,
     Like,
-    Moved,
     Object,
     Table,
     Unread,
@@ -160,15 +159,6 @@ _INPUT_ITEM = Object(
 )
 
 
-def _thinking(to: str) -> dict[str, Entry]:
-    # Both protocol.py files set enable_thinking of the template by the effort: false for "none", else true.
-    return {"think": think(to), "thinking": thinking(to), "enable_thinking": think(to)}
-
-
-_NO_THINKING: dict[str, Entry] = dict.fromkeys(
-    ("think", "thinking", "enable_thinking", "reasoning_effort"), Unread("Use /v1/chat/completions.")
-)
-
 TABLES = {
     table.endpoint: table
     for table in (
@@ -184,16 +174,14 @@ TABLES = {
                     **read("max_completion_tokens", "reasoning_effort", "include_reasoning", "documents"),
                     **read("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
                     **read("return_prompt_text"),
-                    "top_logprobs": Moved(
-                        needs("logprobs", "It needs 'logprobs': true.", harmless=(0,)), "read beside `logprobs`"
-                    ),
+                    "top_logprobs": TOP_LOGPROBS,
                     "messages": Each(_MESSAGE),
                     "response_format": _RESPONSE_FORMAT,
                     "tools": Each(Kinds("type", {"function": _CHAT_TOOL, None: _CHAT_TOOL}, hint=HOSTED)),
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
-                    "num_predict": limit("max_tokens"),
-                    "max_output_tokens": limit("max_tokens"),
-                    **_thinking("reasoning_effort"),
+                    **limits("max_tokens", "num_predict", "max_output_tokens"),
+                    # Both protocol.py files turn thinking off by the effort "none", and on by any other.
+                    **thinking_members("reasoning_effort"),
                     "reasoning": reasoning("reasoning_effort"),
                     "format": native_format("response_format"),
                     "functions": FUNCTIONS,
@@ -220,9 +208,7 @@ TABLES = {
                     **read("prompt", "prompt_embeds", "suffix"),
                     "response_format": _RESPONSE_FORMAT,
                     "options": options(_SAME | {"num_predict": "max_tokens"}, _OPTIONS_UNREAD),
-                    "num_predict": limit("max_tokens"),
-                    "max_completion_tokens": limit("max_tokens"),
-                    "max_output_tokens": limit("max_tokens"),
+                    **limits("max_tokens", "num_predict", "max_completion_tokens", "max_output_tokens"),
                     "format": native_format("response_format"),
                     **_GUIDED,
                     **ABOUT,
@@ -231,7 +217,7 @@ TABLES = {
                     "images": Dropped([], hint="Use /v1/chat/completions."),
                     "system": Dropped("", hint="Use /v1/chat/completions."),
                     "tool_choice": Dropped("none", "auto", hint="Use /v1/chat/completions."),
-                    **_NO_THINKING,
+                    **NO_THINKING,
                 }
             ),
             source="entrypoints/openai/completion/protocol.py: CompletionRequest",
@@ -247,7 +233,7 @@ TABLES = {
                     **read("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs"),
                     **ABOUT,
                     **_UNREAD,
-                    **_NO_THINKING,
+                    **NO_THINKING,
                     # Nothing is generated, so nothing is sampled or limited.
                     **{name: Dropped() for name in (*_SAME, "n", "max_tokens", "max_completion_tokens", "num_predict")},
                 }
@@ -278,10 +264,8 @@ TABLES = {
                     ),
                     "stream_options": Object({"include_usage": Dropped(), "include_obfuscation": Dropped()}),
                     "options": options(_SAME | {"num_predict": "max_output_tokens"}, _OPTIONS_UNREAD),
-                    "max_tokens": limit("max_output_tokens"),
-                    "max_completion_tokens": limit("max_output_tokens"),
-                    "num_predict": limit("max_output_tokens"),
-                    **_thinking("reasoning.effort"),
+                    **limits("max_output_tokens", "max_tokens", "max_completion_tokens", "num_predict"),
+                    **thinking_members("reasoning.effort"),
                     "reasoning_effort": rename("reasoning.effort"),
                     "format": native_format("text.format"),
                     "response_format": chat_format(),
