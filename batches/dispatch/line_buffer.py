@@ -80,15 +80,15 @@ class LineBuffer:
 
     def is_low(self, room: int) -> bool:
         """Half of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
-        return any(lane.is_low(self._size(room)) for lane in self._lanes)
+        size = self._size(room)
+        return any(lane.is_low(size) for lane in self._lanes)
 
     def refill(self, room: int, in_flight: Sequence[Line]) -> None:
-        """Claim more lines for a room of `room` calls, if the buffer is low. `in_flight` are not answered yet."""
-        if self.is_low(room):
-            self._refill(room, in_flight)
-            for lane in self._lanes:
-                if not lane.ready and not lane.in_flight:
-                    lane.help(max(self._lanes, key=lambda each: len(each.ready)))
+        """Claim more lines for a room of `room` calls. Call if `is_low`. `in_flight` are not answered yet."""
+        self._refill(room, in_flight)
+        for lane in self._lanes:
+            if not lane.ready and not lane.in_flight:
+                lane.help(max(self._lanes, key=lambda each: len(each.ready)))
 
     def _refill(self, room: int, in_flight: Sequence[Line]) -> None:
         if self._turn is None and not len(self):
