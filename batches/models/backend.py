@@ -1,5 +1,6 @@
 """Backend, and what keeps lines from it: its pause, the pause of one model, a hold."""
 
+import re
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -119,6 +120,11 @@ class Backend(models.Model):
             setattr(self, name, value)
 
 
+def _complaint(reason: str) -> str:
+    # A server's own words name the memory that is free, a port or a process, each time another one.
+    return re.sub(r"\d+(\.\d+)?", "#", reason.partition(". ")[0])
+
+
 class PausedModelQuerySet(models.QuerySet["PausedModel"]):
     def due(self) -> "PausedModelQuerySet":
         """Paused models whose trial is due."""
@@ -162,13 +168,13 @@ class PausedModel(models.Model):
         """Pause the model, or prolong its pause: FIRST_PAUSE, doubled with each failed trial, LONGEST_PAUSE at most.
 
         It does not last beyond the `patience`, counted from the first pause for this reason. The first sentence of a
-        reason says what is wrong, the others what to do.
+        reason says what is wrong, the others what to do. Its numbers are not compared.
         """
         paused, _ = cls.objects.get_or_create(
             backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
         )
         for_ = max(at_least, min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10)))
-        if paused.reason.partition(". ")[0] != reason.partition(". ")[0]:
+        if _complaint(paused.reason) != _complaint(reason):
             paused.since = timezone.now()
         paused.reason = reason
         if patience is not None:

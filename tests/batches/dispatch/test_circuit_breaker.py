@@ -253,6 +253,19 @@ def test_lines_of_a_model_that_cannot_be_loaded_for_an_hour_fail_with_the_reason
     assert not PausedModel.objects.exists()
 
 
+def test_the_hour_goes_on_while_the_server_names_other_numbers(create, work, backend):
+    """The memory that is free differs at each trial."""
+    prepared(create, work, "a")
+    since = set()
+    for free in ("3.1", "3.0", "12"):
+        words = f"model requires more system memory (5.2 GiB) than is available ({free} GiB)"
+        backend.on_load.append(Action(500, error_body(words)))
+        again(work)
+        assert f"({free} GiB)" in PausedModel.objects.get().reason
+        since.add(PausedModel.objects.get().since)
+    assert len(since) == 1
+
+
 def test_the_hour_begins_anew_with_another_reason_and_when_the_backend_comes_back(create, work, backend):
     for key in ("a", TRIAL):
         backend.always(key, BOOM)
