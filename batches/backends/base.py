@@ -89,7 +89,7 @@ class BackendKind:
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(Verdict.REFUSED, SERVER_ERRORS, says=lambda error: error.is_about_media),
+        Rule(Verdict.REFUSED, SERVER_ERRORS, says=lambda error: error.is_refusal),
         # A line can choose words of the message: `borne_out` asks the server before all lines of the model fail.
         Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_about_model),
         Rule(Verdict.ENDPOINT_MISSING, (404,), says=lambda error: error.is_about_route),
@@ -179,11 +179,11 @@ class BackendKind:
         text = content[:10_000].decode(errors="replace")
         error = error_bodies.read(body, text)
         verdict = verdict_of(self.rules, endpoint, status, error)
-        told = error_bodies.handed_out(body, error, status, endpoint) if body else None
         # The status that clients go by, whatever the server calls it: they try a 500 again, and a 400 never.
-        if verdict is Verdict.REFUSED and status >= 500 and error.openai_code(status):
-            status = 400
-        elif verdict is Verdict.CRASHED and status < 500:
+        if verdict is Verdict.REFUSED and status >= 500 and error.is_refusal:
+            status = error.status if error.status in error_bodies.REFUSALS else 400
+        told = error_bodies.handed_out(body, error, status, endpoint) if body else None
+        if verdict is Verdict.CRASHED and status < 500:
             status, told = 500, {"error": {"message": error.message, "type": "api_error", "param": None, "code": None}}
         reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
         if verdict is Verdict.MISCONFIGURED:

@@ -14,26 +14,23 @@ from batches.backends.rules import Rule, verdict_of
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 EMBEDDINGS = "/v1/embeddings"
 
+# Go's words for a connection to the runner that cannot be had or breaks.
+BROKEN_CONNECTION = r"(?:Post|Get|Head) \"http|(?:dial|read|write) tcp |(?:unexpected )?EOF$"
 # The runner died or does not answer; the next request starts it anew (llm/llama_server.go: getServerStatus, Chat,
-# Completion).
-RUNNER_DIED = (
-    "model runner has unexpectedly stopped",
-    "error was encountered while running the model",
-    "unexpected EOF",
-    "CUDA error",
-    "no longer running",
-    "unexpected server status",
-    "no slots available",
-    "server not responding",
-    "connection refused",
-    "connection reset",
-    "broken pipe",
-    "health resp",
-    "health unmarshal",
-    "llama-server error",
-    "reading llama-server",
-    "apply-template error: Post",
-    ": EOF",
+# Completion; llm/server.go of Ollama before 0.30). Only what stands at the beginning is Ollama's: behind it may stand
+# words of the line or of its answer.
+RUNNER_DIED = re.compile(
+    r"model runner has unexpectedly stopped|an (?:unknown )?error was encountered while running the model"
+    r"|llama(?:-server| runner) process no longer running|unexpected server status: |no slots available after "
+    r"|server not responding|connection refused$|health resp: |read health response: |health unmarshal: "
+    r"|llama-server error: |(?:error|failed) reading ll(?:ama-server|m) |POST predict: |CUDA error"
+    rf"|(?:llama-server apply-template error: )?(?:{BROKEN_CONNECTION})"
+)
+# What quotes the line or the answer of the model: no word of it says anything about the server.
+QUOTATIONS = re.compile(
+    r"llama-server returned invalid tool call|(?:failed|error|unable) (?:to )?(?:pars|marshal|unmarshal)"
+    r"|template: |tool '|invalid ",
+    re.IGNORECASE,
 )
 # The runner did not come up: no room on the card, a damaged or unsuitable model.
 NO_ROOM = (
@@ -56,8 +53,11 @@ NOT_LOADED = (
 # What EmbeddingsMiddleware, EmbedHandler and the runner's own checks say of an input (middleware/openai.go,
 # server/routes.go, tools/server of llama.cpp).
 EMBEDDING_INPUT_ERRORS = re.compile(
-    r"json: |invalid |missing request body|(the )?input (length )?(after truncation )?exceeds|input is too |"
-    r"input content |pooling type |\"(input|content|prompt)\" |\S+ (does not support|is required)",
+    r"json: cannot unmarshal .{1,40} into Go (?:value of type|struct field) \w+Request\b"
+    r"|invalid (?:input|model name|value for '|dimensions|truncate|option)|missing request body"
+    r"|(the )?input (length )?(after truncation )?exceeds|input is too |input content |pooling type "
+    r"|\"(input|content|prompt)\" |(?:model|input) is required"
+    r"|\S+ does not support (?:chat|completion|embeddings?|generate|insert|vision|tools|thinking)\b",
     re.IGNORECASE,
 )
 
@@ -91,10 +91,13 @@ class Ollama(BackendKind):
         # EmbedHandler answers 400 whatever fails, a dead runner included, so what is no known fault of the input is
         # taken for a crash.
         Rule(Verdict.REFUSED, (400,), endpoint=EMBEDDINGS, begins=EMBEDDING_INPUT_ERRORS),
+        Rule(Verdict.REFUSED, (400,), endpoint=EMBEDDINGS, says=lambda error: error.is_refusal),
         Rule(Verdict.FAILED, (400,), ("NaN or Inf",), endpoint=EMBEDDINGS),
         Rule(Verdict.UNLOADABLE, (400,), NO_ROOM, endpoint=EMBEDDINGS),
         Rule(Verdict.CRASHED, (400,), endpoint=EMBEDDINGS),
-        Rule(Verdict.CRASHED, SERVER_ERRORS, RUNNER_DIED),
+        Rule(Verdict.REFUSED, SERVER_ERRORS, says=lambda error: error.is_refusal),
+        Rule(Verdict.FAILED, SERVER_ERRORS, begins=QUOTATIONS),
+        Rule(Verdict.CRASHED, SERVER_ERRORS, begins=RUNNER_DIED),
         Rule(Verdict.UNLOADABLE, SERVER_ERRORS, (*NO_ROOM, *NOT_LOADED)),
         # The runner was killed while it came up. A load that ends so says something about the model, a line does not.
         Rule(Verdict.UNLOADABLE, SERVER_ERRORS, ("process has terminated",), endpoint="/api/"),
