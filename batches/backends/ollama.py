@@ -195,13 +195,15 @@ class Ollama(BackendKind):
         question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
         if question is None:
             return ""
-        status, answer = exchange(*question)
+        path, body = question
+        # The question loads the model if its runner has died since the answer.
+        status, answer = exchange(path, body | {"keep_alive": KEEP_ALIVE})
         if status == 200:
             return ""
         error = error_bodies.read(answer)
         verdict = verdict_of(self.rules, endpoint, status, error)
         if status != 400 or verdict is not Verdict.REFUSED:
-            raise Unchecked(verdict, f"HTTP {status}")
+            raise Unchecked(verdict, f"HTTP {status} from {path}")
         return ollama_context.too_long(error.message)
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
