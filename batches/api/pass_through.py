@@ -282,7 +282,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     """The model server's own message, in the envelope; or what to do, if that is known."""
     reply = kind.judge(endpoint, head.status, content)
     if reply.verdict is Verdict.MODEL_MISSING:
-        return _missing(backend, kind, model)
+        return _missing(backend, kind, endpoint, model)
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
     if reply.verdict is Verdict.ENDPOINT_MISSING:
@@ -298,7 +298,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     )
 
 
-def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
+def _missing(backend: Backend, kind: BackendKind, endpoint: str, model: str) -> ApiError:
     """The backend does not have the model. If another has it, the person was sent here because our list of the models
     is a moment old, or because that one is beyond our reach."""
     if others := registry.others_with(backend, model):
@@ -306,7 +306,7 @@ def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
         if registry.is_in_reach(others[0]):
             return _unavailable(f"{where}. Try again.")
         return _unavailable(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
-    hint = backends.missing_model_hint(kind.name, model, backend.model_names)
+    hint = backends.missing_model_hint(kind.name, model, backend.model_names, endpoint=endpoint)
     return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
 
 

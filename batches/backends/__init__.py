@@ -6,12 +6,11 @@ from typing import Any
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from batches.backends import missing_models
 from batches.backends.base import BackendKind, State, Unreachable
 from batches.backends.calls import CallPool
 from batches.backends.connection import Connection, ReplyTooLarge, Server
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
-from batches.backends.missing_models import listing
+from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
 from batches.backends.relay import Relay
 from batches.backends.vllm import Vllm
@@ -55,12 +54,14 @@ def listed_name(kind: str, models: Collection[str], name: str) -> str:
     return kind_named(kind).listed_name(models, name)
 
 
-def missing_model_hint(kind: str, model: str, listed: Collection[str], *, lines_wait: bool = False) -> str:
+def missing_model_hint(
+    kind: str, model: str, listed: Collection[str], *, endpoint: str = "", lines_wait: bool = False
+) -> str:
     """What to type so that a server of this kind, which lists these models, answers lines for `model`; with
-    `lines_wait`, lines that were read before."""
-    hint = missing_models.hint_for_waiting if lines_wait else missing_models.hint
-    default, has_aliases = resolve_alias(settings.MODEL_NAME), bool(settings.MODEL_ALIASES)
-    return hint(kind_named(kind), model, listed, default=default, has_aliases=has_aliases)
+    `lines_wait`, lines that were read before. `endpoint` is that of the lines, if it is known."""
+    default, aliases = resolve_alias(settings.MODEL_NAME), settings.MODEL_ALIASES
+    wanted = MissingModel(kind_named(kind), model, listed, endpoint, default, aliases)
+    return wanted.hint_for_waiting() if lines_wait else wanted.hint()
 
 
 def connect() -> Connection:

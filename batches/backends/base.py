@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from batches.backends import error_bodies
 from batches.backends.parameters import others
 from batches.backends.parameters.table import Table, Translation
+from batches.backends.purposes import Purpose
 from batches.backends.replies import (
     JSON,
     SERVER_ERRORS,
@@ -84,7 +85,7 @@ class BackendKind:
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
     # Each slot keeps the prompt that it read last, and reuses it for its next call alone.
     cache_is_by_slot: ClassVar[bool] = False
-    has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
+    library_models: ClassVar[Mapping[Purpose, str]] = {}  # one for each purpose that a command installs, if any does
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
 
     # The first row that fits decides; a status that no row names is the line's own fault.
@@ -149,11 +150,16 @@ class BackendKind:
         return ""
 
     def give_back_hint(self, model: str, stand_in: str) -> str:
-        """What to do so that lines which wait for a model that no command installs get one; `stand_in` is listed."""
+        """What to do so that lines which wait for a model that no command installs get one; `stand_in` is listed, or
+        empty."""
         return f"Serve {model} again under this name."
 
+    def name_to_install(self, model: str) -> str:
+        """The name by which a command at the server installs this model; empty if there is no such command for it."""
+        return ""
+
     def install_command(self, model: str) -> str:
-        """What to type at the server so that it has this model; empty if there is no such command for this name."""
+        """What to type at the server so that it has this model, by its `name_to_install`; empty if it has none."""
         return ""
 
     def translate(self, endpoint: str, body: JSON, *, stream: bool = False) -> Translation:

@@ -22,6 +22,9 @@ from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Trans
 
 logger = logging.getLogger(__name__)
 
+# Before the question whether a prompt was read whole is asked again: a runner that died comes up meanwhile.
+CHECK_PAUSES_S = (0.5, 2.0)
+
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
@@ -248,7 +251,17 @@ class CallPool(Generic[S]):
 
     def _checked(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         """The answer, if the server read the whole prompt; a refusal, if it cut the prompt; UNCHECKED if nobody knows,
-        whatever the reason: an answer to half a prompt must never pass for one to the whole."""
+        whatever the reason: an answer to half a prompt must never pass for one to the whole. The answer took longer
+        than the question will, so the question is asked again before the answer is given up."""
+        reply = self._check(exchange, call, answer)
+        for pause_s in CHECK_PAUSES_S:
+            if reply.verdict not in (Verdict.UNCHECKED, Verdict.BUSY) or call.timed_out:
+                break
+            time.sleep(pause_s)
+            reply = self._check(exchange, call, answer)
+        return reply
+
+    def _check(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         try:
             problem = self.kind.cut_prompt(exchange, call.endpoint, call.body, answer.usage)
         except Unchecked as unchecked:
@@ -271,6 +284,5 @@ def _nobody(_path: str, _body: dict[str, Any] | None) -> tuple[int, Any]:
 
 
 def _unchecked(why: str) -> Reply:
-    logger.warning("an answer is not used: the server did not say whether it read the whole prompt (%s)", why)
     message = f"The model server did not say whether it read the whole prompt ({why})."
     return Reply(Verdict.UNCHECKED, code="prompt_unchecked", message=message)

@@ -3,11 +3,13 @@
 import re
 import secrets
 import sys
+from collections.abc import Mapping
 from typing import ClassVar
 
 from batches.backends import error_bodies, ollama_context, ollama_names
 from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
 from batches.backends.parameters import ollama as parameters
+from batches.backends.purposes import Purpose
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
 from batches.backends.rules import Rule, verdict_of
 
@@ -81,7 +83,10 @@ class Ollama(BackendKind):
     tables = parameters.TABLES
     loads_on_demand = True
     cache_is_by_slot = True
-    has_library = True
+    library_models: ClassVar[Mapping[Purpose, str]] = {
+        Purpose.TEXTS: "gemma3:12b",
+        Purpose.EMBEDDINGS: "nomic-embed-text",
+    }
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -141,10 +146,16 @@ class Ollama(BackendKind):
         return "Was it started as another user, or with another OLLAMA_MODELS, than before?"
 
     def give_back_hint(self, model: str, stand_in: str) -> str:
+        if not stand_in or not self.identity(model):
+            return "Create it again."
         return f"Create it again, or give its name to another model (ollama cp {stand_in} {model})."
 
+    def name_to_install(self, model: str) -> str:
+        return ollama_names.name_to_pull(model)
+
     def install_command(self, model: str) -> str:
-        return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
+        name = self.name_to_install(model)
+        return f"ollama pull {name}" if name else ""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         # Without a prompt the handlers only load the model. A model for embeddings can be loaded by /api/embed alone.
@@ -187,13 +198,15 @@ class Ollama(BackendKind):
         question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
         if question is None:
             return ""
-        status, answer = exchange(*question)
+        path, body = question
+        # The question loads the model if its runner has died since the answer.
+        status, answer = exchange(path, body | {"keep_alive": KEEP_ALIVE})
         if status == 200:
             return ""
         error = error_bodies.read(answer)
         verdict = verdict_of(self.rules, endpoint, status, error)
         if status != 400 or verdict is not Verdict.REFUSED:
-            raise Unchecked(verdict, f"HTTP {status}")
+            raise Unchecked(verdict, f"HTTP {status} from {path}")
         return ollama_context.too_long(error.message)
 
     def incomplete(self, endpoint: str, body: JSON) -> str:

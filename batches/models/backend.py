@@ -73,9 +73,9 @@ class Backend(models.Model):
         """Whether the backend listed the model when it was last asked."""
         return self.listed_name(name) != ""
 
-    def missing_model_hint(self, model: str) -> str:
+    def missing_model_hint(self, model: str, endpoint: str = "") -> str:
         """What to type so that the backend answers lines for a model that it does not list."""
-        return backends.missing_model_hint(self.kind, model, self.model_names)
+        return backends.missing_model_hint(self.kind, model, self.model_names, endpoint=endpoint)
 
     @property
     def is_fresh(self) -> bool:

@@ -257,6 +257,7 @@ class Line(models.Model):
 
     http_status = models.PositiveSmallIntegerField(null=True)
     response = models.TextField(default="", help_text="The reply's JSON; emptied once the result files hold it.")
+    # Why it failed; of a line that is not finished, why its last answer was not used, if it waits for that reason.
     error_code = models.CharField(max_length=64, default="")
     error_message = models.TextField(default="")
     input_tokens = models.PositiveIntegerField(default=0)
