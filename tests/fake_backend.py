@@ -1,4 +1,4 @@
-"""One fake model server, at the socket: it answers like Ollama, or does to a request what a test asked for.
+"""One fake model server, at the socket: it answers like Ollama or vLLM, or does to a request what a test asked for.
 
 A request is known by the text of its last message (or prompt, or input), which tests set to the line's custom_id.
 """
@@ -20,6 +20,27 @@ MODEL = "gemma3:12b"
 TRIAL = "Hi"  # what a trial request says
 COUNTING = "Write the numbers"  # how a request begins by which slots are counted
 COUNTED_PIECES = 20
+
+
+# As vLLM 0.32 answers; of its other hundreds of samples, a few that look alike.
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{{{labels}}} {running}.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{{labels}}} {waiting}.0
+# HELP vllm:num_requests_waiting_by_reason Number of waiting requests by reason.
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{{{labels},reason="capacity"}} {waiting}.0
+vllm:num_requests_waiting_by_reason{{{labels},reason="deferred"}} 0.0
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{{{labels}}} 0.01
+# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{{block_size="128",engine="0",kv_cache_max_concurrency="22.75",num_gpu_blocks="364"}} 1.0
+"""
 
 
 @dataclass
@@ -60,6 +81,10 @@ class FakeBackend:
     """Use as a context manager; `url` is where it listens."""
 
     def __init__(self, port: int = 0) -> None:
+        self.is_vllm = False  # it answers as vLLM does: `slots` requests at once, of any kind, and the others wait
+        self.has_metrics = True  # as vLLM: says how many requests run and wait
+        self.most_waiting = 10_000  # as vLLM: refuses a request if so many wait
+        self.roots: dict[str, str] = {}  # as vLLM: the base models of LoRA modules
         self.models = [MODEL]
         self.lists_models = True
         self.is_hung = False  # takes connections and requests, and says nothing
@@ -82,7 +107,7 @@ class FakeBackend:
         self._lock = threading.Lock()
         self._release = threading.Event()
         self._free_slots = threading.Condition()
-        self._busy_slots = 0
+        self._busy_slots = self._waiting = 0
         self._port = port
         self._server: ThreadingHTTPServer | None = None
 
@@ -159,7 +184,9 @@ class FakeBackend:
     @contextmanager
     def slot(self) -> Iterator[None]:
         with self._free_slots:
+            self._waiting += 1
             self._free_slots.wait_for(lambda: self._busy_slots < self.slots)
+            self._waiting -= 1
             self._busy_slots += 1
         try:
             yield
@@ -167,6 +194,16 @@ class FakeBackend:
             with self._free_slots:
                 self._busy_slots -= 1
                 self._free_slots.notify()
+
+    @property
+    def is_full(self) -> bool:
+        return self._waiting >= self.most_waiting
+
+    @property
+    def metrics(self) -> str:
+        """What vLLM says of itself, as far as anybody here reads it."""
+        labels = f'engine="0",model_name="{self.models[0]}"'
+        return METRICS.format(labels=labels, running=self._busy_slots, waiting=self._waiting)
 
     def wait(self, seconds: float) -> None:
         """Sleep, or until the server is stopped."""
@@ -222,6 +259,14 @@ class _Handler(BaseHTTPRequestHandler):
                 ]
             },
         }
+        if self.fake.is_vllm:
+            routes = {"/v1/models": routes["/v1/models"], "/version": {"version": "0.32.0"}}
+            for model in routes["/v1/models"]["data"]:
+                parent = self.fake.roots.get(model["id"])
+                model |= {"owned_by": "vllm", "root": f"models/{model['id']}", "parent": parent, "max_model_len": 2048}
+            if self.path == "/metrics" and self.fake.has_metrics:
+                self._send(200, self.fake.metrics.encode(), {"Content-Type": "text/plain; version=1.0.0"})
+                return
         if self.path in routes and (self.fake.lists_models or self.path != "/v1/models"):
             self._send(200, json.dumps(routes[self.path]).encode())
         else:
@@ -249,7 +294,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(400, json.dumps(error_body("cannot unmarshal", "invalid_request_error")).encode())
             return
         try:
-            self._serve(seen, self.fake.take(seen))
+            action = self.fake.take(seen)
+            if self.fake.is_vllm and self.fake.is_full:
+                self._send(503, json.dumps(error_body("The server is overloaded")).encode())
+            elif self.fake.is_vllm:
+                with self.fake.slot():
+                    self._serve(seen, action)
+            else:
+                self._serve(seen, action)
         finally:
             seen.left = min(seen.left, time.monotonic())
 

@@ -1,12 +1,13 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
 from collections.abc import Callable, Collection
+from contextlib import closing
 from typing import Any
 
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from batches.backends.base import BackendKind, State, Unreachable
+from batches.backends.base import BackendKind, ModelState, Occupancy, State, Unreachable
 from batches.backends.calls import CallPool
 from batches.backends.connection import Connection, ReplyTooLarge, Server
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
@@ -19,11 +20,13 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
+    "describe",
     "is_silent",
     "kind_named",
     "listed_name",
     "listing",
     "missing_model_hint",
+    "occupancy",
     "open_calls",
     "probe",
     "relay",
@@ -108,6 +111,25 @@ def probe() -> State:
     finally:
         connection.close()
     raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
+
+
+def describe(kind: str, model: str) -> ModelState | None:
+    """What the configured server, of this kind, says about a model that it has loaded; None if it says nothing. Takes
+    some seconds at most."""
+    with closing(connect()) as connection:
+        try:
+            return kind_named(kind).describe(connection.exchange(None), model)
+        except (HTTPError, OSError, ReplyTooLarge):
+            return None
+
+
+def occupancy(kind: str) -> Occupancy | None:
+    """How busy the configured server, of this kind, says that it is; None if it says nothing. As `describe`."""
+    with closing(connect()) as connection:
+        try:
+            return kind_named(kind).occupancy(lambda path: connection.text(path, call=None))
+        except (HTTPError, OSError, ReplyTooLarge):
+            return None
 
 
 def is_silent(timeout_s: float) -> bool:

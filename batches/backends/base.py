@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, ClassVar
 
 from batches.backends import error_bodies
@@ -26,6 +27,8 @@ from common import strict_json
 Ask = Callable[[str], tuple[int, Any]]
 # The same with a body to POST, or with None for a GET.
 Exchange = Callable[[str, JSON | None], tuple[int, Any]]
+# The same for what is no JSON: path -> status and text.
+Read = Callable[[str], tuple[int, str]]
 
 
 class Unreachable(Exception):
@@ -42,11 +45,14 @@ class Unchecked(Exception):
 
 @dataclass(frozen=True)
 class Model:
-    """A model that a server lists, as /v1/models shows it; `created` in Unix seconds."""
+    """A model that a server lists, as /v1/models shows it; `created` in Unix seconds. `root` is what it was loaded
+    from, and `parent` the model that a LoRA module changes; both empty if the server does not say."""
 
     id: str
     created: int
     owned_by: str
+    root: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,24 @@ class ModelState:
     capabilities: frozenset[str] = frozenset()  # as Ollama names them: completion, embedding, …
 
 
+class PromptCache(Enum):
+    """What a server reuses of the prompts that it has read."""
+
+    UNKNOWN = "not known"
+    BY_SLOT = "each slot keeps the prompt that it read last, for its next call alone"
+    SHARED = "what one call has read, every other call reuses"
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How busy a server is at present, as it says itself."""
+
+    running: int  # calls that it computes
+    waiting: int  # calls that it took and computes later
+    used: float = 0.0  # the share of its cache that the running calls take, from 0 to 1; 0 if it does not say
+    holds: float = 0.0  # calls of the greatest length that its cache has room for; 0 if it does not say
+
+
 class BackendKind:
     """An OpenAI-compatible server of an unknown kind. The known kinds override what differs."""
 
@@ -83,10 +107,11 @@ class BackendKind:
     title: ClassVar[str] = "The model server"
     tables: ClassVar[Mapping[str, Table]] = others.UNKNOWN  # what becomes of a request's members, by endpoint
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
-    # Each slot keeps the prompt that it read last, and reuses it for its next call alone.
-    cache_is_by_slot: ClassVar[bool] = False
+    cache: ClassVar[PromptCache] = PromptCache.UNKNOWN
+    slots_told_at: ClassVar[str] = ""  # the path where the server says how many calls it serves at once
     library_models: ClassVar[Mapping[Purpose, str]] = {}  # one for each purpose that a command installs, if any does
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
+    tells_occupancy: ClassVar[bool] = False  # `occupancy` says something, unless a proxy hides it
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -123,6 +148,13 @@ class BackendKind:
         """What the server says about a model that it has loaded; None if it says nothing.
 
         Asks the server a question or two, so call it in a thread that may wait. Lets through what `exchange` raises.
+        """
+        return None
+
+    def occupancy(self, read: Read) -> Occupancy | None:
+        """How busy the server is, if it `tells_occupancy`; None if it does not say.
+
+        The server answers quickly, also beside running calls. Lets through what `read` raises.
         """
         return None
 
@@ -248,8 +280,8 @@ class BackendKind:
         return ""
 
     def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
-        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots). Empty
-        if the server tells how many calls it computes at once, or if answers at this endpoint are not streamed."""
+        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots) if the
+        server does not tell how many calls it computes at once. Empty if it has no slots."""
         return []
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
@@ -304,5 +336,6 @@ def listed_models(ask: Ask) -> list[Model] | None:
         if isinstance(each, dict) and isinstance(each.get("id"), str):
             created = each.get("created")
             owner = str(each.get("owned_by") or "unknown")
-            models.append(Model(each["id"], created if isinstance(created, int) else 0, owner))
+            root, parent = (each[key] if isinstance(each.get(key), str) else "" for key in ("root", "parent"))
+            models.append(Model(each["id"], created if isinstance(created, int) else 0, owner, root, parent))
     return models

@@ -133,6 +133,11 @@ class Connection:
 
         return ask
 
+    def text(self, path: str, *, call: object) -> tuple[int, str]:
+        """Status and text of the answer to a question that belongs to `call` and is cut with it. Raises as `post`."""
+        status, content = self.get(path, timeout_s=QUESTION_TIMEOUT_S, call=call)
+        return status, content.decode(errors="replace")
+
     def cut(self, call: object) -> None:
         """End `call`, or keep it from starting."""
         with self._guard:

@@ -6,8 +6,17 @@ import sys
 from collections.abc import Mapping
 from typing import ClassVar
 
-from batches.backends import error_bodies, ollama_context, ollama_names
-from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
+from batches.backends import error_bodies, ollama_context, ollama_names, slots
+from batches.backends.base import (
+    Ask,
+    BackendKind,
+    Exchange,
+    ModelState,
+    PromptCache,
+    State,
+    Unchecked,
+    listed_models,
+)
 from batches.backends.parameters import ollama as parameters
 from batches.backends.purposes import Purpose
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
@@ -69,20 +78,13 @@ EMBEDDING_INPUT_ERRORS = re.compile(
 # within the day. Never send `options` with it: a later request without them would load the model again (needsReload).
 KEEP_ALIVE = "30m"
 
-# Prompts that hardly any model answers in fewer than SLOT_TOKENS tokens.
-LONG_ANSWERS = (
-    "Write the numbers from 1 to 100 in words: one, two, three,",
-    "Tell a long story about a ship and its crew.",
-)
-SLOT_TOKENS = 48
-
 
 class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
     tables = parameters.TABLES
     loads_on_demand = True
-    cache_is_by_slot = True
+    cache = PromptCache.BY_SLOT
     library_models: ClassVar[Mapping[Purpose, str]] = {
         Purpose.TEXTS: "gemma3:12b",
         Purpose.EMBEDDINGS: "nomic-embed-text",
@@ -169,14 +171,8 @@ class Ollama(BackendKind):
         return "/api/generate", {"model": model, "stream": False, "keep_alive": 0}
 
     def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
-        limits: JSON = {"model": model, "stream": True, "max_tokens": SLOT_TOKENS, "temperature": 0}
-        match endpoint:
-            case "/v1/embeddings":
-                return []
-            case "/v1/completions":
-                return [(endpoint, limits | {"prompt": each}) for each in LONG_ANSWERS]
-        messages = [[{"role": "user", "content": each}] for each in LONG_ANSWERS]
-        return [("/v1/chat/completions", limits | {"messages": each}) for each in messages]
+        # A model that writes no text refuses them, and has one slot (server/sched.go, load).
+        return slots.requests(endpoint, model)
 
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start Ollama with OLLAMA_CONTEXT_LENGTH={tokens}, or give the model num_ctx {tokens} in its Modelfile."

@@ -1,6 +1,7 @@
 """vLLM's OpenAI server."""
 
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
+from batches.backends import vllm_metrics
+from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, Occupancy, PromptCache, Read
 from batches.backends.parameters import vllm as parameters
 from batches.backends.replies import count
 
@@ -10,6 +11,8 @@ class Vllm(BackendKind):
     title = "vLLM"
     tables = parameters.TABLES
     most_in_flight = 256  # vLLM's own bound on a consumer card
+    tells_occupancy = True
+    cache = PromptCache.SHARED
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "vllm" for model in models)
@@ -20,12 +23,20 @@ class Vllm(BackendKind):
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         _, answer = exchange("/v1/models", None)
-        listed = answer.get("data") if isinstance(answer, dict) else None
-        for each in listed if isinstance(listed, list) else []:
-            if isinstance(each, dict) and each.get("id") == model:
-                # vLLM is started with what it has memory for; what the model was made for stands in its files alone.
-                return ModelState(self.name, context_tokens=count(each, "max_model_len"))
-        return None
+        data = answer.get("data") if isinstance(answer, dict) else None
+        cards = [each for each in data if isinstance(each, dict)] if isinstance(data, list) else []
+        listed = {str(each.get("id")): each for each in cards}
+        if model not in listed:
+            return None
+        # A LoRA module has the context of its base.
+        base = listed.get(str(listed[model].get("parent")))
+        context = count(listed[model], "max_model_len") or count(base, "max_model_len")
+        # vLLM is started with what it has memory for; what the model was made for stands in its files alone.
+        return ModelState(self.name, context_tokens=context)
+
+    def occupancy(self, read: Read) -> Occupancy | None:
+        status, text = read("/metrics")
+        return vllm_metrics.occupancy(text) if status == 200 else None
 
     def missing_endpoint_hint(self, endpoint: str) -> str:
         # vLLM has the endpoints that its model can serve, and no others.

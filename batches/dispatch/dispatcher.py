@@ -188,6 +188,7 @@ class Dispatcher:
 
     def _note(self, call: Call[Subject]) -> None:
         if is_question(call):
+            self.shared.note_answer(call)
             for settled in self.readiness.note_answer(call):
                 self.answers.add(settled)
             return

@@ -98,6 +98,8 @@ class PeriodicChecks:
         if is_idle and not self.lines and not self.readiness.is_waiting:
             retrying(self.shared.give_backend_back)
         retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.computing))
+        if call := self.shared.call_beside(self.calls.in_flight):
+            self.calls.submit(call)
         self.lines.use_lanes(self.shared.lanes)
         self.calls.serves(self.shared.limit.running, is_known=self.shared.limit.parallel is not None)
 

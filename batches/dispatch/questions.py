@@ -24,11 +24,12 @@ class Purpose(Enum):
     LOAD = "load a model"
     TRIAL = "answer a request that any server in order answers"
     DESCRIBE = "tell the context and the memory of a model"
+    OCCUPANCY = "tell how many calls it computes, and how many wait"
     COUNT_SLOTS = "answer several requests at once, so that it can be seen how many the server computes at once"
 
 
 # Questions that cost the server no computing, and are asked beside running calls.
-LIGHT = (Purpose.LIST_LOADED, Purpose.DESCRIBE)
+LIGHT = (Purpose.LIST_LOADED, Purpose.DESCRIBE, Purpose.OCCUPANCY)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Question:
         match self.purpose:
             case Purpose.COUNT_SLOTS:
                 return self._count_slots(kind)
+            case Purpose.OCCUPANCY:
+                return self._occupancy(kind)
             case Purpose.LIST_LOADED:
                 return Call(self, "", {}, LIGHT_TIMEOUT_S, ask=kind.loaded, is_light=True)
             case Purpose.DESCRIBE:
@@ -65,6 +68,16 @@ class Question:
                 # A server that loads a model with its first request may have to load this one now.
                 timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
                 return Call(self, self.endpoint, kind.trial(self.endpoint, model), timeout_s)
+
+    def _occupancy(self, kind: BackendKind) -> "Call[Question]":
+        call: Call[Question] = Call(self, "", {}, LIGHT_TIMEOUT_S, is_light=True)
+
+        def read(path: str) -> tuple[int, str]:
+            assert call.connection is not None  # the thread that runs the call has set it
+            return call.connection.text(path, call=call)
+
+        call.ask = lambda _: kind.occupancy(read)
+        return call
 
     def _count_slots(self, kind: BackendKind) -> "Call[Question]":
         call: Call[Question] = Call(self, "", {}, TRIAL_TIMEOUT_S)

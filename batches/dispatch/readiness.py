@@ -108,8 +108,12 @@ class Readiness:
         return question.call(self._kind, is_loaded=self._has_loaded(question.model))
 
     def _has_loaded(self, model: str) -> bool:
-        """The model is loaded, as far as is known. Lines of one batch may name it in several ways."""
-        return self._kind.is_same(self._backend.loaded_model, model)
+        """The model is loaded, as far as is known, or one whose weights it shares. Lines of one batch may name it in
+        several ways."""
+        loaded = self._backend.loaded_model
+        if self._kind.is_same(loaded, model):
+            return True
+        return loaded != "" and self._backend.base_of(loaded) == self._backend.base_of(model)
 
     @property
     def is_waiting(self) -> bool:

@@ -73,6 +73,15 @@ class Backend(models.Model):
         """Whether the backend listed the model when it was last asked."""
         return self.listed_name(name) != ""
 
+    def base_of(self, model: str) -> str:
+        """The same text for models that are loaded together, since they have one set of weights: a model, the LoRA
+        modules that change it, and other names of it. Of a model that the backend does not list, its name."""
+        listed = {each["id"]: each for each in self.listed}
+        entry = listed.get(self.listed_name(model), {})
+        if parent := entry.get("parent"):
+            entry = listed.get(parent, {"id": parent})
+        return str(entry.get("root") or entry.get("id") or model)
+
     def missing_model_hint(self, model: str, endpoint: str = "") -> str:
         """What to type so that the backend answers lines for a model that it does not list."""
         return backends.missing_model_hint(self.kind, model, self.model_names, endpoint=endpoint)
