@@ -57,6 +57,8 @@ class State:
     models: list[Model] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     parallel: int | None = None  # how many calls the server serves at once, if it says so
+    # Of each loaded model, if the server `loads_on_demand`: a text that changes whenever a request for the model ends.
+    loaded_until: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -84,6 +86,8 @@ class BackendKind:
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
     # Each slot keeps the prompt that it read last, and reuses it for its next call alone.
     cache_is_by_slot: ClassVar[bool] = False
+    # The server begins every call that it takes, beside others, so that no call waits for another one's end.
+    begins_all: ClassVar[bool] = False
     has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
 
@@ -245,6 +249,18 @@ class BackendKind:
         """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots). Empty
         if the server tells how many calls it computes at once, or if answers at this endpoint are not streamed."""
         return []
+
+    def behind_persons(self, body: JSON) -> JSON:
+        """The body with what tells the server to begin persons' requests before this one; the same object if the server
+        cannot be told."""
+        return body
+
+    def may_refuse_rank(self, status: int, content: bytes) -> bool:
+        """Whether the server may have refused a body for what `behind_persons` put into it."""
+        return False
+
+    def note_rank_refused(self, *, is_cause: bool) -> None:
+        """The body was sent again without it. `is_cause`: and was not refused then."""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         """Path and body of a request that loads the model and does nothing else; None if the server has none."""

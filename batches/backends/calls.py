@@ -126,11 +126,6 @@ class CallPool(Generic[S]):
         """The calls in flight that take the server's time, in the order in which they were sent."""
         return [call for call in self.in_flight if not call.is_light]
 
-    @property
-    def waiting(self) -> list[Call[S]]:
-        """The calls in flight that the server has not begun."""
-        return self.computing[self.running :]
-
     def mark_shared(self) -> None:
         """A person's request is at the server beside the calls in flight."""
         for call in self.in_flight:
@@ -170,7 +165,7 @@ class CallPool(Generic[S]):
             if call.ask is not None:
                 call.result = call.ask(connection.exchange(call))
                 return Reply(Verdict.ANSWERED)
-            status, content = connection.post(call.endpoint, call.body, call=call)
+            status, content = self._post(connection, call)
         except Cut:
             if call.timed_out:
                 message = f"The underlying call to the model did not finish within {call.timeout_s:g} seconds."
@@ -192,6 +187,15 @@ class CallPool(Generic[S]):
             case Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING:
                 return self._borne_out(connection, call, reply)
         return reply
+
+    def _post(self, connection: Connection, call: Call[S]) -> tuple[int, bytes]:
+        """The answer to the call, which lets persons go first where the server can be told so."""
+        ranked = self.kind.behind_persons(call.body)
+        status, content = connection.post(call.endpoint, ranked, call=call)
+        if ranked is not call.body and self.kind.may_refuse_rank(status, content):
+            status, content = connection.post(call.endpoint, call.body, call=call)
+            self.kind.note_rank_refused(is_cause=status != 400)
+        return status, content
 
     def _borne_out(self, connection: Connection, call: Call[S], reply: Reply) -> Reply:
         """The reply with the verdict that the server bears out; FAILED if the server cannot be asked."""
