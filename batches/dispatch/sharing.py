@@ -28,6 +28,7 @@ class SharedBackend:
         )
         self.room = 1
         self.stands_aside = False
+        self._drives = [lease.pk]
         self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
         if self.was_unused:
             # If the limit shrank because the server was busy, that is long over.
@@ -40,6 +41,18 @@ class SharedBackend:
         slots = self.limit.parallel if self._kind.cache_is_by_slot else None
         return min(self.room, slots or 1)
 
+    @property
+    def is_oldest_drive(self) -> bool:
+        """This drive decides for all drives of the backend."""
+        return self._drives[:1] == [self._lease.pk]
+
+    @property
+    def begun(self) -> int:
+        """How many of our calls the backend has begun: the oldest ones. Of slots that nobody has counted, there is one
+        at least. If there are fewer slots than drives, the younger drives have none."""
+        unknown = 1 if self._kind.cache_is_by_slot else self.limit.running
+        return portion(self.limit.parallel or unknown, self._drives, self._lease.pk, least=0)
+
     def note(self, call: Call[Line]) -> None:
         """Take in what became of a line's call."""
         self.limit.note(call, call.subject.model, time.monotonic())
@@ -48,7 +61,7 @@ class SharedBackend:
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our room of the concurrency limit, and stand aside for a drive that wants the backend to itself. We say
         that we stand by once we are idle: nothing in flight, and nothing to store."""
-        drives = alone.drives(self._backend)
+        drives = self._drives = alone.drives(self._backend)
         self._resize(drives, is_full=in_flight >= self.room)
         self.room = portion(self.limit.size, drives, self._lease.pk)
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
@@ -63,7 +76,7 @@ class SharedBackend:
         self.limit.know(self._backend.serves_at_once)
         if self.limit.size == self._known_size:
             self.limit.adopt(self._backend.concurrency_limit or self.limit.size)
-            if drives[:1] == [self._lease.pk]:
+            if self.is_oldest_drive:
                 # The oldest drive decides for all when the limit may grow.
                 self.limit.look(time.monotonic(), is_full=is_full)
         if self.limit.size != self._backend.concurrency_limit:
