@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -26,13 +26,16 @@ def own_backend() -> Backend:
     return backend
 
 
-def report_backend() -> Backend:
+def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = lambda *_: None) -> Backend:
     """The health probe: ask the backend what it has, store the answer, and lift or set the backend's pause.
+
+    `note_loaded` is told what the backend says of its loaded models (`State.loaded_until`).
 
     Each request of the probe is cut after seconds. A pause that has an end is not lifted before that end: a backend
     that lists its models may still not be able to run them.
     """
     fields = ["worker", "worker_seen_at"]
+    state = None
     try:
         state = backends.probe()
     except backends.Unreachable as error:
@@ -62,6 +65,8 @@ def report_backend() -> Backend:
     backend.worker = socket.gethostname()
     backend.worker_seen_at = timezone.now()
     backend.save(update_fields=fields)
+    if state is not None:
+        note_loaded(backend, state.loaded_until)
     return backend
 
 

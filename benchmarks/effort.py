@@ -96,7 +96,11 @@ def add_arguments(parser: CommandParser) -> None:
         default=usual.most_lines,
         help="scale: lines of the largest batch; 1000000 takes ten times as long (default: 100000)",
     )
-    add("--backend-url", default="", help="prefixes, money, throughput: measure on a model server of yours instead")
+    add(
+        "--backend-url",
+        default="",
+        help="prefixes, money, person, throughput: measure on a model server of yours instead",
+    )
     add("--model", default="", help="… and the model to ask for there")
     add("--parallel", type=int, help="… and what BACKEND_PARALLEL says of it (default: unset, so what the server says)")
     add("--price-in", type=float, help="money: what a provider takes for 1,000,000 tokens of input, in any currency")

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -96,6 +96,7 @@ class FakeBackend:
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
         self.loaded = [MODEL]  # the models on its card, as /api/ps tells
+        self.uses: Counter[str] = Counter()  # requests that ended, by model: each sets anew when the model is unloaded
         self.events: list[str] = []  # what arrived, in order: "load MODEL", "unload MODEL", "describe MODEL", a key
         self.loads: list[str] = []  # the models that it was asked to load
         self.unloads: list[str] = []  # and to take off the card
@@ -254,6 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/ps": {
                 "models": [
                     {"name": name, "context_length": self.fake.context}
+                    | {"expires_at": f"2126-01-01T00:00:{self.fake.uses[name]:09.6f}Z"}
                     | dict(zip(("size", "size_vram"), self.fake.sizes, strict=True))
                     for name in self.fake.loaded
                 ]
@@ -303,6 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._serve(seen, action)
         finally:
+            self.fake.uses[str(body.get("model"))] += 1
             seen.left = min(seen.left, time.monotonic())
 
     def _serve(self, seen: Seen, action: Action) -> None:
@@ -376,6 +379,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.fake.wait(action.delay_s)
         if action.status == 200:
             self.fake.has_loaded(body["model"])
+            self.fake.uses[body["model"]] += 1
         content = action.body if action.body is not None else {"model": body["model"], "done_reason": "load"}
         self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 

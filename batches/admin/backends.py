@@ -13,7 +13,7 @@ class BackendAdmin(LookOnly):
 
 @admin.register(Hold)
 class HoldAdmin(LookOnly):
-    list_display = ("reason", "backend", "created_at", "until")
+    list_display = ("reason", "model", "backend", "created_at", "until")
 
 
 @admin.register(PausedModel)

@@ -52,8 +52,7 @@ TAKES_NOTHING_S = 30.0
 ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
 LIGHT_ANSWER_S, SHORT_ANSWER_S = 5.0, 1.0
 
-# The other half of the threads is for requests that must be answered at once: polling, uploads, cancelling.
-_places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
+_places = threading.BoundedSemaphore(settings.MAX_PASS_THROUGH)
 
 
 class BodyParser(BaseParser):
@@ -98,7 +97,7 @@ class PassThroughViewSet(viewsets.ViewSet):
 
         with ExitStack() as held:
             _take_a_place(held)
-            person = persons.Person(backend)
+            person = persons.Person(backend, who=_who(request), model=model)
             held.callback(person.leave)
             client: socket.socket | None = request.META.get("gunicorn.socket")
             if client is not None:
@@ -118,6 +117,7 @@ class PassThroughViewSet(viewsets.ViewSet):
             try:
                 head = relay.head()
                 silence.is_over = True
+                person.was_answered = 200 <= head.status < 300
                 if head.status == 200 and head.content_type == EVENT_STREAM:
                     by_stream = ExitStack()
                     events = EventStream(relay, self.endpoint in SAYING_DONE, by_stream)
@@ -206,6 +206,11 @@ def _streams(body: JSON) -> bool:
     return bool(body.get("stream"))
 
 
+def _who(request: Request) -> str:
+    """Whose request it is: the API key's, or without keys the address's."""
+    return f"key {request.auth.pk}" if request.auth is not None else f"address {request.META.get('REMOTE_ADDR', '')}"
+
+
 def _kind(backend: Backend) -> BackendKind:
     try:
         # Before its worker has seen the backend, its kind is not in the row.
@@ -217,7 +222,7 @@ def _kind(backend: Backend) -> BackendKind:
 def _take_a_place(held: ExitStack) -> None:
     if not _places.acquire(blocking=False):
         raise ApiError(
-            f"{settings.WEB_THREADS // 2} requests are being passed through already. Try again.",
+            f"{settings.MAX_PASS_THROUGH} requests are being passed through already (MAX_PASS_THROUGH). Try again.",
             status=429,
             type="rate_limit_error",
             code="rate_limit_exceeded",

@@ -64,6 +64,8 @@ class State:
     models: list[Model] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     parallel: int | None = None  # how many calls the server serves at once, if it says so
+    # Of each loaded model, if the server `loads_on_demand`: a text that changes whenever a request for the model ends.
+    loaded_until: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -110,6 +112,8 @@ class BackendKind:
     cache: ClassVar[PromptCache] = PromptCache.UNKNOWN
     slots_told_at: ClassVar[str] = ""  # the path where the server says how many calls it serves at once
     library_models: ClassVar[Mapping[Purpose, str]] = {}  # one for each purpose that a command installs, if any does
+    # The server begins every call that it takes, beside others, so that no call waits for another one's end.
+    begins_all: ClassVar[bool] = False
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
     tells_occupancy: ClassVar[bool] = False  # `occupancy` says something, unless a proxy hides it
 
@@ -283,6 +287,18 @@ class BackendKind:
         """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots) if the
         server does not tell how many calls it computes at once. Empty if it has no slots."""
         return []
+
+    def behind_persons(self, body: JSON) -> JSON:
+        """The body with what tells the server to begin persons' requests before this one; the same object if the server
+        cannot be told."""
+        return body
+
+    def may_refuse_rank(self, status: int, content: bytes) -> bool:
+        """Whether the server may have refused a body for what `behind_persons` put into it."""
+        return False
+
+    def note_rank_refused(self, *, is_cause: bool) -> None:
+        """The body was sent again without it. `is_cause`: and was not refused then."""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         """Path and body of a request that loads the model and does nothing else; None if the server has none."""

@@ -131,11 +131,6 @@ class CallPool(Generic[S]):
         """The calls in flight that take the server's time, in the order in which they were sent."""
         return [call for call in self.in_flight if not call.is_light]
 
-    @property
-    def waiting(self) -> list[Call[S]]:
-        """The calls in flight that the server has not begun."""
-        return self.computing[self.running :]
-
     def mark_shared(self) -> None:
         """A person's request is at the server beside the calls in flight."""
         for call in self.in_flight:
@@ -171,13 +166,30 @@ class CallPool(Generic[S]):
             self._done.put(call)
 
     def _post(self, call: Call[S]) -> None:
-        # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
-        content = json.dumps(call.body).encode("ascii")
-        self._transfers.post(call, call.endpoint, content, lambda outcome: self._answered(call, outcome))
+        """Send the call so that persons go first, where the server can be told so."""
+        ranked = self.kind.behind_persons(call.body)
+        self._send(call, ranked, self._reply if ranked is call.body else self._reply_to_ranked)
 
-    def _answered(self, call: Call[S], outcome: Outcome) -> None:
-        """In the thread of the transfers: what became of the request of `call`."""
-        self._finish(call, lambda: self._reply(call, outcome))
+    def _send(self, call: Call[S], body: dict[str, Any], reply: Callable[[Call[S], Outcome], Reply | None]) -> None:
+        """Send `body`; of what became of it, `reply` makes the reply to the call, in the thread of the transfers."""
+        # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
+        content = json.dumps(body).encode("ascii")
+        self._transfers.post(
+            call, call.endpoint, content, lambda outcome: self._finish(call, lambda: reply(call, outcome))
+        )
+
+    def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Answer) and self.kind.may_refuse_rank(outcome.status, outcome.content):
+            if call.is_cut:
+                return self._failure(call, Cut())
+            self._send(call, call.body, self._reply_to_unranked)
+            return None
+        return self._reply(call, outcome)
+
+    def _reply_to_unranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Answer):
+            self.kind.note_rank_refused(is_cause=outcome.status != 400)
+        return self._reply(call, outcome)
 
     def _reply(self, call: Call[S], outcome: Outcome) -> Reply | None:
         if not isinstance(outcome, Answer):

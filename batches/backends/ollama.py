@@ -120,7 +120,9 @@ class Ollama(BackendKind):
             return None
         models = listed_models(ask) or []
         # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
-        return State(self.name, str(body["version"]), models, list(ollama_context.loaded_models(ask)))
+        loaded = ollama_context.loaded_models(ask)
+        until = {name: str(each.get("expires_at")) for name, each in loaded.items()}
+        return State(self.name, str(body["version"]), models, list(loaded), loaded_until=until)
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         loaded = ollama_context.model_in(ollama_context.loaded_models(lambda path: exchange(path, None)), model)

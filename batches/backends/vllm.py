@@ -3,7 +3,11 @@
 from batches.backends import vllm_metrics
 from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, Occupancy, PromptCache, Read
 from batches.backends.parameters import vllm as parameters
-from batches.backends.replies import count
+from batches.backends.replies import JSON, count
+
+# Requests with a lower number begin earlier, if vLLM was started with --scheduling-policy priority; a person's has 0.
+# Other schedulers do not read it (vllm/v1/core/sched), or refuse it in earlier versions.
+LINE_PRIORITY = 1_000_000
 
 
 class Vllm(BackendKind):
@@ -13,6 +17,10 @@ class Vllm(BackendKind):
     most_in_flight = 256  # vLLM's own bound on a consumer card
     tells_occupancy = True
     cache = PromptCache.SHARED
+    begins_all = True
+
+    def __init__(self) -> None:
+        self._takes_priority = True
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "vllm" for model in models)
@@ -37,6 +45,18 @@ class Vllm(BackendKind):
     def occupancy(self, read: Read) -> Occupancy | None:
         status, text = read("/metrics")
         return vllm_metrics.occupancy(text) if status == 200 else None
+
+    def behind_persons(self, body: JSON) -> JSON:
+        own = body.get("priority", 0)
+        if not self._takes_priority or type(own) is not int or abs(own) >= 2**62:
+            return body
+        return body | {"priority": own + LINE_PRIORITY}
+
+    def may_refuse_rank(self, status: int, content: bytes) -> bool:
+        return status == 400 and b"riority" in content
+
+    def note_rank_refused(self, *, is_cause: bool) -> None:
+        self._takes_priority = self._takes_priority and not is_cause
 
     def missing_endpoint_hint(self, endpoint: str) -> str:
         # vLLM has the endpoints that its model can serve, and no others.

@@ -163,8 +163,8 @@ class ConcurrencyLimit:
         self.size = min(self.most, self.size + max(1, self.size // 2))
 
 
-def portion(size: int, drives: list[int], own: int) -> int:
-    """How many calls the drive `own` may have if all `drives` share a limit of `size`; at least one."""
+def portion(size: int, drives: list[int], own: int, *, least: int = 1) -> int:
+    """How many calls the drive `own` may have if all `drives` share a limit of `size`; at least `least`."""
     number, rest = divmod(size, max(1, len(drives)))
     rank = sorted(drives).index(own) if own in drives else 0
-    return max(1, number + (rank < rest))
+    return max(least, number + (rank < rest))

@@ -13,6 +13,8 @@ Each piece of state has one owner:
     readiness   what is known of the models
     shared      our room at the backend, and whether we have it alone
     answers     the answer buffer: what is not stored yet
+    persons     room for persons, and the share of the time that lines have in spite of them
+    own_use     which models are used by us
     checks      the periodic checks, which tell the others what has changed around them
 """
 
@@ -30,7 +32,9 @@ from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.line_calls import LineCalls
+from batches.dispatch.own_use import OwnUse
 from batches.dispatch.periodic_checks import PeriodicChecks
+from batches.dispatch.persons_first import PersonsFirst
 from batches.dispatch.questions import Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
@@ -80,7 +84,9 @@ class Dispatcher:
         self.readiness = Readiness(backend, kind, was_unused=self.shared.was_unused)
         self.lines = LineBuffer(backend, keeper.lease)
         self.answers = AnswerBuffer()
-        owners = self.calls, self.shared, self.admission, self.readiness, self.lines
+        self.persons = PersonsFirst(backend, kind, self.calls, self.shared, self.admission, self.readiness)
+        self.own_use = OwnUse(backend)
+        owners = (self.calls, self.shared, self.admission, self.readiness, self.lines, self.persons, self.own_use)
         self.checks = PeriodicChecks(backend, keeper, *owners, self.should_stop, self.wake_control)
 
     def _loop(self) -> None:
@@ -100,6 +106,7 @@ class Dispatcher:
                 self._send()
             if self.answers.is_due(is_last=not self.calls.in_flight):
                 self._store()
+        self.persons.close()
         self.checks.close_finished_batches()
 
     @property
@@ -140,6 +147,8 @@ class Dispatcher:
                 continue
             question = self.readiness.next_question(line)
             if question is not None and self._has_place_for(question):
+                if not question.is_light:
+                    self.own_use.note([question.model])
                 self.calls.submit(self.readiness.call(question))
             elif question is None and line is not None and self._has_place_for(line):
                 self._send_line(self.lines.take())
@@ -171,6 +180,7 @@ class Dispatcher:
             self.lines.done(line)
             self.answers.add(call)
             return
+        self.own_use.note([line.model])
         failpoints.reach("before_send")
         self.calls.submit(call)
         if question := self.readiness.question_beside(line):

@@ -34,9 +34,9 @@ class SharedBackend:
         )
         self.room = 1
         self.stands_aside = False
-        self._drives = alone.drives(backend)
+        self._drives = [lease.pk]
         self._ask_at = float("-inf")
-        self.was_unused = self._drives == [lease.pk]  # no other drive has used the backend lately
+        self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
         if self.was_unused:
             # If the limit shrank because the server was busy, that is long over.
             backend.set_concurrency_limit(self.limit.size)
@@ -48,6 +48,18 @@ class SharedBackend:
         slots = self.limit.parallel if self._kind.cache is PromptCache.BY_SLOT else None
         return min(self.room, slots or 1)
 
+    @property
+    def is_oldest_drive(self) -> bool:
+        """This drive decides for all drives of the backend."""
+        return self._drives[:1] == [self._lease.pk]
+
+    @property
+    def begun(self) -> int:
+        """How many of our calls the backend has begun: the oldest ones. Of slots that nobody has counted, there is one
+        at least. If there are fewer slots than drives, the younger drives have none."""
+        unknown = 1 if self._kind.cache is PromptCache.BY_SLOT else self.limit.running
+        return portion(self.limit.parallel or unknown, self._drives, self._lease.pk, least=0)
+
     def note(self, call: Call[Line]) -> None:
         """Take in what became of a line's call."""
         self.limit.note(call, call.subject.model, time.monotonic())
@@ -56,7 +68,7 @@ class SharedBackend:
     def call_beside(self, in_flight: Sequence[Call[Any]]) -> Call[Question] | None:
         """The call that asks the server how busy it is, beside those `in_flight`; None if there is nothing to ask. One
         drive asks, and decides for all."""
-        if not self._kind.tells_occupancy or self.limit.parallel is not None or not self._decides:
+        if not self._kind.tells_occupancy or self.limit.parallel is not None or not self.is_oldest_drive:
             return None
         is_asked = any(call.subject == OCCUPANCY for call in in_flight)
         has_work = not self.limit.is_told or any(isinstance(call.subject, Line) for call in in_flight)
@@ -72,11 +84,6 @@ class SharedBackend:
         self.limit.note_occupancy(call.result, now)
         self._ask_at = now if call.result is not None else now + ASK_AGAIN_S
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
-
-    @property
-    def _decides(self) -> bool:
-        """The oldest drive decides for all when the limit may grow."""
-        return self._drives[:1] == [self._lease.pk]
 
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our room of the concurrency limit, and stand aside for a drive that wants the backend to itself. We say
@@ -96,7 +103,7 @@ class SharedBackend:
         self.limit.know(self._backend.serves_at_once)
         if self.limit.size == self._known_size:
             self.limit.adopt(self._backend.concurrency_limit or self.limit.size)
-            if self._decides:
+            if self.is_oldest_drive:
                 self.limit.look(time.monotonic(), is_full=is_full)
         if self.limit.size != self._backend.concurrency_limit:
             self._backend.set_concurrency_limit(self.limit.size)

@@ -24,7 +24,7 @@ from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action, answer, error_body, events
 from tests.stack import eventually, free_port
 
-PLACES = configured.WEB_THREADS // 2
+PLACES = configured.MAX_PASS_THROUGH
 
 
 @pytest.fixture
