@@ -1,8 +1,12 @@
 """vLLM's OpenAI server."""
 
+import re
+from typing import ClassVar
+
 from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
 from batches.backends.parameters import vllm as parameters
-from batches.backends.replies import count
+from batches.backends.replies import SERVER_ERRORS, Verdict, count
+from batches.backends.rules import Rule
 
 
 class Vllm(BackendKind):
@@ -10,6 +14,12 @@ class Vllm(BackendKind):
     title = "vLLM"
     tables = parameters.TABLES
     most_in_flight = 256  # vLLM's own bound on a consumer card
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        # What each request in flight gets when the engine's process dies (v1/engine/exceptions.py, EngineDeadError).
+        Rule(Verdict.CRASHED, SERVER_ERRORS, begins=re.compile("EngineCore encountered an issue")),
+        *BackendKind.rules,
+    )
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "vllm" for model in models)
