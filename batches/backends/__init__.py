@@ -9,7 +9,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from batches.backends import missing_models
 from batches.backends.base import BackendKind, State, Unreachable
 from batches.backends.calls import CallPool
-from batches.backends.connection import Connection, ReplyTooLarge
+from batches.backends.connection import Connection, ReplyTooLarge, Server
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import listing
 from batches.backends.ollama import Ollama
@@ -64,11 +64,15 @@ def missing_model_hint(kind: str, model: str, listed: Collection[str], *, lines_
 
 
 def connect() -> Connection:
-    return Connection(settings.BACKEND_URL, api_key=settings.BACKEND_API_KEY, max_reply_bytes=settings.MAX_REPLY_BYTES)
+    return Connection(_server())
 
 
 def open_calls(kind: str) -> CallPool[Any]:
-    return CallPool(kind_named(kind), connect)
+    return CallPool(kind_named(kind), _server())
+
+
+def _server() -> Server:
+    return Server(settings.BACKEND_URL, settings.BACKEND_API_KEY, settings.MAX_REPLY_BYTES)
 
 
 def relay(server: str, endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:

@@ -3,7 +3,7 @@
     claimable lines ── claim ──> line buffer ── send ──> in flight ── wait ──> answer buffer ── store ──> rows
 
 A drive is one run of the dispatcher, in one process under one lease. The drive's thread alone touches the database and
-never waits for a model: calls run in threads of their own (backends.calls). A question to the model server (load this
+never waits for a model: calls run beside it (backends.calls). A question to the model server (load this
 model, give it a trial) is a call like a line's: there is one loop, and nothing in the loop is entered twice.
 
 Each piece of state has one owner:

@@ -11,6 +11,7 @@ from batches.scheduling import turns
 from common.database import retrying
 
 MOST_CLAIMED = 64
+LEAST_FOR_LANE = 8  # lines that one of several lanes claims while answers come fast
 
 
 class LineBuffer:
@@ -22,6 +23,7 @@ class LineBuffer:
         self._lease = lease
         self._turn: turns.Turn | None = None
         self._lanes = [Lane()]
+        self._lane_of: dict[int, Lane] = {}  # of the lines in flight
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
         self._newest: Line | None = None  # the line that was claimed last
         self._claim_size = 1
@@ -46,13 +48,14 @@ class LineBuffer:
         assert lane is not None
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
+        self._lane_of[line.pk] = lane
         if line.model != self._model:
             self._model, self._model_since = line.model, time.monotonic()
         return line
 
     def done(self, line: Line) -> None:
         """The call for a line that was taken is over: its lane sends the next one."""
-        for lane in self._lanes:
+        if (lane := self._lane_of.pop(line.pk, None)) is not None:
             lane.in_flight.discard(line.pk)
 
     def _next_lane(self) -> Lane | None:
@@ -73,10 +76,12 @@ class LineBuffer:
             gone = self._lanes.pop()
             self._lanes[0].ready.extend(gone.ready)
             self._lanes[0].in_flight |= gone.in_flight
+            self._lane_of |= dict.fromkeys(gone.in_flight, self._lanes[0])
 
     def _size(self, room: int) -> int:
         """How many lines each lane claims at once."""
-        return max(1, max(self._claim_size, room) // len(self._lanes))
+        least = LEAST_FOR_LANE if self._claim_size > 1 < len(self._lanes) else 1
+        return max(least, max(self._claim_size, room) // len(self._lanes))
 
     def is_low(self, room: int) -> bool:
         """Half of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""

@@ -1,5 +1,6 @@
 """Calls in flight, against a real socket: how long they took, and that one leaves nothing behind for the next."""
 
+import gzip
 import json
 import re
 import socket
@@ -12,11 +13,11 @@ import pytest
 from batches import backends, registry
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call, CallPool
-from batches.backends.connection import Connection
+from batches.backends.connection import Server
 from batches.backends.replies import Verdict
 from tests.conftest import CHAT, line
 from tests.fake_backend import Action
-from tests.stack import eventually
+from tests.stack import eventually, free_port
 
 
 @pytest.fixture
@@ -62,6 +63,79 @@ def test_a_question_after_a_call_that_was_cut_is_asked(pool, backend):
     pool.submit(question)
     assert finished(pool, question).verdict is Verdict.ANSWERED
     assert question.result[0] == 200
+
+
+def test_many_calls_in_flight_keep_their_answers(pool, backend):
+    calls = {text: call(text) for text in map(str, range(100))}
+    for each in calls.values():
+        pool.submit(each)
+    for text, each in calls.items():
+        finished(pool, each)
+        assert each.reply.verdict is Verdict.ANSWERED
+        assert text in each.reply.body
+    assert sum(thread.name == "transfers" for thread in threading.enumerate()) == 1
+
+
+def test_a_call_that_is_cut_ends_alone_and_the_server_knows(pool, backend):
+    for text in ("a", "b", "c"):
+        backend.on(text, Action(hang=True) if text == "b" else Action(delay_s=1.0))
+    calls = [call(text) for text in "abc"]
+    for each in calls:
+        pool.submit(each)
+    eventually(lambda: len(backend.seen) == 3, within_s=10)
+    pool.cut(calls[1])
+    assert finished(pool, calls[1]).verdict is Verdict.CUT
+    seen = next(each for each in backend.seen if each.key == "b")
+    eventually(lambda: seen.left < float("inf"), within_s=10)
+    assert [finished(pool, each).verdict for each in (calls[0], calls[2])] == [Verdict.ANSWERED] * 2
+
+
+@pytest.mark.parametrize(
+    ("action", "verdict", "code"),
+    [
+        (Action(reset=True), Verdict.CRASHED, "backend_crash"),
+        (Action(cut_after=20), Verdict.CRASHED, "backend_crash"),
+        (Action(body=b"not gzip", headers={"Content-Encoding": "gzip"}), Verdict.CRASHED, "backend_crash"),
+        (Action(body=b"x" * 3000), Verdict.FAILED, "reply_too_large"),
+        (
+            Action(body=gzip.compress(b"x" * 10**6), headers={"Content-Encoding": "gzip"}),
+            Verdict.FAILED,
+            "reply_too_large",
+        ),
+    ],
+)
+def test_what_is_no_whole_answer(backend, action, verdict, code):
+    pool = CallPool(BackendKind(), Server(backend.url, max_reply_bytes=2000))
+    try:
+        for text in ("first", "second"):  # nothing is left for the next call
+            backend.always(text, action)
+            each = call(text)
+            pool.submit(each)
+            reply = finished(pool, each).reply
+            assert (reply.verdict, reply.code) == (verdict, code)
+    finally:
+        pool.close()
+
+
+def test_a_server_that_takes_no_connection_got_nothing():
+    pool = CallPool(BackendKind(), Server(f"http://127.0.0.1:{free_port()}"))
+    try:
+        each = call("a")
+        pool.submit(each)
+        assert finished(pool, each).verdict is Verdict.UNREACHABLE
+    finally:
+        pool.close()
+
+
+def test_a_pool_that_is_closed_cuts_its_calls_and_ends_its_thread(backend):
+    backend.always("long", Action(hang=True))
+    pool = CallPool(BackendKind(), Server(backend.url))
+    pool.submit(call("long"))
+    eventually(lambda: backend.seen, within_s=10)
+    pool.close()
+    pool.close()
+    eventually(lambda: backend.seen[0].left < float("inf"), within_s=10)
+    eventually(lambda: all(thread.name != "transfers" for thread in threading.enumerate()), within_s=10)
 
 
 def http(text, *, headers=b""):
@@ -121,7 +195,7 @@ class Answering:
 )
 def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
     server = Answering(more, late=late)
-    pool = CallPool(BackendKind(), lambda: Connection(server.url))
+    pool = CallPool(BackendKind(), Server(server.url))
     try:
         for text in ("first", "second", "third"):
             each = call(text)

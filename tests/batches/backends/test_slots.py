@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from batches.backends import slots
-from batches.backends.connection import Connection, Cut
+from batches.backends.connection import Connection, Cut, Server
 from batches.backends.ollama import Ollama
 
 REQUESTS = Ollama().slot_requests("/v1/chat/completions", "tiny")
@@ -54,7 +54,7 @@ def server(computes_at_once, pieces=(20, 20), status=200, pause_s=0.005):
 
 
 def counted(url, *, is_cut=lambda: False):
-    return slots.count(lambda: Connection(url), REQUESTS, is_cut=is_cut)
+    return slots.count(lambda: Connection(Server(url)), REQUESTS, is_cut=is_cut)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
