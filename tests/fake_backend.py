@@ -52,6 +52,7 @@ class Action:
     delay_s: float = 0.0
     hang: bool = False  # take the request, never answer
     reset: bool = False  # break the connection instead of answering
+    crash: bool = False  # break the connections of all requests instead of answering
     drip_s: float = 0.0  # send the answer byte by byte, with this pause
     cut_after: int | None = None  # promise the whole answer, send so many bytes, close
     headers: dict[str, str] = field(default_factory=dict)
@@ -90,6 +91,8 @@ class FakeBackend:
         self.is_hung = False  # takes connections and requests, and says nothing
         self.delay_s = 0.0
         self.native_delay_s = 0.0
+        self.bears: float = float("inf")  # with more requests at once it crashes
+        self.crashes: list[list[str]] = []  # the keys of the requests that were there at each crash
         self.slots = 2  # requests that count slots: so many are answered at once, and the others wait
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
         self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
@@ -150,6 +153,21 @@ class FakeBackend:
 
     def always(self, key: str, action: Action) -> None:
         self._always[key] = action
+
+    def crash(self) -> None:
+        """Break every connection, as a server that dies and is there again at once."""
+        with self._lock:
+            at_work = [seen for seen in self.seen if seen.left == float("inf")]
+            self.crashes.append([seen.key for seen in at_work])
+            for seen in at_work:
+                seen.left = time.monotonic()
+        if self._server is not None:
+            self._server.close_connections()
+
+    @property
+    def is_overloaded(self) -> bool:
+        with self._lock:
+            return sum(seen.left == float("inf") for seen in self.seen) > self.bears
 
     def forget(self) -> None:
         """Answer everything well from now on."""
@@ -224,7 +242,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def close_connections(self) -> None:
-        for connection in self._connections:
+        for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -319,6 +337,9 @@ class _Handler(BaseHTTPRequestHandler):
         if action.hang:
             self._hang(seen)
             return
+        if action.crash or self.fake.is_overloaded:
+            self.fake.crash()
+            return
         if action.reset:
             self._reset()
             return
@@ -332,7 +353,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
-        seen.left = time.monotonic()
+        seen.left = min(seen.left, time.monotonic())
         if action.drip_s:
             self._drip(seen, content, action.drip_s)
         elif action.cut_after is not None:

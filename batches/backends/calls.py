@@ -49,6 +49,7 @@ class Call(Generic[S_co]):
     running_since: float | None = None
     answered: float | None = None  # when the answer came; a question about it has as long again
     was_shared: bool = False  # the server may have computed others at the same time
+    together: int = 1  # how many calls were in flight at once while it was, itself among them, at most
     connection: Connection | None = None  # while a thread of its own asks the server something
     is_cut: bool = False
     timed_out: bool = False
@@ -56,6 +57,7 @@ class Call(Generic[S_co]):
     duration_s: float = 0.0  # of the server's work, without the wait at the server
     reply: Reply | None = None
     is_charged: bool = False  # its line is charged with the failure
+    most_together: int | None = None  # its line is sent again among so many others at most, itself among them
 
     @property
     def verdict(self) -> Verdict:
@@ -89,6 +91,9 @@ class CallPool(Generic[S]):
     def submit(self, call: Call[S]) -> None:
         call.started = time.monotonic()
         self.in_flight.append(call)
+        computing = self.computing
+        for each in computing:
+            each.together = max(each.together, len(computing))
         self._start_clocks()
         if call.ask is None:
             self._finish(call, lambda: self._post(call))

@@ -1,9 +1,13 @@
 """vLLM's OpenAI server."""
 
+import re
+from typing import ClassVar
+
 from batches.backends import vllm_metrics
 from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, Occupancy, PromptCache, Read
 from batches.backends.parameters import vllm as parameters
-from batches.backends.replies import JSON, count
+from batches.backends.replies import JSON, SERVER_ERRORS, Verdict, count
+from batches.backends.rules import Rule
 
 # Requests with a lower number begin earlier, if vLLM was started with --scheduling-policy priority; a person's has 0.
 # Other schedulers do not read it (vllm/v1/core/sched), or refuse it in earlier versions.
@@ -18,6 +22,12 @@ class Vllm(BackendKind):
     tells_occupancy = True
     cache = PromptCache.SHARED
     begins_all = True
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        # What each request in flight gets when the engine's process dies (v1/engine/exceptions.py, EngineDeadError).
+        Rule(Verdict.CRASHED, SERVER_ERRORS, begins=re.compile("EngineCore encountered an issue")),
+        *BackendKind.rules,
+    )
 
     def __init__(self) -> None:
         self._takes_priority = True

@@ -73,7 +73,7 @@ def _claim(lease: Lease, turn: turns.Turn, ids: list[int]) -> list[Line]:
         turn.claimed(lines[-1])
     for line in lines:
         line.part, line.batch = turn.part, turn.part.batch
-        line.needs_alone = line.needs_alone or turn.is_suspicious
+        line.most_together = 1 if turn.is_suspicious else line.most_together
     return lines
 
 

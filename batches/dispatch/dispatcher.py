@@ -12,6 +12,7 @@ Each piece of state has one owner:
     lines       the line buffer: what is sent next
     readiness   what is known of the models
     shared      our room at the backend, and whether we have it alone
+    company     which lines may be in flight together
     answers     the answer buffer: what is not stored yet
     persons     room for persons, and the share of the time that lines have in spite of them
     own_use     which models are used by us
@@ -30,6 +31,7 @@ from batches.backends.calls import Call, CallPool
 from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
+from batches.dispatch.company import Company, Subject
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.line_calls import LineCalls
 from batches.dispatch.own_use import OwnUse
@@ -45,8 +47,6 @@ from common.database import relaxed_commits, retrying
 logger = logging.getLogger(__name__)
 
 PURPOSE = "drive"
-
-Subject = Line | Question
 
 
 class Dispatcher:
@@ -82,6 +82,7 @@ class Dispatcher:
         self.shared = retrying(SharedBackend, backend, keeper.lease, kind)
         self.admission = Admission(backend, self.shared)
         self.readiness = Readiness(backend, kind, was_unused=self.shared.was_unused)
+        self.company = Company()
         self.lines = LineBuffer(backend, keeper.lease)
         self.answers = AnswerBuffer()
         self.persons = PersonsFirst(backend, kind, self.calls, self.shared, self.admission, self.readiness)
@@ -158,14 +159,15 @@ class Dispatcher:
     def _has_place_for(self, subject: Subject) -> bool:
         """`subject` may be sent beside the calls in flight. What needs the backend alone waits for the end of all."""
         at_work = self.calls.computing
-        if any(call.subject.needs_alone for call in at_work):
-            return False
         if isinstance(subject, Question) and not subject.needs_alone:
-            return all(call.subject != subject for call in self.calls.in_flight)
-        if subject.needs_alone:
-            return not at_work and retrying(self.shared.take_backend_alone)
+            is_free = all(call.subject.most_together != 1 for call in at_work)
+            return is_free and all(call.subject != subject for call in self.calls.in_flight)
+        if not self.company.has_place_for(subject, at_work, self.shared.room):
+            return False
+        if subject.most_together is not None:
+            return retrying(self.shared.take_backend_alone)
         retrying(self.shared.give_backend_back)
-        return len(at_work) < self.shared.room
+        return True
 
     def _send_line(self, line: Line) -> None:
         try:
@@ -200,7 +202,7 @@ class Dispatcher:
         if is_question(call):
             self.shared.note_answer(call)
             for settled in self.readiness.note_answer(call):
-                self.answers.add(settled)
+                self._note_judged(settled)
             return
         assert is_line(call)
         self.lines.done(call.subject)
@@ -208,7 +210,14 @@ class Dispatcher:
         self.admission.note(call)
         self.line_calls.note(call)
         if self.readiness.note_line(call):
-            self.answers.add(call)
+            self._note_judged(call)
+
+    def _note_judged(self, call: Call[Line]) -> None:
+        """It is known whether the line is charged, and among how many others it is sent again."""
+        self.company.note(call)
+        if call.most_together is not None:
+            self.lines.end_turn()  # the lines that were in flight go first
+        self.answers.add(call)
 
     def _store(self) -> None:
         group = self.answers.take()

@@ -93,8 +93,10 @@ class LineBuffer:
         """Claim more lines for a room of `room` calls. Call if `is_low`. `in_flight` are not answered yet."""
         self._refill(room, in_flight)
         for lane in self._lanes:
-            if not lane.ready and not lane.in_flight:
-                lane.help(max(self._lanes, key=lambda each: len(each.ready)))
+            longest = max(self._lanes, key=lambda each: len(each.ready))
+            # A lane that has one line and nothing in flight sends that line itself.
+            if not lane.ready and not lane.in_flight and (longest.in_flight or len(longest.ready) > 1):
+                lane.help(longest)
 
     def _refill(self, room: int, in_flight: Sequence[Line]) -> None:
         if self._turn is None and not len(self):
@@ -105,11 +107,13 @@ class LineBuffer:
         ):
             if self._turn.is_suspicious and (len(self) or in_flight):
                 return  # lines claimed beside one that may kill its worker would be lost with it
+            if len(self) and self._turn.is_split != self._last.is_split:
+                return  # they are not in flight together, and a lane that is free would send the later ones first
             if self._claim(self._turn, self._size(room)):
                 return
             ended, self._turn = self._turn, None
             self.choose_turn(in_flight)
-            if self._turn is not None and self._turn.part.pk == ended.part.pk:
+            if self._turn is not None and self._turn.is_like(ended):
                 return  # another drive has just claimed its lines, or its batch stopped: the next look tells
 
     def _claim(self, turn: turns.Turn, size: int) -> bool:

@@ -11,7 +11,6 @@ from django.utils import timezone
 from batches import registry
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
-from batches.dispatch import fault_attribution
 from batches.models import Backend, Line, LineState
 from common.database import from_now
 
@@ -49,6 +48,9 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
             return _again(backoff) | charge | _suspicion(line, call)
+        case Verdict.FAILED | Verdict.CRASHED if call.most_together not in (None, line.most_together):
+            # At once: no other line is sent before it is known which of these did it. The trial waits for the server.
+            return {"state": LineState.PENDING, "not_before": None} | _suspicion(line, call)
         case Verdict.FAILED | Verdict.CRASHED:
             return _again(_backoff(1)) | _suspicion(line, call)
         case Verdict.UNCHECKED:
@@ -75,8 +77,8 @@ def busy_wait_s(reply: Reply, busy_s: float) -> float:
     return min(MOST_BACKOFF_S, max(LEAST_BACKOFF_S, busy_s, reply.retry_after_s))
 
 
-def _suspicion(line: Line, call: Call[Line]) -> dict[str, bool]:
-    return {"needs_trial": True, "needs_alone": line.needs_alone or fault_attribution.is_breakdown(call)}
+def _suspicion(line: Line, call: Call[Line]) -> dict[str, Any]:
+    return {"needs_trial": True, "most_together": call.most_together or line.most_together}
 
 
 def _charge(line: Line, reply: Reply) -> tuple[dict[str, int], int]:

@@ -48,6 +48,11 @@ class Question:
         """The question is asked with nothing else in flight, by a drive that has the backend to itself."""
         return not (self.is_light or self.is_beside)
 
+    @property
+    def most_together(self) -> int | None:
+        """How many calls may be in flight while this one is; None: as many as there is room for."""
+        return 1 if self.needs_alone else None
+
     def call(self, kind: BackendKind, *, is_loaded: bool) -> "Call[Question]":
         """The call that asks the question. `is_loaded`: the model is loaded, as far as is known."""
         model = self.model

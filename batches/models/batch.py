@@ -249,8 +249,9 @@ class Line(models.Model):
     attempts = models.PositiveSmallIntegerField(default=0, help_text="Charged for the line's own faults only.")
     backend_crashes = models.PositiveSmallIntegerField(default=0, help_text="Times it brought the backend down.")
     needs_trial = models.BooleanField(default=False, help_text="It failed: sent again only to a model in order.")
-    needs_alone = models.BooleanField(
-        default=False, help_text="It was in flight with others when the server broke down: sent again by itself."
+    most_together = models.PositiveIntegerField(
+        null=True,
+        help_text="The server broke down while it was in flight: it is sent again among so many such lines at most.",
     )
     lost_claims = models.PositiveSmallIntegerField(default=0, help_text="Times a worker died that held it.")
     not_before = models.DateTimeField(null=True)
@@ -280,6 +281,9 @@ class Line(models.Model):
             models.Index(fields=["lease"], name="line_claimed", condition=Q(lease__isnull=False)),
             models.Index(fields=["part", "digest"], name="line_by_digest", condition=Q(digest__isnull=False)),
             models.Index(fields=["original"], name="line_repeated", condition=Q(original__isnull=False)),
+            models.Index(
+                fields=["part", "state", "most_together"], name="line_split", condition=Q(most_together__isnull=False)
+            ),
         ]
 
     def __str__(self) -> str:
@@ -288,6 +292,11 @@ class Line(models.Model):
     @property
     def model(self) -> str:
         return self.part.model
+
+    @property
+    def is_split(self) -> bool:
+        """The server broke down under it and others: it is in flight with such lines alone."""
+        return self.most_together is not None
 
 
 class Answer(models.Model):

@@ -43,6 +43,8 @@ class Turn:
     part: Part
     # The turn is for lines that were lost with their worker SUSPICIOUS_CLAIMS times or more: one may be what kills it.
     is_suspicious: bool = False
+    # The turn is for lines that were in flight when the server broke down: which of them did it is found out first.
+    is_split: bool = False
     began: float = field(default_factory=time.monotonic)
     last_key: bytes = b""
     is_stamped: bool = False
@@ -55,6 +57,10 @@ class Turn:
             Part.objects.filter(pk=self.part.pk).update(turn_at=Now())
             transaction.on_commit(self._stamped)
 
+    def is_like(self, other: "Turn") -> bool:
+        """Both are for the same lines."""
+        return (self.part.pk, self.is_suspicious, self.is_split) == (other.part.pk, other.is_suspicious, other.is_split)
+
     def _stamped(self) -> None:
         self.is_stamped = True
 
@@ -65,8 +71,13 @@ class Turn:
     def lines(self) -> LineQuerySet:
         """The claimable lines of this turn, in the order in which they are sent."""
         lines = _claimable(is_suspicious=self.is_suspicious).filter(part=self.part)
-        # Lines lost least often first: a line that was only claimed beside the one that kills must not wait behind it.
-        return lines.order_by(*(("lost_claims", "number") if self.is_suspicious else ("order_key", "number")))
+        if self.is_split:
+            # By the index of split lines, which are few. Those first of which most may go together.
+            return lines.filter(most_together__gt=0).order_by("-most_together", "order_key", "number")
+        if self.is_suspicious:
+            # Lost least often first: a line that was only claimed beside the one that kills must not wait behind it.
+            return lines.order_by("lost_claims", "number")
+        return lines.filter(most_together=None).order_by("order_key", "number")
 
 
 def has_work(backend: Backend) -> bool:
@@ -116,10 +127,11 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     )
     if part is None:
         return None
-    goes_on = turn is not None and part.pk == turn.part.pk and turn.is_suspicious == is_suspicious
-    if turn is not None and goes_on and turn.age_s < TURN_S + BORDER_S:
+    split = Turn(part, is_split=True)
+    new = split if not is_suspicious and split.lines().exists() else Turn(part, is_suspicious)
+    if turn is not None and new.is_like(turn) and turn.age_s < TURN_S + BORDER_S:
         return turn
-    return Turn(part, is_suspicious)
+    return new
 
 
 def yields(part: Part, turn: Turn) -> bool:
