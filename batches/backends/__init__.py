@@ -9,7 +9,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from batches.backends import missing_models
 from batches.backends.base import BackendKind, State, Unreachable
 from batches.backends.calls import CallPool
-from batches.backends.connection import Connection, ReplyTooLarge
+from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import listing
 from batches.backends.ollama import Ollama
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
+    "delete",
     "is_silent",
     "kind_named",
     "listed_name",
@@ -103,6 +104,25 @@ def probe() -> State:
     finally:
         connection.close()
     raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
+
+
+def delete(kind: str, model: str, *, is_loaded: bool) -> bool:
+    """Remove a model that we derived from the configured server, and from its card; whether it did. Takes a few seconds
+    at most. Safe to run again."""
+    server = kind_named(kind)
+    # Only if it is on the card itself: Ollama unloads the model that shares its weights, which a person may use.
+    requests = [("POST", server.unload(model) if is_loaded else None), ("DELETE", server.deletion(model))]
+    connection = connect()
+    status = 0
+    try:
+        for method, request in requests:
+            if request is not None:
+                status, _ = connection.send(method, *request, timeout_s=QUESTION_TIMEOUT_S)
+    except (HTTPError, OSError, ReplyTooLarge):
+        return False
+    finally:
+        connection.close()
+    return status in (200, 404)
 
 
 def is_silent(timeout_s: float) -> bool:

@@ -207,7 +207,7 @@ class CallPool(Generic[S]):
         whatever the reason: an answer to half a prompt must never pass for one to the whole."""
         call.answered = time.monotonic()
         try:
-            problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, answer.usage)
+            cut = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, answer.usage)
         except Unchecked as unchecked:
             if unchecked.verdict is Verdict.BUSY:
                 return Reply(Verdict.BUSY, retry_after_s=connection.retry_after_s)
@@ -216,7 +216,10 @@ class CallPool(Generic[S]):
             return _unchecked("no answer in time") if call.timed_out else Reply(Verdict.CUT)
         except (HTTPError, OSError, ReplyTooLarge) as error:
             return _unchecked(type(error).__name__)
-        return refused("context_length_exceeded", problem) if problem else answer
+        if cut is None:
+            return answer
+        refusal = refused("context_length_exceeded", cut.message)
+        return replace(refusal, is_too_long=True, prompt_tokens=cut.prompt_tokens)
 
 
 def _unchecked(why: str) -> Reply:

@@ -5,8 +5,19 @@ import secrets
 import sys
 from typing import ClassVar
 
-from batches.backends import error_bodies, ollama_context, ollama_names
-from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
+from batches.backends import error_bodies, ollama_context, ollama_derived, ollama_names
+from batches.backends.base import (
+    Ask,
+    BackendKind,
+    CutPrompt,
+    Derived,
+    Exchange,
+    Model,
+    ModelState,
+    State,
+    Unchecked,
+    listed_models,
+)
 from batches.backends.parameters import ollama as parameters
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
 from batches.backends.rules import Rule, verdict_of
@@ -82,6 +93,7 @@ class Ollama(BackendKind):
     loads_on_demand = True
     cache_is_by_slot = True
     has_library = True
+    derives = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -108,9 +120,15 @@ class Ollama(BackendKind):
         status, body = ask("/api/version")
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
-        models = listed_models(ask) or []
+        listed = listed_models(ask) or []
+        models = [model for model in listed if not ollama_derived.read(model.id)]
+        derived = [model.id for model in listed if ollama_derived.read(model.id)]
         # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
-        return State(self.name, str(body["version"]), models, list(ollama_context.loaded_models(ask)))
+        return State(self.name, str(body["version"]), models, list(ollama_context.loaded_models(ask)), derived=derived)
+
+    def models(self, ask: Ask) -> list[Model] | None:
+        listed = super().models(ask)
+        return listed and [model for model in listed if not ollama_derived.read(model.id)]
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         loaded = ollama_context.model_in(ollama_context.loaded_models(lambda path: exchange(path, None)), model)
@@ -141,7 +159,8 @@ class Ollama(BackendKind):
         return f"Create it again, or give its name to another model (ollama cp {stand_in} {model})."
 
     def install_command(self, model: str) -> str:
-        return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
+        may_be_pulled = ollama_names.may_be_pulled(model) and not ollama_derived.read(model)
+        return f"ollama pull {model.strip()}" if may_be_pulled else ""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         # Without a prompt the handlers only load the model. A model for embeddings can be loaded by /api/embed alone.
@@ -180,18 +199,39 @@ class Ollama(BackendKind):
             body = body | {"output": [_with_own_id(item) if isinstance(item, dict) else item for item in items]}
         return _with_own_id(body)
 
-    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> CutPrompt | None:
         question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
         if question is None:
-            return ""
+            return None
         status, answer = exchange(*question)
         if status == 200:
-            return ""
+            return None
         error = error_bodies.read(answer)
         verdict = verdict_of(self.rules, endpoint, status, error)
         if status != 400 or verdict is not Verdict.REFUSED:
             raise Unchecked(verdict, f"HTTP {status}")
         return ollama_context.too_long(error.message)
+
+    def prompt_tokens(self, refusal: str) -> int:
+        return ollama_context.prompt_tokens(refusal)
+
+    def derived_name(self, model: str, tokens: int, mark: str) -> str:
+        return ollama_derived.name(model, tokens, mark)
+
+    def derived(self, name: str) -> Derived | None:
+        return ollama_derived.read(name)
+
+    def derive(self, exchange: Exchange, name: str) -> bool:
+        return ollama_derived.make(exchange, name)
+
+    def deletion(self, model: str) -> tuple[str, JSON] | None:
+        return "/api/delete", {"model": model}
+
+    def room_for_context_hint(self) -> str:
+        return (
+            "Start Ollama with OLLAMA_FLASH_ATTENTION=1 and OLLAMA_KV_CACHE_TYPE=q8_0, lower OLLAMA_NUM_PARALLEL, or "
+            "take a smaller quantisation of it."
+        )
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):
