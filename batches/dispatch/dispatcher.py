@@ -135,7 +135,7 @@ class Dispatcher:
         """Send what may be sent now: questions that have to be answered first, then lines."""
         while not self.admission.why_not():
             line = self.lines.head
-            if line is not None and self.readiness.is_paused(line):
+            if line is not None and (self.readiness.is_paused(line) or self.readiness.refit(line)):
                 self.lines.end_turn()
                 continue
             question = self.readiness.next_question(line)
@@ -190,6 +190,7 @@ class Dispatcher:
         if is_question(call):
             for settled in self.readiness.note_answer(call):
                 self.answers.add(settled)
+            self._claim_anew_if_refitted()
             return
         assert is_line(call)
         self.lines.done(call.subject)
@@ -198,6 +199,11 @@ class Dispatcher:
         self.line_calls.note(call)
         if self.readiness.note_line(call):
             self.answers.add(call)
+        self._claim_anew_if_refitted()
+
+    def _claim_anew_if_refitted(self) -> None:
+        if self.readiness.take_refitted():
+            self.lines.end_turn()
 
     def _store(self) -> None:
         group = self.answers.take()

@@ -140,7 +140,7 @@ def choose(
     highest = max(part.batch.priority for part in waiting)
     waiting = [part for part in waiting if part.batch.priority == highest]
     model = _choose_model(waiting, loaded, stayed_s, now)
-    waiting = [part for part in waiting if part.model == model]
+    waiting = [part for part in waiting if part.served_model == model]
     current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
     fresh = [part for part in waiting if part.turn_at is None and part is not current]
     if current is not None and turn is not None:
@@ -163,8 +163,8 @@ def _last_turn(part: Part, now: datetime) -> datetime | None:
 
 def _choose_model(waiting: Sequence[Part], loaded: str, stayed_s: float, now: datetime) -> str:
     since: dict[str, datetime] = {}
-    for model in {part.model for part in waiting}:
-        parts = [part for part in waiting if part.model == model]
+    for model in {part.served_model for part in waiting}:
+        parts = [part for part in waiting if part.served_model == model]
         turns = [at for part in parts if (at := _last_turn(part, now)) is not None]
         # A model waits since the latest turn of its parts or, if none had a turn, since its first part could run.
         since[model] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
@@ -187,7 +187,7 @@ def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
     """The loaded model, as a waiting part names it: the one at work, or the one that the drives loaded, or else one
     that the server has loaded by itself. Empty if no part waits for it."""
     ours = at_work or backend.loaded_model
-    wanted = [part.model for part in waiting]
+    wanted = [part.served_model for part in waiting]
     for loaded in [ours] if ours else backend.loaded_names:
         if backend.kind and (name := backends.listed_name(backend.kind, wanted, loaded)):
             return name
