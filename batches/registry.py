@@ -12,7 +12,8 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches import backends
-from batches.models import Backend
+from batches.models import Backend, Part, Status
+from common import schema
 from files_api.storage import no_room_hint
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,25 @@ def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = l
     backend.save(update_fields=fields)
     if state is not None:
         note_loaded(backend, state.loaded_until)
+        _delete_unneeded(backend, state.derived)
     return backend
+
+
+def _delete_unneeded(backend: Backend, derived: Collection[str]) -> None:
+    """Delete those of the `derived` models at the backend that servers with our database made, and that no open batch
+    needs: a batch has ended, or a crash left them. The next probe tries again what does not succeed."""
+    if not derived:
+        return
+    kind, mark = backends.kind_named(backend.kind), schema.mark()
+    ours = [name for name in derived if (made := kind.derived(name)) and made.mark == mark]
+    open_ = Part.objects.filter(batch__status__in=[Status.VALIDATING, Status.IN_PROGRESS], served_by__gt="")
+    needed = set(map(kind.identity, open_.values_list("served_by", flat=True))) if ours else set()
+    for name in ours:
+        if kind.identity(name) not in needed:
+            is_loaded = backends.listed_name(backend.kind, backend.loaded_names, name) != ""
+            if backends.delete(backend.kind, name, is_loaded=is_loaded):
+                logger.info("deleted %s: no open batch needs it", name)
+                Backend.objects.filter(pk=backend.pk, loaded_model=name).update(loaded_model="", counted_slots=None)
 
 
 def _pause(backend: Backend, reason: str) -> None:

@@ -94,6 +94,9 @@ def drive() -> None:
         return bool(shutdown.value) or os.getppid() != parent
 
     dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
+    if not should_stop():
+        # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
+        registry.report_backend()
 
 
 @shared_task

@@ -98,6 +98,8 @@ MODEL_MISSING_PATIENCE_S = 3600.0 if _model_missing_patience_s is None else _mod
 LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 # False: a line is sent with what the model server ignores, which the batch's warnings name.
 STRICT_PARAMETERS = env.switch(environ, "STRICT_PARAMETERS", True)
+# Whether a part whose lines need more gets a larger context by a derived model.
+FIT_CONTEXT = env.switch(environ, "FIT_CONTEXT", True)
 ANSWER_ONCE_ACROSS_BATCHES = env.switch(environ, "ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = env.seconds(environ, "INTERACTIVE_HOLD_S", may_be_0=True)

@@ -4,6 +4,7 @@ A request is known by the text of its last message (or prompt, or input), which 
 """
 
 import json
+import re
 import select
 import socket
 import struct
@@ -74,6 +75,11 @@ class Seen:
     gone: bool = False  # the client went away before the answer
 
 
+def origin(model: str) -> str:
+    """The model that a derived one comes from; any other model itself."""
+    return re.sub(r"^obs-ctx-\d+/(.+)-obs[0-9a-f]{6}$", r"\1", model)
+
+
 def error_body(message: str, kind: str = "api_error") -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
@@ -95,6 +101,10 @@ class FakeBackend:
         self.crashes: list[list[str]] = []  # the keys of the requests that were there at each crash
         self.slots = 2  # requests that count slots: so many are answered at once, and the others wait
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
+        self.made_for = 131_072  # tokens, the largest context of its models
+        self.derived: dict[str, int] = {}  # models that were derived, and their contexts
+        self.deletes: list[str] = []  # the models that it was asked to delete
+        self.on_gpu_up_to = 2**31  # a model with a larger context leaves a tenth of it to the CPU
         self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
@@ -181,12 +191,26 @@ class FakeBackend:
             return [seen.key for seen in self.seen if answered is None or seen.answered is answered]
 
     def lacks(self, model: object) -> bool:
-        return self.refuse_missing and model not in self.models
+        is_derived = str(model).startswith("obs-ctx-")
+        return (self.refuse_missing or is_derived) and model not in (*self.models, *self.derived)
+
+    def context_of(self, model: object) -> int:
+        return self.derived.get(str(model), self.context)
+
+    def told(self, model: str) -> dict[str, Any]:
+        """What /api/ps tells of a loaded model."""
+        size, size_vram = self.sizes
+        if self.context_of(model) > self.on_gpu_up_to:
+            size_vram -= size // 10
+        until = f"2126-01-01T00:00:{self.uses[model]:09.6f}Z"
+        told = {"name": model, "context_length": self.context_of(model), "expires_at": until}
+        return told | {"size": size, "size_vram": size_vram}
 
     def has_loaded(self, model: str) -> None:
         with self._lock:
             if model not in self.loaded:
-                self.loaded.append(model)
+                # Ollama has one runner for the weights, whatever names share them.
+                self.loaded = [*(each for each in self.loaded if origin(each) != origin(model)), model]
 
     def let_go(self, model: str) -> None:
         with self._lock:
@@ -267,17 +291,10 @@ class _Handler(BaseHTTPRequestHandler):
                 "object": "list",
                 "data": [
                     {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "library"}
-                    for name in self.fake.models
+                    for name in (*self.fake.models, *self.fake.derived)
                 ],
             },
-            "/api/ps": {
-                "models": [
-                    {"name": name, "context_length": self.fake.context}
-                    | {"expires_at": f"2126-01-01T00:00:{self.fake.uses[name]:09.6f}Z"}
-                    | dict(zip(("size", "size_vram"), self.fake.sizes, strict=True))
-                    for name in self.fake.loaded
-                ]
-            },
+            "/api/ps": {"models": [self.fake.told(name) for name in self.fake.loaded]},
         }
         if self.fake.is_vllm:
             routes = {"/v1/models": routes["/v1/models"], "/version": {"version": "0.32.0"}}
@@ -292,15 +309,30 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"404 page not found")
 
+    def do_DELETE(self) -> None:
+        model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        self.fake.deletes.append(model)
+        self.fake.events.append(f"delete {model}")
+        known = self.fake.derived.pop(model, None) is not None
+        self._send(200 if known else 404, b"" if known else b'{"error": "model not found"}')
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.fake.is_hung:
             self._stay_silent()
             return
         if self.path == "/api/show":
+            if self.fake.lacks(body["model"]):
+                self._send(404, json.dumps({"error": f"model '{body['model']}' not found"}).encode())
+                return
             self.fake.events.append(f"describe {body['model']}")
-            info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
+            info = {"general.architecture": "gemma3", "gemma3.context_length": self.fake.made_for}
             self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
+            return
+        if self.path == "/api/create":
+            self.fake.events.append(f"derive {body['model']}")
+            self.fake.derived[body["model"]] = body["parameters"]["num_ctx"]
+            self._send(200, b'{"status": "success"}')
             return
         if body.get("truncate") is False:
             self._check(body)
@@ -350,7 +382,8 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._stream(seen, action)
             return
-        content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
+        context = self.fake.context_of(body.get("model"))
+        content = action.body if action.body is not None else answer(self.path, body, context)
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
         seen.left = min(seen.left, time.monotonic())
@@ -369,7 +402,7 @@ class _Handler(BaseHTTPRequestHandler):
         action = self.fake.on_check.popleft() if self.fake.on_check else None
         self.fake.wait(self.fake.native_delay_s)
         if action is None:
-            self._send(*native_answer(body, self.fake.context))
+            self._send(*native_answer(body, self.fake.context_of(body.get("model"))))
         elif action.reset:
             self._reset()
         elif action.hang:

@@ -9,7 +9,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from batches.backends.base import BackendKind, ModelState, Occupancy, State, Unreachable
 from batches.backends.calls import CallPool
-from batches.backends.connection import Connection, ReplyTooLarge, Server
+from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
@@ -20,6 +20,7 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
+    "delete",
     "describe",
     "is_silent",
     "kind_named",
@@ -130,6 +131,25 @@ def occupancy(kind: str) -> Occupancy | None:
             return kind_named(kind).occupancy(lambda path: connection.text(path, call=None))
         except (HTTPError, OSError, ReplyTooLarge):
             return None
+
+
+def delete(kind: str, model: str, *, is_loaded: bool) -> bool:
+    """Remove a model that we derived from the configured server, and from its card; whether it did. Takes a few seconds
+    at most. Safe to run again."""
+    server = kind_named(kind)
+    # Only if it is on the card itself: Ollama unloads the model that shares its weights, which a person may use.
+    requests = [("POST", server.unload(model) if is_loaded else None), ("DELETE", server.deletion(model))]
+    connection = connect()
+    status = 0
+    try:
+        for method, request in requests:
+            if request is not None:
+                status, _ = connection.send(method, *request, timeout_s=QUESTION_TIMEOUT_S)
+    except (HTTPError, OSError, ReplyTooLarge):
+        return False
+    finally:
+        connection.close()
+    return status in (200, 404)
 
 
 def is_silent(timeout_s: float) -> bool:

@@ -44,6 +44,23 @@ class Unchecked(Exception):
 
 
 @dataclass(frozen=True)
+class CutPrompt:
+    """A prompt of which the server left out a part without saying so."""
+
+    message: str  # what the server left out, and what to do about it
+    prompt_tokens: int = 0  # of the whole prompt; 0 if the server did not say
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A model that was derived from a user's model to give it a context of `tokens`. The `mark` says whose it is."""
+
+    origin: str
+    tokens: int
+    mark: str
+
+
+@dataclass(frozen=True)
 class Model:
     """A model that a server lists, as /v1/models shows it; `created` in Unix seconds. `root` is what it was loaded
     from, and `parent` the model that a LoRA module changes; both empty if the server does not say."""
@@ -66,6 +83,7 @@ class State:
     parallel: int | None = None  # how many calls the server serves at once, if it says so
     # Of each loaded model, if the server `loads_on_demand`: a text that changes whenever a request for the model ends.
     loaded_until: dict[str, str] = field(default_factory=dict)
+    derived: list[str] = field(default_factory=list)  # models that servers like ours derived, which `models` leaves out
 
     @property
     def names(self) -> list[str]:
@@ -114,6 +132,7 @@ class BackendKind:
     library_models: ClassVar[Mapping[Purpose, str]] = {}  # one for each purpose that a command installs, if any does
     # The server begins every call that it takes, beside others, so that no call waits for another one's end.
     begins_all: ClassVar[bool] = False
+    derives: ClassVar[bool] = False  # models with another context can be derived from the users' models
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
     tells_occupancy: ClassVar[bool] = False  # `occupancy` says something, unless a proxy hides it
 
@@ -133,11 +152,15 @@ class BackendKind:
 
     def recognise(self, ask: Ask) -> State | None:
         """The server's state if the server is of this kind, else None. Lets through what `ask` raises."""
-        models = listed_models(ask)
+        models = self.models(ask)
         if models is None or not self._owns(models):
             return None
         names = [model.id for model in models]
         return State(self.name, self._version(ask), models, names, self._parallel(ask))
+
+    def models(self, ask: Ask) -> list[Model] | None:
+        """The models that the server lists, without derived ones; None if the reply is no list of models."""
+        return listed_models(ask)
 
     def _owns(self, models: list[Model]) -> bool:
         return True
@@ -228,6 +251,8 @@ class BackendKind:
         if verdict is Verdict.CRASHED and status < 500:
             status, told = 500, {"error": {"message": error.message, "type": "api_error", "param": None, "code": None}}
         reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
+        if verdict is Verdict.REFUSED and "context_length_exceeded" in (error.code, error.openai_code(status)):
+            return replace(reply, is_too_long=True, prompt_tokens=self.prompt_tokens(error.message))
         if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
@@ -236,7 +261,7 @@ class BackendKind:
         """The reply to one request, which says that its model or its endpoint is missing, with the verdict that the
         server bears out: by its list of models, and by a trial of the endpoint. Lets through what `exchange` raises.
         """
-        models = listed_models(lambda path: exchange(path, None))
+        models = self.models(lambda path: exchange(path, None))
         if models is None:
             return replace(reply, verdict=Verdict.FAILED)  # nobody knows what answered
         if reply.verdict is Verdict.MODEL_MISSING:
@@ -257,13 +282,39 @@ class BackendKind:
         """What users get of a whole answer: all of the answer, with ids that no other answer has."""
         return body
 
-    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
-        """What this server left out of the prompt without saying so, and what to do about it; empty if nothing.
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> CutPrompt | None:
+        """What is wrong if this server left out a part of the prompt without saying so; None if it read the whole.
 
         Called for each answer. May ask the server a question, and lets through what `exchange` raises. Raises Unchecked
         if the server's answer to the question leaves it open: the line's answer then counts for nothing.
         """
+        return None
+
+    def prompt_tokens(self, refusal: str) -> int:
+        """The tokens of a prompt that the context cannot hold, by the words that refuse it; 0 if they do not say."""
+        return 0
+
+    def derived_name(self, model: str, tokens: int, mark: str) -> str:
+        """The name of a model that is derived from `model` to give it a context of `tokens`; empty if a server of this
+        kind can derive none. `mark` tells the models of one database from those of others."""
         return ""
+
+    def derived(self, name: str) -> Derived | None:
+        """What the name of a derived model says, whosoever made it; None for any other name."""
+        return None
+
+    def derive(self, exchange: Exchange, name: str) -> bool:
+        """Have the server make the derived model of this name; whether it did. Safe to run again. Lets through what
+        `exchange` raises."""
+        return False
+
+    def deletion(self, model: str) -> tuple[str, JSON] | None:
+        """Path and body of a DELETE that removes a model from the server; None if there is none."""
+        return None
+
+    def room_for_context_hint(self) -> str:
+        """What to change so that a larger context goes onto the GPU."""
+        return self.less_memory_hint()
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         """Why the body of a 200 is no answer after all; empty if it is an answer."""

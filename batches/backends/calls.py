@@ -280,7 +280,7 @@ class CallPool(Generic[S]):
 
     def _check(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         try:
-            problem = self.kind.cut_prompt(exchange, call.endpoint, call.body, answer.usage)
+            cut = self.kind.cut_prompt(exchange, call.endpoint, call.body, answer.usage)
         except Unchecked as unchecked:
             if unchecked.verdict is Verdict.BUSY:
                 return Reply(Verdict.BUSY, retry_after_s=call.connection.retry_after_s if call.connection else 0.0)
@@ -289,7 +289,10 @@ class CallPool(Generic[S]):
             return _unchecked("no answer in time") if call.timed_out else Reply(Verdict.CUT)
         except (HTTPError, OSError, ReplyTooLarge) as error:
             return _unchecked(type(error).__name__)
-        return refused("context_length_exceeded", problem) if problem else answer
+        if cut is None:
+            return answer
+        refusal = refused("context_length_exceeded", cut.message)
+        return replace(refusal, is_too_long=True, prompt_tokens=cut.prompt_tokens)
 
 
 class _MustAsk(Exception):

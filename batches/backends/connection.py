@@ -100,6 +100,12 @@ class Connection:
                 self._shut()
                 response.close()
 
+    def send(self, method: str, path: str, body: dict[str, Any], *, timeout_s: float) -> tuple[int, bytes]:
+        """As `post` for a request that the server answers at once, by any method. Each read takes `timeout_s` at
+        most."""
+        with self._cuttable(None):
+            return self._request(method, path, json.dumps(body).encode("ascii"), timeout_s)
+
     @contextmanager
     def _cuttable(self, call: object) -> Iterator[None]:
         """Let `cut(call)` end the request inside; Cut comes out of it then."""

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Mapping
 from typing import ClassVar
 
-from batches.backends import error_bodies, ollama_context, ollama_names, slots
+from batches.backends import error_bodies, ollama_context, ollama_derived, ollama_names, slots
 from batches.backends.base import (
     Ask,
     BackendKind,
+    CutPrompt,
+    Derived,
     Exchange,
+    Model,
     ModelState,
     PromptCache,
     State,
@@ -89,6 +92,7 @@ class Ollama(BackendKind):
         Purpose.TEXTS: "gemma3:12b",
         Purpose.EMBEDDINGS: "nomic-embed-text",
     }
+    derives = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -118,11 +122,17 @@ class Ollama(BackendKind):
         status, body = ask("/api/version")
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
-        models = listed_models(ask) or []
+        listed = listed_models(ask) or []
+        models = [model for model in listed if not ollama_derived.read(model.id)]
+        derived = [model.id for model in listed if ollama_derived.read(model.id)]
         # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
         loaded = ollama_context.loaded_models(ask)
         until = {name: str(each.get("expires_at")) for name, each in loaded.items()}
-        return State(self.name, str(body["version"]), models, list(loaded), loaded_until=until)
+        return State(self.name, str(body["version"]), models, list(loaded), loaded_until=until, derived=derived)
+
+    def models(self, ask: Ask) -> list[Model] | None:
+        listed = super().models(ask)
+        return listed and [model for model in listed if not ollama_derived.read(model.id)]
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         loaded = ollama_context.model_in(ollama_context.loaded_models(lambda path: exchange(path, None)), model)
@@ -158,7 +168,7 @@ class Ollama(BackendKind):
         return ollama_names.name_to_pull(model)
 
     def install_command(self, model: str) -> str:
-        name = self.name_to_install(model)
+        name = "" if ollama_derived.read(model) else self.name_to_install(model)
         return f"ollama pull {name}" if name else ""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
@@ -192,20 +202,41 @@ class Ollama(BackendKind):
             body = body | {"output": [_with_own_id(item) if isinstance(item, dict) else item for item in items]}
         return _with_own_id(body)
 
-    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> CutPrompt | None:
         question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
         if question is None:
-            return ""
+            return None
         path, body = question
         # The question loads the model if its runner has died since the answer.
         status, answer = exchange(path, body | {"keep_alive": KEEP_ALIVE})
         if status == 200:
-            return ""
+            return None
         error = error_bodies.read(answer)
         verdict = verdict_of(self.rules, endpoint, status, error)
         if status != 400 or verdict is not Verdict.REFUSED:
             raise Unchecked(verdict, f"HTTP {status} from {path}")
         return ollama_context.too_long(error.message)
+
+    def prompt_tokens(self, refusal: str) -> int:
+        return ollama_context.prompt_tokens(refusal)
+
+    def derived_name(self, model: str, tokens: int, mark: str) -> str:
+        return ollama_derived.name(model, tokens, mark)
+
+    def derived(self, name: str) -> Derived | None:
+        return ollama_derived.read(name)
+
+    def derive(self, exchange: Exchange, name: str) -> bool:
+        return ollama_derived.make(exchange, name)
+
+    def deletion(self, model: str) -> tuple[str, JSON] | None:
+        return "/api/delete", {"model": model}
+
+    def room_for_context_hint(self) -> str:
+        return (
+            "Start Ollama with OLLAMA_FLASH_ATTENTION=1 and OLLAMA_KV_CACHE_TYPE=q8_0, lower OLLAMA_NUM_PARALLEL, or "
+            "take a smaller quantisation of it."
+        )
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):

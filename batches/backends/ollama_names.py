@@ -19,11 +19,16 @@ def identity(name: str) -> str:
     """The whole name in lower case, which is the same for all names of one model; empty if Ollama refuses the name."""
     if not name.strip().isascii():
         return ""  # before the case is ignored: some letters of other alphabets have an ASCII letter as lower case
-    parts = _parts(_without_source(name.strip()).lower())
+    parts = split(name.lower())
     if not all(pattern.fullmatch(part) for pattern, part in zip(PARTS, parts, strict=True)):
         return ""
     host, namespace, model, tag = parts
     return f"{host}/{namespace}/{model}:{tag}"
+
+
+def split(name: str) -> tuple[str, str, str, str]:
+    """Host, namespace, model and tag of a name, with the defaults for what is left out."""
+    return _parts(_without_source(name.strip()))
 
 
 def _without_source(name: str) -> str:

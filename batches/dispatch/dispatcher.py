@@ -143,13 +143,13 @@ class Dispatcher:
         """Send what may be sent now: questions that have to be answered first, then lines."""
         while not self.admission.why_not():
             line = self.lines.head
-            if line is not None and self.readiness.is_paused(line):
+            if line is not None and (self.readiness.is_paused(line) or self.readiness.refit(line)):
                 self.lines.end_turn()
                 continue
             question = self.readiness.next_question(line)
             if question is not None and self._has_place_for(question):
                 if not question.is_light:
-                    self.own_use.note([question.model])
+                    self.own_use.note([question.served_model])
                 self.calls.submit(self.readiness.call(question))
             elif question is None and line is not None and self._has_place_for(line):
                 self._send_line(self.lines.take())
@@ -182,7 +182,7 @@ class Dispatcher:
             self.lines.done(line)
             self.answers.add(call)
             return
-        self.own_use.note([line.model])
+        self.own_use.note([line.served_model])
         failpoints.reach("before_send")
         self.calls.submit(call)
         if question := self.readiness.question_beside(line):
@@ -203,6 +203,7 @@ class Dispatcher:
             self.shared.note_answer(call)
             for settled in self.readiness.note_answer(call):
                 self._note_judged(settled)
+            self._claim_anew_if_refitted()
             return
         assert is_line(call)
         self.lines.done(call.subject)
@@ -211,6 +212,11 @@ class Dispatcher:
         self.line_calls.note(call)
         if self.readiness.note_line(call):
             self._note_judged(call)
+        self._claim_anew_if_refitted()
+
+    def _claim_anew_if_refitted(self) -> None:
+        if self.readiness.take_refitted():
+            self.lines.end_turn()
 
     def _note_judged(self, call: Call[Line]) -> None:
         """It is known whether the line is charged, and among how many others it is sent again."""

@@ -49,9 +49,9 @@ class LineBuffer:
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
         self._lane_of[line.pk] = lane
-        if not self._are_together(line.model, self._model):
+        if not self._are_together(line.served_model, self._model):
             self._model_since = time.monotonic()
-        self._model = line.model
+        self._model = line.served_model
         return line
 
     def done(self, line: Line) -> None:
@@ -103,7 +103,7 @@ class LineBuffer:
             self.choose_turn(in_flight)
         # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.
         while self._turn is not None and (
-            len(self) == 0 or self._are_together(self._last.model, self._turn.part.model)
+            len(self) == 0 or self._are_together(self._last.served_model, self._turn.part.served_model)
         ):
             if self._turn.is_suspicious and (len(self) or in_flight):
                 return  # lines claimed beside one that may kill its worker would be lost with it
@@ -140,7 +140,7 @@ class LineBuffer:
 
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
         """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
-        at_work = self._last.model if len(self) else in_flight[-1].model if in_flight else ""
+        at_work = self._last.served_model if len(self) else in_flight[-1].served_model if in_flight else ""
         turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=self._stayed_s(at_work))
         if turn is not None and len(self) and retrying(turns.yields, self._last.part, turn):
             self.hand_back()

@@ -62,7 +62,7 @@ class PeriodicChecks:
 
     def _look(self, is_idle: bool) -> None:
         self.keeper.keep()
-        self.own_use.note(call.subject.model for call in self.calls.computing)
+        self.own_use.note(call.subject.served_model for call in self.calls.computing)
         retrying(self.backend.refresh_from_db)
         self.readiness.look()
         self.close_finished_batches()

@@ -160,9 +160,9 @@ def choose(
         return None
     highest = max(part.batch.priority for part in waiting)
     waiting = [part for part in waiting if part.batch.priority == highest]
-    bases = {part.model: base_of(part.model) for part in waiting}
+    bases = {part.served_model: base_of(part.served_model) for part in waiting}
     base = _choose_base(waiting, bases, base_of(loaded), stayed_s, now)
-    waiting = [part for part in waiting if bases[part.model] == base]
+    waiting = [part for part in waiting if bases[part.served_model] == base]
     current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
     fresh = [part for part in waiting if part.turn_at is None and part is not current]
     if current is not None and turn is not None:
@@ -186,7 +186,7 @@ def _last_turn(part: Part, now: datetime) -> datetime | None:
 def _choose_base(waiting: Sequence[Part], bases: Mapping[str, str], loaded: str, stayed_s: float, now: datetime) -> str:
     since: dict[str, datetime] = {}
     for base in set(bases.values()):
-        parts = [part for part in waiting if bases[part.model] == base]
+        parts = [part for part in waiting if bases[part.served_model] == base]
         turns = [at for part in parts if (at := _last_turn(part, now)) is not None]
         # A model waits since the latest turn of its parts or, if none had a turn, since its first part could run.
         since[base] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
@@ -209,7 +209,7 @@ def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
     """The loaded model, as a waiting part names it, or one that is loaded with it: the one at work, or the one that the
     drives loaded, or else one that the server has loaded by itself. Empty if no part waits for it."""
     ours = at_work or backend.loaded_model
-    wanted = [part.model for part in waiting]
+    wanted = [part.served_model for part in waiting]
     for loaded in [ours] if ours else backend.loaded_names:
         if backend.kind and (name := backends.listed_name(backend.kind, wanted, loaded)):
             return name

@@ -68,6 +68,7 @@ class Progress:
     batch: Batch
     lines_open: int
     waiting_for: str | None
+    contexts: list[Part]  # the parts whose lines get a context that was chosen for them
     lines_per_minute: float | None
     tokens_per_second: float | None
     estimated_end: datetime | None
@@ -97,6 +98,7 @@ def of(batch: Batch) -> Progress:
         batch=batch,
         lines_open=batch.lines_open,
         waiting_for=blocked or turn,
+        contexts=fitted(batch),
         lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
         # Embeddings write no tokens, and so have no such speed.
         tokens_per_second=round(speed.output_tokens / speed.busy.total_seconds(), 2)
@@ -105,6 +107,11 @@ def of(batch: Batch) -> Progress:
         estimated_end=end,
         estimated_from=based_on,
     )
+
+
+def fitted(batch: Batch) -> list[Part]:
+    """The parts whose lines get another context than their model has; the first MOST_PARTS."""
+    return list(batch.parts.filter(fitted_tokens__gt=0).order_by("model")[:MOST_PARTS])
 
 
 def waiting_for(batch: Batch) -> str | None:

@@ -220,6 +220,7 @@ RELEASED = {
     "batches/0007_counted_slots": "a5183d47fc2da2d0",
     "batches/0008_persons_and_others": "fd48f1457cb7575c",
     "batches/0009_split_lines": "6a7d0d8c409f788c",
+    "batches/0010_fitted_contexts": "83fe472378131e51",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "files_api/0001_initial": "16ce9eefd037e6b9",
     "files_api/0002_uploads": "df10a2741615e8ef",

@@ -31,7 +31,7 @@ def ago(minutes):
 def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL):
     """A part that waits; `turn` and `created` in minutes ago."""
     batch = SimpleNamespace(priority=priority, created_at=ago(created), in_progress_at=ago(created))
-    return SimpleNamespace(pk=pk, model=model, batch=batch, turn_at=None if turn is None else ago(turn))
+    return SimpleNamespace(pk=pk, served_model=model, batch=batch, turn_at=None if turn is None else ago(turn))
 
 
 class On(Turn):
