@@ -219,6 +219,7 @@ RELEASED = {
     "batches/0006_names_and_faults_of_the_tick": "ea4a9786607bea42",
     "batches/0007_counted_slots": "a5183d47fc2da2d0",
     "batchserver/0001_initial": "2c1f87f8bb519095",
+    "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
     "files_api/0001_initial": "16ce9eefd037e6b9",
     "files_api/0002_uploads": "df10a2741615e8ef",
 }
