@@ -33,7 +33,8 @@ class StreamedBodies:
     A client that is still sending when it is refused would see a broken connection instead of the reason. So the rest
     of the body is read first, for DRAIN_S at most.
 
-    A chunk that is malformed is an OSError to Django, as a body that breaks off is: it answers a 400.
+    A chunk that is malformed is an OSError to Django, as a body that breaks off is: it answers a 400. The answer to a
+    HEAD has no body.
     """
 
     def __init__(self, app: WsgiApp) -> None:
@@ -58,7 +59,14 @@ class StreamedBodies:
         response = self.app(environ, start_response)
         if environ.get("wsgi.input_terminated"):
             _drain(environ["wsgi.input"])
-        return response
+        return _head_of(response) if environ["REQUEST_METHOD"] == "HEAD" else response
+
+
+def _head_of(response: Iterable[bytes]) -> Iterable[bytes]:
+    """No body for a HEAD, which `ollama` sends before each command: gunicorn drops one with a warning."""
+    if (close := getattr(response, "close", None)) is not None:
+        close()
+    return []
 
 
 def _is_streamed(environ: dict[str, Any]) -> bool:

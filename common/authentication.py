@@ -20,7 +20,7 @@ class ApiKeyAuthentication(BaseAuthentication):
             return None
         secret = _secret_of(request)
         if not secret:
-            raise ApiError("Missing bearer or basic authentication in header", status=401)
+            raise _missing_key(request)
         key = ApiKey.objects.for_secret(secret)
         if key is None:
             raise ApiError(
@@ -63,6 +63,17 @@ def require_administrator(request: Request) -> None:
 _MAKE_A_KEY = "Make a key that may: python manage.py create_api_key NAME --admin."
 # A request with one of these came through a proxy: the address that we see is the proxy's.
 _OF_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
+
+
+def _missing_key(request: Request) -> ApiError:
+    if request.headers.get("User-Agent", "").startswith("ollama/"):
+        # It takes a 401 for one of ollama.com, and tells its user to sign in there.
+        return ApiError(
+            "This server needs an API key, and the command ollama cannot send one. Call the Ollama itself by it "
+            "(OLLAMA_HOST), or use a client that sends a key.",
+            status=403,
+        )
+    return ApiError("Missing bearer or basic authentication in header", status=401)
 
 
 def _secret_of(request: Request) -> str:

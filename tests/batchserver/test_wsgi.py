@@ -1,6 +1,7 @@
 """Bodies of unknown length, as gunicorn's own reader gives them."""
 
 import hashlib
+import io
 import json
 import sys
 
@@ -95,3 +96,14 @@ def test_a_models_file_that_breaks_off_is_a_400_and_no_file(transactional_db, ba
     status, body = post("blob", chunk(WEIGHTS) + end)
     assert (status, body["error"]) == (400, "The request body broke off, or one of its chunks is malformed.")
     assert backend.blobs == {}
+
+
+def test_the_answer_to_a_head_has_no_body(transactional_db, backend):
+    """Else gunicorn warns of each one, and each command of `ollama` sends one."""
+    environ = {"REQUEST_METHOD": "HEAD", "PATH_INFO": "/", "SERVER_NAME": "localhost", "SERVER_PORT": "80"}
+    begun = []
+    body = wsgi.application(
+        environ | {"wsgi.input": io.BytesIO(), "wsgi.url_scheme": "http", "wsgi.errors": sys.stderr},
+        lambda status, headers: begun.extend([status, dict(headers)]),
+    )
+    assert (list(body), begun[0], begun[1]["Content-Length"]) == ([], "200 OK", str(len("Ollama is running")))

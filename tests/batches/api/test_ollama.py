@@ -610,6 +610,12 @@ def test_a_plain_key_may_use_models(ask, send, backend):
     assert send("GET", "/api/tags", **key).status_code == 200
 
 
+def test_the_command_that_can_send_no_key_is_told(send, backend):
+    ApiKey.objects.make("laptop")
+    refused = send("GET", "/api/tags", headers={"User-Agent": "ollama/0.33.0 (amd64 linux) Go/go1.26"})
+    assert (refused.status_code, "cannot send one" in refused.json()["error"]) == (403, True)
+
+
 # Blobs
 
 
