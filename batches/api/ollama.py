@@ -22,7 +22,7 @@ from batches import backends
 from batches.api.native import as_given, body_of, ollama_for, ollamas
 from batches.api.pass_through import TAKES_NOTHING_S, Call, Visit, away, broken, hand_on, take_a_place
 from batches.api.streams import ANSWERS, STEPS
-from batches.backends import ollama_names
+from batches.backends import ollama_derived
 from batches.backends.relay import Broken, NotConnected
 from batches.backends.replies import JSON
 from batches.lines.jsonl import model_of
@@ -155,17 +155,21 @@ def _models(content: bytes) -> list[JSON]:
 
 
 def _listed(models: list[JSON]) -> list[JSON]:
-    """Without those that we made, and each name once: the first server that has it answers."""
-    users = [each for each in models if not ollama_names.derived_from(str(each.get("name")))]
+    """Without those that we derived, and each name once: the first server that has it answers."""
     first: dict[Any, JSON] = {}
-    for each in users:
-        first.setdefault(each.get("name"), each)
+    for each in models:
+        if ollama_derived.read(str(each.get("name"))) is None:
+            first.setdefault(each.get("name"), each)
     return list(first.values())
 
 
 def _under_users_names(models: list[JSON]) -> list[JSON]:
-    names = [ollama_names.derived_from(str(each.get("name"))) for each in models]
-    return [each | {"name": name, "model": name} if name else each for each, name in zip(models, names, strict=True)]
+    """A model that we derived bears the name of the user's model that it was derived from."""
+    made = [ollama_derived.read(str(each.get("name"))) for each in models]
+    return [
+        each | {"name": own.origin, "model": own.origin} if own else each
+        for each, own in zip(models, made, strict=True)
+    ]
 
 
 def _found(request: Request, backend: Backend, digest: str) -> HttpResponseBase:

@@ -96,17 +96,3 @@ def may_be_pulled(name: str) -> bool:
     if namespace == DEFAULT_NAMESPACE:
         return not (_HOSTED.match(model) or _SIZE.search(model) or model.endswith("-latest"))
     return not (_VENDORS.fullmatch(namespace) or _HOSTED.match(model))
-
-
-# A model that we made of a user's to give it another context: obs-ctx-16384/gemma3:12b-obs3f9a2c of gemma3:12b, and
-# hf.co/obs-ctx-16384-someone/gemma:Q4-obs3f9a2c of hf.co/someone/gemma:Q4.
-_DERIVED = re.compile(r"(?P<host>[^/]+/)?obs-ctx-\d+(-(?P<namespace>[^/]+))?/(?P<model>[^/:]+:[^/:]+)-obs[0-9a-f]{6}")
-
-
-def derived_from(name: str) -> str:
-    """The user's model of which we made the model `name` with another context; empty if we made it of none."""
-    found = _DERIVED.fullmatch(name)
-    if found is None:
-        return ""
-    namespace = f"{found['namespace']}/" if found["namespace"] else ""
-    return f"{found['host'] or ''}{namespace}{found['model']}"
