@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -125,6 +126,15 @@ def backend_for(model: str) -> Backend:
         return own
     others = (each for each in others_with(own, model) if each.is_fresh and is_in_reach(each))
     return next(others, own)
+
+
+def has_ollama() -> bool:
+    """Whether a live backend is an Ollama, or the configured one is said to be. Asks no model server."""
+    try:
+        kinds = [each.kind for each in Backend.objects.all() if each.name == settings.BACKEND_NAME or each.is_fresh]
+    except DatabaseError:
+        kinds = []
+    return "ollama" in kinds if any(kinds) else settings.BACKEND_IS_OLLAMA
 
 
 def is_in_reach(backend: Backend) -> bool:

@@ -14,13 +14,16 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests import fake_native
 
 MODEL = "gemma3:12b"
 TRIAL = "Hi"  # what a trial request says
 COUNTING = "Write the numbers"  # how a request begins by which slots are counted
 COUNTED_PIECES = 20
+EMBEDDING = ("/v1/embed", "/api/embed")
 
 
 # As vLLM 0.32 answers; of its other hundreds of samples, a few that look alike.
@@ -114,6 +117,8 @@ class FakeBackend:
         self.loads: list[str] = []  # the models that it was asked to load
         self.unloads: list[str] = []  # and to take off the card
         self.load_paths: list[str] = []  # and where
+        self.changes: list[tuple[str, str, dict[str, Any]]] = []  # requests that change models: method, path, body
+        self.blobs: dict[str, bytes] = {}  # files of models, by digest
         self.on_load: deque[Action] = deque()  # what to do to the next such requests, one each
         self.on_check: deque[Action] = deque()  # what to do to the next questions whether a prompt was read whole
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
@@ -274,7 +279,7 @@ class _Server(ThreadingHTTPServer):
         pass  # clients of these tests go away all the time
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(fake_native.NativeRoutes):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else head and body, two small writes, are 40 ms apart
     fake: FakeBackend
@@ -317,7 +322,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200 if known else 404, b"" if known else b'{"error": "model not found"}')
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.startswith("/api/blobs/"):
+            self.take_blob()
+            return
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         if self.fake.is_hung:
             self._stay_silent()
             return
@@ -337,8 +345,11 @@ class _Handler(BaseHTTPRequestHandler):
         if body.get("truncate") is False:
             self._check(body)
             return
-        if self.path in ("/api/generate", "/api/embed"):
+        if self.path in ("/api/generate", "/api/embed") and not (body.get("prompt") or body.get("input")):
             self._load(body)
+            return
+        if self.path in fake_native.CHANGES:
+            self.change(body)
             return
         try:
             seen = Seen(_key(body), self.path, body, dict(self.headers))
@@ -363,7 +374,10 @@ class _Handler(BaseHTTPRequestHandler):
         if action.delay_s:
             self.fake.wait(action.delay_s)
         if self.fake.lacks(body.get("model")):
-            self._send(404, json.dumps(error_body(f"model '{body['model']}' not found", "not_found_error")).encode())
+            message = f"model '{body['model']}' not found"
+            is_native = fake_native.is_native(self.path)
+            refusal: Any = {"error": message} if is_native else error_body(message, "not_found_error")
+            self._send(404, json.dumps(refusal).encode())
             return
         self.fake.has_loaded(str(body.get("model")))  # as Ollama does, if nobody has before
         if action.hang:
@@ -375,7 +389,7 @@ class _Handler(BaseHTTPRequestHandler):
         if action.reset:
             self._reset()
             return
-        if body.get("stream") and action.body is None and self.path != "/v1/embeddings":
+        if _streams(self.path, body) and action.body is None:
             if seen.key.startswith(COUNTING):
                 with self.fake.slot():
                     self._stream(seen, replace(action, pause_s=0.005))
@@ -465,7 +479,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Server-sent events, each in a chunk of its own, as Ollama sends them."""
         self.close_connection = True
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        native = fake_native.is_native(self.path)
+        self.send_header("Content-Type", fake_native.NDJSON_TYPE if native else "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         left = action.break_after
@@ -497,7 +512,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+        kind = fake_native.JSON_TYPE if fake_native.is_native(self.path) else "application/json"
+        for name, value in ({"Content-Type": kind} | (headers or {})).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -510,6 +526,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _streams(path: str, body: dict[str, Any]) -> bool:
+    return bool(body.get("stream", path in ("/api/chat", "/api/generate"))) and not path.startswith(EMBEDDING)
+
+
 def _key(body: dict[str, Any]) -> str:
     if isinstance(body.get("messages"), list):
         return str(body["messages"][-1]["content"])
@@ -518,6 +538,9 @@ def _key(body: dict[str, Any]) -> str:
 
 def events(path: str, body: dict[str, Any]) -> Iterator[bytes]:
     """A good answer as a stream, an event for each of its words, in the shape of the endpoint."""
+    if path == fake_native.MESSAGES or fake_native.is_native(path):
+        yield from fake_native.events(path, body.get("model"), f"answer to {_key(body)}".split(" "))
+        return
     whole = answer(path, body)
     words = f"answer to {_key(body)}".split(" ")
     words *= COUNTED_PIECES if words[2:5] == COUNTING.split(" ") else 1
@@ -557,6 +580,8 @@ def answer(path: str, body: dict[str, Any], context: int = 4096) -> dict[str, An
     """A good answer in the shape of the endpoint: 7 tokens in, 3 out; of a long prompt, a token a letter."""
     text = f"answer to {_key(body)}"
     model = body.get("model")
+    if path == fake_native.MESSAGES or fake_native.is_native(path):
+        return fake_native.answer(path, model, text)
     length = len(_key(body))
     prompt_tokens = 7 if length < 512 else length if length <= context else context // 2 + 2
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 3, "total_tokens": prompt_tokens + 3}

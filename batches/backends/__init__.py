@@ -1,19 +1,20 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from typing import Any
 
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
+from batches.backends import blobs
 from batches.backends.base import BackendKind, ModelState, Occupancy, State, Unreachable
 from batches.backends.calls import CallPool
 from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
-from batches.backends.relay import Relay
+from batches.backends.relay import Head, Relay
 from batches.backends.vllm import Vllm
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "probe",
     "relay",
     "resolve_alias",
+    "send_blob",
     "silent_hint",
     "unreachable_hint",
 ]
@@ -80,15 +82,25 @@ def _server() -> Server:
     return Server(settings.BACKEND_URL, settings.BACKEND_API_KEY, settings.MAX_REPLY_BYTES)
 
 
-def relay(server: str, endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
-    """Send a body, as `translate` made it, to the server at this address, for a client who waits. Returns at once;
-    `Relay.head` raises the errors. Our key is for the configured server alone, and no other gets it.
+def relay(
+    server: str, endpoint: str, body: dict[str, Any] | None, *, method: str = "POST", look: Callable[[], None]
+) -> Relay:
+    """Send a body, as `translate` made it, or none to the server at this address, for a client who waits. Returns at
+    once; `Relay.head` raises the errors. Our key is for the configured server alone, and no other gets it.
 
     The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.
     """
     silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
-    api_key = settings.BACKEND_API_KEY if server == settings.BACKEND_URL else ""
-    return Relay(server + endpoint, body, api_key=api_key, silence_s=silence_s, look=look)
+    return Relay(server + endpoint, body, method=method, api_key=_key_for(server), silence_s=silence_s, look=look)
+
+
+def send_blob(server: str, digest: str, pieces: Iterator[bytes]) -> tuple[Head, bytes]:
+    """Send a model's file to the Ollama at this address; its answer. See blobs.send_blob."""
+    return blobs.send_blob(server, digest, pieces, api_key=_key_for(server), silence_s=settings.MODEL_LOAD_TIMEOUT_S)
+
+
+def _key_for(server: str) -> str:
+    return settings.BACKEND_API_KEY if server == settings.BACKEND_URL else ""
 
 
 def probe() -> State:
