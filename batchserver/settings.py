@@ -148,6 +148,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
+    "common.middleware.KnownCharset",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
