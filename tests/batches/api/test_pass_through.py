@@ -25,6 +25,7 @@ from tests.fake_backend import MODEL, Action, answer, error_body, events
 from tests.stack import eventually, free_port
 
 PLACES = configured.MAX_PASS_THROUGH
+FEW = 8  # places of a whole server
 
 
 @pytest.fixture
@@ -467,13 +468,13 @@ def test_who_goes_away_ends_the_call(stack, fake, stream):
 
 
 def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0")
+    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0", MAX_PASS_THROUGH=str(FEW))
     # More than all buffers on the way to it hold.
     events = b'data: {"choices": []}\n\n' * 1_000_000
     stream = Action(body=events, headers={"Content-Type": pass_through.EVENT_STREAM})
-    fake.on("hello", *[stream] * PLACES)
+    fake.on("hello", *[stream] * FEW)
     with ExitStack() as clients:
-        for _ in range(PLACES):
+        for _ in range(FEW):
             clients.enter_context(post(server, stream=True))
         assert post(server).status_code == 429
         within_s = pass_through.TAKES_NOTHING_S + 15
@@ -481,12 +482,12 @@ def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
 
 
 def test_there_is_always_room_to_poll(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url)
+    server = stack(OLLAMA_BASE_URL=fake.url, MAX_PASS_THROUGH=str(FEW))
     fake.always("long", Action(hang=True))
-    with ThreadPoolExecutor(PLACES) as pool:
-        calls = [pool.submit(post, server, "long", timeout=8) for _ in range(PLACES)]
-        eventually(lambda: len(fake.seen) == PLACES, within_s=6, what="the calls")
-        assert len(held_until(server)) == PLACES
+    with ThreadPoolExecutor(FEW) as pool:
+        calls = [pool.submit(post, server, "long", timeout=8) for _ in range(FEW)]
+        eventually(lambda: len(fake.seen) == FEW, within_s=6, what="the calls")
+        assert len(held_until(server)) == FEW
 
         started = time.monotonic()
         refused = post(server)
