@@ -48,23 +48,22 @@ class Others:
         before, took_s = self._before, now - self._looked_at
         self._before, self._looked_at = loaded, now
         self._until = {name: until for name, until in self._until.items() if name in loaded and until > now}
-        if settings.NOTICE_OTHERS:
-            used = {name for name in loaded if before is None or before.get(name) != loaded[name]}
-            self._note(backend, kind.identity(backend.loaded_model), used, took_s=took_s if before is not None else 0.0)
-        else:
+        if not settings.NOTICE_OTHERS:
             self._until.clear()
+        elif before is not None:  # the first look does not tell use from what only stayed loaded
+            used = {name for name in loaded if before.get(name) != loaded[name]}
+            self._note(backend, kind.identity(backend.loaded_model), used, took_s)
         self._hold(backend, now)
 
-    def _note(self, backend: Backend, ours: str, used: set[str], *, took_s: float) -> None:
-        """Somebody has used these models since the last look: we or others. `took_s` is 0 for the first look, which
-        cannot tell use from what only stayed loaded."""
+    def _note(self, backend: Backend, ours: str, used: set[str], took_s: float) -> None:
+        """We or others have used these models since the last look, `took_s` ago. Drives send lines of `ours`."""
         used = {name for name in used if DERIVED not in name}
         if not used:
             return
         by_us = model_uses.within(backend, timedelta(seconds=took_s + SLACK_S))
         known = model_uses.within(backend, model_uses.REMEMBERED) | {ours}
         now = time.monotonic()
-        for name in used - by_us - (set() if took_s else known):
+        for name in used - by_us:
             self._habits.came(name, now)
             self._habits.left(name, now)
             stays_s = self._habits.hold_s(name, settings.INTERACTIVE_HOLD_S) if name in known else LOADED_S

@@ -131,16 +131,12 @@ def test_a_model_that_a_person_asks_us_for_is_no_ones_else(here, clock, settings
         assert watch.look() == ""
 
 
-def test_what_is_loaded_at_first_is_ours_if_we_used_it(here, clock):
-    assert told(here) == ""
-    Watch(here, clock, **{MODEL: "1"})  # the row says so
-    assert told(here) == ""
-    model_uses.note(here, OTHER)
-    clock.wait(1800)
-    Watch(here, clock, **{OTHER: "1"})
-    assert told(here) == ""
-    Watch(here, clock, **{"third:1b": "1"})
-    assert told(here) == "others"
+def test_what_is_loaded_at_first_keeps_nothing_back_before_it_is_used(here, clock):
+    """Somebody tried a model, and then started this server."""
+    watch = Watch(here, clock, **{MODEL: "1", OTHER: "1"})
+    assert [told(here), watch.look(), watch.look()] == ["", "", ""]
+    watch.loaded[OTHER] = "2"
+    assert watch.look() == "others"
 
 
 def test_a_model_that_a_server_of_ours_derived_is_ours(here, clock):
