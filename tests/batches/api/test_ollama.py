@@ -19,7 +19,6 @@ from batches.models import Backend, Hold
 from common.errors import ApiError
 from common.models import ApiKey
 from tests import fake_native
-from tests.batches.api.test_pass_through import free_places
 from tests.fake_backend import MODEL, Action, FakeBackend, answer, events
 
 CHAT, GENERATE, EMBED, EMBEDDINGS = "/api/chat", "/api/generate", "/api/embed", "/api/embeddings"
@@ -63,6 +62,21 @@ def send(transactional_db, api, backend):
 def ask(send):
     """POST a good body with these members changed."""
     return lambda path=CHAT, text="hello", **changes: send("POST", path, body_for(path, text, **changes))
+
+
+def fill(held):
+    """Take all places, and tell how many that were."""
+    taken = 0
+    with suppress(ApiError):
+        while True:
+            pass_through.take_a_place(held)
+            taken += 1
+    return taken
+
+
+def free_places():
+    with ExitStack() as held:
+        return fill(held)
 
 
 # What is sent, and what comes back
@@ -354,13 +368,6 @@ def test_what_uses_no_model_holds_nothing_back(send, backend):
     for path in ("/api/tags", "/api/ps", "/api/version"):
         assert send("GET", path).status_code == 200
     assert not Hold.objects.exists()
-
-
-def fill(held):
-    """Take all places."""
-    with suppress(ApiError):
-        while True:
-            pass_through.take_a_place(held)
 
 
 def test_a_full_house_refuses_models_and_answers_what_polls(ask, send, backend):
