@@ -25,6 +25,10 @@ class ReplyTooLarge(Exception):
     pass
 
 
+# Whatever ends a request that was not cut, instead of an answer.
+BROKEN = (HTTPError, OSError, ReplyTooLarge)
+
+
 class Cut(Exception):
     """`Connection.cut` ended the call."""
 
