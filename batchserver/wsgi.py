@@ -13,6 +13,8 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from gunicorn.http.errors import ParseException
 
+from common import charset
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -75,6 +77,24 @@ def _is_streamed(environ: dict[str, Any]) -> bool:
     return path.startswith("/api/blobs/") or content_type.startswith("multipart/")
 
 
+class KnownCharset:
+    """Keep from Django a Content-Type with a charset that nobody can read.
+
+    Django reads the query string in it too, before any code of ours that answers, and fails on one such as `hex`. The
+    middleware of the same name refuses the request.
+    """
+
+    def __init__(self, app: WsgiApp) -> None:
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        content_type = environ.get("CONTENT_TYPE") or ""
+        if ";" in content_type and (refused := charset.refused_charset(content_type)):
+            environ[charset.REFUSED] = refused
+            environ["CONTENT_TYPE"] = ""
+        return self.app(environ, start_response)
+
+
 class _Input:
     """The input of a request. Whatever reading it raises is an OSError, and is raised by each later read too."""
 
@@ -119,6 +139,6 @@ def own_names() -> list[str]:
     return names
 
 
-application = StreamedBodies(get_wsgi_application())
+application = StreamedBodies(KnownCharset(get_wsgi_application()))
 if settings.ALLOW_OWN_NAMES:
     settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, *own_names()]

@@ -1,15 +1,16 @@
-"""One fake model server, at the socket: it answers like Ollama, or does to a request what a test asked for.
+"""One fake model server, at the socket: it answers like Ollama or vLLM, or does to a request what a test asked for.
 
 A request is known by the text of its last message (or prompt, or input), which tests set to the line's custom_id.
 """
 
 import json
+import re
 import select
 import socket
 import struct
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,27 @@ COUNTED_PIECES = 20
 EMBEDDING = ("/v1/embed", "/api/embed")
 
 
+# As vLLM 0.32 answers; of its other hundreds of samples, a few that look alike.
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{{{labels}}} {running}.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{{labels}}} {waiting}.0
+# HELP vllm:num_requests_waiting_by_reason Number of waiting requests by reason.
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{{{labels},reason="capacity"}} {waiting}.0
+vllm:num_requests_waiting_by_reason{{{labels},reason="deferred"}} 0.0
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{{{labels}}} 0.01
+# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{{block_size="128",engine="0",kv_cache_max_concurrency="22.75",num_gpu_blocks="364"}} 1.0
+"""
+
+
 @dataclass
 class Action:
     """What to do to one request. `status` and `body` are sent after `delay_s`; the other fields are faults."""
@@ -34,6 +56,7 @@ class Action:
     delay_s: float = 0.0
     hang: bool = False  # take the request, never answer
     reset: bool = False  # break the connection instead of answering
+    crash: bool = False  # break the connections of all requests instead of answering
     drip_s: float = 0.0  # send the answer byte by byte, with this pause
     cut_after: int | None = None  # promise the whole answer, send so many bytes, close
     headers: dict[str, str] = field(default_factory=dict)
@@ -55,6 +78,11 @@ class Seen:
     gone: bool = False  # the client went away before the answer
 
 
+def origin(model: str) -> str:
+    """The model that a derived one comes from; any other model itself."""
+    return re.sub(r"^obs-ctx-\d+/(.+)-obs[0-9a-f]{6}$", r"\1", model)
+
+
 def error_body(message: str, kind: str = "api_error") -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
@@ -63,17 +91,28 @@ class FakeBackend:
     """Use as a context manager; `url` is where it listens."""
 
     def __init__(self, port: int = 0) -> None:
+        self.is_vllm = False  # it answers as vLLM does: `slots` requests at once, of any kind, and the others wait
+        self.has_metrics = True  # as vLLM: says how many requests run and wait
+        self.most_waiting = 10_000  # as vLLM: refuses a request if so many wait
+        self.roots: dict[str, str] = {}  # as vLLM: the base models of LoRA modules
         self.models = [MODEL]
         self.lists_models = True
         self.is_hung = False  # takes connections and requests, and says nothing
         self.delay_s = 0.0
         self.native_delay_s = 0.0
+        self.bears: float = float("inf")  # with more requests at once it crashes
+        self.crashes: list[list[str]] = []  # the keys of the requests that were there at each crash
         self.slots = 2  # requests that count slots: so many are answered at once, and the others wait
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
+        self.made_for = 131_072  # tokens, the largest context of its models
+        self.derived: dict[str, int] = {}  # models that were derived, and their contexts
+        self.deletes: list[str] = []  # the models that it was asked to delete
+        self.on_gpu_up_to = 2**31  # a model with a larger context leaves a tenth of it to the CPU
         self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
         self.loaded = [MODEL]  # the models on its card, as /api/ps tells
+        self.uses: Counter[str] = Counter()  # requests that ended, by model: each sets anew when the model is unloaded
         self.events: list[str] = []  # what arrived, in order: "load MODEL", "unload MODEL", "describe MODEL", a key
         self.loads: list[str] = []  # the models that it was asked to load
         self.unloads: list[str] = []  # and to take off the card
@@ -87,7 +126,7 @@ class FakeBackend:
         self._lock = threading.Lock()
         self._release = threading.Event()
         self._free_slots = threading.Condition()
-        self._busy_slots = 0
+        self._busy_slots = self._waiting = 0
         self._port = port
         self._server: ThreadingHTTPServer | None = None
 
@@ -130,6 +169,21 @@ class FakeBackend:
     def always(self, key: str, action: Action) -> None:
         self._always[key] = action
 
+    def crash(self) -> None:
+        """Break every connection, as a server that dies and is there again at once."""
+        with self._lock:
+            at_work = [seen for seen in self.seen if seen.left == float("inf")]
+            self.crashes.append([seen.key for seen in at_work])
+            for seen in at_work:
+                seen.left = time.monotonic()
+        if self._server is not None:
+            self._server.close_connections()
+
+    @property
+    def is_overloaded(self) -> bool:
+        with self._lock:
+            return sum(seen.left == float("inf") for seen in self.seen) > self.bears
+
     def forget(self) -> None:
         """Answer everything well from now on."""
         with self._lock:
@@ -142,12 +196,26 @@ class FakeBackend:
             return [seen.key for seen in self.seen if answered is None or seen.answered is answered]
 
     def lacks(self, model: object) -> bool:
-        return self.refuse_missing and model not in self.models
+        is_derived = str(model).startswith("obs-ctx-")
+        return (self.refuse_missing or is_derived) and model not in (*self.models, *self.derived)
+
+    def context_of(self, model: object) -> int:
+        return self.derived.get(str(model), self.context)
+
+    def told(self, model: str) -> dict[str, Any]:
+        """What /api/ps tells of a loaded model."""
+        size, size_vram = self.sizes
+        if self.context_of(model) > self.on_gpu_up_to:
+            size_vram -= size // 10
+        until = f"2126-01-01T00:00:{self.uses[model]:09.6f}Z"
+        told = {"name": model, "context_length": self.context_of(model), "expires_at": until}
+        return told | {"size": size, "size_vram": size_vram}
 
     def has_loaded(self, model: str) -> None:
         with self._lock:
             if model not in self.loaded:
-                self.loaded.append(model)
+                # Ollama has one runner for the weights, whatever names share them.
+                self.loaded = [*(each for each in self.loaded if origin(each) != origin(model)), model]
 
     def let_go(self, model: str) -> None:
         with self._lock:
@@ -164,7 +232,9 @@ class FakeBackend:
     @contextmanager
     def slot(self) -> Iterator[None]:
         with self._free_slots:
+            self._waiting += 1
             self._free_slots.wait_for(lambda: self._busy_slots < self.slots)
+            self._waiting -= 1
             self._busy_slots += 1
         try:
             yield
@@ -172,6 +242,16 @@ class FakeBackend:
             with self._free_slots:
                 self._busy_slots -= 1
                 self._free_slots.notify()
+
+    @property
+    def is_full(self) -> bool:
+        return self._waiting >= self.most_waiting
+
+    @property
+    def metrics(self) -> str:
+        """What vLLM says of itself, as far as anybody here reads it."""
+        labels = f'engine="0",model_name="{self.models[0]}"'
+        return METRICS.format(labels=labels, running=self._busy_slots, waiting=self._waiting)
 
     def wait(self, seconds: float) -> None:
         """Sleep, or until the server is stopped."""
@@ -191,7 +271,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def close_connections(self) -> None:
-        for connection in self._connections:
+        for connection in list(self._connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -216,21 +296,30 @@ class _Handler(fake_native.NativeRoutes):
                 "object": "list",
                 "data": [
                     {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "library"}
-                    for name in self.fake.models
+                    for name in (*self.fake.models, *self.fake.derived)
                 ],
             },
-            "/api/ps": {
-                "models": [
-                    {"name": name, "context_length": self.fake.context}
-                    | dict(zip(("size", "size_vram"), self.fake.sizes, strict=True))
-                    for name in self.fake.loaded
-                ]
-            },
+            "/api/ps": {"models": [self.fake.told(name) for name in self.fake.loaded]},
         }
+        if self.fake.is_vllm:
+            routes = {"/v1/models": routes["/v1/models"], "/version": {"version": "0.32.0"}}
+            for model in routes["/v1/models"]["data"]:
+                parent = self.fake.roots.get(model["id"])
+                model |= {"owned_by": "vllm", "root": f"models/{model['id']}", "parent": parent, "max_model_len": 2048}
+            if self.path == "/metrics" and self.fake.has_metrics:
+                self._send(200, self.fake.metrics.encode(), {"Content-Type": "text/plain; version=1.0.0"})
+                return
         if self.path in routes and (self.fake.lists_models or self.path != "/v1/models"):
             self._send(200, json.dumps(routes[self.path]).encode())
         else:
             self._send(404, b"404 page not found")
+
+    def do_DELETE(self) -> None:
+        model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        self.fake.deletes.append(model)
+        self.fake.events.append(f"delete {model}")
+        known = self.fake.derived.pop(model, None) is not None
+        self._send(200 if known else 404, b"" if known else b'{"error": "model not found"}')
 
     def do_POST(self) -> None:
         if self.path.startswith("/api/blobs/"):
@@ -241,9 +330,17 @@ class _Handler(fake_native.NativeRoutes):
             self._stay_silent()
             return
         if self.path == "/api/show":
+            if self.fake.lacks(body["model"]):
+                self._send(404, json.dumps({"error": f"model '{body['model']}' not found"}).encode())
+                return
             self.fake.events.append(f"describe {body['model']}")
-            info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
+            info = {"general.architecture": "gemma3", "gemma3.context_length": self.fake.made_for}
             self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
+            return
+        if self.path == "/api/create":
+            self.fake.events.append(f"derive {body['model']}")
+            self.fake.derived[body["model"]] = body["parameters"]["num_ctx"]
+            self._send(200, b'{"status": "success"}')
             return
         if body.get("truncate") is False:
             self._check(body)
@@ -260,8 +357,16 @@ class _Handler(fake_native.NativeRoutes):
             self._send(400, json.dumps(error_body("cannot unmarshal", "invalid_request_error")).encode())
             return
         try:
-            self._serve(seen, self.fake.take(seen))
+            action = self.fake.take(seen)
+            if self.fake.is_vllm and self.fake.is_full:
+                self._send(503, json.dumps(error_body("The server is overloaded")).encode())
+            elif self.fake.is_vllm:
+                with self.fake.slot():
+                    self._serve(seen, action)
+            else:
+                self._serve(seen, action)
         finally:
+            self.fake.uses[str(body.get("model"))] += 1
             seen.left = min(seen.left, time.monotonic())
 
     def _serve(self, seen: Seen, action: Action) -> None:
@@ -278,6 +383,9 @@ class _Handler(fake_native.NativeRoutes):
         if action.hang:
             self._hang(seen)
             return
+        if action.crash or self.fake.is_overloaded:
+            self.fake.crash()
+            return
         if action.reset:
             self._reset()
             return
@@ -288,10 +396,11 @@ class _Handler(fake_native.NativeRoutes):
             else:
                 self._stream(seen, action)
             return
-        content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
+        context = self.fake.context_of(body.get("model"))
+        content = action.body if action.body is not None else answer(self.path, body, context)
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
-        seen.left = time.monotonic()
+        seen.left = min(seen.left, time.monotonic())
         if action.drip_s:
             self._drip(seen, content, action.drip_s)
         elif action.cut_after is not None:
@@ -307,7 +416,7 @@ class _Handler(fake_native.NativeRoutes):
         action = self.fake.on_check.popleft() if self.fake.on_check else None
         self.fake.wait(self.fake.native_delay_s)
         if action is None:
-            self._send(*native_answer(body, self.fake.context))
+            self._send(*native_answer(body, self.fake.context_of(body.get("model"))))
         elif action.reset:
             self._reset()
         elif action.hang:
@@ -338,6 +447,7 @@ class _Handler(fake_native.NativeRoutes):
         self.fake.wait(action.delay_s)
         if action.status == 200:
             self.fake.has_loaded(body["model"])
+            self.fake.uses[body["model"]] += 1
         content = action.body if action.body is not None else {"model": body["model"], "done_reason": "load"}
         self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 

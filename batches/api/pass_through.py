@@ -53,8 +53,7 @@ TAKES_NOTHING_S = 30.0
 ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
 LIGHT_ANSWER_S, SHORT_ANSWER_S = 5.0, 1.0
 
-# The other half of the threads is for requests that must be answered at once: polling, uploads, cancelling.
-_places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
+_places = threading.BoundedSemaphore(settings.MAX_PASS_THROUGH)
 
 
 class BodyParser(BaseParser):
@@ -140,7 +139,7 @@ def hand_on(request: Request, call: Call) -> HttpResponseBase:
     with ExitStack() as held:
         if call.visit is not Visit.QUESTION:
             take_a_place(held)
-        person = persons.Person(call.backend) if call.visit is Visit.PERSON else None
+        person = _person(request, call)
         if person is not None:
             held.callback(person.leave)
         look_at_client, silence = _watch_client(request, held), Silence(call.backend)
@@ -156,6 +155,8 @@ def hand_on(request: Request, call: Call) -> HttpResponseBase:
         try:
             head = relay.head()
             silence.is_over = True
+            if person is not None:
+                person.was_answered = 200 <= head.status < 300
             if head.status == 200 and head.media_type == call.form.media_type:
                 by_stream = ExitStack()
                 response = _streamed(EventStream(relay, call.form, by_stream, broken), call)
@@ -207,6 +208,15 @@ def _streams(body: JSON) -> bool:
     return bool(body.get("stream"))
 
 
+def _person(request: Request, call: Call) -> persons.Person | None:
+    """Who waits for this call, told from others by the API key, or without keys by the address."""
+    if call.visit is not Visit.PERSON:
+        return None
+    key = getattr(request.auth, "pk", None)
+    who = f"key {key}" if key is not None else f"address {request.META.get('REMOTE_ADDR', '')}"
+    return persons.Person(call.backend, who=who, model=str((call.body or {}).get("model") or ""))
+
+
 def kind_of(backend: Backend) -> BackendKind:
     """The kind of the backend; asked for if nobody has seen it yet. Raises ApiError if it does not answer."""
     try:
@@ -219,7 +229,7 @@ def kind_of(backend: Backend) -> BackendKind:
 def take_a_place(held: ExitStack) -> None:
     if not _places.acquire(blocking=False):
         raise ApiError(
-            f"{settings.WEB_THREADS // 2} requests are being passed through already. Try again.",
+            f"{settings.MAX_PASS_THROUGH} requests are being passed through already (MAX_PASS_THROUGH). Try again.",
             status=429,
             type="rate_limit_error",
             code="rate_limit_exceeded",
@@ -288,7 +298,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     """The model server's own message, in the envelope; or what to do, if that is known."""
     reply = kind.judge(endpoint, head.status, content)
     if reply.verdict is Verdict.MODEL_MISSING:
-        return _missing(backend, kind, model)
+        return _missing(backend, kind, endpoint, model)
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
     if reply.verdict is Verdict.ENDPOINT_MISSING:
@@ -304,7 +314,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     )
 
 
-def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
+def _missing(backend: Backend, kind: BackendKind, endpoint: str, model: str) -> ApiError:
     """The backend does not have the model. If another has it, the person was sent here because our list of the models
     is a moment old, or because that one is beyond our reach."""
     if others := registry.others_with(backend, model):
@@ -312,7 +322,7 @@ def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
         if registry.is_in_reach(others[0]):
             return _unavailable(f"{where}. Try again.")
         return _unavailable(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
-    hint = backends.missing_model_hint(kind.name, model, backend.model_names)
+    hint = backends.missing_model_hint(kind.name, model, backend.model_names, endpoint=endpoint)
     return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
 
 

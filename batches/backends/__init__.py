@@ -1,17 +1,18 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from typing import Any
 
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from batches.backends import blobs, missing_models
-from batches.backends.base import BackendKind, State, Unreachable
+from batches.backends import blobs
+from batches.backends.base import BackendKind, ModelState, Occupancy, State, Unreachable
 from batches.backends.calls import CallPool
-from batches.backends.connection import Connection, ReplyTooLarge
+from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
-from batches.backends.missing_models import listing
+from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
 from batches.backends.relay import Head, Relay
 from batches.backends.vllm import Vllm
@@ -20,11 +21,14 @@ __all__ = [
     "State",
     "Unreachable",
     "connect",
+    "delete",
+    "describe",
     "is_silent",
     "kind_named",
     "listed_name",
     "listing",
     "missing_model_hint",
+    "occupancy",
     "open_calls",
     "probe",
     "relay",
@@ -56,20 +60,26 @@ def listed_name(kind: str, models: Collection[str], name: str) -> str:
     return kind_named(kind).listed_name(models, name)
 
 
-def missing_model_hint(kind: str, model: str, listed: Collection[str], *, lines_wait: bool = False) -> str:
+def missing_model_hint(
+    kind: str, model: str, listed: Collection[str], *, endpoint: str = "", lines_wait: bool = False
+) -> str:
     """What to type so that a server of this kind, which lists these models, answers lines for `model`; with
-    `lines_wait`, lines that were read before."""
-    hint = missing_models.hint_for_waiting if lines_wait else missing_models.hint
-    default, has_aliases = resolve_alias(settings.MODEL_NAME), bool(settings.MODEL_ALIASES)
-    return hint(kind_named(kind), model, listed, default=default, has_aliases=has_aliases)
+    `lines_wait`, lines that were read before. `endpoint` is that of the lines, if it is known."""
+    default, aliases = resolve_alias(settings.MODEL_NAME), settings.MODEL_ALIASES
+    wanted = MissingModel(kind_named(kind), model, listed, endpoint, default, aliases)
+    return wanted.hint_for_waiting() if lines_wait else wanted.hint()
 
 
 def connect() -> Connection:
-    return Connection(settings.BACKEND_URL, api_key=settings.BACKEND_API_KEY, max_reply_bytes=settings.MAX_REPLY_BYTES)
+    return Connection(_server())
 
 
 def open_calls(kind: str) -> CallPool[Any]:
-    return CallPool(kind_named(kind), connect)
+    return CallPool(kind_named(kind), _server())
+
+
+def _server() -> Server:
+    return Server(settings.BACKEND_URL, settings.BACKEND_API_KEY, settings.MAX_REPLY_BYTES)
 
 
 def relay(
@@ -114,6 +124,44 @@ def probe() -> State:
     finally:
         connection.close()
     raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
+
+
+def describe(kind: str, model: str) -> ModelState | None:
+    """What the configured server, of this kind, says about a model that it has loaded; None if it says nothing. Takes
+    some seconds at most."""
+    with closing(connect()) as connection:
+        try:
+            return kind_named(kind).describe(connection.exchange(None), model)
+        except (HTTPError, OSError, ReplyTooLarge):
+            return None
+
+
+def occupancy(kind: str) -> Occupancy | None:
+    """How busy the configured server, of this kind, says that it is; None if it says nothing. As `describe`."""
+    with closing(connect()) as connection:
+        try:
+            return kind_named(kind).occupancy(lambda path: connection.text(path, call=None))
+        except (HTTPError, OSError, ReplyTooLarge):
+            return None
+
+
+def delete(kind: str, model: str, *, is_loaded: bool) -> bool:
+    """Remove a model that we derived from the configured server, and from its card; whether it did. Takes a few seconds
+    at most. Safe to run again."""
+    server = kind_named(kind)
+    # Only if it is on the card itself: Ollama unloads the model that shares its weights, which a person may use.
+    requests = [("POST", server.unload(model) if is_loaded else None), ("DELETE", server.deletion(model))]
+    connection = connect()
+    status = 0
+    try:
+        for method, request in requests:
+            if request is not None:
+                status, _ = connection.send(method, *request, timeout_s=QUESTION_TIMEOUT_S)
+    except (HTTPError, OSError, ReplyTooLarge):
+        return False
+    finally:
+        connection.close()
+    return status in (200, 404)
 
 
 def is_silent(timeout_s: float) -> bool:

@@ -1,5 +1,10 @@
-"""Calls in flight: each in a thread with a connection of its own, so that the drive's loop never waits for a call."""
+"""Calls in flight, beside the drive's loop, which never waits for a call.
 
+Requests for lines go by one thread with many sockets. What asks the server several things in turn has a thread of its
+own: a question of the drive, and the check of an answer or of a refusal.
+"""
+
+import json
 import logging
 import queue
 import threading
@@ -11,10 +16,14 @@ from typing import Any, Generic, TypeVar
 from urllib3.exceptions import HTTPError
 
 from batches.backends.base import BackendKind, Exchange, Unchecked
-from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge
+from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge, Server
 from batches.backends.replies import Reply, Verdict, refused
+from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Transfers
 
 logger = logging.getLogger(__name__)
+
+# Before the question whether a prompt was read whole is asked again: a runner that died comes up meanwhile.
+CHECK_PAUSES_S = (0.5, 2.0)
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
@@ -40,13 +49,15 @@ class Call(Generic[S_co]):
     running_since: float | None = None
     answered: float | None = None  # when the answer came; a question about it has as long again
     was_shared: bool = False  # the server may have computed others at the same time
-    connection: Connection | None = None
+    together: int = 1  # how many calls were in flight at once while it was, itself among them, at most
+    connection: Connection | None = None  # while a thread of its own asks the server something
     is_cut: bool = False
     timed_out: bool = False
     finished: float = 0.0
     duration_s: float = 0.0  # of the server's work, without the wait at the server
     reply: Reply | None = None
     is_charged: bool = False  # its line is charged with the failure
+    most_together: int | None = None  # its line is sent again among so many others at most, itself among them
 
     @property
     def verdict(self) -> Verdict:
@@ -59,21 +70,19 @@ class Call(Generic[S_co]):
 
 
 class CallPool(Generic[S]):
-    """Threads that each send one call at a time; as many threads as were ever needed at once. For one user: one loop
-    submits, waits and cuts.
+    """The calls in flight to one server. For one user: one loop submits, waits and cuts.
 
     `running` is how many of the calls in flight the server computes at once; a guess, unless `is_known`. The calls
     behind them wait at the server, and their deadlines do not run yet.
     """
 
-    def __init__(self, kind: BackendKind, connect: Callable[[], Connection]) -> None:
+    def __init__(self, kind: BackendKind, server: Server) -> None:
         self.kind = kind
         self.running, self.is_known = 1, False
         self.in_flight: list[Call[S]] = []  # in the order in which they were sent
-        self._connect = connect
-        self._todo: queue.SimpleQueue[Call[S] | None] = queue.SimpleQueue()
+        self._server = server
+        self._transfers = Transfers(server)
         self._done: queue.SimpleQueue[Call[S]] = queue.SimpleQueue()
-        self._threads = 0
 
     def serves(self, running: int, *, is_known: bool) -> None:
         """The server computes `running` calls at once; `is_known`: that is no guess."""
@@ -82,13 +91,14 @@ class CallPool(Generic[S]):
     def submit(self, call: Call[S]) -> None:
         call.started = time.monotonic()
         self.in_flight.append(call)
+        computing = self.computing
+        for each in computing:
+            each.together = max(each.together, len(computing))
         self._start_clocks()
-        if len(self.in_flight) > self._threads:
-            # Daemons: a call that cannot be ended must not keep the process from exiting.
-            name = f"call-{self._threads}"
-            threading.Thread(target=self._serve, args=(self._connect(),), name=name, daemon=True).start()
-            self._threads += 1
-        self._todo.put(call)
+        if call.ask is None:
+            self._finish(call, lambda: self._post(call))
+        else:
+            self._in_a_thread(call, self._ask)
 
     def wait(self, timeout_s: float) -> list[Call[S]]:
         """The calls that finished; waits at most `timeout_s` seconds for the first of them. Cuts overdue calls."""
@@ -126,11 +136,6 @@ class CallPool(Generic[S]):
         """The calls in flight that take the server's time, in the order in which they were sent."""
         return [call for call in self.in_flight if not call.is_light]
 
-    @property
-    def waiting(self) -> list[Call[S]]:
-        """The calls in flight that the server has not begun."""
-        return self.computing[self.running :]
-
     def mark_shared(self) -> None:
         """A person's request is at the server beside the calls in flight."""
         for call in self.in_flight:
@@ -138,6 +143,7 @@ class CallPool(Generic[S]):
 
     def cut(self, call: Call[S]) -> None:
         call.is_cut = True
+        self._transfers.cut(call)
         if call.connection is not None:
             call.connection.cut(call)
 
@@ -148,50 +154,108 @@ class CallPool(Generic[S]):
     def close(self) -> None:
         """Cut the calls in flight and end the threads."""
         self.cut_all(self.in_flight)
-        for _ in range(self._threads):
-            self._todo.put(None)
+        self._transfers.close()
 
-    def _serve(self, connection: Connection) -> None:
-        while (call := self._todo.get()) is not None:
-            call.connection = connection
-            try:
-                call.reply = Reply(Verdict.CUT) if call.is_cut else self._send(connection, call)
-            except Exception as error:  # noqa: BLE001  (a bug has to fail this line and not the loop that waits for it)
-                # The type alone: the text may hold a prompt.
-                logger.error("a call ended with %s", type(error).__name__)
-                message = f"The request could not be sent or its reply not be read ({type(error).__name__})."
-                call.reply = Reply(Verdict.FAILED, code="internal_error", message=message)
+    def _finish(self, call: Call[S], judge: Callable[[], Reply | None]) -> None:
+        """The call is over with the reply that `judge` gives; not yet, if that is None."""
+        try:
+            reply = judge()
+        except Exception as error:  # noqa: BLE001  (a bug has to fail this line and not the loop that waits for it)
+            # The type alone: the text may hold a prompt.
+            logger.error("a call ended with %s", type(error).__name__)
+            message = f"The request could not be sent or its reply not be read ({type(error).__name__})."
+            reply = Reply(Verdict.FAILED, code="internal_error", message=message)
+        if reply is not None:
+            call.reply = reply
             call.finished = time.monotonic()
             self._done.put(call)
-        connection.close()
 
-    def _send(self, connection: Connection, call: Call[S]) -> Reply:
-        try:
-            if call.ask is not None:
-                call.result = call.ask(connection.exchange(call))
-                return Reply(Verdict.ANSWERED)
-            status, content = connection.post(call.endpoint, call.body, call=call)
-        except Cut:
-            if call.timed_out:
-                message = f"The underlying call to the model did not finish within {call.timeout_s:g} seconds."
-                return Reply(Verdict.FAILED, code="request_timeout", message=message)
-            return Reply(Verdict.CUT)
-        except ReplyTooLarge:
-            message = f"The reply is larger than {connection.max_reply_bytes} bytes (MAX_REPLY_BYTES)."
-            return Reply(Verdict.FAILED, code="reply_too_large", message=message)
-        except NEVER_SENT as error:
-            return Reply(Verdict.UNREACHABLE, message=type(error).__name__)
-        except (HTTPError, OSError) as error:
-            # Reset, closed, a body cut short, broken chunks, undecodable compression.
-            message = f"The model server broke the connection ({type(error).__name__})."
-            return Reply(Verdict.CRASHED, code="backend_crash", message=message)
-        reply = replace(self.kind.judge(call.endpoint, status, content), retry_after_s=connection.retry_after_s)
+    def _post(self, call: Call[S]) -> None:
+        """Send the call so that persons go first, where the server can be told so."""
+        ranked = self.kind.behind_persons(call.body)
+        self._send(call, ranked, self._reply if ranked is call.body else self._reply_to_ranked)
+
+    def _send(self, call: Call[S], body: dict[str, Any], reply: Callable[[Call[S], Outcome], Reply | None]) -> None:
+        """Send `body`; of what became of it, `reply` makes the reply to the call, in the thread of the transfers."""
+        # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
+        content = json.dumps(body).encode("ascii")
+        self._transfers.post(
+            call, call.endpoint, content, lambda outcome: self._finish(call, lambda: reply(call, outcome))
+        )
+
+    def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Answer) and self.kind.may_refuse_rank(outcome.status, outcome.content):
+            if call.is_cut:
+                return self._failure(call, Cut())
+            self._send(call, call.body, self._reply_to_unranked)
+            return None
+        return self._reply(call, outcome)
+
+    def _reply_to_unranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Answer):
+            self.kind.note_rank_refused(is_cause=outcome.status != 400)
+        return self._reply(call, outcome)
+
+    def _reply(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if not isinstance(outcome, Answer):
+            return self._failure(call, outcome)
+        reply = replace(
+            self.kind.judge(call.endpoint, outcome.status, outcome.content), retry_after_s=outcome.retry_after_s
+        )
         match reply.verdict:
             case Verdict.ANSWERED:
-                return self._checked(connection, call, reply)
+                call.answered = time.monotonic()
+                try:
+                    return self._checked(_nobody, call, reply)
+                except _MustAsk:
+                    self._in_a_thread(
+                        call, lambda connection, call: self._checked(connection.exchange(call), call, reply)
+                    )
             case Verdict.MODEL_MISSING | Verdict.ENDPOINT_MISSING:
-                return self._borne_out(connection, call, reply)
-        return reply
+                self._in_a_thread(call, lambda connection, call: self._borne_out(connection, call, reply))
+            case _:
+                return reply
+        return None
+
+    def _in_a_thread(self, call: Call[S], ask: Callable[[Connection, Call[S]], Reply]) -> None:
+        def run() -> None:
+            call.connection = connection = Connection(self._server)
+            try:
+                # Cut before it had a connection, or else the connection knows it.
+                self._finish(call, lambda: self._failure(call, Cut()) if call.is_cut else ask(connection, call))
+            finally:
+                connection.close()
+
+        # A daemon: a call that cannot be ended must not keep the process from exiting.
+        threading.Thread(target=run, name="question", daemon=True).start()
+
+    def _ask(self, connection: Connection, call: Call[S]) -> Reply:
+        assert call.ask is not None
+        try:
+            call.result = call.ask(connection.exchange(call))
+        except (Cut, ReplyTooLarge) as error:
+            return self._failure(call, error)
+        except NEVER_SENT as error:
+            return self._failure(call, NeverSent(type(error).__name__))
+        except (HTTPError, OSError) as error:
+            return self._failure(call, Broken(type(error).__name__))
+        return Reply(Verdict.ANSWERED)
+
+    def _failure(self, call: Call[S], error: Cut | ReplyTooLarge | NeverSent | Broken) -> Reply:
+        """The reply to a call without an answer."""
+        match error:
+            case Cut() if call.timed_out:
+                message = f"The underlying call to the model did not finish within {call.timeout_s:g} seconds."
+                return Reply(Verdict.FAILED, code="request_timeout", message=message)
+            case Cut():
+                return Reply(Verdict.CUT)
+            case ReplyTooLarge():
+                message = f"The reply is larger than {self._server.max_reply_bytes} bytes (MAX_REPLY_BYTES)."
+                return Reply(Verdict.FAILED, code="reply_too_large", message=message)
+            case NeverSent():
+                return Reply(Verdict.UNREACHABLE, message=str(error))
+        # Reset, closed, a body cut short, broken chunks, undecodable compression.
+        return Reply(Verdict.CRASHED, code="backend_crash", message=f"The model server broke the connection ({error}).")
 
     def _borne_out(self, connection: Connection, call: Call[S], reply: Reply) -> Reply:
         """The reply with the verdict that the server bears out; FAILED if the server cannot be asked."""
@@ -202,24 +266,43 @@ class CallPool(Generic[S]):
         except (HTTPError, OSError, ReplyTooLarge):
             return replace(reply, verdict=Verdict.FAILED)
 
-    def _checked(self, connection: Connection, call: Call[S], answer: Reply) -> Reply:
+    def _checked(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         """The answer, if the server read the whole prompt; a refusal, if it cut the prompt; UNCHECKED if nobody knows,
-        whatever the reason: an answer to half a prompt must never pass for one to the whole."""
-        call.answered = time.monotonic()
+        whatever the reason: an answer to half a prompt must never pass for one to the whole. The answer took longer
+        than the question will, so the question is asked again before the answer is given up."""
+        reply = self._check(exchange, call, answer)
+        for pause_s in CHECK_PAUSES_S:
+            if reply.verdict not in (Verdict.UNCHECKED, Verdict.BUSY) or call.timed_out:
+                break
+            time.sleep(pause_s)
+            reply = self._check(exchange, call, answer)
+        return reply
+
+    def _check(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         try:
-            problem = self.kind.cut_prompt(connection.exchange(call), call.endpoint, call.body, answer.usage)
+            cut = self.kind.cut_prompt(exchange, call.endpoint, call.body, answer.usage)
         except Unchecked as unchecked:
             if unchecked.verdict is Verdict.BUSY:
-                return Reply(Verdict.BUSY, retry_after_s=connection.retry_after_s)
+                return Reply(Verdict.BUSY, retry_after_s=call.connection.retry_after_s if call.connection else 0.0)
             return _unchecked(str(unchecked))
         except Cut:
             return _unchecked("no answer in time") if call.timed_out else Reply(Verdict.CUT)
         except (HTTPError, OSError, ReplyTooLarge) as error:
             return _unchecked(type(error).__name__)
-        return refused("context_length_exceeded", problem) if problem else answer
+        if cut is None:
+            return answer
+        refusal = refused("context_length_exceeded", cut.message)
+        return replace(refusal, is_too_long=True, prompt_tokens=cut.prompt_tokens)
+
+
+class _MustAsk(Exception):
+    """What was to be told without asking the server cannot be told so."""
+
+
+def _nobody(_path: str, _body: dict[str, Any] | None) -> tuple[int, Any]:
+    raise _MustAsk
 
 
 def _unchecked(why: str) -> Reply:
-    logger.warning("an answer is not used: the server did not say whether it read the whole prompt (%s)", why)
     message = f"The model server did not say whether it read the whole prompt ({why})."
     return Reply(Verdict.UNCHECKED, code="prompt_unchecked", message=message)

@@ -30,7 +30,7 @@ class AnswerBuffer:
 
     def add(self, call: Call[Line]) -> None:
         self._calls.append(call)
-        self.is_urgent = self.is_urgent or call.verdict in URGENT
+        self.is_urgent = self.is_urgent or call.verdict in URGENT or call.most_together is not None
 
     def is_due(self, *, is_last: bool) -> bool:
         """Whether the group is to be stored now; `is_last`: nothing is in flight that could join it."""

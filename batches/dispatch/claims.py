@@ -19,7 +19,7 @@ from batches import failing, reuse
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
-from batches.dispatch.lanes import LOOK_AHEAD, Lane, Waiting, choose
+from batches.dispatch.lanes import Lane, Waiting, choose, look_ahead
 from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part
 from batches.scheduling import turns
 from common import failpoints
@@ -39,9 +39,9 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
 
 
 def claim_for_lanes(lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size: int) -> list[list[Line]]:
-    """Claim up to `size` lines for each lane that is low on lines. As `claim` otherwise."""
+    """Claim up to `size` lines for each lane that has fewer. As `claim` otherwise."""
     with transaction.atomic():
-        ahead = _waiting(turn).values_list("pk", "order_key", "number")[: LOOK_AHEAD * len(lanes)]
+        ahead = _waiting(turn).values_list("pk", "order_key", "number")[: look_ahead(lanes, size)]
         chosen = choose([Waiting.of(*each) for each in ahead], lanes, size)
         wanted = [each.pk for share in chosen for each in share]
         locked = set(_lock(_waiting(turn).filter(pk__in=wanted)).values_list("pk", flat=True))
@@ -73,7 +73,7 @@ def _claim(lease: Lease, turn: turns.Turn, ids: list[int]) -> list[Line]:
         turn.claimed(lines[-1])
     for line in lines:
         line.part, line.batch = turn.part, turn.part.batch
-        line.needs_alone = line.needs_alone or turn.is_suspicious
+        line.most_together = 1 if turn.is_suspicious else line.most_together
     return lines
 
 

@@ -3,7 +3,7 @@
     claimable lines ── claim ──> line buffer ── send ──> in flight ── wait ──> answer buffer ── store ──> rows
 
 A drive is one run of the dispatcher, in one process under one lease. The drive's thread alone touches the database and
-never waits for a model: calls run in threads of their own (backends.calls). A question to the model server (load this
+never waits for a model: calls run beside it (backends.calls). A question to the model server (load this
 model, give it a trial) is a call like a line's: there is one loop, and nothing in the loop is entered twice.
 
 Each piece of state has one owner:
@@ -12,7 +12,10 @@ Each piece of state has one owner:
     lines       the line buffer: what is sent next
     readiness   what is known of the models
     shared      our room at the backend, and whether we have it alone
+    company     which lines may be in flight together
     answers     the answer buffer: what is not stored yet
+    persons     room for persons, and the share of the time that lines have in spite of them
+    own_use     which models are used by us
     checks      the periodic checks, which tell the others what has changed around them
 """
 
@@ -28,9 +31,12 @@ from batches.backends.calls import Call, CallPool
 from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
+from batches.dispatch.company import Company, Subject
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.line_calls import LineCalls
+from batches.dispatch.own_use import OwnUse
 from batches.dispatch.periodic_checks import PeriodicChecks
+from batches.dispatch.persons_first import PersonsFirst
 from batches.dispatch.questions import Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
@@ -41,8 +47,6 @@ from common.database import relaxed_commits, retrying
 logger = logging.getLogger(__name__)
 
 PURPOSE = "drive"
-
-Subject = Line | Question
 
 
 class Dispatcher:
@@ -78,9 +82,12 @@ class Dispatcher:
         self.shared = retrying(SharedBackend, backend, keeper.lease, kind)
         self.admission = Admission(backend, self.shared)
         self.readiness = Readiness(backend, kind, was_unused=self.shared.was_unused)
+        self.company = Company()
         self.lines = LineBuffer(backend, keeper.lease)
         self.answers = AnswerBuffer()
-        owners = self.calls, self.shared, self.admission, self.readiness, self.lines
+        self.persons = PersonsFirst(backend, kind, self.calls, self.shared, self.admission, self.readiness)
+        self.own_use = OwnUse(backend)
+        owners = (self.calls, self.shared, self.admission, self.readiness, self.lines, self.persons, self.own_use)
         self.checks = PeriodicChecks(backend, keeper, *owners, self.should_stop, self.wake_control)
 
     def _loop(self) -> None:
@@ -100,6 +107,7 @@ class Dispatcher:
                 self._send()
             if self.answers.is_due(is_last=not self.calls.in_flight):
                 self._store()
+        self.persons.close()
         self.checks.close_finished_batches()
 
     @property
@@ -135,11 +143,13 @@ class Dispatcher:
         """Send what may be sent now: questions that have to be answered first, then lines."""
         while not self.admission.why_not():
             line = self.lines.head
-            if line is not None and self.readiness.is_paused(line):
+            if line is not None and (self.readiness.is_paused(line) or self.readiness.refit(line)):
                 self.lines.end_turn()
                 continue
             question = self.readiness.next_question(line)
             if question is not None and self._has_place_for(question):
+                if not question.is_light:
+                    self.own_use.note([question.served_model])
                 self.calls.submit(self.readiness.call(question))
             elif question is None and line is not None and self._has_place_for(line):
                 self._send_line(self.lines.take())
@@ -149,14 +159,15 @@ class Dispatcher:
     def _has_place_for(self, subject: Subject) -> bool:
         """`subject` may be sent beside the calls in flight. What needs the backend alone waits for the end of all."""
         at_work = self.calls.computing
-        if any(call.subject.needs_alone for call in at_work):
-            return False
         if isinstance(subject, Question) and not subject.needs_alone:
-            return all(call.subject != subject for call in self.calls.in_flight)
-        if subject.needs_alone:
-            return not at_work and retrying(self.shared.take_backend_alone)
+            is_free = all(call.subject.most_together != 1 for call in at_work)
+            return is_free and all(call.subject != subject for call in self.calls.in_flight)
+        if not self.company.has_place_for(subject, at_work, self.shared.room):
+            return False
+        if subject.most_together is not None:
+            return retrying(self.shared.take_backend_alone)
         retrying(self.shared.give_backend_back)
-        return len(at_work) < self.shared.room
+        return True
 
     def _send_line(self, line: Line) -> None:
         try:
@@ -171,6 +182,7 @@ class Dispatcher:
             self.lines.done(line)
             self.answers.add(call)
             return
+        self.own_use.note([line.served_model])
         failpoints.reach("before_send")
         self.calls.submit(call)
         if question := self.readiness.question_beside(line):
@@ -188,8 +200,10 @@ class Dispatcher:
 
     def _note(self, call: Call[Subject]) -> None:
         if is_question(call):
+            self.shared.note_answer(call)
             for settled in self.readiness.note_answer(call):
-                self.answers.add(settled)
+                self._note_judged(settled)
+            self._claim_anew_if_refitted()
             return
         assert is_line(call)
         self.lines.done(call.subject)
@@ -197,7 +211,19 @@ class Dispatcher:
         self.admission.note(call)
         self.line_calls.note(call)
         if self.readiness.note_line(call):
-            self.answers.add(call)
+            self._note_judged(call)
+        self._claim_anew_if_refitted()
+
+    def _claim_anew_if_refitted(self) -> None:
+        if self.readiness.take_refitted():
+            self.lines.end_turn()
+
+    def _note_judged(self, call: Call[Line]) -> None:
+        """It is known whether the line is charged, and among how many others it is sent again."""
+        self.company.note(call)
+        if call.most_together is not None:
+            self.lines.end_turn()  # the lines that were in flight go first
+        self.answers.add(call)
 
     def _store(self) -> None:
         group = self.answers.take()

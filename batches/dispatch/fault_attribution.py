@@ -6,11 +6,12 @@ brings it back; a failure without the proof is charged to no line. A line that f
 proof. So a line that breaks a server is charged itself, the lines behind it are charged nothing, and nothing has to be
 remembered beyond the rows.
 
-If several calls were in flight when the server went away or hung, any of them may be the cause: none is charged,
-and each line is tried again alone.
+If several calls were in flight when the server went away or hung, any of them may be the cause: none is charged, and
+the lines are split. Half as many are in flight together when they are sent again, and no other line beside them; the
+half under which the server breaks down again is split further, down to a line alone (company.py).
 
 The failures in SUSPECT wait for a trial before they are stored: they speak against the model or the server unless the
-trial goes well.
+trial goes well. What looks like want of memory is charged to a line only if it was alone, like a breakdown.
 """
 
 from collections import defaultdict
@@ -68,7 +69,10 @@ class FaultAttribution:
         settled = self._suspects.pop(key, [])
         for call in settled:
             if call.reply is not None:
-                call.reply, call.is_charged = replace(call.reply, verdict=SUSPECT[call.verdict]), True
+                if call.verdict is Verdict.UNLOADABLE and call.was_shared:
+                    call.most_together = half(call)
+                call.is_charged = call.most_together is None
+                call.reply = replace(call.reply, verdict=SUSPECT[call.verdict])
         return settled
 
     def not_passed(self, key: Key) -> list[Call[Line]]:
@@ -96,6 +100,9 @@ class ModelHealth:
                 self.prove()
             case Verdict.FAILED | Verdict.CRASHED:
                 call.is_charged = self.is_proven and not is_anyones(call)
+                if is_breakdown(call):
+                    # Of a model that just answered others, a line that took too long did so by itself.
+                    call.most_together = 1 if call.timed_out and self.is_proven else half(call)
                 self.is_proven = False
                 self._failing.add(call.subject.pk)
             case Verdict.UNCHECKED:
@@ -119,3 +126,9 @@ def is_breakdown(call: Call[Line]) -> bool:
 def is_anyones(call: Call[Line]) -> bool:
     """A breakdown that another call may have caused."""
     return is_breakdown(call) and (call.was_shared or call.running_since is None)
+
+
+def half(call: Call[Line]) -> int:
+    """Half as many lines as were in flight at once, or as might have been: among so many at most, itself among them,
+    the line is sent again."""
+    return -(-min(call.together, call.subject.most_together or call.together) // 2)

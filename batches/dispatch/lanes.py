@@ -7,15 +7,21 @@ on a real Ollama with four slots and six prompts: 1,829 tokens were read, 4,020 
 and 6,218 with one call more than slots, which starts in whatever slot becomes free. Pure.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from batches.lines import prompt
 from batches.models import Line
 
-# Lines for each lane that are looked at before some of them are claimed: as far as a lane sees other groups.
-LOOK_AHEAD = 64
+# Lines that are looked at before some of them are claimed, for each lane and in all: so far a lane sees other groups.
+# To look further costs more than a beginning that is read twice.
+LOOK_AHEAD, MOST_AHEAD = 64, 512
+
+
+def look_ahead(lanes: Sequence["Lane"], size: int) -> int:
+    """How many of the waiting lines `choose` needs."""
+    return max(min(LOOK_AHEAD * len(lanes), MOST_AHEAD), size * len(lanes))
 
 
 class Waiting(NamedTuple):
@@ -52,13 +58,14 @@ class Lane:
             self.ready.appendleft(other.ready.pop())
 
     def is_low(self, size: int) -> bool:
+        """It is time to claim lines, `size` for each lane that has fewer."""
         return len(self.ready) * 2 <= size
 
 
 def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list[list[Waiting]]:
-    """For each lane the lines to claim, `size` at most and only if it is low on lines.
+    """For each lane the lines to claim: `size` at most, and none if it has so many.
 
-    `waiting` are the first lines that could be claimed, in order: some LOOK_AHEAD for each lane. A lane goes on with
+    `waiting` are the first lines that could be claimed, in order: `look_ahead` of them. A lane goes on with
     its group; then it takes the next group that no lane has begun; and if all are begun, it takes the second half of
     the largest rest.
     """
@@ -66,7 +73,7 @@ def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list
     begun = {id(rest.lane): rest for rest in rests if rest.lane is not None}
     fresh = deque(rest for rest in rests if rest.lane is None)
     chosen: list[list[Waiting]] = [[] for _ in lanes]
-    low = [(lane, mine) for lane, mine in zip(lanes, chosen, strict=True) if lane.is_low(size)]
+    low = [(lane, mine) for lane, mine in zip(lanes, chosen, strict=True) if len(lane.ready) < size]
     # Group by group in turn, so that the first lane does not take what would keep another one at work.
     while low and (fresh or any(rest.lines for rest in begun.values())):
         for lane, mine in low:
@@ -102,14 +109,19 @@ def _largest(rests: Collection[_Rest]) -> _Rest:
 
 
 def _rests(waiting: Sequence[Waiting], lanes: Sequence[Lane]) -> list[_Rest]:
-    last = sorted(((lane.last, lane) for lane in lanes if lane.last is not None), key=lambda each: each[0])
+    at_work: defaultdict[bytes | int, list[tuple[Waiting, Lane]]] = defaultdict(list)
+    for lane in lanes:
+        if lane.last is not None:
+            at_work[lane.last.group].append((lane.last, lane))
+    for beside in at_work.values():
+        beside.sort(key=lambda each: each[0], reverse=True)
     rests: list[_Rest] = []
     previous: bytes | int | None = None
     for line in waiting:
         group = line.group
-        lane = next((lane for position, lane in reversed(last) if position < line and position.group == group), None)
-        if not rests or group != previous or rests[-1].lane is not lane:
-            rests.append(_Rest(lane, ()))
+        mine = next((lane for position, lane in at_work.get(group, ()) if position < line), None)
+        if not rests or group != previous or rests[-1].lane is not mine:
+            rests.append(_Rest(mine, ()))
         rests[-1].lines.append(line)
         previous = group
     return rests

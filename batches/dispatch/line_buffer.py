@@ -11,6 +11,7 @@ from batches.scheduling import turns
 from common.database import retrying
 
 MOST_CLAIMED = 64
+LEAST_FOR_LANE = 8  # lines that one of several lanes claims while answers come fast
 
 
 class LineBuffer:
@@ -22,11 +23,12 @@ class LineBuffer:
         self._lease = lease
         self._turn: turns.Turn | None = None
         self._lanes = [Lane()]
+        self._lane_of: dict[int, Lane] = {}  # of the lines in flight
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
         self._newest: Line | None = None  # the line that was claimed last
         self._claim_size = 1
         self._model = ""  # of the line that was taken last
-        self._model_since = float("-inf")  # since then, only lines of this model were taken
+        self._model_since = float("-inf")  # since then, only lines of this model and those loaded with it were taken
 
     def __len__(self) -> int:
         return sum(len(lane.ready) for lane in self._lanes)
@@ -46,13 +48,15 @@ class LineBuffer:
         assert lane is not None
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
-        if line.model != self._model:
-            self._model, self._model_since = line.model, time.monotonic()
+        self._lane_of[line.pk] = lane
+        if not self._are_together(line.served_model, self._model):
+            self._model_since = time.monotonic()
+        self._model = line.served_model
         return line
 
     def done(self, line: Line) -> None:
         """The call for a line that was taken is over: its lane sends the next one."""
-        for lane in self._lanes:
+        if (lane := self._lane_of.pop(line.pk, None)) is not None:
             lane.in_flight.discard(line.pk)
 
     def _next_lane(self) -> Lane | None:
@@ -73,10 +77,12 @@ class LineBuffer:
             gone = self._lanes.pop()
             self._lanes[0].ready.extend(gone.ready)
             self._lanes[0].in_flight |= gone.in_flight
+            self._lane_of |= dict.fromkeys(gone.in_flight, self._lanes[0])
 
     def _size(self, room: int) -> int:
         """How many lines each lane claims at once."""
-        return max(1, max(self._claim_size, room) // len(self._lanes))
+        least = LEAST_FOR_LANE if self._claim_size > 1 < len(self._lanes) else 1
+        return max(least, max(self._claim_size, room) // len(self._lanes))
 
     def is_low(self, room: int) -> bool:
         """Half of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
@@ -87,21 +93,27 @@ class LineBuffer:
         """Claim more lines for a room of `room` calls. Call if `is_low`. `in_flight` are not answered yet."""
         self._refill(room, in_flight)
         for lane in self._lanes:
-            if not lane.ready and not lane.in_flight:
-                lane.help(max(self._lanes, key=lambda each: len(each.ready)))
+            longest = max(self._lanes, key=lambda each: len(each.ready))
+            # A lane that has one line and nothing in flight sends that line itself.
+            if not lane.ready and not lane.in_flight and (longest.in_flight or len(longest.ready) > 1):
+                lane.help(longest)
 
     def _refill(self, room: int, in_flight: Sequence[Line]) -> None:
         if self._turn is None and not len(self):
             self.choose_turn(in_flight)
         # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.
-        while self._turn is not None and (len(self) == 0 or self._last.model == self._turn.part.model):
+        while self._turn is not None and (
+            len(self) == 0 or self._are_together(self._last.served_model, self._turn.part.served_model)
+        ):
             if self._turn.is_suspicious and (len(self) or in_flight):
                 return  # lines claimed beside one that may kill its worker would be lost with it
+            if len(self) and self._turn.is_split != self._last.is_split:
+                return  # they are not in flight together, and a lane that is free would send the later ones first
             if self._claim(self._turn, self._size(room)):
                 return
             ended, self._turn = self._turn, None
             self.choose_turn(in_flight)
-            if self._turn is not None and self._turn.part.pk == ended.part.pk:
+            if self._turn is not None and self._turn.is_like(ended):
                 return  # another drive has just claimed its lines, or its batch stopped: the next look tells
 
     def _claim(self, turn: turns.Turn, size: int) -> bool:
@@ -128,7 +140,7 @@ class LineBuffer:
 
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
         """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
-        at_work = self._last.model if len(self) else in_flight[-1].model if in_flight else ""
+        at_work = self._last.served_model if len(self) else in_flight[-1].served_model if in_flight else ""
         turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=self._stayed_s(at_work))
         if turn is not None and len(self) and retrying(turns.yields, self._last.part, turn):
             self.hand_back()
@@ -140,8 +152,12 @@ class LineBuffer:
         """How long lines of the model at work alone have been sent. No time, if this drive has sent none of its lines:
         the model is just being loaded, and must not be unloaded before it answered one."""
         model = at_work or self._backend.loaded_model
-        is_new = bool(model and self._model and model != self._model)
+        is_new = bool(model and self._model) and not self._are_together(model, self._model)
         return 0.0 if is_new else time.monotonic() - self._model_since
+
+    def _are_together(self, model: str, other: str) -> bool:
+        """Both are loaded at the same time."""
+        return model == other or self._backend.base_of(model) == self._backend.base_of(other)
 
     def keep_only(self, running: set[str]) -> None:
         """Hand back the lines of all batches but the `running` ones."""

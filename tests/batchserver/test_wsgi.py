@@ -1,4 +1,4 @@
-"""Bodies of unknown length, as gunicorn's own reader gives them."""
+"""Bodies of unknown length, as gunicorn's own reader gives them, and charsets that Django does not take."""
 
 import hashlib
 import io
@@ -107,3 +107,83 @@ def test_the_answer_to_a_head_has_no_body(transactional_db, backend):
         lambda status, headers: begun.extend([status, dict(headers)]),
     )
     assert (list(body), begun[0], begun[1]["Content-Length"]) == ([], "200 OK", str(len("Ollama is running")))
+
+
+def ask(method, url, content_type):
+    """Status, headers and body of the answer to a request with this Content-Type."""
+    path, _, query = url.partition("?")
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "CONTENT_TYPE": content_type,
+        "CONTENT_LENGTH": "3",
+        "wsgi.input": io.BytesIO(b"x=1"),
+        "wsgi.url_scheme": "http",
+        "wsgi.errors": sys.stderr,
+    }
+    begun = []
+    answer = wsgi.application(environ, lambda status, headers: begun.extend([int(status[:3]), dict(headers)]))
+    content = b"".join(answer)
+    answer.close()
+    return *begun, content
+
+
+BAD_CHARSETS = [
+    "hex",
+    "zip",
+    "base64",
+    "rot13",
+    "nonsense",
+    "utf-16",
+    "idna",
+    "undefined",
+    "unicode_escape",
+    "a b",
+    "\xe4",
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "charset"),
+    [
+        *(("POST", "/v1/batches?limit=2", charset) for charset in BAD_CHARSETS),
+        *(
+            (method, url, "hex")
+            for method, url in [
+                ("POST", "/v1/files?x=1"),
+                ("GET", "/v1/files?limit=2"),
+                ("POST", "/v1/chat/completions?x=1"),
+                ("DELETE", "/v1/files/file-x?x=1"),
+                ("POST", "/v1/nope?x=1"),
+                ("POST", "/admin/login/?next=/admin/"),
+                ("GET", "/health?x=1"),
+                ("POST", "/metrics?x=1"),
+                ("POST", "/?x=1"),
+            ]
+        ),
+    ],
+)
+def test_a_charset_that_nobody_can_read_is_a_400_everywhere(db, method, url, charset):
+    status, headers, content = ask(method, url, f'application/json; charset="{charset}"')
+    assert (status, headers["Content-Type"]) == (400, "application/json")
+    told = json.loads(content)["error"]["message"]
+    assert told == f"Unsupported charset '{charset}' in the Content-Type. Send the body in UTF-8."
+    assert "x-request-id" in headers
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    ["charset*=nonsense''utf-8", "charset*=utf-8''hex", "charset*0=he; charset*1=x", "boundary*=nonsense''b"],
+)
+def test_a_coded_parameter_is_a_400_too(db, parameter):
+    status, _, content = ask("POST", "/v1/batches?x=1", f"application/json; {parameter}")
+    assert status == 400
+    assert json.loads(content)["error"]["message"].startswith("Unsupported charset '")
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "latin-1", "ascii", "cp1252", "gbk", "utf-8-sig", ""])
+def test_a_charset_of_texts_is_taken(db, charset):
+    assert ask("GET", "/v1/files?limit=2", f"text/plain; charset={charset}")[0] == 200

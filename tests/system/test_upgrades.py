@@ -138,7 +138,7 @@ FORMS = {
     "0004 of 3970214": ("0004", [*NO_REPEATED, BATCH_INDEX, WINDOW_CHANGED_AT]),
     "0004 of aca1074": ("0004", [*NO_REPEATED, WINDOW_CHANGED_AT]),
     "0004 of 16aeae4": ("0004", [WINDOW_CHANGED_AT]),
-    "0004 of 53ccd50, and all after it": (None, [*NO_REPEATED, BATCH_INDEX, NO_NEEDS_ALONE, WINDOW_CHANGED_AT]),
+    "0004 of 53ccd50, and all up to 0007": ("0007", [*NO_REPEATED, BATCH_INDEX, NO_NEEDS_ALONE, WINDOW_CHANGED_AT]),
     "0001 of 4a54c07": ("0001", [*NO_TRIALS, NO_REVOKED_AT, NO_REMEMBERED, *NO_LISTED]),
     "0001 of ccd59a9": ("0001", [*NO_TRIALS, NO_REVOKED_AT, NO_REMEMBERED]),
     "0001 of 3313378": ("0001", [*NO_TRIALS, NO_REVOKED_AT]),
@@ -184,7 +184,7 @@ def test_the_repeats_that_were_not_counted_are(migrated, create, work):
     batch_id = create(lines)["id"]
     work.validate(batch_id)
     Line.objects.filter(custom_id="a").update(state=LineState.SUCCEEDED)
-    execute(*FORMS["0004 of 53ccd50, and all after it"][1])
+    execute(*FORMS["0004 of 3970214"][1])
 
     call_command("migrate", verbosity=0)
 
@@ -218,6 +218,9 @@ RELEASED = {
     "batches/0005_stalls_and_failed_parts": "2cee1a48e2b806fa",
     "batches/0006_names_and_faults_of_the_tick": "ea4a9786607bea42",
     "batches/0007_counted_slots": "a5183d47fc2da2d0",
+    "batches/0008_persons_and_others": "fd48f1457cb7575c",
+    "batches/0009_split_lines": "6a7d0d8c409f788c",
+    "batches/0010_fitted_contexts": "83fe472378131e51",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
     "files_api/0001_initial": "16ce9eefd037e6b9",

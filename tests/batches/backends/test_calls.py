@@ -1,5 +1,6 @@
 """Calls in flight, against a real socket: how long they took, and that one leaves nothing behind for the next."""
 
+import gzip
 import json
 import re
 import socket
@@ -8,15 +9,17 @@ import time
 from contextlib import suppress
 
 import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Response
 
 from batches import backends, registry
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call, CallPool
-from batches.backends.connection import Connection
+from batches.backends.connection import Server
 from batches.backends.replies import Verdict
 from tests.conftest import CHAT, line
-from tests.fake_backend import Action
-from tests.stack import eventually
+from tests.fake_backend import Action, answer
+from tests.stack import eventually, free_port
 
 
 @pytest.fixture
@@ -62,6 +65,79 @@ def test_a_question_after_a_call_that_was_cut_is_asked(pool, backend):
     pool.submit(question)
     assert finished(pool, question).verdict is Verdict.ANSWERED
     assert question.result[0] == 200
+
+
+def test_many_calls_in_flight_keep_their_answers(pool, backend):
+    calls = {text: call(text) for text in map(str, range(100))}
+    for each in calls.values():
+        pool.submit(each)
+    for text, each in calls.items():
+        finished(pool, each)
+        assert each.reply.verdict is Verdict.ANSWERED
+        assert text in each.reply.body
+    assert sum(thread.name == "transfers" for thread in threading.enumerate()) == 1
+
+
+def test_a_call_that_is_cut_ends_alone_and_the_server_knows(pool, backend):
+    for text in ("a", "b", "c"):
+        backend.on(text, Action(hang=True) if text == "b" else Action(delay_s=1.0))
+    calls = [call(text) for text in "abc"]
+    for each in calls:
+        pool.submit(each)
+    eventually(lambda: len(backend.seen) == 3, within_s=10)
+    pool.cut(calls[1])
+    assert finished(pool, calls[1]).verdict is Verdict.CUT
+    seen = next(each for each in backend.seen if each.key == "b")
+    eventually(lambda: seen.left < float("inf"), within_s=10)
+    assert [finished(pool, each).verdict for each in (calls[0], calls[2])] == [Verdict.ANSWERED] * 2
+
+
+@pytest.mark.parametrize(
+    ("action", "verdict", "code"),
+    [
+        (Action(reset=True), Verdict.CRASHED, "backend_crash"),
+        (Action(cut_after=20), Verdict.CRASHED, "backend_crash"),
+        (Action(body=b"not gzip", headers={"Content-Encoding": "gzip"}), Verdict.CRASHED, "backend_crash"),
+        (Action(body=b"x" * 3000), Verdict.FAILED, "reply_too_large"),
+        (
+            Action(body=gzip.compress(b"x" * 10**6), headers={"Content-Encoding": "gzip"}),
+            Verdict.FAILED,
+            "reply_too_large",
+        ),
+    ],
+)
+def test_what_is_no_whole_answer(backend, action, verdict, code):
+    pool = CallPool(BackendKind(), Server(backend.url, max_reply_bytes=2000))
+    try:
+        for text in ("first", "second"):  # nothing is left for the next call
+            backend.always(text, action)
+            each = call(text)
+            pool.submit(each)
+            reply = finished(pool, each).reply
+            assert (reply.verdict, reply.code) == (verdict, code)
+    finally:
+        pool.close()
+
+
+def test_a_server_that_takes_no_connection_got_nothing():
+    pool = CallPool(BackendKind(), Server(f"http://127.0.0.1:{free_port()}"))
+    try:
+        each = call("a")
+        pool.submit(each)
+        assert finished(pool, each).verdict is Verdict.UNREACHABLE
+    finally:
+        pool.close()
+
+
+def test_a_pool_that_is_closed_cuts_its_calls_and_ends_its_thread(backend):
+    backend.always("long", Action(hang=True))
+    pool = CallPool(BackendKind(), Server(backend.url))
+    pool.submit(call("long"))
+    eventually(lambda: backend.seen, within_s=10)
+    pool.close()
+    pool.close()
+    eventually(lambda: backend.seen[0].left < float("inf"), within_s=10)
+    eventually(lambda: all(thread.name != "transfers" for thread in threading.enumerate()), within_s=10)
 
 
 def http(text, *, headers=b""):
@@ -121,7 +197,7 @@ class Answering:
 )
 def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
     server = Answering(more, late=late)
-    pool = CallPool(BackendKind(), lambda: Connection(server.url))
+    pool = CallPool(BackendKind(), Server(server.url))
     try:
         for text in ("first", "second", "third"):
             each = call(text)
@@ -132,3 +208,67 @@ def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
     finally:
         pool.close()
         server.listener.close()
+
+
+class Vllm:
+    """A vLLM that takes priorities, ignores them, or refuses them as some versions do."""
+
+    def __init__(self, http, *, refuses=False, fails=False):
+        self.refuses, self.fails = refuses, fails
+        self.priorities = []
+        http.expect_request(CHAT, method="POST").respond_with_handler(self.answer)
+
+    def answer(self, request):
+        body = request.get_json()
+        self.priorities.append(body.get("priority"))
+        if self.fails or (self.refuses and body.get("priority")):
+            message = "Got priority 1000000 but Priority scheduling is not enabled."
+            error = {"object": "error", "message": message, "type": "BadRequestError", "param": None, "code": 400}
+            return Response(json.dumps(error), status=400, content_type="application/json")
+        return Response(json.dumps(answer(CHAT, body, 4096)), content_type="application/json")
+
+
+@pytest.fixture
+def vllm_pool(settings):
+    with HTTPServer() as http:
+        settings.BACKEND_URL = http.url_for("").rstrip("/")
+        pool = backends.open_calls("vllm")
+        yield pool, http
+        pool.close()
+
+
+def ask_vllm(pool, *priorities):
+    verdicts = []
+    for priority in priorities:
+        body = line("hello")["body"] | ({} if priority is None else {"priority": priority})
+        one = Call(None, CHAT, body, 10.0)
+        pool.submit(one)
+        verdicts.append(finished(pool, one).verdict)
+    return verdicts
+
+
+def test_lines_stand_behind_persons_at_a_vllm_and_keep_their_order(vllm_pool):
+    pool, http = vllm_pool
+    server = Vllm(http)
+    assert set(ask_vllm(pool, None, 0, 3, -5)) == {Verdict.ANSWERED}
+    none, zero, after, before = server.priorities
+    assert 0 < before < none == zero < after  # a person's has 0
+
+
+def test_a_vllm_that_refuses_priorities_is_asked_without_them_from_then_on(vllm_pool):
+    pool, http = vllm_pool
+    server = Vllm(http, refuses=True)
+    assert set(ask_vllm(pool, None, None)) == {Verdict.ANSWERED}
+    assert [bool(each) for each in server.priorities] == [True, False, False]
+
+
+@pytest.mark.parametrize("priority", ["high", 2**63, None])
+def test_a_line_that_is_refused_for_itself_takes_no_priority_from_others(vllm_pool, priority):
+    pool, http = vllm_pool
+    server = Vllm(http, fails=True)
+    assert ask_vllm(pool, priority) == [Verdict.REFUSED]
+    assert server.priorities[-1] == priority  # as it was written
+    server.fails = False
+    server.priorities.clear()
+    ask_vllm(pool, None)
+    assert server.priorities[0] > 0

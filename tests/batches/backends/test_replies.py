@@ -1,6 +1,7 @@
 """What the replies of each kind of model server mean."""
 
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,45 @@ CHAT = "/v1/chat/completions"
 def judge(kind, status, body, endpoint=CHAT):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return backends.kind_named(kind).judge(endpoint, status, content)
+
+
+# Ollama, vLLM, llama.cpp's router, LocalAI, llama-swap (now and once), LM Studio, LiteLLM, Triton, Xinference, others.
+SAID_OF_A_MISSING_MODEL = """
+    model 'x' not found | model "x" not found, try pulling it first | The model `x` does not exist. | no such model
+    The model `x` does not exist or you do not have access to it. | model "x" not found. To see available models, call
+    No such model: x | no such model 'x' | Unknown model: x | unknown model "x" | Invalid model: x | Model Not Exist
+    no router for requested model | no local server found for requested model | no peer found for requested model
+    local model x not found | could not find real modelID for x | peer model not found | llama-swap: no router for model
+    Invalid model identifier "x". Please specify a valid downloaded model (e.g., y). | No models loaded. Load one
+    Invalid model name passed in model=x. Call `/v1/models` | Request for unknown model: 'x' is not found
+    Model not found in the model list, uid: x | Model not found, inaccessible | model name=x is not found
+    No models are currently loaded. | Could not find model with id x | Cannot find model x | Unable to find model 'x'
+    There is no model named x | No model named 'x' | error: model not found | Error: The requested model x is unknown
+    No model or adapter found for x | Failed to find model x | Unsupported model x | no backend found for model x
+    The specified model 'x' was not found | Can't find model x | "model 'x' not found" | NotFoundError: The model `x` is
+    Model with name x does not exist. | This model is not available | 404: model not found | Model x is not loaded
+"""
+# A line chooses the id of a file, a response, a prompt or a tool.
+SAID_OF_SOMETHING_ELSE = """
+    Response with id 'resp_my_model_1' not found. | no such model.txt: model | Item 'model' not found | no such thing
+    No such File object: no such model | LoRA adapter the-model does not exist | File 'unknown model' not found
+    'my model' not found | x model not found | could not find tool model | Cannot find image of the model | no router
+    Conversation with id 'model' not found | unknown tool 'model' | invalid file id: model | no such prompt: model
+    Unknown conversation 'no such model' | no route for /v1/models/x | 'model' not found | model-card.pdf not found
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        *((said, Verdict.MODEL_MISSING) for said in re.split(r"\s+\|\s+|\n\s+", SAID_OF_A_MISSING_MODEL.strip())),
+        *((said, Verdict.REFUSED) for said in re.split(r"\s+\|\s+|\n\s+", SAID_OF_SOMETHING_ELSE.strip())),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "vllm", "llama-server"])
+def test_a_missing_model_is_told_by_the_beginning_of_the_servers_own_words(kind, said, verdict):
+    assert judge(kind, 404, {"error": {"message": said, "type": "not_found_error", "code": 404}}).verdict is verdict
+    assert judge(kind, 404, {"error": said}).verdict is verdict
 
 
 ASKED = {"model": "m", "input": "x", "prompt": "x", "messages": [{"content": "x"}]}
@@ -36,6 +76,14 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
         ("vllm", 404, {"detail": "Not Found"}, "/v1/embeddings", Verdict.ENDPOINT_MISSING),
         ("llama-server", 404, error_body("File Not Found", "not_found_error"), CHAT, Verdict.ENDPOINT_MISSING),
         ("vllm", 404, error_body("no such thing"), CHAT, Verdict.REFUSED),
+        (
+            "vllm",
+            500,
+            error_body("EngineCore encountered an issue. See stack trace (above) for the root cause."),
+            CHAT,
+            Verdict.CRASHED,
+        ),
+        ("vllm", 500, error_body("bad: EngineCore encountered an issue"), CHAT, Verdict.FAILED),
         ("ollama", 400, error_body("embedding contains NaN or Inf"), "/v1/embeddings", Verdict.FAILED),
         ("ollama", 500, error_body("model requires more system memory"), CHAT, Verdict.UNLOADABLE),
         ("ollama", 500, error_body("llama-server process has terminated: signal: killed"), CHAT, Verdict.CRASHED),
@@ -94,6 +142,11 @@ def test_verdicts(kind, status, body, endpoint, verdict):
         'do embedding request: Post "http://127.0.0.1:36489/v1/embeddings": context deadline exceeded',
         "context canceled",
         "GGML_ASSERT(n_tokens <= n_batch) failed",
+        # The runner's answer to /detokenize and /tokenize, and its last word.
+        "invalid character '<' looking for beginning of value",
+        "json: cannot unmarshal string into Go struct field .tokens of type []int",
+        "Deepseek2 does not support K-shift",
+        "Vulkan is required",
     ],
 )
 def test_whatever_an_embedding_fails_of_is_a_crash_if_it_is_no_known_fault_of_the_input(message):
@@ -135,10 +188,36 @@ def test_a_known_fault_of_an_embeddings_input_is_the_lines_own(message):
         "an error was encountered while running the model: unexpected EOF",
         "error reading llama-server chat response: read tcp 127.0.0.1:1->127.0.0.1:2: connection reset by peer",
         'llama-server apply-template error: Post "http://127.0.0.1:36000/apply-template": EOF',
+        'Post "http://127.0.0.1:36000/v1/chat/completions": dial tcp 127.0.0.1:36000: connect: connection refused',
+        "an unknown error was encountered while running the model ",
+        'POST predict: Post "http://127.0.0.1:36000/completion": EOF',
+        "llama runner process no longer running: 2 error: invalid input",
+        "unexpected EOF",
+        "CUDA error: out of memory",
+        # What the runner logged last is no answer to this request.
+        'model runner has unexpectedly stopped: {"error":{"code":400,"message":"no","type":"invalid_request_error"}}',
     ],
 )
 def test_a_chat_whose_runner_died_is_a_crash(message):
     assert judge("ollama", 500, error_body(message)).verdict is Verdict.CRASHED
+
+
+@pytest.mark.parametrize(
+    "words", ["connection refused", "CUDA error", "unexpected EOF", "out of memory", "failed to load model"]
+)
+@pytest.mark.parametrize(
+    "message",
+    [
+        'llama-server returned invalid tool call arguments for "{}": unexpected end of JSON input',
+        "error parsing tool call: raw='{}', err=unexpected end of JSON input",
+        "failed to parse XML: {}",
+        'template: :1:2: executing "" at <index .Messages 9>: error calling index: {}',
+        "tool '{}' not found",
+        'invalid format: {}; expected "json" or a valid JSON Schema object',
+    ],
+)
+def test_words_of_the_line_or_of_its_answer_say_nothing_about_the_server(words, message):
+    assert judge("ollama", 500, error_body(message.format(words))).verdict is Verdict.FAILED
 
 
 TOO_LONG = "request (7011 tokens) exceeds the available context size (4096 tokens), try increasing it"
@@ -198,6 +277,78 @@ def test_an_error_in_an_error_is_unwrapped_and_has_openais_code(endpoint, status
     error = json.loads(judge("ollama", status, body, endpoint).body)["error"]
     kind = "invalid_request_error" if status < 500 else "server_error"
     assert error == {"message": message, "type": kind, "param": param or (code and "messages"), "code": code}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "the input length exceeds the context length",
+        "input after truncation exceeds maximum context length",
+        "input exceeds maximum context length and cannot be truncated further",
+        "the prompt is longer than the context length currently available to the model; …",
+        "prompt too long; exceeded max context length by 3 tokens",
+        TOO_LONG,
+        "the request exceeds the available context size. try increasing the context size",
+        "input is larger than the max context size. skipped",
+        "This model's maximum context length is 64 tokens. However, your prompt contains 65 input tokens, which …",
+        "Input length (70) exceeds model's maximum context length (64).",
+        "The decoder prompt (length 70) is longer than the maximum model length of 64. Make sure …",
+        "The decoder prompt (length 64) plus the number of requested output tokens (at least 1) is longer than the "
+        "maximum model length of 64.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 99. This model's maximum context length is 64 …",
+        "You passed 60 input tokens and requested 9 output tokens. However, the model's context length …",
+        "Your input exceeds the context window of this model. Please adjust your input and try again.",
+        "Trying to keep the first 4957 tokens when context the overflows. However, …",
+        "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens and 1000 `max_new_tokens`",
+    ],
+)
+@pytest.mark.parametrize("kind", ["ollama", "vllm", "llama-server", "openai"])
+def test_a_prompt_that_is_too_long_has_openais_code_in_whatever_words(kind, message):
+    assert json.loads(judge(kind, 400, error_body(message)).body)["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "What is a context window? is not a valid role",
+        'invalid reasoning value: "the context size exceeds the context length"',
+        "unknown tool: multimodal data provided, context size",
+        'Invalid value: "image input is not supported".',
+        "temperature must be at most 2, not 'this model's maximum context length is 1'",
+    ],
+)
+def test_words_that_an_error_repeats_give_it_no_code(message):
+    body = error_body(message)
+    assert json.loads(judge("vllm", 400, body).body) == body
+
+
+@pytest.mark.parametrize("kind", ["ollama", "llama-server", "openai"])
+@pytest.mark.parametrize("endpoint", [CHAT, "/v1/completions", "/v1/embeddings", "/v1/responses"])
+@pytest.mark.parametrize(
+    ("before", "message", "type_", "status", "code"),
+    [
+        ("llama-server apply-template error: ", "roles must alternate", "invalid_request_error", 400, None),
+        ("", TOO_LONG, "exceed_context_size_error", 400, "context_length_exceeded"),
+        ("tokenize error: ", "too many bytes", "invalid_request_error", 413, None),
+        ("", "'messages' is no array", "invalid_request_error", 422, None),
+    ],
+)
+def test_a_refusal_in_an_http_500_is_a_refusal(kind, endpoint, before, message, type_, status, code):
+    reply = judge(kind, 500, error_body(before + runners(message, type_, status)), endpoint)
+    error = json.loads(reply.body)["error"]
+    assert (reply.verdict, reply.status) == (Verdict.REFUSED, status)
+    assert (error["message"], error["type"], error["code"]) == (before + message, "invalid_request_error", code)
+
+
+@pytest.mark.parametrize(("status", "inner"), [(500, 500), (500, 503), (500, 404), (500, 401), (502, 502)])
+def test_another_status_in_an_http_500_refuses_no_line(status, inner):
+    reply = judge("ollama", status, error_body(runners("no", "server_error", inner)))
+    assert reply.verdict is not Verdict.REFUSED
+
+
+def test_json_that_an_error_quotes_is_left_in_it():
+    said = f"unknown key in {runners('no')} at position 3"
+    assert json.loads(judge("ollama", 400, error_body(said)).body) == error_body(said)
 
 
 @pytest.mark.parametrize("kind", ["ollama", "llama-server", "openai"])

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from batches.backends import slots
-from batches.backends.connection import Connection, Cut
+from batches.backends.connection import Connection, Cut, Server
 from batches.backends.ollama import Ollama
 
 REQUESTS = Ollama().slot_requests("/v1/chat/completions", "tiny")
@@ -54,7 +54,7 @@ def server(computes_at_once, pieces=(20, 20), status=200, pause_s=0.005):
 
 
 def counted(url, *, is_cut=lambda: False):
-    return slots.count(lambda: Connection(url), REQUESTS, is_cut=is_cut)
+    return slots.count(lambda: Connection(Server(url)), REQUESTS, is_cut=is_cut)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -90,6 +90,6 @@ def test_the_count_is_broken_off_for_a_person():
         counted(url, is_cut=lambda: True)
 
 
-def test_embeddings_are_not_streamed_and_so_their_slots_are_not_counted():
-    assert Ollama().slot_requests("/v1/embeddings", "tiny") == []
+def test_embeddings_are_not_streamed_and_so_the_slots_of_their_model_are_counted_by_chats():
+    assert Ollama().slot_requests("/v1/embeddings", "tiny") == REQUESTS
     assert [path for path, _ in Ollama().slot_requests("/v1/completions", "tiny")] == ["/v1/completions"] * 2

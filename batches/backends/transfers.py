@@ -1,0 +1,231 @@
+"""Requests to the model server, many at once: one thread with many sockets, by libcurl.
+
+A thread a request would fight the drive's thread for Python's lock: with 64 in flight, a statement to the database
+waits 0.7 ms for the lock alone.
+"""
+
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import certifi
+import pycurl
+
+from batches.backends.connection import Cut, ReplyTooLarge, Server
+from common.sockets import CONNECT_TIMEOUT_S
+
+# Errors of a request that the server never saw; after any other error, the server may have seen it.
+NEVER_SENT = {
+    pycurl.E_COULDNT_RESOLVE_PROXY,
+    pycurl.E_COULDNT_RESOLVE_HOST,
+    pycurl.E_COULDNT_CONNECT,
+    pycurl.E_OPERATION_TIMEDOUT,  # of connecting: no other time is limited
+    pycurl.E_SSL_CONNECT_ERROR,
+    pycurl.E_PEER_FAILED_VERIFICATION,
+    pycurl.E_SSL_CERTPROBLEM,
+    pycurl.E_SSL_CIPHER,
+    pycurl.E_SSL_CACERT_BADFILE,
+}
+
+
+class NeverSent(Exception):
+    """The server did not take the connection."""
+
+
+class Broken(Exception):
+    """The server broke the connection, or sent what is no HTTP. The text says which, and holds nothing of the body."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    content: bytes
+    retry_after_s: float  # 0 if the server did not ask for a wait
+
+
+Outcome = Answer | Cut | ReplyTooLarge | NeverSent | Broken
+
+
+@dataclass(eq=False)
+class _Transfer:
+    request: object
+    done: Callable[[Outcome], None]
+    handle: pycurl.Curl
+    content: bytearray = field(default_factory=bytearray)
+    is_too_large: bool = False
+
+
+class Transfers:
+    """POSTs to one server, each over a connection of its own: Connection says why. Uses neither proxies nor .netrc of
+    the environment, and follows no redirect.
+
+    The thread starts with the first `post`. `close` ends it; what was in flight is cut.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._orders: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+        self._is_awake = False
+        self._is_closed = False
+        # For the thread alone, from here on.
+        self._running: dict[object, _Transfer] = {}  # by request
+        self._by_handle: dict[pycurl.Curl, _Transfer] = {}
+        self._handles: list[pycurl.Curl] = []
+        self._due: float | None = None  # when libcurl wants to be called without an event
+
+    def post(self, request: object, path: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+        """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
+        once. `request` names the transfer for `cut`. There is no deadline but that of connecting."""
+        if self._thread is None:
+            self._reader, self._writer = socket.socketpair()
+            self._reader.setblocking(False)
+            self._writer.setblocking(False)
+            # A daemon: a transfer that cannot be ended must not keep the process from exiting.
+            self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)
+            self._thread.start()
+        self._order(lambda: self._begin(request, path, content, done))
+
+    def cut(self, request: object) -> None:
+        """End the transfer of `request`, and its connection with it. Does nothing if there is none."""
+        if self._thread is not None:
+            self._order(lambda: self._cut(request))
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._thread is not None:
+            self._order(self._stop)
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.append(order)
+        if not self._is_awake:
+            self._is_awake = True
+            with suppress(OSError):  # full: it is awake; closed: it has ended
+                self._writer.send(b"\0")
+
+    # In the thread
+
+    def _run(self) -> None:
+        self._multi = pycurl.CurlMulti()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._reader, selectors.EVENT_READ)
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
+        while not self._is_closed:
+            for key, events in self._selector.select(self._patience_s()):
+                if key.fileobj is self._reader:
+                    self._take_orders()
+                else:
+                    self._multi.socket_action(key.fd, events)  # EVENT_READ and EVENT_WRITE are CSELECT_IN and _OUT
+            if self._due is not None and self._due <= time.monotonic():
+                self._due = None
+                self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+            self._collect()
+        for transfer in list(self._running.values()):
+            self._end(transfer, Cut())
+        self._multi.close()
+        self._selector.close()
+        self._reader.close()
+        self._writer.close()
+
+    def _patience_s(self) -> float | None:
+        return None if self._due is None else max(0.0, self._due - time.monotonic())
+
+    def _take_orders(self) -> None:
+        with suppress(BlockingIOError):
+            self._reader.recv(2**12)
+        # Before the orders are read: another thread that orders now wakes this one again.
+        self._is_awake = False
+        while self._orders:
+            self._orders.popleft()()
+
+    def _stop(self) -> None:
+        self._is_closed = True
+
+    def _watch(self, event: int, fd: int, _multi: object, _data: object) -> None:
+        if event == pycurl.POLL_REMOVE:
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(fd)
+            return
+        events = (event & pycurl.POLL_IN and selectors.EVENT_READ) | (event & pycurl.POLL_OUT and selectors.EVENT_WRITE)
+        if fd in self._selector.get_map():
+            self._selector.modify(fd, events)
+        else:
+            self._selector.register(fd, events)
+
+    def _set_timer(self, timeout_ms: int) -> None:
+        self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
+
+    def _begin(self, request: object, path: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+        handle = self._handles.pop() if self._handles else self._new_handle()
+        transfer = _Transfer(request, done, handle)
+        most_bytes = self._server.max_reply_bytes
+
+        def write(chunk: bytes) -> int:
+            # Counted after decompression: a small reply may unpack into a huge one.
+            if len(transfer.content) + len(chunk) > most_bytes:
+                transfer.is_too_large = True
+                return 0
+            transfer.content += chunk
+            return len(chunk)
+
+        handle.setopt(pycurl.URL, self._server.base_url + path)
+        handle.setopt(pycurl.POSTFIELDS, content)
+        handle.setopt(pycurl.WRITEFUNCTION, write)
+        self._running[request] = self._by_handle[handle] = transfer
+        self._multi.add_handle(handle)
+
+    def _new_handle(self) -> pycurl.Curl:
+        handle = pycurl.Curl()
+        authorities = ssl.get_default_verify_paths()  # reads SSL_CERT_FILE and SSL_CERT_DIR, as Python does
+        for option, value in (
+            (pycurl.HTTPHEADER, [f"{name}: {text}" for name, text in self._server.headers.items()] + ["Expect:"]),
+            (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
+            (pycurl.ACCEPT_ENCODING, "gzip, deflate"),
+            (pycurl.CONNECTTIMEOUT_MS, int(CONNECT_TIMEOUT_S * 1000)),
+            (pycurl.FRESH_CONNECT, True),
+            (pycurl.FORBID_REUSE, True),
+            (pycurl.FOLLOWLOCATION, False),
+            (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
+            (pycurl.PROXY, ""),
+            (pycurl.NOSIGNAL, True),  # of several threads, none may take SIGALRM
+            (pycurl.CAINFO, authorities.cafile or certifi.where()),
+        ):
+            handle.setopt(option, value)
+        return handle
+
+    def _cut(self, request: object) -> None:
+        if transfer := self._running.get(request):
+            self._end(transfer, Cut())
+
+    def _collect(self) -> None:
+        more = 1
+        while more:
+            more, whole, failed = self._multi.info_read()
+            for handle in whole:
+                transfer = self._by_handle[handle]
+                status, retry_after_s = handle.getinfo(pycurl.RESPONSE_CODE), float(handle.getinfo(pycurl.RETRY_AFTER))
+                self._end(transfer, Answer(status, bytes(transfer.content), retry_after_s))
+            for handle, code, text in failed:
+                transfer = self._by_handle[handle]
+                self._end(transfer, _error(transfer, code, text))
+
+    def _end(self, transfer: _Transfer, outcome: Outcome) -> None:
+        handle = transfer.handle
+        del self._running[transfer.request], self._by_handle[handle]
+        self._multi.remove_handle(handle)  # closes its connection
+        handle.setopt(pycurl.POSTFIELDS, b"")  # it keeps no prompt
+        self._handles.append(handle)
+        transfer.done(outcome)
+
+
+def _error(transfer: _Transfer, code: int, text: str) -> Outcome:
+    if transfer.is_too_large:
+        return ReplyTooLarge()
+    return NeverSent(text) if code in NEVER_SENT else Broken(text)
