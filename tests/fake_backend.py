@@ -315,7 +315,11 @@ class _Handler(fake_native.NativeRoutes):
             self._send(404, b"404 page not found")
 
     def do_DELETE(self) -> None:
-        model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        model = str(body.get("model"))
+        if "obs-ctx-" not in model:
+            self.change(body)
+            return
         self.fake.deletes.append(model)
         self.fake.events.append(f"delete {model}")
         known = self.fake.derived.pop(model, None) is not None
@@ -337,7 +341,7 @@ class _Handler(fake_native.NativeRoutes):
             info = {"general.architecture": "gemma3", "gemma3.context_length": self.fake.made_for}
             self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
             return
-        if self.path == "/api/create":
+        if self.path == "/api/create" and "obs-ctx-" in body["model"]:
             self.fake.events.append(f"derive {body['model']}")
             self.fake.derived[body["model"]] = body["parameters"]["num_ctx"]
             self._send(200, b'{"status": "success"}')

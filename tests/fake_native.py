@@ -59,10 +59,8 @@ class NativeRoutes(BaseHTTPRequestHandler):
 
     fake: Any
 
-    def do_DELETE(self) -> None:
-        self.change(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-
     def change(self, body: dict[str, Any]) -> None:
+        """What users do to models of theirs."""
         self.fake.changes.append((self.command, self.path, body))
         name = body.get("source") or body.get("model") or body.get("name")
         if self.path in ("/api/copy", "/api/delete"):
