@@ -141,6 +141,7 @@ class BackendKind:
         Rule(Verdict.REFUSED, SERVER_ERRORS, says=lambda error: error.is_refusal),
         # A line can choose words of the message: `borne_out` asks the server before all lines of the model fail.
         Rule(Verdict.MODEL_MISSING, (404,), says=lambda error: error.is_about_model),
+        Rule(Verdict.MODEL_MISSING, (400,), says=lambda error: error.code == "model_not_found"),  # LM Studio
         Rule(Verdict.ENDPOINT_MISSING, (404,), says=lambda error: error.is_about_route),
         Rule(Verdict.REFUSED, (404,)),
         Rule(Verdict.MISCONFIGURED, (301, 302, 303, 307, 308, 401, 403)),

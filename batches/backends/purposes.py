@@ -13,12 +13,13 @@ class Purpose(Enum):
 
 
 _OTHERS = re.compile(
-    r"rerank|whisper|(^|[/-])(tts|sd|flux)(-|$)|text-to-|dall-?e|stable-?diffusion|sdxl|moderation|gpt-image|sora-",
+    r"rerank|whisper|(^|[/-])(tts|sd|flux)([.:-]|$)|text-to-|dall-?e|stable-?diffusion|sdxl|moderation|gpt-image|sora-",
     re.IGNORECASE,
 )
 _EMBEDDINGS = re.compile(
     r"embed|minilm|mpnet|sentence-|paraphrase-|distiluse|msmarco|multi-qa|labse|instructor-|text2vec|colbert|splade"
-    r"|ada-002|text-(similarity|search)-|(^|[/_.:-])(bge|gte|e5|m3e|uae|ember|stella|voyage|gtr|jina-clip)([/_-]|$)",
+    r"|ada-002|text-(similarity|search)-|(^|[/_.:-])((distil|s|modern|m2-)?bert|(distil)?roberta|bge|gte|e5|m3e|uae"
+    r"|ember|stella|voyage|gtr|jina-clip)([/_:-]|$)",
     re.IGNORECASE,
 )
 

@@ -132,6 +132,30 @@ def test_without_a_model_for_embeddings_there_is_one_to_install(name):
     assert hint(name, "vllm", ["gemma"]) == "vLLM lists no model for embeddings. Give it one."
 
 
+LISTED_EMBEDDERS = """
+    snowflake-arctic-embed2:latest bge-m3:latest granite-embedding:30m embeddinggemma:latest all-minilm:33m
+    paraphrase-multilingual:latest qwen3-embedding:0.6b znbang/bge:small-en-v1.5-q8_0 hf.co/BAAI/bge-m3-GGUF:Q8_0
+    intfloat/e5-mistral-7b-instruct Alibaba-NLP/gte-Qwen2-7B sentence-transformers/LaBSE togethercomputer/m2-bert-80M
+    dunzhang/stella_en_1.5B_v5 WhereIsAI/UAE-Large-V1 nomic-ai/modernbert-embed-base distilbert/distilroberta
+"""
+WRITERS_LISTED = [
+    "gemma3:12b",
+    "albert-7b",
+    "embers:3b",
+    "sdk-llama:1b",
+    "robert:latest",
+    "llama3.1:8b-instruct-q4_K_M",
+]
+
+
+@pytest.mark.parametrize("embedder", LISTED_EMBEDDERS.split())
+def test_a_listed_model_is_known_to_make_embeddings_by_its_name(embedder):
+    for kind in ("ollama", "vllm"):
+        listed = [*WRITERS_LISTED, embedder]
+        assert hint("text-embedding-3-small", kind, listed).endswith(f"=text-embedding-3-small={embedder}")
+        assert embedder not in hint("gpt-4o", kind, listed)
+
+
 def test_without_a_model_for_texts_there_is_one_to_install(settings):
     told = hint("gpt-4o", listed=["nomic-embed-text:latest"])
     assert told.endswith("Install another model and map the name to it, then restart: "

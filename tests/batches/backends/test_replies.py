@@ -105,6 +105,14 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
         ("vllm", 404, error_body("The model `x` does not exist."), CHAT, Verdict.MODEL_MISSING),
         ("llama-server", 400, error_body("exceeds the available context size"), CHAT, Verdict.REFUSED),
         ("llama-server", 503, error_body("Loading model"), CHAT, Verdict.BUSY),
+        (
+            "openai",
+            400,
+            {"error": {"message": 'Invalid model identifier "x".', "param": "model", "code": "model_not_found"}},
+            CHAT,
+            Verdict.MODEL_MISSING,
+        ),
+        ("openai", 400, {"error": {"message": "no such model", "param": "model"}}, CHAT, Verdict.REFUSED),
         ("openai", 302, b"", CHAT, Verdict.MISCONFIGURED),
         ("openai", 200, b"", CHAT, Verdict.FAILED),
         # A runner that repeats itself is stopped without a final record: no finish_reason, or no tokens.
