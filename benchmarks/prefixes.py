@@ -10,7 +10,7 @@ from benchmarks.effort import Effort
 from benchmarks.tables import Table, figure, verdict
 from benchmarks.workbench import Workbench, real_model, workbench
 
-PROMPTS, LINES = 16, 80  # five lines of each system prompt
+PROMPTS, LINES = 8, 40  # five lines of each system prompt
 PROMPT_WORDS = 400  # some 420 tokens
 RAM_CACHES_MIB = (0, 8192)  # none, and llama.cpp's own default
 LEAST_OVER_FILE_ORDER, LEAST_OVER_BEST = 3.0, 0.95
@@ -19,7 +19,7 @@ LEAST_OVER_FILE_ORDER, LEAST_OVER_BEST = 3.0, 0.95
 def prefixes(effort: Effort) -> list[Table]:
     """What it is worth that lines which begin alike are sent one after the other, on a real model.
 
-    Each line is a chat with one of 16 long system prompts and a short question, answered in four tokens. In the file
+    Each line is a chat with one of 8 long system prompts and a short question, answered in four tokens. In the file
     the prompts take turns from line to line, as a file that was written item by item has them. A bare client sends the
     lines in the order of the file, and once more sorted, so that all lines of one prompt follow each other; it has
     as many calls in flight as the server has slots. The batch gets the file and is told nothing of the server. Each

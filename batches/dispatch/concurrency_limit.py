@@ -27,7 +27,7 @@ FIRST_TOLD = 64
 # Waiting calls are the server's choice for its next step: with fewer than so many in flight, a step may go unfilled.
 LEAST_TOLD = 16
 ALL_RUN = 0.9  # of the calls in flight; the others are on their way to the server or back
-# A server that reads many prompts has calls waiting for a moment. Most calls have to wait so often, one look a second.
+# A server that reads many prompts has calls waiting for a moment. Most calls have to wait so many times in a row.
 CROWDED_LOOKS = 3
 READING = 0.1  # reading a token of the prompt, against writing one
 
@@ -110,7 +110,7 @@ class ConcurrencyLimit:
             self._work += usage.output_tokens + READING * max(0, usage.input_tokens - usage.cached_tokens)
 
     def note_occupancy(self, told: Occupancy | None, now: float) -> None:
-        """Take in how busy the server says that it is; None: it does not say. Call every second while calls are in
+        """Take in how busy the server says that it is; None: it does not say. Call every few seconds while calls are in
         flight. Does nothing while `parallel` is known."""
         before, self._told = self._told, told if self.parallel is None else None
         if told is None or self.parallel is not None:

@@ -14,6 +14,8 @@ from batches.models import Backend, Lease, Line
 
 OCCUPANCY = Question(Purpose.OCCUPANCY, "", "")
 ASK_AGAIN_S = 60.0  # a server that did not say how busy it is
+# vLLM takes 6 ms to answer. Once the limit has not changed for so many answers, it is asked less often.
+STEADY_ANSWERS, ASK_STEADY_S = 10, 5.0
 
 
 class SharedBackend:
@@ -36,6 +38,7 @@ class SharedBackend:
         self.stands_aside = False
         self._drives = [lease.pk]
         self._ask_at = float("-inf")
+        self._steady = 0  # answers since the limit changed
         self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
         if self.was_unused:
             # If the limit shrank because the server was busy, that is long over.
@@ -80,9 +83,12 @@ class SharedBackend:
         """Take in the answer to a question: our room is larger at once, if the server has place for more calls."""
         if call.subject != OCCUPANCY or call.verdict is not Verdict.ANSWERED:
             return
-        now = time.monotonic()
+        now, size = time.monotonic(), self.limit.size
         self.limit.note_occupancy(call.result, now)
-        self._ask_at = now if call.result is not None else now + ASK_AGAIN_S
+        self._steady = self._steady + 1 if self.limit.size == size else 0
+        self._ask_at = now + (ASK_STEADY_S if self._steady >= STEADY_ANSWERS else 0.0)
+        if call.result is None:
+            self._ask_at = now + ASK_AGAIN_S
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
 
     def look(self, *, is_idle: bool, in_flight: int) -> None:

@@ -160,7 +160,7 @@ def choose(
         return None
     highest = max(part.batch.priority for part in waiting)
     waiting = [part for part in waiting if part.batch.priority == highest]
-    bases = {part.served_model: base_of(part.served_model) for part in waiting}
+    bases = {model: base_of(model) for model in {part.served_model for part in waiting}}
     base = _choose_base(waiting, bases, base_of(loaded), stayed_s, now)
     waiting = [part for part in waiting if bases[part.served_model] == base]
     current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
@@ -209,12 +209,13 @@ def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
     """The loaded model, as a waiting part names it, or one that is loaded with it: the one at work, or the one that the
     drives loaded, or else one that the server has loaded by itself. Empty if no part waits for it."""
     ours = at_work or backend.loaded_model
-    wanted = [part.served_model for part in waiting]
+    wanted = list(dict.fromkeys(part.served_model for part in waiting))
     for loaded in [ours] if ours else backend.loaded_names:
         if backend.kind and (name := backends.listed_name(backend.kind, wanted, loaded)):
             return name
-        if together := [name for name in wanted if backend.base_of(name) == backend.base_of(loaded)]:
-            return together[0]
+        base = backend.base_of(loaded)
+        if together := next((name for name in wanted if backend.base_of(name) == base), ""):
+            return together
     return ""
 
 

@@ -152,7 +152,7 @@ def test_prefixes(data_dir: Path) -> None:
     assert servers == [("4", "0", "4"), ("4", "8192", "4")]
     for row in rows:
         assert are_positive(row, "file order read", "sorted read", "batch read", "file order s", "sorted s", "batch s")
-        assert number(row["lines"]) == 16
+        assert number(row["lines"]) == 8
     assert "Target: at least 3 times as fast as the file's order, 4 slots." in printed
     assert "Target: best/batch at least 0.95 everywhere." in printed
 

@@ -4,9 +4,13 @@ from dataclasses import asdict
 
 import pytest
 
-from batches import registry
-from batches.backends.base import listed_models
+from batches import leases, registry
+from batches.backends.base import Occupancy, listed_models
+from batches.backends.calls import Call
+from batches.backends.ollama import Ollama
+from batches.backends.replies import Reply, Verdict
 from batches.backends.vllm import Vllm
+from batches.dispatch.sharing import STEADY_ANSWERS, SharedBackend
 from batches.models import Backend, Line
 from tests.batches.dispatch.test_sharing import most_at_once
 from tests.conftest import line
@@ -48,8 +52,62 @@ def test_the_setting_wins(create, work, backend, settings):
 def test_lines_that_a_full_server_refuses_are_sent_again_and_pay_nothing(create, work, backend):
     backend.slots, backend.most_waiting, backend.delay_s = 4, 10, 0.05
     run(create, work)
-    assert Backend.objects.get().concurrency_limit <= 32
+    assert len(backend.seen) > 24
     assert set(Line.objects.values_list("attempts", "backend_crashes")) == {(0, 0)}
+
+
+@pytest.fixture
+def shared(db):
+    row = Backend.objects.create(name="gpu", kind="vllm")
+    return SharedBackend(row, leases.acquire("drive", backend=row), Vllm())
+
+
+def told(shared, answer, in_flight):
+    """Ask and be answered; whether there was anything to ask."""
+    call = shared.call_beside(in_flight)
+    if call is not None:
+        call.result, call.reply = answer, Reply(Verdict.ANSWERED)
+        shared.note_answer(call)
+    return call is not None
+
+
+LINE = Call(Line(), "", {}, 1.0)
+
+
+def test_room_grows_as_soon_as_the_server_tells(shared):
+    assert told(shared, Occupancy(0, 0), [])  # before the first line is sent
+    assert shared.room == 64
+    assert not told(shared, Occupancy(0, 0), [])  # nothing is in flight
+
+
+def test_a_server_is_asked_seldom_once_nothing_changes(shared):
+    asked = [told(shared, Occupancy(50, 5), [LINE]) for _ in range(20)]
+    assert asked == [True] * (STEADY_ANSWERS + 1) + [False] * (19 - STEADY_ANSWERS)
+
+
+def test_a_server_that_does_not_tell_is_not_asked_all_the_time(shared):
+    assert [told(shared, None, [LINE]) for _ in range(3)] == [True, False, False]
+    assert shared.limit.size == 2
+
+
+def test_a_question_that_was_not_answered_is_asked_again_and_changes_nothing(shared):
+    call = shared.call_beside([LINE])
+    assert shared.call_beside([LINE, call]) is None  # it is under way
+    call.reply = Reply(Verdict.UNREACHABLE)
+    shared.note_answer(call)
+    assert shared.limit.size == 2
+    assert told(shared, Occupancy(0, 0), [LINE])
+
+
+def test_one_drive_asks_for_all(shared):
+    younger = SharedBackend(shared._backend, leases.acquire("drive", backend=shared._backend), Vllm())
+    assert younger.call_beside([LINE]) is None
+    assert shared.call_beside([LINE]) is not None
+
+
+def test_other_kinds_are_not_asked(db):
+    row = Backend.objects.create(name="gpu", kind="ollama")
+    assert SharedBackend(row, leases.acquire("drive", backend=row), Ollama()).call_beside([LINE]) is None
 
 
 LORAS = {"support": MODEL, "sales": MODEL}
