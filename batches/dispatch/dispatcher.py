@@ -16,6 +16,7 @@ Each piece of state has one owner:
     answers     the answer buffer: what is not stored yet
     persons     room for persons, and the share of the time that lines have in spite of them
     own_use     which models are used by us
+    gap         when nothing may be in flight for a moment
     checks      the periodic checks, which tell the others what has changed around them
 """
 
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable
 from typing import TypeGuard
 
+from django.conf import settings
 from django.db.models.functions import Now
 
 from batches import backends, leases, lifecycle
@@ -32,12 +34,13 @@ from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
 from batches.dispatch.company import Company, Subject
+from batches.dispatch.gap import Gap
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.line_calls import LineCalls
 from batches.dispatch.own_use import OwnUse
 from batches.dispatch.periodic_checks import PeriodicChecks
 from batches.dispatch.persons_first import PersonsFirst
-from batches.dispatch.questions import Question
+from batches.dispatch.questions import Purpose, Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend, Lease, Line, Status
@@ -87,6 +90,7 @@ class Dispatcher:
         self.answers = AnswerBuffer()
         self.persons = PersonsFirst(backend, kind, self.calls, self.shared, self.admission, self.readiness)
         self.own_use = OwnUse(backend)
+        self.gap = Gap(time.monotonic()) if kind.loads_on_demand and settings.NOTICE_OTHERS else None
         owners = (self.calls, self.shared, self.admission, self.readiness, self.lines, self.persons, self.own_use)
         self.checks = PeriodicChecks(backend, keeper, *owners, self.should_stop, self.wake_control)
 
@@ -141,6 +145,8 @@ class Dispatcher:
 
     def _send(self) -> None:
         """Send what may be sent now: questions that have to be answered first, then lines."""
+        if self._is_in_gap():
+            return
         while not self.admission.why_not():
             line = self.lines.head
             if line is not None and (self.readiness.is_paused(line) or self.readiness.refit(line)):
@@ -155,6 +161,16 @@ class Dispatcher:
                 self._send_line(self.lines.take())
             else:
                 return
+
+    def _is_in_gap(self) -> bool:
+        now = time.monotonic()
+        if self.gap is None:
+            return False
+        if self.gap.keeps_back(now, is_idle=not self.calls.in_flight):
+            return True
+        if self.gap.is_over(now):
+            self.readiness.doubt_loaded(after_gap=True)
+        return False
 
     def _has_place_for(self, subject: Subject) -> bool:
         """`subject` may be sent beside the calls in flight. What needs the backend alone waits for the end of all."""
@@ -204,6 +220,8 @@ class Dispatcher:
             for settled in self.readiness.note_answer(call):
                 self._note_judged(settled)
             self._claim_anew_if_refitted()
+            if call.subject.purpose is Purpose.LIST_LOADED:
+                self.persons.look()  # if others have the server now, no load may be sent
             return
         assert is_line(call)
         self.lines.done(call.subject)

@@ -24,7 +24,7 @@ from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdo
 from batches.dispatch.fitted_contexts import FittedContexts
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Line, PausedModel
-from batches.scheduling import turns
+from batches.scheduling import others, turns
 from common.database import retrying
 
 WORTH_COUNTING = 20  # lines; fewer are answered before it matters how many are in flight
@@ -53,6 +53,7 @@ class Readiness:
         self._uncountable: set[Key] = set()  # models whose slots could not be counted
         self._few_lines: set[int] = set()  # parts that are done before a larger limit would pay
         self._is_unsure = False  # the loaded model may be gone
+        self._is_after_gap = False  # and if so, others took its place
         # The loaded model is loaded again before its next line: it may be gone, or have a shorter keep-alive than ours.
         self._is_stale = was_unused
         self._loaded_at = timezone.now()
@@ -190,9 +191,10 @@ class Readiness:
         """A health probe has read the list of loaded models since this drive loaded one."""
         return self._backend.seen_at is not None and self._backend.seen_at > self._loaded_at
 
-    def doubt_loaded(self) -> None:
-        """The loaded model may be gone: ask before the next line."""
+    def doubt_loaded(self, *, after_gap: bool = False) -> None:
+        """The loaded model may be gone: ask before the next line. `after_gap`: if it is, others have the server now."""
         self._is_unsure = True
+        self._is_after_gap = self._is_after_gap or after_gap
 
     def note_line(self, call: Call[Line]) -> bool:
         """Take in what became of a line, and decide whether the line is charged with a failure. True: the call can be
@@ -245,7 +247,7 @@ class Readiness:
     def _note_list(self, call: Call[Question]) -> None:
         if call.verdict is Verdict.CUT:
             return
-        self._is_unsure = False
+        is_after_gap, self._is_unsure, self._is_after_gap = self._is_after_gap, False, False
         model = call.subject.model
         is_listed = call.verdict is Verdict.ANSWERED and self._kind.listed_name(call.result, model)
         if is_listed or model in self._never_listed:
@@ -256,6 +258,8 @@ class Readiness:
             return
         self._not_listed = model
         retrying(self._backend.now_has_loaded, "")
+        if is_after_gap and call.verdict is Verdict.ANSWERED:
+            retrying(others.stand_aside, self._backend)
 
     def _note_slots(self, call: Call[Question]) -> None:
         if call.result:

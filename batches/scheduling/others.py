@@ -31,6 +31,15 @@ SLACK_S = 5.0
 DERIVED = "/obs-ctx-"
 
 
+def stand_aside(backend: Backend, model: str = "another model", seconds: float = LIFETIME_S) -> None:
+    """Keep lines back for others, for so long from now. Safe to repeat."""
+    holds = Hold.objects.filter(backend=backend, reason=Hold.Reason.OTHERS)
+    until = from_now(timedelta(seconds=seconds))
+    if not holds.update(until=until, model=model):
+        Hold.objects.create(backend=backend, reason=Hold.Reason.OTHERS, until=until, model=model)
+        logger.info("others use %s: lines stand aside", model)
+
+
 class Others:
     """What one worker has seen of others at its backend. Call `look` with each answer of the health probe."""
 
@@ -75,12 +84,8 @@ class Others:
         name = max(self._until, key=self._until.__getitem__, default="")
         if not name and not self._is_held:
             return
-        holds = Hold.objects.filter(backend=backend, reason=Hold.Reason.OTHERS)
-        if not name:
-            holds.delete()
+        if name:
+            stand_aside(backend, name, min(LIFETIME_S, self._until[name] - now))
         else:
-            until = from_now(timedelta(seconds=min(LIFETIME_S, self._until[name] - now)))
-            if not holds.update(until=until, model=name):
-                Hold.objects.create(backend=backend, reason=Hold.Reason.OTHERS, until=until, model=name)
-                logger.info("others use %s: lines stand aside", name)
+            Hold.objects.filter(backend=backend, reason=Hold.Reason.OTHERS).delete()
         self._is_held = bool(name)
