@@ -32,6 +32,7 @@ MADE_IN_DATA_DIR = {"data", "data/logs", "data/logs/run.log", "data/embedded"}
 FOREIGN = {
     "OLLAMA_HOST": "Ollama's own; ours never sets it but for `pull` in docker-compose.yml",
     "OLLAMA_NUM_PARALLEL": "Ollama's own; docker-compose.yml gives it BACKEND_PARALLEL",
+    "VLLM_SERVER_DEV_MODE": "vLLM's own",
 }
 # Programs that the pages' commands may start, and why their commands are parsed and not run.
 PROGRAMS = {
@@ -42,6 +43,7 @@ PROGRAMS = {
     "docker": "needs a daemon, and a card",
     "gzip": "makes a backup",
     "gunzip": "restores one",
+    "vllm": "needs a card; one on the CPU was put to sleep and woken by hand",
 }
 
 

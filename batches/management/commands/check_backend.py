@@ -20,7 +20,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         self.stdout.write(f"{settings.BACKEND_URL}: {state.kind} {state.version}".rstrip())
         self.stdout.write(f"Models: {', '.join(state.names) or 'none'}")
-        model = backends.resolve_alias(settings.MODEL_NAME)
+        model = backends.default_model(state.names)
         if not backends.listed_name(state.kind, state.names, model):
             hint = backends.missing_model_hint(state.kind, model, state.names)
             raise CommandError(f"The default model {model} (MODEL_NAME) is missing. {hint}")
