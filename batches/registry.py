@@ -3,16 +3,18 @@
 import logging
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches import backends
-from batches.models import Backend
+from batches.models import Backend, Part, Status
+from common import schema
 from files_api.storage import no_room_hint
 
 logger = logging.getLogger(__name__)
@@ -26,13 +28,16 @@ def own_backend() -> Backend:
     return backend
 
 
-def report_backend() -> Backend:
+def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = lambda *_: None) -> Backend:
     """The health probe: ask the backend what it has, store the answer, and lift or set the backend's pause.
+
+    `note_loaded` is told what the backend says of its loaded models (`State.loaded_until`).
 
     Each request of the probe is cut after seconds. A pause that has an end is not lifted before that end: a backend
     that lists its models may still not be able to run them.
     """
     fields = ["worker", "worker_seen_at"]
+    state = None
     try:
         state = backends.probe()
     except backends.Unreachable as error:
@@ -62,7 +67,27 @@ def report_backend() -> Backend:
     backend.worker = socket.gethostname()
     backend.worker_seen_at = timezone.now()
     backend.save(update_fields=fields)
+    if state is not None:
+        note_loaded(backend, state.loaded_until)
+        _delete_unneeded(backend, state.derived)
     return backend
+
+
+def _delete_unneeded(backend: Backend, derived: Collection[str]) -> None:
+    """Delete those of the `derived` models at the backend that servers with our database made, and that no open batch
+    needs: a batch has ended, or a crash left them. The next probe tries again what does not succeed."""
+    if not derived:
+        return
+    kind, mark = backends.kind_named(backend.kind), schema.mark()
+    ours = [name for name in derived if (made := kind.derived(name)) and made.mark == mark]
+    open_ = Part.objects.filter(batch__status__in=[Status.VALIDATING, Status.IN_PROGRESS], served_by__gt="")
+    needed = set(map(kind.identity, open_.values_list("served_by", flat=True))) if ours else set()
+    for name in ours:
+        if kind.identity(name) not in needed:
+            is_loaded = backends.listed_name(backend.kind, backend.loaded_names, name) != ""
+            if backends.delete(backend.kind, name, is_loaded=is_loaded):
+                logger.info("deleted %s: no open batch needs it", name)
+                Backend.objects.filter(pk=backend.pk, loaded_model=name).update(loaded_model="", counted_slots=None)
 
 
 def _pause(backend: Backend, reason: str) -> None:
@@ -101,6 +126,15 @@ def backend_for(model: str) -> Backend:
         return own
     others = (each for each in others_with(own, model) if each.is_fresh and is_in_reach(each))
     return next(others, own)
+
+
+def has_ollama() -> bool:
+    """Whether a live backend is an Ollama, or the configured one is said to be. Asks no model server."""
+    try:
+        kinds = [each.kind for each in Backend.objects.all() if each.name == settings.BACKEND_NAME or each.is_fresh]
+    except DatabaseError:
+        kinds = []
+    return "ollama" in kinds if any(kinds) else settings.BACKEND_IS_OLLAMA
 
 
 def is_in_reach(backend: Backend) -> bool:

@@ -23,8 +23,8 @@ from kombu.exceptions import OperationalError as BrokerError
 from batches import cleanup, failing, leases, lifecycle, registry, results, reuse, validation, webhooks
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
-from batches.models import FINAL, Batch, Pulse, Status
-from batches.scheduling import gate, persons, turns
+from batches.models import FINAL, Backend, Batch, Pulse, Status
+from batches.scheduling import gate, model_uses, persons, turns
 from common import idempotency
 from files_api import retention
 
@@ -94,6 +94,9 @@ def drive() -> None:
         return bool(shutdown.value) or os.getppid() != parent
 
     dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
+    if not should_stop():
+        # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
+        registry.report_backend()
 
 
 @shared_task
@@ -181,8 +184,13 @@ def _wake_drives() -> None:
 
 
 def _has_work() -> bool:
-    open_ = [each for each in registry.live_backends() if not each.is_paused and not gate.closed_reason(each)]
-    return any(turns.has_work(backend) for backend in open_)
+    return any(turns.has_work(each) for each in registry.live_backends() if not each.is_paused and _lets_drive(each))
+
+
+def _lets_drive(backend: Backend) -> bool:
+    """Lines may be sent to the backend. Or they wait for persons: then a drive has to wait for their share."""
+    closed = gate.look(backend)
+    return not closed.reason or (closed.is_for_persons and settings.BATCH_SHARE > 0)
 
 
 # The duties of a tick; /health says "The control worker cannot", and the name.
@@ -194,6 +202,7 @@ DUTIES: dict[str, Callable[[], object]] = {
     "send webhooks": webhooks.deliver_due,
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": persons.forget_ended,
+    "forget old uses of models": model_uses.forget_old,
     "forget old answers": reuse.forget_old,
     "remove files that are not needed": retention.sweep,
 }

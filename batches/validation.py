@@ -282,7 +282,7 @@ class _LineCheck:
         return self.known_models[model]
 
     def _unknown_model(self, line: _NewLine) -> dict[str, Any]:
-        hint = self.backends[0].missing_model_hint(line.model)
+        hint = self.backends[0].missing_model_hint(line.model, self.batch.endpoint)
         if line.model != line.named:
             hint = f"MODEL_ALIASES maps it to {line.model}, which is not there. {hint}"
         message = f"The provided model '{line.named}' is not supported by the Batch API. {hint}"

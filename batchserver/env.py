@@ -59,6 +59,20 @@ def seconds(environment: Environment, name: str, *, may_be_0: bool = False) -> f
     return number
 
 
+def share(environment: Environment, name: str, default: float) -> float:
+    """A part of the whole, from 0 to 1."""
+    value = text(environment, name)
+    if not value:
+        return default
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected a number from 0 to 1, as 0.25 for a quarter.")
+    return number
+
+
 def switch(environment: Environment, name: str, default: bool) -> bool:
     value = text(environment, name)
     if not value:

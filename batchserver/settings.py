@@ -28,8 +28,11 @@ load_dotenv(env.text(environ, "ENV_FILE") or BASE_DIR / ".env", override=False)
 # Where we listen
 HOST = env.text(environ, "HOST", "127.0.0.1")
 PORT = env.whole(environ, "PORT", 4080, least=1, most=65535)
-# One process, so that /metrics has one set of counters; threads, so that a slow upload delays no other request.
-WEB_THREADS = 16
+# Requests that are passed through at once; more are refused.
+MAX_PASS_THROUGH = env.whole(environ, "MAX_PASS_THROUGH", 64, least=1, most=1000)
+# One process, so that /metrics has one set of counters; threads, so that a slow upload delays no other request. Those
+# beyond MAX_PASS_THROUGH are for requests that must be answered at once: polling, uploads, cancelling.
+WEB_THREADS = MAX_PASS_THROUGH + 16
 
 # State
 DATA_DIR = (BASE_DIR / Path(env.text(environ, "DATA_DIR", "data")).expanduser()).resolve()
@@ -98,10 +101,16 @@ MODEL_MISSING_PATIENCE_S = 3600.0 if _model_missing_patience_s is None else _mod
 LINE_MAX_ATTEMPTS = env.whole(environ, "LINE_MAX_ATTEMPTS", 3, least=1, most=100)
 # False: a line is sent with what the model server ignores, which the batch's warnings name.
 STRICT_PARAMETERS = env.switch(environ, "STRICT_PARAMETERS", True)
+# Whether a part whose lines need more gets a larger context by a derived model.
+FIT_CONTEXT = env.switch(environ, "FIT_CONTEXT", True)
 ANSWER_ONCE_ACROSS_BATCHES = env.switch(environ, "ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = env.seconds(environ, "INTERACTIVE_HOLD_S", may_be_0=True)
 INTERACTIVE_HOLD_S = 10.0 if _interactive_hold_s is None else _interactive_hold_s
+# Of any ten minutes, the part that lines have while persons keep them back.
+BATCH_SHARE = env.share(environ, "BATCH_SHARE", 0.25)
+# Whoever uses the model server without us is a person too.
+NOTICE_OTHERS = env.switch(environ, "NOTICE_OTHERS", True)
 
 # The clock for people: Django sets that of the process by TIME_ZONE. The API and the database have no local times.
 TIME_ZONE = env.zone(environ, "TIME_ZONE")
@@ -142,6 +151,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
+    "common.middleware.KnownCharset",
     "django_prometheus.middleware.PrometheusBeforeMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -1,4 +1,4 @@
-"""Every address: the API under /v1, the admin, and the pages for monitors."""
+"""Every address: the API under /v1, Ollama's own under /api, the admin, and the pages for monitors."""
 
 from django.contrib import admin
 from django.urls import include, path
@@ -15,6 +15,7 @@ urlpatterns = [
     path("v1/", include("files_api.urls")),
     path("v1/", include("batches.api.urls")),
     path("v1/openapi.json", document),
+    path("api/", include("batches.api.ollama_urls")),
     path("admin/", admin.site.urls),
     path("health", views.show_health),
     path("metrics", ExportToDjangoView),

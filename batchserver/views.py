@@ -3,10 +3,11 @@
 from typing import Any
 
 from django.db import DatabaseError
-from django.http import HttpRequest, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect
 from django.views.decorators.http import require_safe
 
+from batches import registry
 from batches.status import health
 from common import schema
 
@@ -26,5 +27,9 @@ def show_health(request: HttpRequest) -> JsonResponse:
 
 
 @require_safe
-def show_home(request: HttpRequest) -> Any:
-    return redirect("/admin/")
+def show_home(request: HttpRequest) -> HttpResponseBase:
+    """The admin for a browser. For a client of Ollama, which asks here first, what Ollama says at this address, whether
+    or not it is away: the client's next call says what to do."""
+    if "text/html" in request.headers.get("Accept", "") or not registry.has_ollama():
+        return redirect("/admin/")
+    return HttpResponse("Ollama is running", content_type="text/plain; charset=utf-8")

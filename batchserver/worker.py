@@ -13,6 +13,7 @@ from django.db import DatabaseError, connection
 from kombu.exceptions import OperationalError
 
 from batches.registry import report_backend
+from batches.scheduling.others import Others
 from batches.tasks import shutdown, tick
 from batchserver.celery import app
 from common import schema
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 TICK_EVERY_S = 2.0
 REPORT_EVERY_S = 3.0
+
+others = Others()
 
 
 class Timers(bootsteps.StartStopStep):
@@ -60,7 +63,7 @@ def _ask_for_tick() -> None:
 
 def _report_backend() -> None:
     try:
-        report_backend()
+        report_backend(others.look)
     except DatabaseError as error:
         logger.warning("the backend's state could not be stored: %s", error)
     finally:

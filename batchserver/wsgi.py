@@ -13,6 +13,8 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from gunicorn.http.errors import ParseException
 
+from common import charset
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -27,12 +29,14 @@ class StreamedBodies:
 
     Django reads CONTENT_LENGTH bytes and takes a missing length for 0, so an upload by `Transfer-Encoding: chunked` (as
     Node's streams send it) would arrive empty. If the server ends the input itself (`wsgi.input_terminated`), a form
-    gets a length beyond any file and is read to its real end. Any other body is small, and is read here to be counted.
+    or a model's file gets a length beyond any file and is read to its real end. Any other body is small, and is read
+    here to be counted.
 
     A client that is still sending when it is refused would see a broken connection instead of the reason. So the rest
     of the body is read first, for DRAIN_S at most.
 
-    A chunk that is malformed is an OSError to Django, as a body that breaks off is: it answers a 400.
+    A chunk that is malformed is an OSError to Django, as a body that breaks off is: it answers a 400. The answer to a
+    HEAD has no body.
     """
 
     def __init__(self, app: WsgiApp) -> None:
@@ -41,7 +45,7 @@ class StreamedBodies:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ["wsgi.input"] = _Input(environ["wsgi.input"])
         if environ.get("wsgi.input_terminated") and not environ.get("CONTENT_LENGTH"):
-            if environ.get("CONTENT_TYPE", "").startswith("multipart/"):
+            if _is_streamed(environ):
                 if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
                     environ["CONTENT_LENGTH"] = str(sys.maxsize)
             else:
@@ -57,7 +61,38 @@ class StreamedBodies:
         response = self.app(environ, start_response)
         if environ.get("wsgi.input_terminated"):
             _drain(environ["wsgi.input"])
-        return response
+        return _head_of(response) if environ["REQUEST_METHOD"] == "HEAD" else response
+
+
+def _head_of(response: Iterable[bytes]) -> Iterable[bytes]:
+    """No body for a HEAD, which `ollama` sends before each command: gunicorn drops one with a warning."""
+    if (close := getattr(response, "close", None)) is not None:
+        close()
+    return []
+
+
+def _is_streamed(environ: dict[str, Any]) -> bool:
+    """The body is a form with a file, or a file itself, which the view reads in pieces."""
+    path, content_type = str(environ.get("PATH_INFO", "")), str(environ.get("CONTENT_TYPE", ""))
+    return path.startswith("/api/blobs/") or content_type.startswith("multipart/")
+
+
+class KnownCharset:
+    """Keep from Django a Content-Type with a charset that nobody can read.
+
+    Django reads the query string in it too, before any code of ours that answers, and fails on one such as `hex`. The
+    middleware of the same name refuses the request.
+    """
+
+    def __init__(self, app: WsgiApp) -> None:
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        content_type = environ.get("CONTENT_TYPE") or ""
+        if ";" in content_type and (refused := charset.refused_charset(content_type)):
+            environ[charset.REFUSED] = refused
+            environ["CONTENT_TYPE"] = ""
+        return self.app(environ, start_response)
 
 
 class _Input:
@@ -104,6 +139,6 @@ def own_names() -> list[str]:
     return names
 
 
-application = StreamedBodies(get_wsgi_application())
+application = StreamedBodies(KnownCharset(get_wsgi_application()))
 if settings.ALLOW_OWN_NAMES:
     settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, *own_names()]

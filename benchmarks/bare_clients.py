@@ -6,6 +6,8 @@ One line after the other, by threads, or by the two well-known asynchronous clie
 import asyncio
 import importlib
 import json
+import shlex
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +109,14 @@ def with_httpx(url: str, path: Path, in_flight: int) -> float:
             await _post_at_once(url, work, post, in_flight)
 
     return _timed(path, run)
+
+
+def run_batch(command: str, path: Path) -> float:
+    """A program that answers a whole file by itself, `vllm run-batch` above all; the start of its engine counts."""
+    words = [*shlex.split(command), "-i", str(path), "-o", str(answers_to(path))]
+    started = time.monotonic()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - started
 
 
 def sockets(url: str, path: Path, in_flight: int) -> float:

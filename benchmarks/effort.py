@@ -1,5 +1,6 @@
 """How much is measured, and on what: the options of `manage.py benchmark`."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,8 +19,10 @@ class Effort:
     rounds: int = 3
     latency_ms: tuple[int, ...] = tuple(LATENCIES_MS)
     in_flight: tuple[int, ...] = ()  # empty: the usual ones of the scenario
+    slots: tuple[int, ...] = (1, 4)
     parallel: int | None = None
     most_lines: int = 100_000
+    run_batch: str = ""
     backend_url: str = ""
     model: str = ""
     price_in: float | None = None
@@ -41,6 +44,10 @@ class Effort:
             raise CommandError("--scale has to be above 0, and --rounds 1 or more.")
         if bool(options["backend_url"]) != bool(options["model"]):
             raise CommandError("--backend-url and --model belong together.")
+        if min(options["slots"]) < 1:
+            raise CommandError("--slots has to be 1 or more.")
+        if options["run_batch"] and not options["backend_url"]:
+            raise CommandError("--run-batch is compared with a server of yours: give --backend-url too.")
         if options["parallel"] is not None and options["parallel"] < 1:
             raise CommandError("--parallel has to be 1 or more.")
         if (options["price_in"] is None) != (options["price_out"] is None):
@@ -61,7 +68,7 @@ class Effort:
             if value != getattr(usual, name):
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{name.replace('_', '-')}"]
-                words += [f"{each:g}" if isinstance(each, float) else str(each) for each in values]
+                words += [f"{each:g}" if isinstance(each, float) else shlex.quote(str(each)) for each in values]
         return words
 
 
@@ -88,16 +95,29 @@ def add_arguments(parser: CommandParser) -> None:
         nargs="+",
         choices=IN_FLIGHT,
         default=usual.in_flight,
-        help="throughput: calls at once (default: all); prefixes, money: calls of the bare client at once (default: 1)",
+        help="throughput: calls at once (default: all); prefixes, money: calls of the bare client at once (default: as "
+        "many as slots; 1)",
     )
+    add("--slots", type=int, nargs="+", default=usual.slots, help="prefixes: slots of the model (default: 1 4)")
     add(
         "--most-lines",
         type=int,
         default=usual.most_lines,
         help="scale: lines of the largest batch; 1000000 takes ten times as long (default: 100000)",
     )
-    add("--backend-url", default="", help="prefixes, money, throughput: measure on a model server of yours instead")
+    add(
+        "--backend-url",
+        default="",
+        help="prefixes, money, person, throughput: measure on a model server of yours instead",
+    )
     add("--model", default="", help="… and the model to ask for there")
     add("--parallel", type=int, help="… and what BACKEND_PARALLEL says of it (default: unset, so what the server says)")
+    add(
+        "--run-batch",
+        default="",
+        metavar="COMMAND",
+        help="throughput, with --backend-url: a command that gets -i FILE -o FILE and does the same without a server, "
+        "such as 'vllm run-batch --model …'",
+    )
     add("--price-in", type=float, help="money: what a provider takes for 1,000,000 tokens of input, in any currency")
     add("--price-out", type=float, help="… and for 1,000,000 tokens of output")

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,14 @@ def plain(path: Path, lines: int, line_bytes: int, models: list[str]) -> Path:
     return _write(path, (_plain(number, line_bytes, models[number % len(models)]) for number in range(lines)))
 
 
-def with_system_prompts(path: Path, lines: int, prompts: int, words: int, model: str) -> Path:
-    """Chats with short answers, each with one of `prompts` long system prompts, which take turns line by line."""
-    systems = [f"Rules of judge {number}. {some_words(number, words)}" for number in range(prompts)]
-    return _write(path, (_chat(number, systems[number % prompts], model, 4) for number in range(lines)))
+def with_system_prompts(
+    path: Path, lines: int, prompts: Sequence[int], words: int, model: str, *, is_sorted: bool = False
+) -> Path:
+    """Chats with short answers, each with one of several long system prompts, which take turns line by line, or follow
+    each other with all of their lines. Each number in `prompts` stands for another prompt."""
+    systems = [f"Rules of judge {number}. {some_words(number, words)}" for number in prompts]
+    numbers = sorted(range(lines), key=lambda number: number % len(systems)) if is_sorted else range(lines)
+    return _write(path, (_chat(number, systems[number % len(systems)], model, 4) for number in numbers))
 
 
 def chats(path: Path, lines: int, max_tokens: int, models: list[str]) -> Path:

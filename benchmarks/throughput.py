@@ -39,7 +39,8 @@ def throughput(effort: Effort) -> list[Table]:
 
     With --backend-url the same clients send short chats with answers of up to 16 tokens to that server. Seconds are
     then the client's own, and of the batch from `in_progress_at` to `completed_at`; `BACKEND_PARALLEL` is unset or what
-    --parallel says; `best` is the fastest of the bare clients.
+    --parallel says; `best` is the fastest of the bare clients. With --run-batch the same file is also given to a
+    command that needs no server, `vllm run-batch` above all, once for each row; the start of its engine counts.
     """
     if effort.backend_url:
         return _on_a_real_model(effort)
@@ -123,7 +124,11 @@ def _on_a_real_model(effort: Effort) -> list[Table]:
             speeds = [figure(median(each.get(name, float("nan")) for each in rounds), 1) for name in REAL_CLIENTS]
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             rows.append([str(in_flight), str(lines), *speeds, figure(median(ratios)), spread])
+            if effort.run_batch:
+                effort.tell(f"throughput: {lines} lines by {effort.run_batch}")
+                rows[-1].append(figure(lines / bare_clients.run_batch(effort.run_batch, bench.input_file), 1))
     columns = ["in flight", "lines", *(f"{name} lines/s" for name in REAL_CLIENTS), "batch/best", "spread"]
+    columns += ["run-batch lines/s"] * bool(effort.run_batch)
     return [Table(columns, rows)]
 
 

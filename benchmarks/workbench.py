@@ -193,15 +193,16 @@ def swapping_llama(*models: str) -> Iterator[ModelServer]:
 
 
 @contextmanager
-def real_model(effort: Effort) -> Iterator[ModelServer]:
-    """The model server that --backend-url names, or the embedded model: one slot, no cache beside it."""
+def real_model(effort: Effort, slots: int = 1, cache_mib: int = 0) -> Iterator[ModelServer]:
+    """The model server that --backend-url names, or the embedded model with so many slots, and so much main memory for
+    prompts that no slot has any more."""
     if effort.backend_url:
         yield ModelServer(effort.backend_url, [effort.model])
         return
     need_embedded_model()
     [port] = processes.free_ports(1)
     model = settings.EMBEDDED_BACKEND_MODEL
-    command = [sys.executable, "-m", "batchserver.embedded_backend", str(port), model]
+    command = [sys.executable, "-m", "batchserver.embedded_backend", str(port), model, str(slots), str(cache_mib)]
     child = Child("embedded model", command, directory=settings.BASE_DIR, log=Path(os.devnull))
     server = ModelServer(f"http://127.0.0.1:{port}", [model], child)
     with processes.running(child):

@@ -29,7 +29,7 @@ class LookOnly(admin.ModelAdmin[Any]):
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(LookOnly):
-    list_display = ("name", "hint", "created_at", "revoked_at")
+    list_display = ("name", "hint", "is_admin", "created_at", "revoked_at")
     fields = list_display
     actions = ("revoke",)
 

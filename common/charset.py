@@ -3,17 +3,48 @@
 import string
 
 from django.http import HttpRequest
+from django.utils.http import parse_header_parameters
 
 from common.errors import ApiError
+
+REFUSED = "batchserver.refused_charset"  # of a request's environment, if nobody can read the request in it
+# In some codecs "\\" begins an escape. Python warns of an escape that it does not know.
+_PRINTABLE = string.printable.replace("\\", "\\\\")
 
 
 def charset_of(request: HttpRequest) -> str:
     """The charset of the Content-Type, UTF-8 if it names none. Raises ApiError if nobody knows it, or if JSON and form
     fields are not ASCII in it (UTF-16)."""
-    name = (request.content_params or {}).get("charset", "").strip(" '\"") or "utf-8"
+    name = request.META.get(REFUSED) or _name(request.content_params or {})
+    if not _keeps_ascii(name):
+        raise ApiError(f"Unsupported charset '{name[:100]}' in the Content-Type. Send the body in UTF-8.")
+    return name
+
+
+def refused_charset(content_type: str) -> str:
+    """The charset that this Content-Type names, if it is one that `charset_of` refuses; else empty."""
     try:
-        if string.printable.encode().decode(name, "replace") == string.printable:
-            return name
+        name = _name(parse_header_parameters(content_type)[1])
+    except ValueError:  # a parameter that names a charset for itself: charset*=nonsense''utf-8
+        return content_type
+    return "" if _keeps_ascii(name) else name
+
+
+def is_charset(name: str) -> bool:
+    """Whether texts can be read in this charset."""
+    return _decoded(b"a", name) is not None
+
+
+def _name(parameters: dict[str, str]) -> str:
+    return parameters.get("charset", "").strip(" '\"") or "utf-8"
+
+
+def _keeps_ascii(name: str) -> bool:
+    return _decoded(_PRINTABLE.encode(), name) == _PRINTABLE
+
+
+def _decoded(content: bytes, charset: str) -> str | None:
+    try:
+        return content.decode(charset, "replace")
     except (LookupError, ValueError):  # unknown, or no codec of texts
-        pass
-    raise ApiError(f"Unsupported charset '{name[:100]}' in the Content-Type. Send the body in UTF-8.")
+        return None

@@ -1,9 +1,11 @@
-"""Every shape in which the OpenAI API reports a mistake: the HTTP envelope, a batch's `errors` entry, a line's `error`.
+"""Every shape in which the OpenAI API reports a mistake: the HTTP envelope, a batch's `errors` entry, a line's `error`;
+and the shapes of the HTTP envelope that Ollama's own API and Anthropic's have.
 
 Three levels, never mixed: a bad *request* is an ApiError and nothing is stored; a bad *file* gives a batch that becomes
 `failed` with one `errors` entry for each bad line; a bad *line* goes to the error file and the batch still completes.
 """
 
+import re
 from typing import Any
 
 
@@ -31,6 +33,33 @@ class ApiError(Exception):
     @property
     def envelope(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def native(self) -> dict[str, Any]:
+        """As Ollama's own API says it."""
+        return {"error": self.message}
+
+    @property
+    def anthropic(self) -> dict[str, Any]:
+        """As Anthropic's API says it, whose types go by the status."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    def body_at(self, path: str) -> dict[str, Any]:
+        """The body of the answer at this address, in the shape that its clients read."""
+        if path.startswith("/api/"):
+            return self.native
+        return self.anthropic if re.match(r"/v1/messages(/|$)", path) else self.envelope
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 def bad_json() -> ApiError:

@@ -23,7 +23,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     error = _as_api_error(exc, context["request"])
     if error is None:
         return None
-    return Response(error.envelope, status=error.status, headers=error.headers)
+    return Response(error.body_at(context["request"].path), status=error.status, headers=error.headers)
 
 
 def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
@@ -84,7 +84,7 @@ def _first_problem(detail: Any, path: str = "") -> ApiError:
 def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
     """handler404: an unknown URL, as the API says it."""
     error = ApiError(f"Invalid URL ({request.method} {request.path})", status=404)
-    return JsonResponse(error.envelope, status=404)
+    return JsonResponse(error.body_at(request.path), status=404)
 
 
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
@@ -93,10 +93,10 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Jso
     if type(exception).__name__ == "DisallowedHost":
         host = request.headers.get("Host", "")
         message = f"Host '{host[:100]}' is not served here. Add it to ALLOWED_HOSTS."
-    return JsonResponse(ApiError(message).envelope, status=400)
+    return JsonResponse(ApiError(message).body_at(request.path), status=400)
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
     """handler500: a bug of ours. The traceback is in the log."""
     error = ApiError("The server had an error while processing your request.", status=500, type="server_error")
-    return JsonResponse(error.envelope, status=500)
+    return JsonResponse(error.body_at(request.path), status=500)

@@ -1,13 +1,15 @@
-"""The headers of every response: the id of the request, the time that we took, the version of the API."""
+"""What every request and response has to do with: the headers that each response has, and the charset of a request."""
 
 import logging
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
 from common import ids
+from common.charset import REFUSED, charset_of
+from common.errors import ApiError
 
 API_VERSION = "2020-10-01"
 
@@ -35,6 +37,21 @@ class OpenAIHeaders:
         response["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
         response["openai-version"] = API_VERSION
         return response
+
+
+class KnownCharset:
+    """Refuse a request in a charset that nobody can read (`batchserver.wsgi` found it), whatever its address."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if REFUSED in request.META:
+            try:
+                charset_of(request)
+            except ApiError as error:
+                return JsonResponse(error.envelope, status=error.status)
+        return self.get_response(request)
 
 
 class RequestIdFilter(logging.Filter):

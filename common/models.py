@@ -9,10 +9,10 @@ from django.utils import timezone
 
 
 class ApiKeyManager(models.Manager["ApiKey"]):
-    def make(self, name: str) -> tuple["ApiKey", str]:
+    def make(self, name: str, *, is_admin: bool = False) -> tuple["ApiKey", str]:
         """Store a new key and return it with its secret, which cannot be read back later."""
         secret = "sk-" + secrets.token_urlsafe(32)
-        return self.create(name=name, digest=_digest(secret), hint=secret[:7]), secret
+        return self.create(name=name, digest=_digest(secret), hint=secret[:7], is_admin=is_admin), secret
 
     def for_secret(self, secret: str) -> "ApiKey | None":
         """The live key with this secret, or None. 32 random bytes need no slow hash; they are looked up by digest."""
@@ -20,11 +20,12 @@ class ApiKeyManager(models.Manager["ApiKey"]):
 
 
 class ApiKey(models.Model):
-    """A key for /v1. Only its SHA-256 is stored. A revoked key stays: without a row no call needs a key."""
+    """A key for /v1 and /api. Only its SHA-256 is stored. A revoked key stays: without a row no call needs a key."""
 
     name = models.CharField(max_length=100)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     hint = models.CharField(max_length=8, editable=False, help_text="The first characters, to tell keys apart.")
+    is_admin = models.BooleanField(default=False, help_text="May pull, create and delete models of the model server.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     revoked_at = models.DateTimeField(null=True, editable=False)
 

@@ -12,12 +12,13 @@ from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser, DataAndFiles
 
 from common.byte_forms import code_page, is_utf8
-from common.charset import charset_of
+from common.charset import charset_of, is_charset
 from common.errors import ApiError
 
 # Of the headers of one part; Django takes no more.
 MOST_HEADER_BYTES = 2**16
 _WORD = r"=\?[^?\s]+\?[bBqQ]\?[^?]*\?="
+CODED_PARAMETER = re.compile(rb"(\*\s*=\s*\"?)([^'\";\s]*)(?=')")  # filename*=utf-8''a%C3%A4
 ENCODED_WORDS = re.compile(rf"{_WORD}(?:\s+{_WORD})*")  # the space between two of them is none of the text
 
 
@@ -68,7 +69,7 @@ def _decoded(words: re.Match[str]) -> str:
 
 class Utf8Headers:
     """A form's bytes, with the headers of its parts in UTF-8, whatever code page they are in. Django leaves out a part
-    whose headers are not UTF-8. The content of the parts stays as it is."""
+    whose headers are not UTF-8, or name a charset that it does not know. The content of the parts stays as it is."""
 
     def __init__(self, stream: Any, boundary: bytes) -> None:
         self._stream = stream
@@ -105,4 +106,12 @@ class Utf8Headers:
 
 def _as_utf8(headers: bytes) -> bytes:
     # Names are in UTF-8, but those from Windows in the code page of the country.
-    return headers if is_utf8(headers) else headers.decode(code_page(headers) or "cp1252", "replace").encode()
+    if not is_utf8(headers):
+        headers = headers.decode(code_page(headers) or "cp1252", "replace").encode()
+    return CODED_PARAMETER.sub(_in_known_charset, headers)
+
+
+def _in_known_charset(parameter: re.Match[bytes]) -> bytes:
+    """A file name is a label: one in a charset that nobody knows is read as UTF-8."""
+    begin, charset = parameter.groups()
+    return parameter[0] if not charset or is_charset(charset.decode()) else begin + b"utf-8"

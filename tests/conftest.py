@@ -18,6 +18,8 @@ from batches import cleanup, failing, lifecycle, registry, results, validation
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Status
+from batches.scheduling import persons
+from batches.scheduling.habits import Habits
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -136,6 +138,12 @@ def _files_of_its_own(tmp_path: Path, settings: Any) -> None:
     settings.STORAGES = settings.STORAGES | {
         "default": settings.STORAGES["default"] | {"OPTIONS": {"location": str(tmp_path / "files")}}
     }
+
+
+@pytest.fixture(autouse=True)
+def _nobody_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How soon persons came back in one test is forgotten in the next."""
+    monkeypatch.setattr(persons, "_habits", Habits())
 
 
 @pytest.fixture

@@ -1,25 +1,50 @@
-"""One fake model server, at the socket: it answers like Ollama, or does to a request what a test asked for.
+"""One fake model server, at the socket: it answers like Ollama or vLLM, or does to a request what a test asked for.
 
 A request is known by the text of its last message (or prompt, or input), which tests set to the line's custom_id.
 """
 
 import json
+import re
 import select
 import socket
 import struct
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests import fake_native
 
 MODEL = "gemma3:12b"
 TRIAL = "Hi"  # what a trial request says
 COUNTING = "Write the numbers"  # how a request begins by which slots are counted
 COUNTED_PIECES = 20
+EMBEDDING = ("/v1/embed", "/api/embed")
+
+
+# As vLLM 0.32 answers; of its other hundreds of samples, a few that look alike.
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{{{labels}}} {running}.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{{{labels}}} {waiting}.0
+# HELP vllm:num_requests_waiting_by_reason Number of waiting requests by reason.
+# TYPE vllm:num_requests_waiting_by_reason gauge
+vllm:num_requests_waiting_by_reason{{{labels},reason="capacity"}} {waiting}.0
+vllm:num_requests_waiting_by_reason{{{labels},reason="deferred"}} 0.0
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{{{labels}}} 0.01
+# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig
+# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{{block_size="128",engine="0",kv_cache_max_concurrency="22.75",num_gpu_blocks="364"}} 1.0
+"""
 
 
 @dataclass
@@ -53,6 +78,11 @@ class Seen:
     gone: bool = False  # the client went away before the answer
 
 
+def origin(model: str) -> str:
+    """The model that a derived one comes from; any other model itself."""
+    return re.sub(r"^obs-ctx-\d+/(.+)-obs[0-9a-f]{6}$", r"\1", model)
+
+
 def error_body(message: str, kind: str = "api_error") -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
@@ -61,6 +91,10 @@ class FakeBackend:
     """Use as a context manager; `url` is where it listens."""
 
     def __init__(self, port: int = 0) -> None:
+        self.is_vllm = False  # it answers as vLLM does: `slots` requests at once, of any kind, and the others wait
+        self.has_metrics = True  # as vLLM: says how many requests run and wait
+        self.most_waiting = 10_000  # as vLLM: refuses a request if so many wait
+        self.roots: dict[str, str] = {}  # as vLLM: the base models of LoRA modules
         self.models = [MODEL]
         self.lists_models = True
         self.is_hung = False  # takes connections and requests, and says nothing
@@ -70,14 +104,21 @@ class FakeBackend:
         self.crashes: list[list[str]] = []  # the keys of the requests that were there at each crash
         self.slots = 2  # requests that count slots: so many are answered at once, and the others wait
         self.context = 4096  # tokens, of a letter each; a longer prompt is cut to half of it without a word
+        self.made_for = 131_072  # tokens, the largest context of its models
+        self.derived: dict[str, int] = {}  # models that were derived, and their contexts
+        self.deletes: list[str] = []  # the models that it was asked to delete
+        self.on_gpu_up_to = 2**31  # a model with a larger context leaves a tenth of it to the CPU
         self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
         self.loaded = [MODEL]  # the models on its card, as /api/ps tells
+        self.uses: Counter[str] = Counter()  # requests that ended, by model: each sets anew when the model is unloaded
         self.events: list[str] = []  # what arrived, in order: "load MODEL", "unload MODEL", "describe MODEL", a key
         self.loads: list[str] = []  # the models that it was asked to load
         self.unloads: list[str] = []  # and to take off the card
         self.load_paths: list[str] = []  # and where
+        self.changes: list[tuple[str, str, dict[str, Any]]] = []  # requests that change models: method, path, body
+        self.blobs: dict[str, bytes] = {}  # files of models, by digest
         self.on_load: deque[Action] = deque()  # what to do to the next such requests, one each
         self.on_check: deque[Action] = deque()  # what to do to the next questions whether a prompt was read whole
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
@@ -85,7 +126,7 @@ class FakeBackend:
         self._lock = threading.Lock()
         self._release = threading.Event()
         self._free_slots = threading.Condition()
-        self._busy_slots = 0
+        self._busy_slots = self._waiting = 0
         self._port = port
         self._server: ThreadingHTTPServer | None = None
 
@@ -158,12 +199,26 @@ class FakeBackend:
             return [seen.key for seen in self.seen if answered is None or seen.answered is answered]
 
     def lacks(self, model: object) -> bool:
-        return self.refuse_missing and model not in self.models
+        is_derived = str(model).startswith("obs-ctx-")
+        return (self.refuse_missing or is_derived) and model not in (*self.models, *self.derived)
+
+    def context_of(self, model: object) -> int:
+        return self.derived.get(str(model), self.context)
+
+    def told(self, model: str) -> dict[str, Any]:
+        """What /api/ps tells of a loaded model."""
+        size, size_vram = self.sizes
+        if self.context_of(model) > self.on_gpu_up_to:
+            size_vram -= size // 10
+        until = f"2126-01-01T00:00:{self.uses[model]:09.6f}Z"
+        told = {"name": model, "context_length": self.context_of(model), "expires_at": until}
+        return told | {"size": size, "size_vram": size_vram}
 
     def has_loaded(self, model: str) -> None:
         with self._lock:
             if model not in self.loaded:
-                self.loaded.append(model)
+                # Ollama has one runner for the weights, whatever names share them.
+                self.loaded = [*(each for each in self.loaded if origin(each) != origin(model)), model]
 
     def let_go(self, model: str) -> None:
         with self._lock:
@@ -180,7 +235,9 @@ class FakeBackend:
     @contextmanager
     def slot(self) -> Iterator[None]:
         with self._free_slots:
+            self._waiting += 1
             self._free_slots.wait_for(lambda: self._busy_slots < self.slots)
+            self._waiting -= 1
             self._busy_slots += 1
         try:
             yield
@@ -188,6 +245,16 @@ class FakeBackend:
             with self._free_slots:
                 self._busy_slots -= 1
                 self._free_slots.notify()
+
+    @property
+    def is_full(self) -> bool:
+        return self._waiting >= self.most_waiting
+
+    @property
+    def metrics(self) -> str:
+        """What vLLM says of itself, as far as anybody here reads it."""
+        labels = f'engine="0",model_name="{self.models[0]}"'
+        return METRICS.format(labels=labels, running=self._busy_slots, waiting=self._waiting)
 
     def wait(self, seconds: float) -> None:
         """Sleep, or until the server is stopped."""
@@ -215,7 +282,7 @@ class _Server(ThreadingHTTPServer):
         pass  # clients of these tests go away all the time
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(fake_native.NativeRoutes):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else head and body, two small writes, are 40 ms apart
     fake: FakeBackend
@@ -232,37 +299,60 @@ class _Handler(BaseHTTPRequestHandler):
                 "object": "list",
                 "data": [
                     {"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "library"}
-                    for name in self.fake.models
+                    for name in (*self.fake.models, *self.fake.derived)
                 ],
             },
-            "/api/ps": {
-                "models": [
-                    {"name": name, "context_length": self.fake.context}
-                    | dict(zip(("size", "size_vram"), self.fake.sizes, strict=True))
-                    for name in self.fake.loaded
-                ]
-            },
+            "/api/ps": {"models": [self.fake.told(name) for name in self.fake.loaded]},
         }
+        if self.fake.is_vllm:
+            routes = {"/v1/models": routes["/v1/models"], "/version": {"version": "0.32.0"}}
+            for model in routes["/v1/models"]["data"]:
+                parent = self.fake.roots.get(model["id"])
+                model |= {"owned_by": "vllm", "root": f"models/{model['id']}", "parent": parent, "max_model_len": 2048}
+            if self.path == "/metrics" and self.fake.has_metrics:
+                self._send(200, self.fake.metrics.encode(), {"Content-Type": "text/plain; version=1.0.0"})
+                return
         if self.path in routes and (self.fake.lists_models or self.path != "/v1/models"):
             self._send(200, json.dumps(routes[self.path]).encode())
         else:
             self._send(404, b"404 page not found")
 
+    def do_DELETE(self) -> None:
+        model = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
+        self.fake.deletes.append(model)
+        self.fake.events.append(f"delete {model}")
+        known = self.fake.derived.pop(model, None) is not None
+        self._send(200 if known else 404, b"" if known else b'{"error": "model not found"}')
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.startswith("/api/blobs/"):
+            self.take_blob()
+            return
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         if self.fake.is_hung:
             self._stay_silent()
             return
         if self.path == "/api/show":
+            if self.fake.lacks(body["model"]):
+                self._send(404, json.dumps({"error": f"model '{body['model']}' not found"}).encode())
+                return
             self.fake.events.append(f"describe {body['model']}")
-            info = {"general.architecture": "gemma3", "gemma3.context_length": 131_072}
+            info = {"general.architecture": "gemma3", "gemma3.context_length": self.fake.made_for}
             self._send(200, json.dumps({"capabilities": ["completion"], "model_info": info}).encode())
+            return
+        if self.path == "/api/create":
+            self.fake.events.append(f"derive {body['model']}")
+            self.fake.derived[body["model"]] = body["parameters"]["num_ctx"]
+            self._send(200, b'{"status": "success"}')
             return
         if body.get("truncate") is False:
             self._check(body)
             return
-        if self.path in ("/api/generate", "/api/embed"):
+        if self.path in ("/api/generate", "/api/embed") and not (body.get("prompt") or body.get("input")):
             self._load(body)
+            return
+        if self.path in fake_native.CHANGES:
+            self.change(body)
             return
         try:
             seen = Seen(_key(body), self.path, body, dict(self.headers))
@@ -270,8 +360,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(400, json.dumps(error_body("cannot unmarshal", "invalid_request_error")).encode())
             return
         try:
-            self._serve(seen, self.fake.take(seen))
+            action = self.fake.take(seen)
+            if self.fake.is_vllm and self.fake.is_full:
+                self._send(503, json.dumps(error_body("The server is overloaded")).encode())
+            elif self.fake.is_vllm:
+                with self.fake.slot():
+                    self._serve(seen, action)
+            else:
+                self._serve(seen, action)
         finally:
+            self.fake.uses[str(body.get("model"))] += 1
             seen.left = min(seen.left, time.monotonic())
 
     def _serve(self, seen: Seen, action: Action) -> None:
@@ -279,7 +377,10 @@ class _Handler(BaseHTTPRequestHandler):
         if action.delay_s:
             self.fake.wait(action.delay_s)
         if self.fake.lacks(body.get("model")):
-            self._send(404, json.dumps(error_body(f"model '{body['model']}' not found", "not_found_error")).encode())
+            message = f"model '{body['model']}' not found"
+            is_native = fake_native.is_native(self.path)
+            refusal: Any = {"error": message} if is_native else error_body(message, "not_found_error")
+            self._send(404, json.dumps(refusal).encode())
             return
         self.fake.has_loaded(str(body.get("model")))  # as Ollama does, if nobody has before
         if action.hang:
@@ -291,14 +392,15 @@ class _Handler(BaseHTTPRequestHandler):
         if action.reset:
             self._reset()
             return
-        if body.get("stream") and action.body is None and self.path != "/v1/embeddings":
+        if _streams(self.path, body) and action.body is None:
             if seen.key.startswith(COUNTING):
                 with self.fake.slot():
                     self._stream(seen, replace(action, pause_s=0.005))
             else:
                 self._stream(seen, action)
             return
-        content = action.body if action.body is not None else answer(self.path, body, self.fake.context)
+        context = self.fake.context_of(body.get("model"))
+        content = action.body if action.body is not None else answer(self.path, body, context)
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
         seen.left = min(seen.left, time.monotonic())
@@ -317,7 +419,7 @@ class _Handler(BaseHTTPRequestHandler):
         action = self.fake.on_check.popleft() if self.fake.on_check else None
         self.fake.wait(self.fake.native_delay_s)
         if action is None:
-            self._send(*native_answer(body, self.fake.context))
+            self._send(*native_answer(body, self.fake.context_of(body.get("model"))))
         elif action.reset:
             self._reset()
         elif action.hang:
@@ -348,6 +450,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.fake.wait(action.delay_s)
         if action.status == 200:
             self.fake.has_loaded(body["model"])
+            self.fake.uses[body["model"]] += 1
         content = action.body if action.body is not None else {"model": body["model"], "done_reason": "load"}
         self._send(action.status, content if isinstance(content, bytes) else json.dumps(content).encode())
 
@@ -379,7 +482,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Server-sent events, each in a chunk of its own, as Ollama sends them."""
         self.close_connection = True
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        native = fake_native.is_native(self.path)
+        self.send_header("Content-Type", fake_native.NDJSON_TYPE if native else "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         left = action.break_after
@@ -411,7 +515,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _head(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+        kind = fake_native.JSON_TYPE if fake_native.is_native(self.path) else "application/json"
+        for name, value in ({"Content-Type": kind} | (headers or {})).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -424,6 +529,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _streams(path: str, body: dict[str, Any]) -> bool:
+    return bool(body.get("stream", path in ("/api/chat", "/api/generate"))) and not path.startswith(EMBEDDING)
+
+
 def _key(body: dict[str, Any]) -> str:
     if isinstance(body.get("messages"), list):
         return str(body["messages"][-1]["content"])
@@ -432,6 +541,9 @@ def _key(body: dict[str, Any]) -> str:
 
 def events(path: str, body: dict[str, Any]) -> Iterator[bytes]:
     """A good answer as a stream, an event for each of its words, in the shape of the endpoint."""
+    if path == fake_native.MESSAGES or fake_native.is_native(path):
+        yield from fake_native.events(path, body.get("model"), f"answer to {_key(body)}".split(" "))
+        return
     whole = answer(path, body)
     words = f"answer to {_key(body)}".split(" ")
     words *= COUNTED_PIECES if words[2:5] == COUNTING.split(" ") else 1
@@ -471,6 +583,8 @@ def answer(path: str, body: dict[str, Any], context: int = 4096) -> dict[str, An
     """A good answer in the shape of the endpoint: 7 tokens in, 3 out; of a long prompt, a token a letter."""
     text = f"answer to {_key(body)}"
     model = body.get("model")
+    if path == fake_native.MESSAGES or fake_native.is_native(path):
+        return fake_native.answer(path, model, text)
     length = len(_key(body))
     prompt_tokens = 7 if length < 512 else length if length <= context else context // 2 + 2
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 3, "total_tokens": prompt_tokens + 3}

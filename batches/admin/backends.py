@@ -2,18 +2,36 @@
 
 from django.contrib import admin
 
+from batches import backends
 from batches.models import Backend, Hold, PausedModel
 from common.admin import LookOnly
+
+
+def _named(backend: Backend, name: str) -> str:
+    """A model as a person knows it: one that we derived is the user's, with another context."""
+    derived = backends.kind_named(backend.kind).derived(name) if backend.kind else None
+    return f"{derived.origin} with a context of {derived.tokens:,}" if derived else name
 
 
 @admin.register(Backend)
 class BackendAdmin(LookOnly):
     list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")
+    exclude = ("loaded_names", "loaded_model")
+    readonly_fields = ("loaded", "made_ready")
+
+    @admin.display(description="Loaded names")
+    def loaded(self, backend: Backend) -> str:
+        return ", ".join(_named(backend, name) for name in backend.loaded_names) or "-"
+
+    @admin.display(description="Loaded model")
+    def made_ready(self, backend: Backend) -> str:
+        """Made ready by its drives."""
+        return _named(backend, backend.loaded_model) if backend.loaded_model else "-"
 
 
 @admin.register(Hold)
 class HoldAdmin(LookOnly):
-    list_display = ("reason", "backend", "created_at", "until")
+    list_display = ("reason", "model", "backend", "created_at", "until")
 
 
 @admin.register(PausedModel)

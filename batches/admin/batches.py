@@ -44,7 +44,7 @@ class BatchAdmin(LookOnly):
     actions = ("cancel", "pause", "resume", "try_again")
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
-        ("Outlook", {"fields": ("waits_for", "told_warnings", "estimated_end", "estimated_from")}),
+        ("Outlook", {"fields": ("waits_for", "told_warnings", "contexts", "estimated_end", "estimated_from")}),
         ("Files", {"fields": ("input", "output", "error_output")}),
         ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
         ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
@@ -183,6 +183,11 @@ class BatchAdmin(LookOnly):
     @admin.display(description="Warnings")
     def told_warnings(self, batch: Batch) -> str:
         return _paragraphs([warning["message"] for warning in batch.warnings])
+
+    @admin.display(description="Contexts chosen")
+    def contexts(self, batch: Batch) -> str:
+        parts = progress.fitted(batch)
+        return _paragraphs([f"{part.model}: {part.fitted_tokens:,} tokens. {part.fit_reason}" for part in parts])
 
     @admin.display(description="Errors")
     def listed_errors(self, batch: Batch) -> str:

@@ -7,23 +7,26 @@ the client asked for a stream, and errors come in OpenAI's envelope.
 
 import json
 import logging
-import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from django.conf import settings
-from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from rest_framework import viewsets
 from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
 from batches import backends, registry
+from batches.api.streams import COMPLETIONS, EVENT_STREAM, RESPONSES, EventStream, Form
 from batches.backends import error_bodies
 from batches.backends.base import BackendKind
 from batches.backends.parameters.table import Translation, Weight
@@ -40,8 +43,6 @@ from common.openapi import operation
 
 logger = logging.getLogger(__name__)
 
-EVENT_STREAM = "text/event-stream"
-# Streams of these endpoints end with [DONE]. One that ends without it was broken off, which Ollama does not report.
 SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
 LONGEST_IGNORED = 2000  # bytes of the header; others on the way refuse long ones
@@ -52,19 +53,23 @@ TAKES_NOTHING_S = 30.0
 ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
 LIGHT_ANSWER_S, SHORT_ANSWER_S = 5.0, 1.0
 
-# The other half of the threads is for requests that must be answered at once: polling, uploads, cancelling.
-_places = threading.BoundedSemaphore(settings.WEB_THREADS // 2)
+_places = threading.BoundedSemaphore(settings.MAX_PASS_THROUGH)
 
 
 class BodyParser(BaseParser):
     media_type = "application/json"
 
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        content = stream.read(settings.MAX_LINE_BYTES + 1)
-        if len(content) > settings.MAX_LINE_BYTES:
-            most = f"{settings.MAX_LINE_BYTES} bytes (MAX_LINE_BYTES)"
-            raise ApiError(f"The request body is too large. Expected at most {most}.", status=413)
-        return read_json(content, charset_of(parser_context["request"]._request))
+        return read_body(parser_context["request"]._request, stream)
+
+
+def read_body(request: HttpRequest, stream: Any) -> Any:
+    """The JSON value of the request's body, which may be as large as a line. Raises ApiError."""
+    content = stream.read(settings.MAX_LINE_BYTES + 1)
+    if len(content) > settings.MAX_LINE_BYTES:
+        most = f"{settings.MAX_LINE_BYTES} bytes (MAX_LINE_BYTES)"
+        raise ApiError(f"The request body is too large. Expected at most {most}.", status=413)
+    return read_json(content, charset_of(request))
 
 
 REQUEST = {
@@ -90,46 +95,82 @@ class PassThroughViewSet(viewsets.ViewSet):
         body = json_object(request)
         model, streams = backends.resolve_alias(model_of(body, registry.default_model())), _streams(body)
         backend = registry.backend_for(model)
-        kind = _kind(backend)
+        kind = kind_of(backend)
         translation = kind.translate(self.endpoint, body, stream=streams)
         if refusal := translation.refusal(least=Weight.FORBIDDEN):
             raise ApiError(refusal.message, param=refusal.param or None, code=refusal.code)
-        sent, ignored = translation.body | {"model": model}, _ignored(translation)
+        ignored = _ignored(translation)
+        call = Call(
+            backend,
+            self.endpoint,
+            translation.body | {"model": model},
+            form=COMPLETIONS if self.endpoint in SAYING_DONE else RESPONSES,
+            whole=partial(_answer, backend, kind, self.endpoint, model),
+            # What the model server ignores is named; what it takes from a person is passed on to it all the same.
+            headers={"x-ignored-parameters": ignored} if ignored else {},
+        )
+        return hand_on(request, call)
 
-        with ExitStack() as held:
-            _take_a_place(held)
-            person = persons.Person(backend)
+
+class Visit(Enum):
+    """What a request is to the model server."""
+
+    PERSON = "person"  # somebody waits for the model: takes a place, and no new line is sent meanwhile
+    ERRAND = "errand"  # takes long and uses no model, such as a pull: takes a place
+    QUESTION = "question"  # answered at once
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is sent to a model server for a client, and what becomes of its answer."""
+
+    backend: Backend
+    path: str
+    body: JSON | None  # None: no body
+    form: Form  # of an answer that is streamed
+    whole: Callable[[Head, bytes], HttpResponse]  # the response for an answer that is not streamed; raises ApiError
+    method: str = "POST"
+    visit: Visit = Visit.PERSON
+    headers: Mapping[str, str] = field(default_factory=dict)  # of a good response
+
+
+def hand_on(request: Request, call: Call) -> HttpResponseBase:
+    """Send the call, and give the model server's answer as it comes. Raises ApiError."""
+    with ExitStack() as held:
+        if call.visit is not Visit.QUESTION:
+            take_a_place(held)
+        person = _person(request, call)
+        if person is not None:
             held.callback(person.leave)
-            client: socket.socket | None = request.META.get("gunicorn.socket")
-            if client is not None:
-                _limit_standstill(client, TAKES_NOTHING_S)
-                held.callback(_limit_standstill, client, 0.0)  # a download may follow over the same connection
+        look_at_client, silence = _watch_client(request, held), Silence(call.backend)
 
-            silence = Silence(backend)
-
-            def look() -> None:
+        def look() -> None:
+            if person is not None:
                 person.renew()
-                if client is not None and _is_gone(client):
-                    raise ApiError("The client went away.", status=499)
-                silence.look()
+            look_at_client()
+            silence.look()
 
-            relay = backends.relay(backend.url, self.endpoint, sent, look=look)
-            held.callback(relay.close)
-            try:
-                head = relay.head()
-                silence.is_over = True
-                if head.status == 200 and head.content_type == EVENT_STREAM:
-                    by_stream = ExitStack()
-                    events = EventStream(relay, self.endpoint in SAYING_DONE, by_stream)
-                    response = _telling(_streamed(events), ignored)
-                    by_stream.push(held.pop_all())  # last: only a response that is sent releases what its stream holds
-                    return response
-                content = _whole(relay)
-            except NotConnected:
-                raise _away(backend) from None
-            except Broken as error:
-                raise _broken(error) from None
-        return _telling(_answer(backend, kind, self.endpoint, model, head, content), ignored)
+        relay = backends.relay(call.backend.url, call.path, call.body, method=call.method, look=look)
+        held.callback(relay.close)
+        try:
+            head = relay.head()
+            silence.is_over = True
+            if person is not None:
+                person.was_answered = 200 <= head.status < 300
+            if head.status == 200 and head.media_type == call.form.media_type:
+                by_stream = ExitStack()
+                response = _streamed(EventStream(relay, call.form, by_stream, broken), call)
+                by_stream.push(held.pop_all())  # last: only a response that is sent releases what its stream holds
+                return response
+            content = _whole(relay)
+        except NotConnected:
+            raise away(call.backend) from None
+        except Broken as error:
+            raise broken(error) from None
+    whole = call.whole(head, content)
+    for name, value in call.headers.items():
+        whole[name] = value
+    return whole
 
 
 class Silence:
@@ -150,38 +191,6 @@ class Silence:
         self._asks_at, self._timeout_s = time.monotonic() + ASKED_EVERY_S, LIGHT_ANSWER_S
 
 
-class EventStream:
-    """The events of a stream, whole ones only. Closing it releases what is `held`, whether or not it was begun."""
-
-    def __init__(self, relay: Relay, says_done: bool, held: ExitStack) -> None:
-        self.relay = relay
-        self.is_done = not says_done
-        self.close = held.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            rest = b""
-            for piece in self.relay:
-                rest += piece
-                # A client cannot read an event that is not whole.
-                if end := _end_of_events(rest):
-                    self.is_done = self.is_done or _says_done(rest[:end])
-                    yield rest[:end]
-                    rest = rest[end:]
-                elif len(rest) > settings.MAX_REPLY_BYTES:
-                    raise Broken(f"An event is larger than {settings.MAX_REPLY_BYTES} bytes (MAX_REPLY_BYTES).")
-            if rest:
-                self.is_done = self.is_done or _says_done(rest)
-                yield rest
-            if not self.is_done:
-                raise Broken("The model server ended the stream before the answer was whole.")
-        except Broken as error:
-            # The status is sent already. For an event like this the official clients raise an error.
-            yield b"data: " + json.dumps(_broken(error).envelope).encode() + b"\n\n"
-        except ApiError:
-            return  # the client is gone
-
-
 def _ignored(translation: Translation) -> str:
     """A header that names what the model server ignores, as many members as fit; empty if there is nothing to name."""
     named = ""
@@ -193,20 +202,23 @@ def _ignored(translation: Translation) -> str:
     return named
 
 
-def _telling(response: HttpResponseBase, ignored: str) -> HttpResponseBase:
-    """`response`, naming what the model server ignored: what it takes from a person is passed on to it all the same."""
-    if ignored:
-        response["x-ignored-parameters"] = ignored
-    return response
-
-
 def _streams(body: JSON) -> bool:
     if not isinstance(body.get("stream"), bool | None):
         raise errors.invalid_type("stream", "a boolean", body["stream"])
     return bool(body.get("stream"))
 
 
-def _kind(backend: Backend) -> BackendKind:
+def _person(request: Request, call: Call) -> persons.Person | None:
+    """Who waits for this call, told from others by the API key, or without keys by the address."""
+    if call.visit is not Visit.PERSON:
+        return None
+    key = getattr(request.auth, "pk", None)
+    who = f"key {key}" if key is not None else f"address {request.META.get('REMOTE_ADDR', '')}"
+    return persons.Person(call.backend, who=who, model=str((call.body or {}).get("model") or ""))
+
+
+def kind_of(backend: Backend) -> BackendKind:
+    """The kind of the backend; asked for if nobody has seen it yet. Raises ApiError if it does not answer."""
     try:
         # Before its worker has seen the backend, its kind is not in the row.
         return backends.kind_named(backend.kind or backends.probe().kind)
@@ -214,16 +226,30 @@ def _kind(backend: Backend) -> BackendKind:
         raise _unavailable(str(error)) from None
 
 
-def _take_a_place(held: ExitStack) -> None:
+def take_a_place(held: ExitStack) -> None:
     if not _places.acquire(blocking=False):
         raise ApiError(
-            f"{settings.WEB_THREADS // 2} requests are being passed through already. Try again.",
+            f"{settings.MAX_PASS_THROUGH} requests are being passed through already (MAX_PASS_THROUGH). Try again.",
             status=429,
             type="rate_limit_error",
             code="rate_limit_exceeded",
             headers={"Retry-After": str(RETRY_AFTER_S)},
         )
     held.callback(_places.release)
+
+
+def _watch_client(request: Request, held: ExitStack) -> Callable[[], None]:
+    """Give up a client that takes nothing; returns what raises ApiError once the client is gone."""
+    client: socket.socket | None = request.META.get("gunicorn.socket")
+    if client is not None:
+        _limit_standstill(client, TAKES_NOTHING_S)
+        held.callback(_limit_standstill, client, 0.0)  # a download may follow over the same connection
+
+    def look() -> None:
+        if client is not None and _is_gone(client):
+            raise ApiError("The client went away.", status=499)
+
+    return look
 
 
 def _limit_standstill(client: socket.socket, seconds: float) -> None:
@@ -245,20 +271,10 @@ def _is_gone(client: socket.socket) -> bool:
         return True
 
 
-def _says_done(events: bytes) -> bool:
-    """One of these events is [DONE] itself, not a model's text that contains it."""
-    return re.search(rb"^data: ?\[DONE\]\r?$", events, re.MULTILINE) is not None
-
-
-def _end_of_events(content: bytes) -> int:
-    """Where the last whole event ends; 0 if there is none."""
-    return max((content.rfind(end) + len(end) for end in (b"\n\n", b"\r\n\r\n") if end in content), default=0)
-
-
-def _streamed(events: EventStream) -> StreamingHttpResponse:
+def _streamed(events: EventStream, call: Call) -> StreamingHttpResponse:
     # X-Accel-Buffering tells proxies to pass each event on at once.
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingHttpResponse(events, content_type=EVENT_STREAM, headers=headers)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | dict(call.headers)
+    return StreamingHttpResponse(events, content_type=call.form.media_type, headers=headers)
 
 
 def _whole(relay: Relay) -> bytes:
@@ -273,7 +289,7 @@ def _whole(relay: Relay) -> bytes:
 def _answer(backend: Backend, kind: BackendKind, endpoint: str, model: str, head: Head, content: bytes) -> HttpResponse:
     if not 200 <= head.status < 300:
         raise _refusal(backend, kind, endpoint, model, head, content)
-    if not head.content_type.endswith("json"):
+    if not head.media_type.endswith("json"):
         raise ApiError(f"{kind.title} answered with something that is not JSON.", status=502, type="server_error")
     return HttpResponse(content, status=head.status, content_type="application/json")
 
@@ -282,7 +298,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     """The model server's own message, in the envelope; or what to do, if that is known."""
     reply = kind.judge(endpoint, head.status, content)
     if reply.verdict is Verdict.MODEL_MISSING:
-        return _missing(backend, kind, model)
+        return _missing(backend, kind, endpoint, model)
     if reply.verdict is Verdict.MISCONFIGURED:
         return ApiError(reply.message, status=502, type="server_error")
     if reply.verdict is Verdict.ENDPOINT_MISSING:
@@ -298,7 +314,7 @@ def _refusal(backend: Backend, kind: BackendKind, endpoint: str, model: str, hea
     )
 
 
-def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
+def _missing(backend: Backend, kind: BackendKind, endpoint: str, model: str) -> ApiError:
     """The backend does not have the model. If another has it, the person was sent here because our list of the models
     is a moment old, or because that one is beyond our reach."""
     if others := registry.others_with(backend, model):
@@ -306,11 +322,11 @@ def _missing(backend: Backend, kind: BackendKind, model: str) -> ApiError:
         if registry.is_in_reach(others[0]):
             return _unavailable(f"{where}. Try again.")
         return _unavailable(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
-    hint = backends.missing_model_hint(kind.name, model, backend.model_names)
+    hint = backends.missing_model_hint(kind.name, model, backend.model_names, endpoint=endpoint)
     return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
 
 
-def _away(backend: Backend) -> ApiError:
+def away(backend: Backend) -> ApiError:
     if backend.url == settings.BACKEND_URL:
         return _unavailable(backends.unreachable_hint())
     return _unavailable(f"No model server answers at {backend.url}, which has the model. Start it.")
@@ -320,6 +336,6 @@ def _unavailable(hint: str) -> ApiError:
     return ApiError(hint, status=503, type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
-def _broken(error: Broken) -> ApiError:
+def broken(error: Broken) -> ApiError:
     logger.warning("a request that was passed through broke off: %s", error)
     return ApiError(str(error), status=502, type="server_error")

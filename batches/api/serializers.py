@@ -10,7 +10,7 @@ from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from batches.lines.jsonl import ENDPOINTS
-from batches.models import Batch, Priority, Status
+from batches.models import Batch, Part, Priority, Status
 from batches.status.progress import Progress
 from common import errors
 from common.errors import ApiError
@@ -226,6 +226,14 @@ class WarningSerializer(serializers.Serializer[dict[str, Any]]):
     message = serializers.CharField()
 
 
+class ContextSerializer(serializers.Serializer[Part]):
+    """A context that was chosen for the lines of one model, since they need more than the model has."""
+
+    model = serializers.CharField()
+    context_tokens = serializers.IntegerField(source="fitted_tokens")
+    reason = serializers.CharField(source="fit_reason")
+
+
 class ProgressSerializer(serializers.Serializer[Progress]):
     id = serializers.CharField(source="batch.id")
     object = ConstantField("batch.progress")
@@ -234,6 +242,7 @@ class ProgressSerializer(serializers.Serializer[Progress]):
     lines_open = serializers.IntegerField()
     waiting_for = serializers.CharField(allow_null=True)
     warnings = WarningSerializer(many=True, source="batch.warnings")
+    contexts = ContextSerializer(many=True)
     usage = UsageSerializer(source="batch")
     lines_per_minute = serializers.FloatField(allow_null=True)
     tokens_per_second = serializers.FloatField(allow_null=True)

@@ -2,6 +2,7 @@ from django.urls import path
 from rest_framework.routers import SimpleRouter
 
 from batches.api.batches import BatchViewSet
+from batches.api.messages import MessagesViewSet
 from batches.api.models import ModelViewSet
 from batches.api.pass_through import PassThroughViewSet
 from batches.lines.jsonl import ENDPOINTS
@@ -15,4 +16,5 @@ urlpatterns = [
         path(endpoint.removeprefix("/v1/"), PassThroughViewSet.as_view({"post": "create"}, endpoint=endpoint))
         for endpoint in ENDPOINTS
     ),
+    path("messages", MessagesViewSet.as_view({"post": "create"})),
 ]

@@ -1,22 +1,22 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
-from batches.backends import missing_models
-from batches.backends.base import BackendKind, NotDone, State, Unreachable
+from batches.backends import blobs
+from batches.backends.base import BackendKind, ModelState, NotDone, Occupancy, State, Unreachable
 from batches.backends.calls import CallPool
 from batches.backends.card import Card, CardConnection, SharedCard, wake
-from batches.backends.connection import Connection, ReplyTooLarge, Server
+from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
 from batches.backends.llama_router import LlamaRouter
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
-from batches.backends.missing_models import listing
+from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
-from batches.backends.relay import Broken, NotConnected, Relay
+from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.backends.vllm import Vllm
 
 __all__ = [
@@ -24,15 +24,19 @@ __all__ = [
     "Unreachable",
     "connect",
     "default_model",
+    "delete",
+    "describe",
     "is_silent",
     "kind_named",
     "listed_name",
     "listing",
     "missing_model_hint",
+    "occupancy",
     "open_calls",
     "probe",
     "relay",
     "resolve_alias",
+    "send_blob",
     "silent_hint",
     "unreachable_hint",
 ]
@@ -69,12 +73,14 @@ def listed_name(kind: str, models: Collection[str], name: str) -> str:
     return kind_named(kind).listed_name(models, name)
 
 
-def missing_model_hint(kind: str, model: str, listed: Collection[str], *, lines_wait: bool = False) -> str:
+def missing_model_hint(
+    kind: str, model: str, listed: Collection[str], *, endpoint: str = "", lines_wait: bool = False
+) -> str:
     """What to type so that a server of this kind, which lists these models, answers lines for `model`; with
-    `lines_wait`, lines that were read before."""
-    hint = missing_models.hint_for_waiting if lines_wait else missing_models.hint
-    default, has_aliases = default_model(listed), bool(settings.MODEL_ALIASES)
-    return hint(kind_named(kind), model, listed, default=default, has_aliases=has_aliases)
+    `lines_wait`, lines that were read before. `endpoint` is that of the lines, if it is known."""
+    default, aliases = default_model(listed), settings.MODEL_ALIASES
+    wanted = MissingModel(kind_named(kind), model, listed, endpoint, default, aliases)
+    return wanted.hint_for_waiting() if lines_wait else wanted.hint()
 
 
 def connect() -> Connection:
@@ -97,21 +103,22 @@ def _server() -> Server:
     return Card(*terms, urls) if len(urls) > 1 else Server(*terms)
 
 
-def relay(server: str, endpoint: str, body: dict[str, Any], *, look: Callable[[], None]) -> Relay:
-    """Send a body, as `translate` made it, to the server at this address, for a client who waits. Returns at once;
-    `Relay.head` raises the errors. Our key is for the configured server alone, and no other gets it.
+def relay(
+    server: str, endpoint: str, body: dict[str, Any] | None, *, method: str = "POST", look: Callable[[], None]
+) -> Relay:
+    """Send a body, as `translate` made it, or none to the server at this address, for a client who waits. Returns at
+    once; `Relay.head` raises the errors. Our key is for the configured server alone, and no other gets it.
 
     The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.
     """
     silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
     is_ours = server == settings.BACKEND_URL
-    api_key = settings.BACKEND_API_KEY if is_ours else ""
 
     def find() -> str:
-        url = _awake(str(body.get("model"))) if is_ours and "," in server else server
+        url = _awake(str((body or {}).get("model"))) if is_ours and "," in server else server
         return url + endpoint
 
-    return Relay(find, body, api_key=api_key, silence_s=silence_s, look=look)
+    return Relay(find, body, method=method, api_key=_key_for(server), silence_s=silence_s, look=look)
 
 
 def _awake(model: str) -> str:
@@ -126,6 +133,15 @@ def _awake(model: str) -> str:
             raise Broken(str(error)) from None
         except (HTTPError, OSError) as error:
             raise NotConnected from error
+
+
+def send_blob(server: str, digest: str, pieces: Iterator[bytes]) -> tuple[Head, bytes]:
+    """Send a model's file to the Ollama at this address; its answer. See blobs.send_blob."""
+    return blobs.send_blob(server, digest, pieces, api_key=_key_for(server), silence_s=settings.MODEL_LOAD_TIMEOUT_S)
+
+
+def _key_for(server: str) -> str:
+    return settings.BACKEND_API_KEY if server == settings.BACKEND_URL else ""
 
 
 def probe() -> State:
@@ -149,6 +165,44 @@ def probe() -> State:
     finally:
         connection.close()
     raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
+
+
+def describe(kind: str, model: str) -> ModelState | None:
+    """What the configured server, of this kind, says about a model that it has loaded; None if it says nothing. Takes
+    some seconds at most."""
+    with closing(connect()) as connection:
+        try:
+            return kind_named(kind).describe(connection.exchange(None), model)
+        except (HTTPError, OSError, ReplyTooLarge):
+            return None
+
+
+def occupancy(kind: str) -> Occupancy | None:
+    """How busy the configured server, of this kind, says that it is; None if it says nothing. As `describe`."""
+    with closing(connect()) as connection:
+        try:
+            return kind_named(kind).occupancy(lambda path: connection.text(path, call=None))
+        except (HTTPError, OSError, ReplyTooLarge):
+            return None
+
+
+def delete(kind: str, model: str, *, is_loaded: bool) -> bool:
+    """Remove a model that we derived from the configured server, and from its card; whether it did. Takes a few seconds
+    at most. Safe to run again."""
+    server = kind_named(kind)
+    # Only if it is on the card itself: Ollama unloads the model that shares its weights, which a person may use.
+    requests = [("POST", server.unload(model) if is_loaded else None), ("DELETE", server.deletion(model))]
+    connection = connect()
+    status = 0
+    try:
+        for method, request in requests:
+            if request is not None:
+                status, _ = connection.send(method, *request, timeout_s=QUESTION_TIMEOUT_S)
+    except (HTTPError, OSError, ReplyTooLarge):
+        return False
+    finally:
+        connection.close()
+    return status in (200, 404)
 
 
 def is_silent(timeout_s: float) -> bool:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, ClassVar
 
 from batches.backends import error_bodies
 from batches.backends.parameters import others
 from batches.backends.parameters.table import Table, Translation
+from batches.backends.purposes import Purpose
 from batches.backends.replies import (
     JSON,
     SERVER_ERRORS,
@@ -25,6 +27,8 @@ from common import strict_json
 Ask = Callable[[str], tuple[int, Any]]
 # The same with a body to POST, or with None for a GET.
 Exchange = Callable[[str, JSON | None], tuple[int, Any]]
+# The same for what is no JSON: path -> status and text.
+Read = Callable[[str], tuple[int, str]]
 
 
 class Unreachable(Exception):
@@ -48,12 +52,32 @@ class Unchecked(Exception):
 
 
 @dataclass(frozen=True)
+class CutPrompt:
+    """A prompt of which the server left out a part without saying so."""
+
+    message: str  # what the server left out, and what to do about it
+    prompt_tokens: int = 0  # of the whole prompt; 0 if the server did not say
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A model that was derived from a user's model to give it a context of `tokens`. The `mark` says whose it is."""
+
+    origin: str
+    tokens: int
+    mark: str
+
+
+@dataclass(frozen=True)
 class Model:
-    """A model that a server lists, as /v1/models shows it; `created` in Unix seconds."""
+    """A model that a server lists, as /v1/models shows it; `created` in Unix seconds. `root` is what it was loaded
+    from, and `parent` the model that a LoRA module changes; both empty if the server does not say."""
 
     id: str
     created: int
     owned_by: str
+    root: str = ""
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,9 @@ class State:
     models: list[Model] = field(default_factory=list)
     loaded: list[str] = field(default_factory=list)
     parallel: int | None = None  # how many calls the server serves at once, if it says so
+    # Of each loaded model, if the server `loads_on_demand`: a text that changes whenever a request for the model ends.
+    loaded_until: dict[str, str] = field(default_factory=dict)
+    derived: list[str] = field(default_factory=list)  # models that servers like ours derived, which `models` leaves out
 
     @property
     def names(self) -> list[str]:
@@ -83,6 +110,24 @@ class ModelState:
     capabilities: frozenset[str] = frozenset()  # as Ollama names them: completion, embedding, …
 
 
+class PromptCache(Enum):
+    """What a server reuses of the prompts that it has read."""
+
+    UNKNOWN = "not known"
+    BY_SLOT = "each slot keeps the prompt that it read last, for its next call alone"
+    SHARED = "what one call has read, every other call reuses"
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """How busy a server is at present, as it says itself."""
+
+    running: int  # calls that it computes
+    waiting: int  # calls that it took and computes later
+    used: float = 0.0  # the share of its cache that the running calls take, from 0 to 1; 0 if it does not say
+    holds: float = 0.0  # calls of the greatest length that its cache has room for; 0 if it does not say
+
+
 class BackendKind:
     """An OpenAI-compatible server of an unknown kind. The known kinds override what differs."""
 
@@ -90,10 +135,14 @@ class BackendKind:
     title: ClassVar[str] = "The model server"
     tables: ClassVar[Mapping[str, Table]] = others.UNKNOWN  # what becomes of a request's members, by endpoint
     loads_on_demand: ClassVar[bool] = False  # `load` loads a model, and the server may unload it by itself
-    # Each slot keeps the prompt that it read last, and reuses it for its next call alone.
-    cache_is_by_slot: ClassVar[bool] = False
-    has_library: ClassVar[bool] = False  # a model of its library is installed by a command, under its name there
+    cache: ClassVar[PromptCache] = PromptCache.UNKNOWN
+    slots_told_at: ClassVar[str] = ""  # the path where the server says how many calls it serves at once
+    library_models: ClassVar[Mapping[Purpose, str]] = {}  # one for each purpose that a command installs, if any does
+    # The server begins every call that it takes, beside others, so that no call waits for another one's end.
+    begins_all: ClassVar[bool] = False
+    derives: ClassVar[bool] = False  # models with another context can be derived from the users' models
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
+    tells_occupancy: ClassVar[bool] = False  # `occupancy` says something, unless a proxy hides it
 
     # The first row that fits decides; a status that no row names is the line's own fault.
     rules: ClassVar[tuple[Rule, ...]] = (
@@ -111,11 +160,15 @@ class BackendKind:
 
     def recognise(self, ask: Ask) -> State | None:
         """The server's state if the server is of this kind, else None. Lets through what `ask` raises."""
-        models = listed_models(ask)
+        models = self.models(ask)
         if models is None or not self._owns(models):
             return None
         names = [model.id for model in models]
         return State(self.name, self._version(ask), models, names, self._parallel(ask))
+
+    def models(self, ask: Ask) -> list[Model] | None:
+        """The models that the server lists, without derived ones; None if the reply is no list of models."""
+        return listed_models(ask)
 
     def _owns(self, models: list[Model]) -> bool:
         return True
@@ -130,6 +183,13 @@ class BackendKind:
         """What the server says about a model that it has loaded; None if it says nothing.
 
         Asks the server a question or two, so call it in a thread that may wait. Lets through what `exchange` raises.
+        """
+        return None
+
+    def occupancy(self, read: Read) -> Occupancy | None:
+        """How busy the server is, if it `tells_occupancy`; None if it does not say.
+
+        The server answers quickly, also beside running calls. Lets through what `read` raises.
         """
         return None
 
@@ -157,11 +217,16 @@ class BackendKind:
         return ""
 
     def give_back_hint(self, model: str, stand_in: str) -> str:
-        """What to do so that lines which wait for a model that no command installs get one; `stand_in` is listed."""
+        """What to do so that lines which wait for a model that no command installs get one; `stand_in` is listed, or
+        empty."""
         return f"Serve {model} again under this name."
 
+    def name_to_install(self, model: str) -> str:
+        """The name by which a command at the server installs this model; empty if there is no such command for it."""
+        return ""
+
     def install_command(self, model: str) -> str:
-        """What to type at the server so that it has this model; empty if there is no such command for this name."""
+        """What to type at the server so that it has this model, by its `name_to_install`; empty if it has none."""
         return ""
 
     def translate(self, endpoint: str, body: JSON, *, stream: bool = False) -> Translation:
@@ -194,6 +259,8 @@ class BackendKind:
         if verdict is Verdict.CRASHED and status < 500:
             status, told = 500, {"error": {"message": error.message, "type": "api_error", "param": None, "code": None}}
         reply = Reply(verdict, status, compact(told) if told else enveloped(status, text))
+        if verdict is Verdict.REFUSED and "context_length_exceeded" in (error.code, error.openai_code(status)):
+            return replace(reply, is_too_long=True, prompt_tokens=self.prompt_tokens(error.message))
         if verdict is Verdict.MISCONFIGURED:
             reply = replace(reply, message=self.misconfigured_hint(status))
         return reply
@@ -202,7 +269,7 @@ class BackendKind:
         """The reply to one request, which says that its model or its endpoint is missing, with the verdict that the
         server bears out: by its list of models, and by a trial of the endpoint. Lets through what `exchange` raises.
         """
-        models = listed_models(lambda path: exchange(path, None))
+        models = self.models(lambda path: exchange(path, None))
         if models is None:
             return replace(reply, verdict=Verdict.FAILED)  # nobody knows what answered
         if reply.verdict is Verdict.MODEL_MISSING:
@@ -223,13 +290,39 @@ class BackendKind:
         """What users get of a whole answer: all of the answer, with ids that no other answer has."""
         return body
 
-    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
-        """What this server left out of the prompt without saying so, and what to do about it; empty if nothing.
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> CutPrompt | None:
+        """What is wrong if this server left out a part of the prompt without saying so; None if it read the whole.
 
         Called for each answer. May ask the server a question, and lets through what `exchange` raises. Raises Unchecked
         if the server's answer to the question leaves it open: the line's answer then counts for nothing.
         """
+        return None
+
+    def prompt_tokens(self, refusal: str) -> int:
+        """The tokens of a prompt that the context cannot hold, by the words that refuse it; 0 if they do not say."""
+        return 0
+
+    def derived_name(self, model: str, tokens: int, mark: str) -> str:
+        """The name of a model that is derived from `model` to give it a context of `tokens`; empty if a server of this
+        kind can derive none. `mark` tells the models of one database from those of others."""
         return ""
+
+    def derived(self, name: str) -> Derived | None:
+        """What the name of a derived model says, whosoever made it; None for any other name."""
+        return None
+
+    def derive(self, exchange: Exchange, name: str) -> bool:
+        """Have the server make the derived model of this name; whether it did. Safe to run again. Lets through what
+        `exchange` raises."""
+        return False
+
+    def deletion(self, model: str) -> tuple[str, JSON] | None:
+        """Path and body of a DELETE that removes a model from the server; None if there is none."""
+        return None
+
+    def room_for_context_hint(self) -> str:
+        """What to change so that a larger context goes onto the GPU."""
+        return self.less_memory_hint()
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         """Why the body of a 200 is no answer after all; empty if it is an answer."""
@@ -250,9 +343,21 @@ class BackendKind:
         return ""
 
     def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
-        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots). Empty
-        if the server tells how many calls it computes at once, or if answers at this endpoint are not streamed."""
+        """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots) if the
+        server does not tell how many calls it computes at once. Empty if it has no slots."""
         return []
+
+    def behind_persons(self, body: JSON) -> JSON:
+        """The body with what tells the server to begin persons' requests before this one; the same object if the server
+        cannot be told."""
+        return body
+
+    def may_refuse_rank(self, status: int, content: bytes) -> bool:
+        """Whether the server may have refused a body for what `behind_persons` put into it."""
+        return False
+
+    def note_rank_refused(self, *, is_cause: bool) -> None:
+        """The body was sent again without it. `is_cause`: and was not refused then."""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | Callable[[Exchange], None] | None:
         """Path and body of a request that loads the model and does nothing else, or what asks the server so; None if
@@ -307,5 +412,6 @@ def listed_models(ask: Ask) -> list[Model] | None:
         if isinstance(each, dict) and isinstance(each.get("id"), str):
             created = each.get("created")
             owner = str(each.get("owned_by") or "unknown")
-            models.append(Model(each["id"], created if isinstance(created, int) else 0, owner))
+            root, parent = (each[key] if isinstance(each.get(key), str) else "" for key in ("root", "parent"))
+            models.append(Model(each["id"], created if isinstance(created, int) else 0, owner, root, parent))
     return models

@@ -22,6 +22,9 @@ from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Trans
 
 logger = logging.getLogger(__name__)
 
+# Before the question whether a prompt was read whole is asked again: a runner that died comes up meanwhile.
+CHECK_PAUSES_S = (0.5, 2.0)
+
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
@@ -133,11 +136,6 @@ class CallPool(Generic[S]):
         """The calls in flight that take the server's time, in the order in which they were sent."""
         return [call for call in self.in_flight if not call.is_light]
 
-    @property
-    def waiting(self) -> list[Call[S]]:
-        """The calls in flight that the server has not begun."""
-        return self.computing[self.running :]
-
     def mark_shared(self) -> None:
         """A person's request is at the server beside the calls in flight."""
         for call in self.in_flight:
@@ -173,14 +171,29 @@ class CallPool(Generic[S]):
             self._done.put(call)
 
     def _post(self, call: Call[S]) -> None:
-        # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
-        content = json.dumps(call.body).encode("ascii")
-        url = self._server.url_of(call.endpoint, call.body)
-        self._transfers.post(call, url, content, lambda outcome: self._answered(call, outcome))
+        """Send the call so that persons go first, where the server can be told so."""
+        ranked = self.kind.behind_persons(call.body)
+        self._send(call, ranked, self._reply if ranked is call.body else self._reply_to_ranked)
 
-    def _answered(self, call: Call[S], outcome: Outcome) -> None:
-        """In the thread of the transfers: what became of the request of `call`."""
-        self._finish(call, lambda: self._reply(call, outcome))
+    def _send(self, call: Call[S], body: dict[str, Any], reply: Callable[[Call[S], Outcome], Reply | None]) -> None:
+        """Send `body`; of what became of it, `reply` makes the reply to the call, in the thread of the transfers."""
+        # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
+        content = json.dumps(body).encode("ascii")
+        url = self._server.url_of(call.endpoint, body)
+        self._transfers.post(call, url, content, lambda outcome: self._finish(call, lambda: reply(call, outcome)))
+
+    def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Answer) and self.kind.may_refuse_rank(outcome.status, outcome.content):
+            if call.is_cut:
+                return self._failure(call, Cut())
+            self._send(call, call.body, self._reply_to_unranked)
+            return None
+        return self._reply(call, outcome)
+
+    def _reply_to_unranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
+        if isinstance(outcome, Answer):
+            self.kind.note_rank_refused(is_cause=outcome.status != 400)
+        return self._reply(call, outcome)
 
     def _reply(self, call: Call[S], outcome: Outcome) -> Reply | None:
         if not isinstance(outcome, Answer):
@@ -258,9 +271,19 @@ class CallPool(Generic[S]):
 
     def _checked(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         """The answer, if the server read the whole prompt; a refusal, if it cut the prompt; UNCHECKED if nobody knows,
-        whatever the reason: an answer to half a prompt must never pass for one to the whole."""
+        whatever the reason: an answer to half a prompt must never pass for one to the whole. The answer took longer
+        than the question will, so the question is asked again before the answer is given up."""
+        reply = self._check(exchange, call, answer)
+        for pause_s in CHECK_PAUSES_S:
+            if reply.verdict not in (Verdict.UNCHECKED, Verdict.BUSY) or call.timed_out:
+                break
+            time.sleep(pause_s)
+            reply = self._check(exchange, call, answer)
+        return reply
+
+    def _check(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
         try:
-            problem = self.kind.cut_prompt(exchange, call.endpoint, call.body, answer.usage)
+            cut = self.kind.cut_prompt(exchange, call.endpoint, call.body, answer.usage)
         except Unchecked as unchecked:
             if unchecked.verdict is Verdict.BUSY:
                 return Reply(Verdict.BUSY, retry_after_s=call.connection.retry_after_s if call.connection else 0.0)
@@ -269,7 +292,10 @@ class CallPool(Generic[S]):
             return _unchecked("no answer in time") if call.timed_out else Reply(Verdict.CUT)
         except (HTTPError, OSError, ReplyTooLarge) as error:
             return _unchecked(type(error).__name__)
-        return refused("context_length_exceeded", problem) if problem else answer
+        if cut is None:
+            return answer
+        refusal = refused("context_length_exceeded", cut.message)
+        return replace(refusal, is_too_long=True, prompt_tokens=cut.prompt_tokens)
 
 
 class _MustAsk(Exception):
@@ -281,6 +307,5 @@ def _nobody(_path: str, _body: dict[str, Any] | None) -> tuple[int, Any]:
 
 
 def _unchecked(why: str) -> Reply:
-    logger.warning("an answer is not used: the server did not say whether it read the whole prompt (%s)", why)
     message = f"The model server did not say whether it read the whole prompt ({why})."
     return Reply(Verdict.UNCHECKED, code="prompt_unchecked", message=message)

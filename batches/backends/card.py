@@ -43,9 +43,12 @@ class Card(Server):
 
     urls: tuple[str, ...] = ()
     by_model: dict[str, str] = field(default_factory=dict)
+    last: list[str] = field(default_factory=list)  # the server of the last model that was asked for
 
     def url_of(self, path: str, body: JSON) -> str:
-        return self.by_model.get(str(body.get("model")), self.base_url) + path
+        if "model" in body:
+            self.last[:] = [self.by_model.get(str(body["model"]), self.base_url)]
+        return (self.last or [self.base_url])[0] + path
 
     def connect(self) -> Connection:
         return CardConnection(self)

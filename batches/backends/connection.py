@@ -107,6 +107,12 @@ class Connection:
                 self._shut()
                 response.close()
 
+    def send(self, method: str, path: str, body: dict[str, Any], *, timeout_s: float) -> tuple[int, bytes]:
+        """As `post` for a request that the server answers at once, by any method. Each read takes `timeout_s` at
+        most."""
+        with self._cuttable(None):
+            return self._request(method, path, json.dumps(body).encode("ascii"), timeout_s)
+
     @contextmanager
     def _cuttable(self, call: object) -> Iterator[None]:
         """Let `cut(call)` end the request inside; Cut comes out of it then."""
@@ -139,6 +145,11 @@ class Connection:
                 return status, None
 
         return ask
+
+    def text(self, path: str, *, call: object) -> tuple[int, str]:
+        """Status and text of the answer to a question that belongs to `call` and is cut with it. Raises as `post`."""
+        status, content = self.get(path, timeout_s=QUESTION_TIMEOUT_S, call=call)
+        return status, content.decode(errors="replace")
 
     def cut(self, call: object) -> None:
         """End `call`, or keep it from starting."""

@@ -10,8 +10,19 @@ from batches.backends.replies import JSON
 MOST_LAYERS = 10  # of JSON in JSON, and of members in members
 # Where JSON begins within a text, as in `llama-server apply-template error: {"error":{…}}`.
 WRAPPED = re.compile(r'\{\s*"(?:error|message|detail)"')
-# What the message of a missing model begins with. The rest may hold the line's own words.
-NAMES_A_MODEL = re.compile(r"\W*(the |requested |this )*model\b", re.IGNORECASE)
+# What the message of a missing model begins with, up to where the line's own words may follow: "model 'x' not found"
+# (Ollama, vLLM, llama.cpp's router, LocalAI), "no router for requested model" (llama-swap), "Invalid model identifier"
+# and "No models loaded" (LM Studio), "Request for unknown model" (Triton), and what other servers say alike.
+_A_MODEL = r"((an?|any|available|local|loaded|peer|real|requested|specified|such|that|the|this|valid) )*models?(id)?"
+NAMES_A_MODEL = re.compile(
+    r"\W*((error|llama-swap|not ?found(error)?|404)\W+)*"
+    r"((request for )?(unknown|unsupported|unrecognized|unavailable|invalid|missing|no) "
+    r"|(could not|cannot|can't|did not|unable to|failed to) (find|locate) |there is no "
+    r"|no (local |peer )?(backend|deployment|instance|peer|provider|router|server|worker)s?"
+    r"( available| configured| found)? for )?"
+    rf"{_A_MODEL}(?![.-]?\w|[\"'`])",
+    re.IGNORECASE,
+)
 # The whole message of a missing route: an id of the line's own that is not found has more words.
 NAMES_A_ROUTE = re.compile(r"\W*(404)?\W*((page|file|endpoint|route|url|path) )?not found\W*", re.IGNORECASE)
 

@@ -2,23 +2,28 @@
 
 from django.conf import settings
 
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState
+from batches.backends import slots
+from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, PromptCache
 from batches.backends.parameters import others
-from batches.backends.replies import count
+from batches.backends.replies import JSON, count
 
 
 class LlamaServer(BackendKind):
     name = "llama-server"
     title = "llama-server"
-    cache_is_by_slot = True
+    cache = PromptCache.BY_SLOT
+    slots_told_at = "/props"
     tables = others.LLAMA_SERVER
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "llamacpp" for model in models)
 
     def _parallel(self, ask: Ask) -> int | None:
-        _, properties = ask("/props")
+        _, properties = ask(self.slots_told_at)
         return count(properties, "total_slots") or None
+
+    def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
+        return slots.requests(endpoint, model)  # for one whose /props a proxy hides
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         _, properties = exchange("/props", None)

@@ -3,11 +3,25 @@
 import re
 import secrets
 import sys
+from collections.abc import Mapping
 from typing import ClassVar
 
-from batches.backends import error_bodies, ollama_context, ollama_names
-from batches.backends.base import Ask, BackendKind, Exchange, ModelState, State, Unchecked, listed_models
+from batches.backends import error_bodies, ollama_context, ollama_derived, ollama_names, slots
+from batches.backends.base import (
+    Ask,
+    BackendKind,
+    CutPrompt,
+    Derived,
+    Exchange,
+    Model,
+    ModelState,
+    PromptCache,
+    State,
+    Unchecked,
+    listed_models,
+)
 from batches.backends.parameters import ollama as parameters
+from batches.backends.purposes import Purpose
 from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
 from batches.backends.rules import Rule, verdict_of
 
@@ -67,21 +81,18 @@ EMBEDDING_INPUT_ERRORS = re.compile(
 # within the day. Never send `options` with it: a later request without them would load the model again (needsReload).
 KEEP_ALIVE = "30m"
 
-# Prompts that hardly any model answers in fewer than SLOT_TOKENS tokens.
-LONG_ANSWERS = (
-    "Write the numbers from 1 to 100 in words: one, two, three,",
-    "Tell a long story about a ship and its crew.",
-)
-SLOT_TOKENS = 48
-
 
 class Ollama(BackendKind):
     name = "ollama"
     title = "Ollama"
     tables = parameters.TABLES
     loads_on_demand = True
-    cache_is_by_slot = True
-    has_library = True
+    cache = PromptCache.BY_SLOT
+    library_models: ClassVar[Mapping[Purpose, str]] = {
+        Purpose.TEXTS: "gemma3:12b",
+        Purpose.EMBEDDINGS: "nomic-embed-text",
+    }
+    derives = True
     most_in_flight = 9  # OLLAMA_NUM_PARALLEL is 1 unless set, and seldom above 8 on one card
 
     def __init__(self) -> None:
@@ -111,9 +122,17 @@ class Ollama(BackendKind):
         status, body = ask("/api/version")
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
-        models = listed_models(ask) or []
+        listed = listed_models(ask) or []
+        models = [model for model in listed if not ollama_derived.read(model.id)]
+        derived = [model.id for model in listed if ollama_derived.read(model.id)]
         # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
-        return State(self.name, str(body["version"]), models, list(ollama_context.loaded_models(ask)))
+        loaded = ollama_context.loaded_models(ask)
+        until = {name: str(each.get("expires_at")) for name, each in loaded.items()}
+        return State(self.name, str(body["version"]), models, list(loaded), loaded_until=until, derived=derived)
+
+    def models(self, ask: Ask) -> list[Model] | None:
+        listed = super().models(ask)
+        return listed and [model for model in listed if not ollama_derived.read(model.id)]
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         loaded = ollama_context.model_in(ollama_context.loaded_models(lambda path: exchange(path, None)), model)
@@ -141,10 +160,16 @@ class Ollama(BackendKind):
         return "Was it started as another user, or with another OLLAMA_MODELS, than before?"
 
     def give_back_hint(self, model: str, stand_in: str) -> str:
+        if not stand_in or not self.identity(model):
+            return "Create it again."
         return f"Create it again, or give its name to another model (ollama cp {stand_in} {model})."
 
+    def name_to_install(self, model: str) -> str:
+        return ollama_names.name_to_pull(model)
+
     def install_command(self, model: str) -> str:
-        return f"ollama pull {model.strip()}" if ollama_names.may_be_pulled(model) else ""
+        name = "" if ollama_derived.read(model) else self.name_to_install(model)
+        return f"ollama pull {name}" if name else ""
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
         # Without a prompt the handlers only load the model. A model for embeddings can be loaded by /api/embed alone.
@@ -158,14 +183,8 @@ class Ollama(BackendKind):
         return "/api/generate", {"model": model, "stream": False, "keep_alive": 0}
 
     def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
-        limits: JSON = {"model": model, "stream": True, "max_tokens": SLOT_TOKENS, "temperature": 0}
-        match endpoint:
-            case "/v1/embeddings":
-                return []
-            case "/v1/completions":
-                return [(endpoint, limits | {"prompt": each}) for each in LONG_ANSWERS]
-        messages = [[{"role": "user", "content": each}] for each in LONG_ANSWERS]
-        return [("/v1/chat/completions", limits | {"messages": each}) for each in messages]
+        # A model that writes no text refuses them, and has one slot (server/sched.go, load).
+        return slots.requests(endpoint, model)
 
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start Ollama with OLLAMA_CONTEXT_LENGTH={tokens}, or give the model num_ctx {tokens} in its Modelfile."
@@ -183,18 +202,41 @@ class Ollama(BackendKind):
             body = body | {"output": [_with_own_id(item) if isinstance(item, dict) else item for item in items]}
         return _with_own_id(body)
 
-    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> str:
+    def cut_prompt(self, exchange: Exchange, endpoint: str, sent: JSON, usage: Usage) -> CutPrompt | None:
         question = ollama_context.question(self._contexts, exchange, endpoint, sent, usage.input_tokens)
         if question is None:
-            return ""
-        status, answer = exchange(*question)
+            return None
+        path, body = question
+        # The question loads the model if its runner has died since the answer.
+        status, answer = exchange(path, body | {"keep_alive": KEEP_ALIVE})
         if status == 200:
-            return ""
+            return None
         error = error_bodies.read(answer)
         verdict = verdict_of(self.rules, endpoint, status, error)
         if status != 400 or verdict is not Verdict.REFUSED:
-            raise Unchecked(verdict, f"HTTP {status}")
+            raise Unchecked(verdict, f"HTTP {status} from {path}")
         return ollama_context.too_long(error.message)
+
+    def prompt_tokens(self, refusal: str) -> int:
+        return ollama_context.prompt_tokens(refusal)
+
+    def derived_name(self, model: str, tokens: int, mark: str) -> str:
+        return ollama_derived.name(model, tokens, mark)
+
+    def derived(self, name: str) -> Derived | None:
+        return ollama_derived.read(name)
+
+    def derive(self, exchange: Exchange, name: str) -> bool:
+        return ollama_derived.make(exchange, name)
+
+    def deletion(self, model: str) -> tuple[str, JSON] | None:
+        return "/api/delete", {"model": model}
+
+    def room_for_context_hint(self) -> str:
+        return (
+            "Start Ollama with OLLAMA_FLASH_ATTENTION=1 and OLLAMA_KV_CACHE_TYPE=q8_0, lower OLLAMA_NUM_PARALLEL, or "
+            "take a smaller quantisation of it."
+        )
 
     def incomplete(self, endpoint: str, body: JSON) -> str:
         if problem := super().incomplete(endpoint, body):

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from batches.backends import ollama_names
-from batches.backends.base import Ask, Exchange
+from batches.backends.base import Ask, CutPrompt, Exchange
 from batches.backends.replies import JSON, count
 from common import strict_json
 
@@ -27,6 +27,8 @@ SPECIAL_TOKENS = 8
 REMEMBERED_S = 1.0
 # A token of a whole prompt has fewer bytes on average. A token of a prompt cut to half the context seems to have more.
 BYTES_PER_TOKEN = 5
+# The tokens of a prompt, and those of the context that is too small for it.
+NUMBERS = re.compile(r"\((\d{1,9}) tokens\)\D+\((\d{1,9}) tokens\)")
 # The members of a body that the model reads.
 PROMPT = ("messages", "prompt", "suffix", "input", "instructions", "tools")
 
@@ -76,17 +78,24 @@ def question(contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, 
     return path, body | {"model": sent["model"], "truncate": False, "stream": False}
 
 
-def too_long(refusal: str) -> str:
-    """What to tell of a prompt that Ollama cut, by the words that refuse the whole prompt; empty if they refuse it for
+def too_long(refusal: str) -> CutPrompt | None:
+    """What to tell of a prompt that Ollama cut, by the words that refuse the whole prompt; None if they refuse it for
     another fault."""
     if not re.search(r"context (length|size)|exceed_context", refusal):
-        return ""
-    numbers = re.search(r"\((\d+) tokens\)\D+\((\d+) tokens\)", refusal)
+        return None
+    numbers = NUMBERS.search(refusal)
     excess = f"has {numbers[1]} tokens and the context {numbers[2]}" if numbers else "is longer than the context"
-    return (
+    message = (
         f"The prompt {excess}. Ollama cut it without a word, so its answer was thrown away. Give the model a larger "
         "context (OLLAMA_CONTEXT_LENGTH, or num_ctx in its Modelfile), or shorten the prompt."
     )
+    return CutPrompt(message, prompt_tokens(refusal))
+
+
+def prompt_tokens(refusal: str) -> int:
+    """The tokens of the prompt that these words refuse because the context is too small; 0 if they do not say."""
+    numbers = NUMBERS.search(refusal)
+    return int(numbers[1]) if numbers else 0
 
 
 def _name_in(names: Collection[str], model: str) -> str:

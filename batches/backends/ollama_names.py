@@ -19,11 +19,16 @@ def identity(name: str) -> str:
     """The whole name in lower case, which is the same for all names of one model; empty if Ollama refuses the name."""
     if not name.strip().isascii():
         return ""  # before the case is ignored: some letters of other alphabets have an ASCII letter as lower case
-    parts = _parts(_without_source(name.strip()).lower())
+    parts = split(name.lower())
     if not all(pattern.fullmatch(part) for pattern, part in zip(PARTS, parts, strict=True)):
         return ""
     host, namespace, model, tag = parts
     return f"{host}/{namespace}/{model}:{tag}"
+
+
+def split(name: str) -> tuple[str, str, str, str]:
+    """Host, namespace, model and tag of a name, with the defaults for what is left out."""
+    return _parts(_without_source(name.strip()))
 
 
 def _without_source(name: str) -> str:
@@ -70,29 +75,56 @@ def _parts(name: str) -> tuple[str, str, str, str]:
 
 # Names of hosted services, whose weights nobody can pull.
 _HOSTED = re.compile(
-    r"gpt-(?!oss)|chatgpt|o\d+(-|$)|(text|code)-(embedding|davinci|curie|babbage|ada|moderation|search|similarity)"
-    r"|davinci|babbage|curie|ada(-|$)|dall-e|whisper|tts-|codex|omni-moderation|computer-use"
-    r"|claude|gemini|grok|palm|sonar|nova-|titan|deepseek-(chat|reasoner)$|qwen[\d.]*-(max|plus|turbo|long|flash)"
-    r"|mistral-(tiny|medium|embed)|(open-)?mi[sx]tral-.*-?latest$|voyage-|embed-(english|multilingual)"
+    r"gpt(?!-oss)|chatgpt|o\d+(-|$)|(text|code)-(embedding|davinci|curie|babbage|ada|moderation|search|similarity)"
+    r"|text-?(multilingual-)?embedding|davinci|babbage|curie|ada(-|$)|dall-e|whisper|tts-|codex|computer-use"
+    r"|omni-moderation|claude|gemini|grok|palm|sonar|nova-|titan|deepseek-(chat|reasoner)$|jina-|voyage-"
+    r"|qwen[\d.]*-(max|plus|turbo|long|flash)|embed-(english|multilingual)|command(-light|-nightly|-text|$)"
+    r"|mistral-(tiny|medium|embed)|open-mi[sx]tral|[a-z]*[sx]tral-.*-?(latest|\d{4})$|command-.*-\d{2}-\d{4}$"
+    r"|((us|eu|apac|global)\.)?(anthropic|meta|amazon|mistral|cohere|ai21|deepseek|openai|qwen)\."
 )
 # Whose models have names of that form at a service or on Hugging Face, where `ollama pull` does not look for them.
 _VENDORS = re.compile(
-    r"openai|anthropic|azure|google|gemini|vertex_ai|bedrock|amazon|cohere|x-?ai|groq|openrouter|together(_ai|computer)?"
-    r"|fireworks(_ai)?|perplexity|meta-llama|mistralai|qwen|microsoft|deepseek-ai|nvidia|baai|intfloat|thenlper"
-    r"|sentence-transformers|huggingfacetb|huggingfaceh4|tiiuae|allenai|nousresearch|ibm-granite|moonshotai|zai-org"
+    r"openai|anthropic|azure(_ai)?|google|gemini|vertex_ai|bedrock|amazon|cohere(forai|labs)?|x-?ai(-org)?|groq|models"
+    r"|openrouter|together(_ai|computer)?|fireworks(_ai)?|perplexity|deepinfra|cerebras|sambanova|replicate|meta|facebook"
+    r"|meta-llama|mistral(ai)?|qwen|microsoft|deepseek(-ai)?|nvidia|baai|intfloat|thenlper|z-?ai(-org)?|moonshot(ai)?"
+    r"|minimax(ai)?|ai21(labs)?|sentence-transformers|huggingface(tb|h4)?|tiiuae|allenai|nousresearch|ibm-granite|thudm"
+    r"|thebloke|bartowski|unsloth|lmstudio-community|mlx-community|ggml-org|maziyarpanahi|mradermacher|redhatai"
+    r"|eleutherai|bigscience|bigcode|stabilityai|lmsys|01-ai|internlm|openbmb|nomic-ai|mixedbread-ai|jinaai|alibaba-nlp"
 )
-# Ollama's library has the size in the tag, as in llama3.1:8b.
-_SIZE = re.compile(r"-\d+(\.\d+)?[bm](-|$)")
+# Ollama's library has size and variant in the tag, as in llama3.1:8b-instruct; Hugging Face has them in the name.
+_IN_TAG = re.compile(
+    r"-(\d+x)?\d+(\.\d+)?[bm]([-_.]|$)|[-_.](instruct|it|hf|gguf|awq|gptq|exl2|mlx|fp8|bf16|[48]-?bit)([-_.]|$)"
+    r"|-latest$|-\d+k-|^(all|paraphrase|multi-qa|msmarco)-.*-v\d$|^bge-(small|base|large)-|^(multilingual-)?e5-|^gte-"
+    r"|^(nomic|mxbai|snowflake)-.*-v[\d.]+$",
+    re.IGNORECASE,
+)
+_GGUF_REPOSITORY = re.compile(r"[-_.]gguf$", re.IGNORECASE)
 
 
-def may_be_pulled(name: str) -> bool:
-    """Whether `ollama pull` may know this name, as far as its form tells; nobody is asked."""
-    known = identity(name)
+def name_to_pull(name: str) -> str:
+    """The name by which `ollama pull` may find the model, as far as the form of `name` tells; empty if it finds none.
+
+    Nobody is asked. Repositories of GGUF files on Hugging Face are pulled by another name: `hf.co/{name}`.
+    """
+    known, name = identity(name), name.strip()
     if not known:
-        return False
-    host, namespace, model = known.rpartition(":")[0].rsplit("/", 2)
+        return ""
+    path, _, tag = known.rpartition(":")
+    host, namespace, model = path.rsplit("/", 2)
+    if tag == "cloud" or tag.endswith("-cloud"):
+        return name  # Ollama lists models that its own service runs, of vendors too
     if host != DEFAULT_HOST:
-        return True
+        # Three parts are also a service's name for a model of a vendor: openrouter/meta-llama/llama-3.
+        return name if re.search(r"[.:]|^localhost$", host) else ""
     if namespace == DEFAULT_NAMESPACE:
-        return not (_HOSTED.match(model) or _SIZE.search(model) or model.endswith("-latest"))
-    return not (_VENDORS.fullmatch(namespace) or _HOSTED.match(model))
+        return "" if _HOSTED.match(model) or _IN_TAG.search(model) else name.lower()
+    if _GGUF_REPOSITORY.search(model):
+        return f"hf.co/{name.rpartition('://')[2].removeprefix(DEFAULT_HOST + '/')}"
+    if _VENDORS.fullmatch(namespace) or _HOSTED.match(model) or _is_of_hugging_face(name, model):
+        return ""
+    return name
+
+
+def _is_of_hugging_face(name: str, model: str) -> bool:
+    """Whether a name with a namespace looks like one of Hugging Face, where names have no tag."""
+    return not _has_tag(name) and (_IN_TAG.search(model) is not None or model not in name)

@@ -28,15 +28,20 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Head:
-    """What comes before the body of an answer. `content_type` has no parameters, `retry_after` is as it was sent."""
+    """What comes before the body of an answer; `content_type` and `retry_after` as they were sent."""
 
     status: int
     content_type: str
     retry_after: str
 
+    @property
+    def media_type(self) -> str:
+        """The content type without its parameters, in lower case."""
+        return self.content_type.partition(";")[0].strip().lower()
+
 
 class Relay:
-    """One POST, sent by a thread of its own, so that the thread that hands on the answer is never stuck in a read.
+    """One request, sent by a thread of its own, so that the thread that hands on the answer is never stuck in a read.
 
     `find` tells the address, in that thread: it may have to load the model first. It raises NotConnected or Broken.
     `look` is called every LOOK_EVERY_S while there is nothing to hand on, and once for each piece; what `look` raises
@@ -45,16 +50,22 @@ class Relay:
     """
 
     def __init__(
-        self, find: Callable[[], str], body: dict[str, Any], *, api_key: str, silence_s: float, look: Callable[[], None]
+        self,
+        find: Callable[[], str],
+        body: dict[str, Any] | None,
+        *,
+        method: str = "POST",
+        api_key: str,
+        silence_s: float,
+        look: Callable[[], None],
     ) -> None:
         self._find = find
         self._socket = WatchedSocket()
-        self._content = json.dumps(body).encode("ascii")
-        self._headers = {
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "ollama-batch-server",
-        }
+        self._method = method
+        self._content = None if body is None else json.dumps(body).encode("ascii")
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "ollama-batch-server"}
+        if body is not None:
+            self._headers["Content-Type"] = "application/json"
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._silence_s = silence_s
@@ -103,7 +114,7 @@ class Relay:
         pool = pool_class(url.host or "", url.port, maxsize=1, retries=False)
         try:
             response = pool.urlopen(
-                "POST",
+                self._method,
                 url.request_uri,
                 body=self._content,
                 headers=self._headers,
@@ -112,8 +123,8 @@ class Relay:
                 preload_content=False,
             )
             with closing(response):
-                content_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-                self._put(Head(response.status, content_type, response.headers.get("Retry-After", "")))
+                sent = response.headers
+                self._put(Head(response.status, sent.get("Content-Type", ""), sent.get("Retry-After", "")))
                 # Each piece is one read of the socket: what came is handed on, however little.
                 while piece := response.read1(2**16, decode_content=True):
                     self._put(piece)

@@ -49,6 +49,8 @@ class Reply:
     usage: Usage = field(default_factory=Usage)
     retry_after_s: float = 0.0
     listed: tuple[str, ...] = ()  # the models that the server listed, if it was asked because one is missing
+    is_too_long: bool = False  # refused, because the context is too small for the prompt
+    prompt_tokens: int = 0  # of such a prompt, as the server counted them; 0 if it did not say
 
 
 def refused(code: str, message: str, param: str | None = None) -> Reply:

@@ -23,6 +23,22 @@ LEAST_PIECES = 12
 UNDER_WAY = 0.25
 LOOK_EVERY_S = 0.05
 
+# Prompts that hardly any model answers in fewer than ANSWER_TOKENS tokens.
+LONG_ANSWERS = (
+    "Write the numbers from 1 to 100 in words: one, two, three,",
+    "Tell a long story about a ship and its crew.",
+)
+ANSWER_TOKENS = 48
+
+
+def requests(endpoint: str, model: str) -> list[tuple[str, JSON]]:
+    """Paths and bodies for `count`. Slots are the model's, so what answers for `endpoint` can be counted by chats."""
+    limits: JSON = {"model": model, "stream": True, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+    if endpoint == "/v1/completions":
+        return [(endpoint, limits | {"prompt": each}) for each in LONG_ANSWERS]
+    messages = [[{"role": "user", "content": each}] for each in LONG_ANSWERS]
+    return [("/v1/chat/completions", limits | {"messages": each}) for each in messages]
+
 
 def count(
     connect: Callable[[], Connection], requests: Iterable[tuple[str, JSON]], *, is_cut: Callable[[], bool]

@@ -3,10 +3,26 @@
 import re
 from typing import Any, ClassVar
 
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, State, Unreachable
+from batches.backends import vllm_metrics
+from batches.backends.base import (
+    Ask,
+    BackendKind,
+    Exchange,
+    Model,
+    ModelState,
+    Occupancy,
+    PromptCache,
+    Read,
+    State,
+    Unreachable,
+)
 from batches.backends.parameters import vllm as parameters
-from batches.backends.replies import SERVER_ERRORS, Verdict, count
+from batches.backends.replies import JSON, SERVER_ERRORS, Verdict, count
 from batches.backends.rules import Rule
+
+# Requests with a lower number begin earlier, if vLLM was started with --scheduling-policy priority; a person's has 0.
+# Other schedulers do not read it (vllm/v1/core/sched), or refuse it in earlier versions.
+LINE_PRIORITY = 1_000_000
 
 
 class Vllm(BackendKind):
@@ -14,12 +30,18 @@ class Vllm(BackendKind):
     title = "vLLM"
     tables = parameters.TABLES
     most_in_flight = 256  # vLLM's own bound on a consumer card
+    tells_occupancy = True
+    cache = PromptCache.SHARED
+    begins_all = True
 
     rules: ClassVar[tuple[Rule, ...]] = (
         # What each request in flight gets when the engine's process dies (v1/engine/exceptions.py, EngineDeadError).
         Rule(Verdict.CRASHED, SERVER_ERRORS, begins=re.compile("EngineCore encountered an issue")),
         *BackendKind.rules,
     )
+
+    def __init__(self) -> None:
+        self._takes_priority = True
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "vllm" for model in models)
@@ -38,12 +60,32 @@ class Vllm(BackendKind):
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         _, answer = exchange("/v1/models", None)
-        listed = answer.get("data") if isinstance(answer, dict) else None
-        for each in listed if isinstance(listed, list) else []:
-            if isinstance(each, dict) and each.get("id") == model:
-                # vLLM is started with what it has memory for; what the model was made for stands in its files alone.
-                return ModelState(self.name, context_tokens=count(each, "max_model_len"))
-        return None
+        data = answer.get("data") if isinstance(answer, dict) else None
+        cards = [each for each in data if isinstance(each, dict)] if isinstance(data, list) else []
+        listed = {str(each.get("id")): each for each in cards}
+        if model not in listed:
+            return None
+        # A LoRA module has the context of its base.
+        base = listed.get(str(listed[model].get("parent")))
+        context = count(listed[model], "max_model_len") or count(base, "max_model_len")
+        # vLLM is started with what it has memory for; what the model was made for stands in its files alone.
+        return ModelState(self.name, context_tokens=context)
+
+    def occupancy(self, read: Read) -> Occupancy | None:
+        status, text = read("/metrics")
+        return vllm_metrics.occupancy(text) if status == 200 else None
+
+    def behind_persons(self, body: JSON) -> JSON:
+        own = body.get("priority", 0)
+        if not self._takes_priority or type(own) is not int or abs(own) >= 2**62:
+            return body
+        return body | {"priority": own + LINE_PRIORITY}
+
+    def may_refuse_rank(self, status: int, content: bytes) -> bool:
+        return status == 400 and b"riority" in content
+
+    def note_rank_refused(self, *, is_cause: bool) -> None:
+        self._takes_priority = self._takes_priority and not is_cause
 
     def missing_endpoint_hint(self, endpoint: str) -> str:
         # vLLM has the endpoints that its model can serve, and no others.

@@ -10,9 +10,12 @@ from batches.dispatch import outcomes
 from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend
 from batches.scheduling import gate
+from batches.scheduling.gate import Gate
+from batches.scheduling.share import CYCLE_S
 
-# A drive ends once its gate has been closed for this time; the tick wakes another drive when the gate is open.
-LINGERS_S = 30.0
+# A drive ends once its gate has been closed for this time; the tick wakes another drive when the gate is open. Lines
+# that wait for persons get a turn before that, which a drive has to give them.
+LINGERS_S, LINGERS_FOR_SHARE_S = 30.0, CYCLE_S + 30.0
 
 
 class Admission:
@@ -21,7 +24,7 @@ class Admission:
     def __init__(self, backend: Backend, shared: SharedBackend) -> None:
         self._backend = backend
         self._shared = shared
-        self._gate_reason = ""
+        self._gate = Gate()
         self._gate_closed_at = 0.0
         self._busy_since: float | None = None
         self._nothing_new_until = float("-inf")
@@ -38,8 +41,8 @@ class Admission:
             return "The worker is being stopped."
         if self._backend.is_paused:
             return self._backend.pause_reason
-        if self._gate_reason:
-            return self._gate_reason
+        if self._gate.reason:
+            return self._gate.reason
         if self._shared.stands_aside:
             return "Another worker needs the model server for itself."
         return ""
@@ -49,20 +52,19 @@ class Admission:
         """The reason will last, so it is of no use to wait for its end."""
         if self._stops_at is not None or self._backend.is_paused:
             return True
-        return bool(self._gate_reason) and time.monotonic() > self._gate_closed_at + LINGERS_S
-
-    @property
-    def gate_is_closed(self) -> bool:
-        return bool(self._gate_reason)
+        for_share = self._gate.is_for_persons and settings.BATCH_SHARE > 0
+        lingers_s = LINGERS_FOR_SHARE_S if for_share else LINGERS_S
+        return bool(self._gate.reason) and time.monotonic() > self._gate_closed_at + lingers_s
 
     # What it learns
 
-    def look_at_gate(self) -> None:
+    def look_at_gate(self) -> Gate:
         """Read what persons and the clock say. One query."""
-        reason = gate.closed_reason(self._backend)
-        if reason and not self._gate_reason:
+        now = gate.look(self._backend)
+        if now.reason and not self._gate.reason:
             self._gate_closed_at = time.monotonic()
-        self._gate_reason = reason
+        self._gate = now
+        return now
 
     def note(self, call: Call[object]) -> None:
         """Take in what became of a call. A busy server gets nothing new for a while; an answer ends its busy time."""

@@ -54,7 +54,7 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, t
     if is_hopeless and not registry.is_elsewhere(backend, model):
         logger.error("%s was missing or could not be loaded for too long: its lines fail", model)
         if reply.verdict is Verdict.MODEL_MISSING:
-            reply = _missing_for_good(backend, model, reply)
+            reply = _missing_for_good(backend, endpoint, model, reply)
         failing.mark_model(endpoint, model, reply)  # the tick starts the step that fails them
         paused.delete()
 
@@ -69,18 +69,18 @@ def _patience(verdict: Verdict) -> timedelta | None:
     return None
 
 
-def _is_missing(backend: Backend, model: str, reply: Reply) -> str:
+def _is_missing(backend: Backend, endpoint: str, model: str, reply: Reply) -> str:
     """That the server has the model no more, and what to do about it."""
     kind = backends.kind_named(backend.kind)
     lost = kind.empty_list_hint() if not reply.listed else ""
-    hint = backends.missing_model_hint(backend.kind, model, reply.listed, lines_wait=True)
+    hint = backends.missing_model_hint(backend.kind, model, reply.listed, endpoint=endpoint, lines_wait=True)
     what = f"{kind.title} at {backend.url} does not have the model {model} any more."
     return " ".join(filter(None, [what, backends.listing(sorted(reply.listed)), lost, hint]))
 
 
-def _missing_for_good(backend: Backend, model: str, reply: Reply) -> Reply:
+def _missing_for_good(backend: Backend, endpoint: str, model: str, reply: Reply) -> Reply:
     """What each line of a model gets that the server has not had for too long: OpenAI's error, with what to do."""
-    error = {"message": _is_missing(backend, model, reply), "type": "invalid_request_error", "param": "model"}
+    error = {"message": _is_missing(backend, endpoint, model, reply), "type": "invalid_request_error", "param": "model"}
     return replace(reply, status=404, body=compact({"error": error | {"code": "model_not_found"}}))
 
 
@@ -88,7 +88,7 @@ def _what_is_wrong(backend: Backend, endpoint: str, model: str, reply: Reply) ->
     kind = backends.kind_named(backend.kind)
     what = f"HTTP {reply.status}" if reply.status else reply.code
     if reply.verdict is Verdict.MODEL_MISSING:
-        return _is_missing(backend, model, reply)
+        return _is_missing(backend, endpoint, model, reply)
     if said := _said(reply):
         what += f": {said}"
     if reply.verdict is Verdict.UNLOADABLE:

@@ -20,6 +20,8 @@ MODEL_ON_CPU = "model_on_cpu"
 WRONG_MODEL = "wrong_model"
 CODES = (CONTEXT_TOO_SMALL, MODEL_ON_CPU, WRONG_MODEL)
 
+CONSEQUENCE = "A line whose prompt does not fit fails, and an answer that does not fit may break off."
+
 Found = dict[str, str]
 
 
@@ -51,15 +53,15 @@ class ContextFit:
         if part.pk in self._seen:
             return False
         self._seen.add(part.pk)
-        if part.model in self._states:
+        if part.served_model in self._states:
             self._report(part)
             return False
-        waiting = self._waiting.setdefault(part.model, [])
+        waiting = self._waiting.setdefault(part.served_model, [])
         waiting.append(part)
         return len(waiting) == 1
 
     def note(self, model: str, state: ModelState | None) -> None:
-        """The server's description of a model; None if it gave none."""
+        """The server's description of a model that it has loaded; None if it gave none."""
         self._states[model] = state
         for part in self._waiting.pop(model, []):
             self._report(part)
@@ -71,7 +73,7 @@ class ContextFit:
         self._seen.clear()
 
     def _report(self, part: Part) -> None:
-        if (state := self._states[part.model]) is not None:
+        if (state := self._states[part.served_model]) is not None:
             retrying(report, part, state)
 
 
@@ -91,23 +93,34 @@ def report(part: Part, state: ModelState) -> None:
         logger.warning("%s: %s", part.batch_id, " ".join(new))
 
 
+def power_of_two(tokens: int) -> int:
+    """The smallest power of two that is not below `tokens`."""
+    return 1 << (tokens - 1).bit_length()
+
+
+def rounded(tokens: int) -> int:
+    """An estimate, no more exact than it is."""
+    return -(-tokens // 100) * 100
+
+
 def _context_too_small(part: Part, state: ModelState) -> str:
     needed, most = part.context_tokens, state.most_context_tokens
     room = state.context_tokens or most
     if not room or needed <= room:
         return ""
+    if part.fit_reason:
+        return f"{part.fit_reason} Its lines get {room:,}. {CONSEQUENCE}"
     kind = backends.kind_named(state.kind)
     if most and room >= most:
         advice = "The model was made for no more: shorten the line, or take a model with a larger context."
     else:
-        enough = 1 << (needed - 1).bit_length()
+        enough = power_of_two(needed)
         advice = kind.larger_context_hint(min(enough, most) if most else enough)
         if most and needed > most:
             advice += f" The model was made for {most:,} at most: shorten the line too."
-    about = -(-needed // 100) * 100  # an estimate, so no more exact than that
     return (
-        f"The longest line of {part.model} may need about {about:,} tokens, prompt and answer, and its context has "
-        f"{room:,}. {advice} A line whose prompt does not fit fails, and an answer that does not fit may break off."
+        f"The longest line of {part.model} may need about {rounded(needed):,} tokens, prompt and answer, and its "
+        f"context has {room:,}. {advice} {CONSEQUENCE}"
     )
 
 

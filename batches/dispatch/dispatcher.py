@@ -14,6 +14,8 @@ Each piece of state has one owner:
     shared      our room at the backend, and whether we have it alone
     company     which lines may be in flight together
     answers     the answer buffer: what is not stored yet
+    persons     room for persons, and the share of the time that lines have in spite of them
+    own_use     which models are used by us
     checks      the periodic checks, which tell the others what has changed around them
 """
 
@@ -32,7 +34,9 @@ from batches.dispatch.answer_buffer import AnswerBuffer
 from batches.dispatch.company import Company, Subject
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.line_calls import LineCalls
+from batches.dispatch.own_use import OwnUse
 from batches.dispatch.periodic_checks import PeriodicChecks
+from batches.dispatch.persons_first import PersonsFirst
 from batches.dispatch.questions import Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
@@ -81,7 +85,9 @@ class Dispatcher:
         self.company = Company()
         self.lines = LineBuffer(backend, keeper.lease)
         self.answers = AnswerBuffer()
-        owners = self.calls, self.shared, self.admission, self.readiness, self.lines
+        self.persons = PersonsFirst(backend, kind, self.calls, self.shared, self.admission, self.readiness)
+        self.own_use = OwnUse(backend)
+        owners = (self.calls, self.shared, self.admission, self.readiness, self.lines, self.persons, self.own_use)
         self.checks = PeriodicChecks(backend, keeper, *owners, self.should_stop, self.wake_control)
 
     def _loop(self) -> None:
@@ -101,6 +107,7 @@ class Dispatcher:
                 self._send()
             if self.answers.is_due(is_last=not self.calls.in_flight):
                 self._store()
+        self.persons.close()
         self.checks.close_finished_batches()
 
     @property
@@ -136,11 +143,13 @@ class Dispatcher:
         """Send what may be sent now: questions that have to be answered first, then lines."""
         while not self.admission.why_not():
             line = self.lines.head
-            if line is not None and self.readiness.is_paused(line):
+            if line is not None and (self.readiness.is_paused(line) or self.readiness.refit(line)):
                 self.lines.end_turn()
                 continue
             question = self.readiness.next_question(line)
             if question is not None and self._has_place_for(question):
+                if not question.is_light:
+                    self.own_use.note([question.served_model])
                 self.calls.submit(self.readiness.call(question))
             elif question is None and line is not None and self._has_place_for(line):
                 self._send_line(self.lines.take())
@@ -173,6 +182,7 @@ class Dispatcher:
             self.lines.done(line)
             self.answers.add(call)
             return
+        self.own_use.note([line.served_model])
         failpoints.reach("before_send")
         self.calls.submit(call)
         if question := self.readiness.question_beside(line):
@@ -190,8 +200,10 @@ class Dispatcher:
 
     def _note(self, call: Call[Subject]) -> None:
         if is_question(call):
+            self.shared.note_answer(call)
             for settled in self.readiness.note_answer(call):
                 self._note_judged(settled)
+            self._claim_anew_if_refitted()
             return
         assert is_line(call)
         self.lines.done(call.subject)
@@ -200,6 +212,11 @@ class Dispatcher:
         self.line_calls.note(call)
         if self.readiness.note_line(call):
             self._note_judged(call)
+        self._claim_anew_if_refitted()
+
+    def _claim_anew_if_refitted(self) -> None:
+        if self.readiness.take_refitted():
+            self.lines.end_turn()
 
     def _note_judged(self, call: Call[Line]) -> None:
         """It is known whether the line is charged, and among how many others it is sent again."""

@@ -28,7 +28,7 @@ class LineBuffer:
         self._newest: Line | None = None  # the line that was claimed last
         self._claim_size = 1
         self._model = ""  # of the line that was taken last
-        self._model_since = float("-inf")  # since then, only lines of this model were taken
+        self._model_since = float("-inf")  # since then, only lines of this model and those loaded with it were taken
 
     def __len__(self) -> int:
         return sum(len(lane.ready) for lane in self._lanes)
@@ -49,8 +49,9 @@ class LineBuffer:
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
         self._lane_of[line.pk] = lane
-        if line.model != self._model:
-            self._model, self._model_since = line.model, time.monotonic()
+        if not self._are_together(line.served_model, self._model):
+            self._model_since = time.monotonic()
+        self._model = line.served_model
         return line
 
     def done(self, line: Line) -> None:
@@ -101,7 +102,9 @@ class LineBuffer:
         if self._turn is None and not len(self):
             self.choose_turn(in_flight)
         # Lines of another model wait until the last line of this model is sent, in case more lines of this model come.
-        while self._turn is not None and (len(self) == 0 or self._last.model == self._turn.part.model):
+        while self._turn is not None and (
+            len(self) == 0 or self._are_together(self._last.served_model, self._turn.part.served_model)
+        ):
             if self._turn.is_suspicious and (len(self) or in_flight):
                 return  # lines claimed beside one that may kill its worker would be lost with it
             if len(self) and (self._turn.which is turns.Which.SPLIT) != self._last.is_split:
@@ -137,7 +140,7 @@ class LineBuffer:
 
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
         """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
-        at_work = self._last.model if len(self) else in_flight[-1].model if in_flight else ""
+        at_work = self._last.served_model if len(self) else in_flight[-1].served_model if in_flight else ""
         turn = retrying(turns.next_turn, self._backend, self._turn, at_work=at_work, stayed_s=self._stayed_s(at_work))
         if turn is not None and len(self) and retrying(turns.yields, self._last.part, turn):
             self.hand_back()
@@ -149,8 +152,12 @@ class LineBuffer:
         """How long lines of the model at work alone have been sent. No time, if this drive has sent none of its lines:
         the model is just being loaded, and must not be unloaded before it answered one."""
         model = at_work or self._backend.loaded_model
-        is_new = bool(model and self._model and model != self._model)
+        is_new = bool(model and self._model) and not self._are_together(model, self._model)
         return 0.0 if is_new else time.monotonic() - self._model_since
+
+    def _are_together(self, model: str, other: str) -> bool:
+        """Both are loaded at the same time."""
+        return model == other or self._backend.base_of(model) == self._backend.base_of(other)
 
     def keep_only(self, running: set[str]) -> None:
         """Hand back the lines of all batches but the `running` ones."""

@@ -1,6 +1,7 @@
 """From a claimed line to its call: the body as the model server takes it, and a deadline; or a reply without a call."""
 
 import logging
+from dataclasses import replace
 
 from django.conf import settings
 
@@ -8,7 +9,7 @@ from batches import reuse
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.parameters.table import Weight
-from batches.backends.replies import Reply, Verdict, refused
+from batches.backends.replies import Reply, Verdict, compact, parsed, refused
 from batches.dispatch.deadlines import Deadlines
 from batches.dispatch.ignored_members import IgnoredMembers
 from batches.dispatch.input_reader import UNREADABLE, InputFiles
@@ -51,15 +52,27 @@ class LineCalls:
             self._ignored.tell(line, translation.findings)
         if known := retrying(reuse.recall, line):
             return _answered(line, Reply(Verdict.ANSWERED, 200, known))
-        sent = translation.body | {"model": line.model}
+        sent = translation.body | {"model": line.served_model}
         return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))
 
     def note(self, call: Call[Line]) -> None:
-        """Learn from what became of a call how long other calls may take."""
+        """Learn from what became of a call how long other calls may take, and name the model in its reply as the line
+        names it."""
         self._deadlines.note(call)
+        sent = call.body.get("model")
+        if call.reply is not None and isinstance(sent, str) and sent != call.subject.model:
+            call.reply = _as_asked(call.reply, sent, call.subject.model)
 
     def close(self) -> None:
         self._inputs.close()
+
+
+def _as_asked(reply: Reply, sent: str, model: str) -> Reply:
+    """The reply, with the name `model` in place of that of the derived model which was sent."""
+    if reply.verdict is not Verdict.ANSWERED:
+        return replace(reply, body=reply.body.replace(sent, model), message=reply.message.replace(sent, model))
+    body = parsed(reply.body.encode())
+    return replace(reply, body=compact(body | {"model": model})) if body and body.get("model") == sent else reply
 
 
 def _answered(line: Line, reply: Reply) -> Call[Line]:

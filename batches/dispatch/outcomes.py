@@ -1,5 +1,6 @@
 """What becomes of a line's row, by the reply to its call: finished, or pending again with what it was charged."""
 
+import logging
 import random
 from datetime import timedelta
 from typing import Any
@@ -13,9 +14,14 @@ from batches.backends.replies import Reply, Verdict
 from batches.models import Backend, Line, LineState
 from common.database import from_now
 
+logger = logging.getLogger(__name__)
+
 # More than a person or the system's memory killer would hit the same line by chance while others are sent as well.
 MOST_BACKEND_CRASHES = 4
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
+# After two answers that nobody could check, the next one is probably lost too: a line whose answers take long leaves
+# most of the server's time to others.
+UNCHECKED_SHARE, MOST_UNCHECKED_S = 10, 200.0
 
 
 def of(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], *, busy_s: float) -> dict[str, Any]:
@@ -45,11 +51,24 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
         case Verdict.FAILED | Verdict.CRASHED if call.most_together not in (None, line.most_together):
             # At once: no other line is sent before it is known which of these did it. The trial waits for the server.
             return {"state": LineState.PENDING, "not_before": None} | _suspicion(line, call)
-        case Verdict.FAILED | Verdict.CRASHED | Verdict.UNCHECKED:
+        case Verdict.FAILED | Verdict.CRASHED:
             return _again(_backoff(1)) | _suspicion(line, call)
+        case Verdict.UNCHECKED:
+            return _unchecked(line, reply, call) | _suspicion(line, call)
         case Verdict.BUSY:
             return _again(_jittered(busy_wait_s(reply, busy_s)))
     return {"state": LineState.PENDING}
+
+
+def _unchecked(line: Line, reply: Reply, call: Call[Line]) -> dict[str, Any]:
+    """The answer is not used. The row keeps the reason while the line waits: the batch tells it, and the next such
+    answer finds that it is not the first."""
+    if line.error_code == reply.code:
+        backoff = _jittered(min(MOST_UNCHECKED_S, max(MOST_BACKOFF_S, UNCHECKED_SHARE * call.duration_s)))
+    else:
+        logger.warning("%s line %s: its answer is not used: %s", line.batch_id, line.number, reply.message)
+        backoff = _backoff(1)
+    return _again(backoff) | {"error_code": reply.code, "error_message": reply.message}
 
 
 def busy_wait_s(reply: Reply, busy_s: float) -> float:
@@ -85,7 +104,7 @@ def _jittered(seconds: float) -> timedelta:
 
 
 def _again(backoff: timedelta) -> dict[str, Any]:
-    return {"state": LineState.PENDING, "not_before": from_now(backoff)}
+    return {"state": LineState.PENDING, "not_before": from_now(backoff), "error_code": "", "error_message": ""}
 
 
 def _finished(state: LineState, reply: Reply) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from batches import leases, lifecycle
 from batches.backends.calls import Call, CallPool
 from batches.dispatch.admission import Admission
 from batches.dispatch.line_buffer import LineBuffer
-from batches.dispatch.questions import Purpose, Question
+from batches.dispatch.own_use import OwnUse
+from batches.dispatch.persons_first import PersonsFirst
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
 from batches.models import Backend, Batch, Line
-from batches.scheduling import persons
 from common.database import retrying
 
 LOOK_EVERY_S = 1.0
@@ -35,6 +35,8 @@ class PeriodicChecks:
     admission: Admission
     readiness: Readiness
     lines: LineBuffer
+    persons_first: PersonsFirst
+    own_use: OwnUse
     should_stop: Callable[[], bool]
     wake_control: Callable[[str], None]
     looked_at: float = float("-inf")
@@ -56,10 +58,11 @@ class PeriodicChecks:
             self._look(is_idle)
         if now >= self.looked_at_gate + LOOK_AT_GATE_EVERY_S:
             self.looked_at_gate = now
-            self._look_at_gate()
+            self.persons_first.look()
 
     def _look(self, is_idle: bool) -> None:
         self.keeper.keep()
+        self.own_use.note(call.subject.served_model for call in self.calls.computing)
         retrying(self.backend.refresh_from_db)
         self.readiness.look()
         self.close_finished_batches()
@@ -70,14 +73,6 @@ class PeriodicChecks:
             self.admission.stop()
         if self.admission.grace_is_over:
             self.calls.cut_all(self.calls.in_flight)
-
-    def _look_at_gate(self) -> None:
-        retrying(self.admission.look_at_gate)
-        if self.admission.gate_is_closed and retrying(persons.person_is_at, self.backend):
-            # The person's request is served next, and may take our model's place or bring the server down.
-            self.calls.mark_shared()
-            self.calls.cut_all([*self.calls.waiting, *(call for call in self.calls.in_flight if _counts_slots(call))])
-            self.readiness.doubt_loaded()
 
     def close_finished_batches(self) -> None:
         """Move batches that have no open line, or are past their completion window, and have them finalized."""
@@ -98,13 +93,11 @@ class PeriodicChecks:
         if is_idle and not self.lines and not self.readiness.is_waiting:
             retrying(self.shared.give_backend_back)
         retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.computing))
+        if call := self.shared.call_beside(self.calls.in_flight):
+            self.calls.submit(call)
         self.lines.use_lanes(self.shared.lanes)
         self.calls.serves(self.shared.limit.running, is_known=self.shared.limit.parallel is not None)
 
 
 def _lines(calls: Iterable[Call[Any]]) -> list[Line]:
     return [call.subject for call in calls if isinstance(call.subject, Line)]
-
-
-def _counts_slots(call: Call[Any]) -> bool:
-    return isinstance(call.subject, Question) and call.subject.purpose is Purpose.COUNT_SLOTS

@@ -23,20 +23,30 @@ class Purpose(Enum):
     UNLOAD = "take a model off the card"
     LOAD = "load a model"
     TRIAL = "answer a request that any server in order answers"
+    DERIVE = "derive a model with a larger context from a model"
     DESCRIBE = "tell the context and the memory of a model"
+    OCCUPANCY = "tell how many calls it computes, and how many wait"
     COUNT_SLOTS = "answer several requests at once, so that it can be seen how many the server computes at once"
 
 
 # Questions that cost the server no computing, and are asked beside running calls.
-LIGHT = (Purpose.LIST_LOADED, Purpose.DESCRIBE)
+LIGHT = (Purpose.LIST_LOADED, Purpose.DERIVE, Purpose.DESCRIBE, Purpose.OCCUPANCY)
 
 
 @dataclass(frozen=True)
 class Question:
+    """A question about `model`, as lines name it; put to `served`, if that is a model derived from it."""
+
     purpose: Purpose
     endpoint: str
     model: str
     is_beside: bool = False  # a trial of a model that is loaded: it computes beside running calls
+    served: str = ""
+
+    @property
+    def served_model(self) -> str:
+        """The model's name in the request."""
+        return self.served or self.model
 
     @property
     def is_light(self) -> bool:
@@ -54,12 +64,16 @@ class Question:
 
     def call(self, kind: BackendKind, *, is_loaded: bool) -> "Call[Question]":
         """The call that asks the question. `is_loaded`: the model is loaded, as far as is known."""
-        model = self.model
+        model = self.served_model
         match self.purpose:
             case Purpose.COUNT_SLOTS:
                 return self._count_slots(kind)
+            case Purpose.OCCUPANCY:
+                return self._occupancy(kind)
             case Purpose.LIST_LOADED:
                 return Call(self, "", {}, LIGHT_TIMEOUT_S, ask=kind.loaded, is_light=True)
+            case Purpose.DERIVE:
+                return Call(self, "", {}, LIGHT_TIMEOUT_S, lambda exchange: kind.derive(exchange, model), True)
             case Purpose.DESCRIBE:
                 return Call(self, "", {}, LIGHT_TIMEOUT_S, lambda exchange: kind.describe(exchange, model), True)
             case Purpose.UNLOAD:
@@ -74,8 +88,18 @@ class Question:
                 timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
                 return Call(self, self.endpoint, kind.trial(self.endpoint, model), timeout_s)
 
+    def _occupancy(self, kind: BackendKind) -> "Call[Question]":
+        call: Call[Question] = Call(self, "", {}, LIGHT_TIMEOUT_S, is_light=True)
+
+        def read(path: str) -> tuple[int, str]:
+            assert call.connection is not None  # the thread that runs the call has set it
+            return call.connection.text(path, call=call)
+
+        call.ask = lambda _: kind.occupancy(read)
+        return call
+
     def _count_slots(self, kind: BackendKind) -> "Call[Question]":
         call: Call[Question] = Call(self, "", {}, TRIAL_TIMEOUT_S)
-        requests = kind.slot_requests(self.endpoint, self.model)
+        requests = kind.slot_requests(self.endpoint, self.served_model)
         call.ask = lambda _: slots.count(backends.connect, requests, is_cut=lambda: call.is_cut)
         return call

@@ -5,8 +5,9 @@ asked with nothing else in flight, by a drive that has the backend to itself. Th
 running calls, and so is a trial that tells whose fault a failure of the loaded model is. The order is the same for a
 model's first line, after a person's request, and after a pause:
 
-    list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
-                                                                   ──> count its slots, if nobody told them
+    derive a model, if this one's context is too small
+      ──> list of loaded models, if in doubt ──> unload the other model ──> load this one ──> trial, if lines failed
+      ──> describe it, if its lines may need a larger context ──> count its slots, if nobody told them
 
 If an answer is bad, the circuit breaker pauses what the answer shows to be out of order; lines wait for the next try.
 """
@@ -16,10 +17,11 @@ from django.utils import timezone
 
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call
-from batches.backends.replies import Verdict
+from batches.backends.replies import Reply, Verdict
 from batches.dispatch import circuit_breaker
 from batches.dispatch.context_fit import ContextFit
 from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdown, key_of
+from batches.dispatch.fitted_contexts import FittedContexts
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Line, PausedModel
 from batches.scheduling import turns
@@ -29,6 +31,8 @@ WORTH_COUNTING = 20  # lines; fewer are answered before it matters how many are 
 # Verdicts on a load or a trial after which lines are sent: a refusal need not concern them, and if it does, the next
 # line gets a refusal of its own.
 PASSES = (Verdict.ANSWERED, Verdict.REFUSED, Verdict.ENDPOINT_MISSING)
+# Verdicts on the load of a derived model after which a smaller context is tried.
+DOES_NOT_LOAD = (Verdict.UNLOADABLE, Verdict.FAILED, Verdict.CRASHED)
 
 
 class Readiness:
@@ -39,6 +43,8 @@ class Readiness:
         self._kind = kind
         self._faults = FaultAttribution()
         self._fit = ContextFit()
+        self._contexts = FittedContexts(backend, kind)
+        self._is_refitted = False
         self._retries: dict[Key, PausedModel] = {}  # paused models that this drive is to try again
         self._due: dict[Key, PausedModel] = {}  # paused models whose next trial is due, as of the last look
         self._paused: set[Key] = set()
@@ -57,19 +63,41 @@ class Readiness:
         """The question to ask next: for failures that wait for a trial, for a paused model, then for `line`; None if
         `line` can be sent. The result stays the same until `note_answer` gets the reply."""
         for key in self._faults.wanted_trials:
-            if self._has_loaded(key[1]) and not (self._is_unsure or self._is_stale):
+            served = self._loaded_for(key[1])
+            if self._has_loaded(served or key[1]) and not (self._is_unsure or self._is_stale):
                 # At once, beside running calls: later the cause may be gone, and the lines be charged.
-                return Question(Purpose.TRIAL, *key, is_beside=True)
-            return self._next_step(key, needs_trial=True)
+                return Question(Purpose.TRIAL, *key, is_beside=True, served=served)
+            return self._next_step(key, served, needs_trial=True)
         self._take_due()
         for key in self._retries:
-            return self._next_step(key, needs_trial=True)
-        if line is None:
-            return None
-        step = self._next_step(key_of(line), needs_trial=self._faults.needs_trial(line))
-        if step is None and self._has_to_count(line):
-            return Question(Purpose.COUNT_SLOTS, *key_of(line))
-        return step
+            return self._next_step(key, self._loaded_for(key[1]), needs_trial=True)
+        return self._next_question_for(line) if line is not None else None
+
+    def _next_question_for(self, line: Line) -> Question | None:
+        if question := self._contexts.question(line.part):
+            return question
+        key, served = key_of(line), line.part.served_by
+        step = self._next_step(key, served, needs_trial=self._faults.needs_trial(line))
+        if step is not None:
+            return step
+        if question := self._contexts.question_about(line.part):
+            return question
+        return Question(Purpose.COUNT_SLOTS, *key, served=served) if self._has_to_count(line) else None
+
+    def _loaded_for(self, model: str) -> str:
+        """The loaded model, if it is derived from this one; else empty."""
+        derived = self._kind.derived(self._backend.loaded_model)
+        return self._backend.loaded_model if derived and self._kind.is_same(derived.origin, model) else ""
+
+    def refit(self, line: Line) -> bool:
+        """Choose the context for the part of `line` by what is known now. True: it changed, so lines that are claimed
+        have to be claimed again."""
+        return self._contexts.refit(line.part)
+
+    def take_refitted(self) -> bool:
+        """Whether parts have to be read again, since their lines need another context than was known; once."""
+        is_refitted, self._is_refitted = self._is_refitted, False
+        return is_refitted
 
     def _has_to_count(self, line: Line) -> bool:
         """It pays to count how many lines of this model the server computes at once."""
@@ -83,8 +111,8 @@ class Readiness:
             return False
         return True
 
-    def _next_step(self, key: Key, *, needs_trial: bool) -> Question | None:
-        endpoint, model = key
+    def _next_step(self, key: Key, served: str, *, needs_trial: bool) -> Question | None:
+        endpoint, model = key[0], served or key[1]
         loaded = self._backend.loaded_model
         if self._is_unsure and loaded and self._kind.loads_on_demand:
             return Question(Purpose.LIST_LOADED, endpoint, loaded)
@@ -92,24 +120,28 @@ class Readiness:
             if loaded and not self._has_loaded(model) and self._kind.unload(loaded):
                 return Question(Purpose.UNLOAD, endpoint, loaded)
             if self._kind.load(endpoint, model):
-                return Question(Purpose.LOAD, endpoint, model)
+                return Question(Purpose.LOAD, *key, served=served)
             if not needs_trial:
                 self._now_loaded(model)  # a server of this kind loads a model with its first line
-        return Question(Purpose.TRIAL, endpoint, model) if needs_trial else None
+        return Question(Purpose.TRIAL, *key, served=served) if needs_trial else None
 
     def question_beside(self, line: Line) -> Question | None:
         """The question to ask once `line` is sent, without waiting for the answer; None if there is none."""
         if self._fit.has_to_ask(line.part):
-            return Question(Purpose.DESCRIBE, line.batch.endpoint, line.model)
+            return Question(Purpose.DESCRIBE, *key_of(line), served=line.part.served_by)
         return None
 
     def call(self, question: Question) -> Call[Question]:
         """The call that asks `question`."""
-        return question.call(self._kind, is_loaded=self._has_loaded(question.model))
+        return question.call(self._kind, is_loaded=self._has_loaded(question.served_model))
 
     def _has_loaded(self, model: str) -> bool:
-        """The model is loaded, as far as is known. Lines of one batch may name it in several ways."""
-        return self._kind.is_same(self._backend.loaded_model, model)
+        """The model is loaded, as far as is known, or one whose weights it shares. Lines of one batch may name it in
+        several ways."""
+        loaded = self._backend.loaded_model
+        if self._kind.is_same(loaded, model):
+            return True
+        return loaded != "" and self._backend.base_of(loaded) == self._backend.base_of(model)
 
     @property
     def is_waiting(self) -> bool:
@@ -173,9 +205,20 @@ class Readiness:
             self.doubt_loaded()
         if call.verdict is Verdict.UNREACHABLE and not self._backend.is_paused:
             self._pause_after(key_of(call.subject), call)
-        if call.verdict is Verdict.MODEL_MISSING and not self.is_paused(call.subject):
+        if call.verdict is Verdict.MODEL_MISSING and self._kind.derived(str(call.body.get("model"))):
+            self._note_lost(str(call.body["model"]), call.subject.model)
+        elif call.verdict is Verdict.MODEL_MISSING and not self.is_paused(call.subject):
             self._pause_after(key_of(call.subject), call)
+        if call.reply is not None and call.reply.is_too_long and self._contexts.grow(call):
+            call.reply = Reply(Verdict.CUT)  # sent again, to a model with a larger context
+            self._is_refitted = True
         return self._faults.note(call)
+
+    def _note_lost(self, served: str, model: str) -> None:
+        """The server does not have a derived model that it had."""
+        self._contexts.note_lost(served, model)
+        self._is_refitted = True
+        retrying(self._backend.now_has_loaded, "")
 
     def note_answer(self, call: Call[Question]) -> list[Call[Line]]:
         """Take in the answer to a question. Returns the failed lines that the answer settles, to be stored now."""
@@ -184,7 +227,12 @@ class Readiness:
             case Purpose.LIST_LOADED:
                 self._note_list(call)
             case Purpose.DESCRIBE:
-                self._fit.note(question.model, call.result)
+                self._fit.note(question.served_model, call.result)
+                self._contexts.note_described(question, call.result)
+                if not call.result or not call.result.context_tokens:
+                    self.doubt_loaded()
+            case Purpose.DERIVE:
+                self._note_derived(call)
             case Purpose.UNLOAD:
                 # The answer itself does not matter: the load tells whether the card has memory for the next model.
                 retrying(self._backend.now_has_loaded, "")
@@ -215,11 +263,24 @@ class Readiness:
         elif call.verdict is not Verdict.CUT:
             self._uncountable.add((call.subject.endpoint, call.subject.model))
 
+    def _note_derived(self, call: Call[Question]) -> None:
+        question = call.subject
+        if call.verdict is Verdict.UNREACHABLE:
+            self._pause_after((question.endpoint, question.model), call)
+        elif call.verdict is not Verdict.CUT or call.timed_out:
+            self._contexts.note_derived(question, call)
+
     def _note_load_or_trial(self, call: Call[Question]) -> list[Call[Line]]:
         question = call.subject
         key = question.endpoint, question.model
+        if question.served and call.verdict is Verdict.MODEL_MISSING:
+            self._note_lost(question.served, question.model)
+            return self._faults.not_passed(key)
+        if question.served and question.purpose is Purpose.LOAD and call.verdict in DOES_NOT_LOAD:
+            self._contexts.note_unloadable(question)
+            return []
         if call.verdict in PASSES:
-            self._now_loaded(question.model)
+            self._now_loaded(question.served_model)
             if question.purpose is Purpose.LOAD:
                 return []
             self._end_pause(key)
@@ -248,12 +309,14 @@ class Readiness:
         self._paused.discard(key)
         self._retries.pop(key, None)
         self._due.pop(key, None)
+        self._contexts.forgive(key[1])
         # Whoever took it: a drive that had to stand down gives its right back, and the trial has passed all the same.
         retrying(self._backend.paused_models.filter(endpoint=key[0], model=key[1]).delete)
 
     def _now_loaded(self, model: str) -> None:
         if not self._has_loaded(model) or self._is_stale:
             self._fit.forget()
+            self._contexts.note_loaded(model)
             self._loaded_at = timezone.now()
         self._is_stale = self._is_unsure = False
         retrying(self._backend.now_has_loaded, model)

@@ -2,12 +2,18 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from batches.backends.base import BackendKind
+from batches.backends.base import BackendKind, PromptCache
 from batches.backends.calls import Call
+from batches.backends.replies import Verdict
 from batches.dispatch import alone
 from batches.dispatch.concurrency_limit import ConcurrencyLimit, portion
+from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Lease, Line
+
+OCCUPANCY = Question(Purpose.OCCUPANCY, "", "")
+ASK_AGAIN_S = 60.0  # a server that did not say how busy it is
 
 
 class SharedBackend:
@@ -24,10 +30,12 @@ class SharedBackend:
             backend.serves_at_once,
             most=kind.most_in_flight,
             size=backend.concurrency_limit,
-            cache_is_by_slot=kind.cache_is_by_slot,
+            cache_is_by_slot=kind.cache is PromptCache.BY_SLOT,
         )
         self.room = 1
         self.stands_aside = False
+        self._drives = [lease.pk]
+        self._ask_at = float("-inf")
         self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
         if self.was_unused:
             # If the limit shrank because the server was busy, that is long over.
@@ -37,20 +45,52 @@ class SharedBackend:
     @property
     def lanes(self) -> int:
         """How many lanes of lines make the best use of the prompts that the backend keeps."""
-        slots = self.limit.parallel if self._kind.cache_is_by_slot else None
+        slots = self.limit.parallel if self._kind.cache is PromptCache.BY_SLOT else None
         return min(self.room, slots or 1)
+
+    @property
+    def is_oldest_drive(self) -> bool:
+        """This drive decides for all drives of the backend."""
+        return self._drives[:1] == [self._lease.pk]
+
+    @property
+    def begun(self) -> int:
+        """How many of our calls the backend has begun: the oldest ones. Of slots that nobody has counted, there is one
+        at least. If there are fewer slots than drives, the younger drives have none."""
+        unknown = 1 if self._kind.cache is PromptCache.BY_SLOT else self.limit.running
+        return portion(self.limit.parallel or unknown, self._drives, self._lease.pk, least=0)
 
     def note(self, call: Call[Line]) -> None:
         """Take in what became of a line's call."""
         self.limit.note(call, call.subject.model, time.monotonic())
         self.room = min(self.room, self.limit.size)  # at once if the limit shrank
 
+    def call_beside(self, in_flight: Sequence[Call[Any]]) -> Call[Question] | None:
+        """The call that asks the server how busy it is, beside those `in_flight`; None if there is nothing to ask. One
+        drive asks, and decides for all."""
+        if not self._kind.tells_occupancy or self.limit.parallel is not None or not self.is_oldest_drive:
+            return None
+        is_asked = any(call.subject == OCCUPANCY for call in in_flight)
+        has_work = not self.limit.is_told or any(isinstance(call.subject, Line) for call in in_flight)
+        if is_asked or not has_work or time.monotonic() < self._ask_at:
+            return None
+        return OCCUPANCY.call(self._kind, is_loaded=True)
+
+    def note_answer(self, call: Call[Question]) -> None:
+        """Take in the answer to a question: our room is larger at once, if the server has place for more calls."""
+        if call.subject != OCCUPANCY or call.verdict is not Verdict.ANSWERED:
+            return
+        now = time.monotonic()
+        self.limit.note_occupancy(call.result, now)
+        self._ask_at = now if call.result is not None else now + ASK_AGAIN_S
+        self.room = portion(self.limit.size, self._drives, self._lease.pk)
+
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our room of the concurrency limit, and stand aside for a drive that wants the backend to itself. We say
         that we stand by once we are idle: nothing in flight, and nothing to store."""
-        drives = alone.drives(self._backend)
-        self._resize(drives, is_full=in_flight >= self.room)
-        self.room = portion(self.limit.size, drives, self._lease.pk)
+        self._drives = alone.drives(self._backend)
+        self._resize(is_full=in_flight >= self.room)
+        self.room = portion(self.limit.size, self._drives, self._lease.pk)
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
         alone.stand_by(self._lease, self.stands_aside and is_idle)
         if not self.stands_aside:
@@ -59,12 +99,11 @@ class SharedBackend:
             self.stands_aside = alone.is_anothers(self._backend, self._lease)
             alone.stand_by(self._lease, self.stands_aside and is_idle)
 
-    def _resize(self, drives: Sequence[int], *, is_full: bool) -> None:
+    def _resize(self, *, is_full: bool) -> None:
         self.limit.know(self._backend.serves_at_once)
         if self.limit.size == self._known_size:
             self.limit.adopt(self._backend.concurrency_limit or self.limit.size)
-            if drives[:1] == [self._lease.pk]:
-                # The oldest drive decides for all when the limit may grow.
+            if self.is_oldest_drive:
                 self.limit.look(time.monotonic(), is_full=is_full)
         if self.limit.size != self._backend.concurrency_limit:
             self._backend.set_concurrency_limit(self.limit.size)

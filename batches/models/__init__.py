@@ -1,6 +1,6 @@
 """The truth about all work: what the broker or a process knows can be lost."""
 
-from batches.models.backend import Backend, Hold, PausedModel
+from batches.models.backend import Backend, Hold, ModelUse, PausedModel
 from batches.models.batch import (
     FINAL,
     OPEN,
@@ -29,6 +29,7 @@ __all__ = [
     "Line",
     "LineQuerySet",
     "LineState",
+    "ModelUse",
     "Part",
     "PausedModel",
     "Priority",

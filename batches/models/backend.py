@@ -45,6 +45,9 @@ class Backend(models.Model):
     concurrency_limit = models.PositiveIntegerField(
         default=0, help_text="Calls in flight, of all its drives; 0: not known yet."
     )
+    share_had = models.FloatField(
+        null=True, help_text="Of the last ten minutes in which persons could keep lines back, the part that lines had."
+    )
     alone = models.ForeignKey(
         Lease,
         models.DO_NOTHING,
@@ -73,9 +76,18 @@ class Backend(models.Model):
         """Whether the backend listed the model when it was last asked."""
         return self.listed_name(name) != ""
 
-    def missing_model_hint(self, model: str) -> str:
+    def base_of(self, model: str) -> str:
+        """The same text for models that are loaded together, since they have one set of weights: a model, the LoRA
+        modules that change it, and other names of it. Of a model that the backend does not list, its name."""
+        listed = {each["id"]: each for each in self.listed}
+        entry = listed.get(self.listed_name(model), {})
+        if parent := entry.get("parent"):
+            entry = listed.get(parent, {"id": parent})
+        return str(entry.get("root") or entry.get("id") or model)
+
+    def missing_model_hint(self, model: str, endpoint: str = "") -> str:
         """What to type so that the backend answers lines for a model that it does not list."""
-        return backends.missing_model_hint(self.kind, model, self.model_names)
+        return backends.missing_model_hint(self.kind, model, self.model_names, endpoint=endpoint)
 
     @property
     def is_fresh(self) -> bool:
@@ -109,6 +121,9 @@ class Backend(models.Model):
 
     def has_counted_slots(self, slots: int) -> None:
         self._store(counted_slots=slots)
+
+    def set_share_had(self, share: float | None) -> None:
+        self._store(share_had=share)
 
     def set_concurrency_limit(self, size: int) -> None:
         self._store(concurrency_limit=size)
@@ -200,16 +215,21 @@ class HoldQuerySet(models.QuerySet["Hold"]):
 
 
 class Hold(models.Model):
-    """While a hold is active no new line is sent: a person's request is at the backend, or a person paused all."""
+    """While a hold is active no new line is sent, or, if its reason is a share, lines are sent in spite of others."""
 
     class Reason(models.TextChoices):
-        PERSON = "person"
-        PAUSED = "paused"
+        PERSON = "person"  # a person's request is at the backend
+        AFTER_PERSON = "after_person"  # it was, a moment ago
+        OTHERS = "others"  # somebody uses the backend without us
+        PAUSED = "paused"  # an operator paused all
+        SHARE = "share"  # lines are sent beside persons' requests
+        SHARE_BETWEEN = "share_between"  # lines are sent between persons' requests
 
     backend = models.ForeignKey(Backend, models.CASCADE, null=True, related_name="holds", help_text="Empty: all.")
     reason = models.CharField(max_length=16, choices=Reason.choices)
     created_at = models.DateTimeField(default=timezone.now)
     until = models.DateTimeField(null=True, help_text="Renewed while it lasts; empty: until it is removed.")
+    model = models.CharField(max_length=255, default="", blank=True, help_text="What others use.")
 
     objects = HoldQuerySet.as_manager()
 
@@ -218,3 +238,17 @@ class Hold(models.Model):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class ModelUse(models.Model):
+    """When a model was last used by us, for lines, for persons or for our own questions: other use is by others."""
+
+    backend = models.ForeignKey(Backend, models.CASCADE, related_name="model_uses")
+    model = models.CharField(max_length=255, help_text="The same text for all names of one model.")
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["backend", "model"], name="one_use_a_model")]
+
+    def __str__(self) -> str:
+        return self.model

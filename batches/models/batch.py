@@ -204,6 +204,13 @@ class Part(models.Model):
     context_tokens = models.PositiveIntegerField(
         default=0, help_text="What its longest line takes at most, prompt and answer, by an estimate."
     )
+    served_by = models.CharField(
+        max_length=512,
+        default="",
+        help_text="A model derived from it, with a larger context, that gets its lines.",
+    )
+    fitted_tokens = models.PositiveIntegerField(default=0, help_text="The context of that derived model; 0: none.")
+    fit_reason = models.TextField(default="", help_text="Why it has this context.")
     turn_at = models.DateTimeField(null=True, help_text="When its last turn began; empty: it had none yet.")
     failure = models.JSONField(
         null=True, help_text="Why its model will never answer: its pending lines fail with this reply, unsent."
@@ -216,6 +223,11 @@ class Part(models.Model):
 
     def __str__(self) -> str:
         return f"{self.batch_id} by {self.model}"
+
+    @property
+    def served_model(self) -> str:
+        """The model that gets its lines, by its name at the model server."""
+        return self.served_by or self.model
 
 
 class Line(models.Model):
@@ -258,6 +270,7 @@ class Line(models.Model):
 
     http_status = models.PositiveSmallIntegerField(null=True)
     response = models.TextField(default="", help_text="The reply's JSON; emptied once the result files hold it.")
+    # Why it failed; of a line that is not finished, why its last answer was not used, if it waits for that reason.
     error_code = models.CharField(max_length=64, default="")
     error_message = models.TextField(default="")
     input_tokens = models.PositiveIntegerField(default=0)
@@ -296,6 +309,10 @@ class Line(models.Model):
     def is_split(self) -> bool:
         """The server broke down under it and others: it is in flight with such lines alone."""
         return self.most_together is not None
+
+    @property
+    def served_model(self) -> str:
+        return self.part.served_model
 
 
 class Answer(models.Model):

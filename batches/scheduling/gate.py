@@ -3,32 +3,87 @@
 Failures do not close the gate: a failed request pauses the backend (`Backend.paused_at`) or one model of it.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum, auto
 
 from django.conf import settings
 from django.utils import timezone
 
 from batches.models import Backend, Hold
 
+Reason = Hold.Reason
 
-def closed_reason(backend: Backend) -> str:
-    """Why no new line may be sent to this backend now, in a sentence for a person; empty if lines may be sent.
 
-    One query, cheap enough to be made several times a second.
-    """
-    holds = dict(Hold.objects.all().of(backend).order_by("-created_at").values_list("reason", "created_at"))
-    if since := holds.get(Hold.Reason.PAUSED):
-        return (
-            f"A person paused all batches at {clock(since)}. Resume them in the admin, by manage.py resume or by "
-            "POST /v1/batches/resume."
+class By(Enum):
+    """What closes a gate."""
+
+    OPERATOR = auto()  # a pause, or quiet hours
+    PERSON = auto()  # a person's request is at the server
+    LINGERING = auto()  # a person may come back, or others use the server
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`reason` says why no new line may be sent, in a sentence for a person, and `by` what closes the gate; empty and
+    None if lines may be sent. `newest_person` is the id of the newest hold of a person whose request is at the server,
+    whether or not the gate is open; 0 if there is none."""
+
+    reason: str = ""
+    by: By | None = None
+    newest_person: int = 0
+
+    @property
+    def is_for_persons(self) -> bool:
+        """The lines wait for persons, so that they get their share of the time (scheduling.share)."""
+        return self.by in (By.PERSON, By.LINGERING)
+
+
+def look(backend: Backend) -> Gate:
+    """The gate of this backend now. One query, cheap enough to be made several times a second."""
+    holds: dict[str, Hold] = {}
+    for hold in Hold.objects.all().of(backend).order_by("pk"):
+        holds[hold.reason] = hold
+    if paused := holds.get(Reason.PAUSED):
+        return Gate(
+            f"A person paused all batches at {clock(paused.created_at)}. Resume them in the admin, by manage.py resume "
+            "or by POST /v1/batches/resume.",
+            By.OPERATOR,
         )
     if until := settings.QUIET_HOURS.ends_at(timezone.now()):
-        return f"Quiet hours until {clock(until)} (QUIET_HOURS={settings.QUIET_HOURS.text})."
-    if Hold.Reason.PERSON in holds:
-        return "A person's request is at the model server; the lines go on after it."
-    return ""
+        return Gate(f"Quiet hours until {clock(until)} (QUIET_HOURS={settings.QUIET_HOURS.text}).", By.OPERATOR)
+    person = holds.get(Reason.PERSON)
+    newest = person.pk if person is not None else 0
+    if settings.BATCH_SHARE == 1 or Reason.SHARE in holds:
+        return Gate(newest_person=newest)
+    if person is not None:
+        return Gate(
+            f"A person's request is at the model server; the lines go on after it{_share()}.", By.PERSON, newest
+        )
+    if Reason.SHARE_BETWEEN in holds:
+        return Gate()
+    if Reason.AFTER_PERSON in holds:
+        return Gate(f"A person's request has just been answered; the lines go on soon{_share()}.", By.LINGERING)
+    if others := holds.get(Reason.OTHERS):
+        return Gate(
+            f"Somebody uses the model server directly ({others.model}, noticed at {clock(others.created_at)}); the "
+            f"lines go on after that{_share()}. NOTICE_OTHERS=False ends such pauses.",
+            By.LINGERING,
+        )
+    return Gate()
+
+
+def closed_reason(backend: Backend) -> str:
+    """Why no new line may be sent to this backend now, in a sentence for a person; empty if lines may be sent."""
+    return look(backend).reason
 
 
 def clock(at: datetime) -> str:
     """A moment as the operator reads it, in TIME_ZONE."""
     return f"{timezone.localtime(at):%Y-%m-%d %H:%M} ({settings.TIME_ZONE})"
+
+
+def _share() -> str:
+    if not settings.BATCH_SHARE:
+        return ""
+    return f", and meanwhile have {settings.BATCH_SHARE:.0%} of the time (BATCH_SHARE={settings.BATCH_SHARE:g})"

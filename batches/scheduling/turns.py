@@ -10,7 +10,7 @@ the server reads the prompt that they share once.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -133,7 +133,15 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     if are_lost:
         waiting = list(_with_work(parts, are_lost=True).select_related("batch"))
     loaded = _loaded(backend, at_work, waiting)
-    part = choose(waiting, loaded=loaded, stayed_s=stayed_s, turn=turn, is_at_border=_is_at_border, now=timezone.now())
+    part = choose(
+        waiting,
+        loaded=loaded,
+        stayed_s=stayed_s,
+        turn=turn,
+        is_at_border=_is_at_border,
+        now=timezone.now(),
+        base_of=backend.base_of,
+    )
     if part is None:
         return None
     new = Turn(part, Which.LOST) if are_lost else _turn_of(part)
@@ -164,17 +172,19 @@ def choose(
     turn: Turn | None,
     is_at_border: Callable[[Turn], bool],
     now: datetime,
+    base_of: Callable[[str], str] = str,
 ) -> Part | None:
     """The part whose turn it is, among the `waiting` ones, which have a line to send. The model `loaded` has been at
     work for `stayed_s`. `turn` is the turn that is on; `is_at_border` tells whether it would end between prompts that
-    have little in common. Pure.
+    have little in common. Models of one `base_of` are loaded together, and count as one. Pure.
     """
     if not waiting:
         return None
     highest = max(part.batch.priority for part in waiting)
     waiting = [part for part in waiting if part.batch.priority == highest]
-    model = _choose_model(waiting, loaded, stayed_s, now)
-    waiting = [part for part in waiting if part.model == model]
+    bases = {part.served_model: base_of(part.served_model) for part in waiting}
+    base = _choose_base(waiting, bases, base_of(loaded), stayed_s, now)
+    waiting = [part for part in waiting if bases[part.served_model] == base]
     current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
     fresh = [part for part in waiting if part.turn_at is None and part is not current]
     if current is not None and turn is not None:
@@ -195,14 +205,14 @@ def _last_turn(part: Part, now: datetime) -> datetime | None:
     return part.turn_at
 
 
-def _choose_model(waiting: Sequence[Part], loaded: str, stayed_s: float, now: datetime) -> str:
+def _choose_base(waiting: Sequence[Part], bases: Mapping[str, str], loaded: str, stayed_s: float, now: datetime) -> str:
     since: dict[str, datetime] = {}
-    for model in {part.model for part in waiting}:
-        parts = [part for part in waiting if part.model == model]
+    for base in set(bases.values()):
+        parts = [part for part in waiting if bases[part.served_model] == base]
         turns = [at for part in parts if (at := _last_turn(part, now)) is not None]
         # A model waits since the latest turn of its parts or, if none had a turn, since its first part could run.
-        since[model] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
-    longest = min(since, key=lambda model: (since[model], model))
+        since[base] = max(turns) if turns else min(part.batch.in_progress_at or now for part in parts)
+    longest = min(since, key=lambda base: (since[base], base))
     if loaded not in since:
         return longest
     # Otherwise each of many models would be loaded for a line or two, since all the others are overdue still.
@@ -218,13 +228,15 @@ def _is_at_border(turn: Turn) -> bool:
 
 
 def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
-    """The loaded model, as a waiting part names it: the one at work, or the one that the drives loaded, or else one
-    that the server has loaded by itself. Empty if no part waits for it."""
+    """The loaded model, as a waiting part names it, or one that is loaded with it: the one at work, or the one that the
+    drives loaded, or else one that the server has loaded by itself. Empty if no part waits for it."""
     ours = at_work or backend.loaded_model
-    wanted = [part.model for part in waiting]
+    wanted = [part.served_model for part in waiting]
     for loaded in [ours] if ours else backend.loaded_names:
         if backend.kind and (name := backends.listed_name(backend.kind, wanted, loaded)):
             return name
+        if together := [name for name in wanted if backend.base_of(name) == backend.base_of(loaded)]:
+            return together[0]
     return ""
 
 

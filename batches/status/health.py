@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db.models import Count
 from django.utils import timezone
 
@@ -19,6 +20,7 @@ def summary() -> dict[str, Any]:
     tick, or a duty of its tick fails); `reason` says why.
 
     If the gate is closed, by a person or by the clock, `reason` says so, and `status` stays: nothing is wrong.
+    `batch_share_had` is the part of the last ten minutes that lines had of a backend, if persons kept them back then.
     """
     backends = registry.live_backends()
     failing = _tick_trouble()
@@ -31,6 +33,7 @@ def summary() -> dict[str, Any]:
         "backends": [
             {"url": backend.url, "kind": backend.kind or None, "version": backend.version or None}
             | {"models": backend.model_names, "paused": backend.pause_reason or None}
+            | {"batch_share": settings.BATCH_SHARE, "batch_share_had": backend.share_had}
             for backend in backends
         ],
         "batches": {

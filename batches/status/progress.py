@@ -22,6 +22,8 @@ MOST_MEASURED, LEAST_MEASURED = 200, 5
 # several models has MOST_COUNTED open lines.
 MOST_PARTS, MOST_OTHERS = 10, 10
 MOST_COUNTED = 100_000
+# Lines that were sent and wait for another try are among the first of those left: lines are sent in order.
+MOST_WAITING = 100
 # Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
 STORING = timedelta(seconds=0.5)
 
@@ -66,6 +68,7 @@ class Progress:
     batch: Batch
     lines_open: int
     waiting_for: str | None
+    contexts: list[Part]  # the parts whose lines get a context that was chosen for them
     lines_per_minute: float | None
     tokens_per_second: float | None
     estimated_end: datetime | None
@@ -84,7 +87,7 @@ def of(batch: Batch) -> Progress:
     if batch.status in switch.PAUSABLE:
         with_work = _with_work(parts)
         blocked = _blocked(batch, with_work)
-        turn = None if blocked else _turn(batch, with_work)
+        turn = None if blocked else _turn(batch, with_work) or _unchecked(with_work)
         try:
             if blocked:
                 raise Unknown("Not known while the batch waits.")
@@ -95,6 +98,7 @@ def of(batch: Batch) -> Progress:
         batch=batch,
         lines_open=batch.lines_open,
         waiting_for=blocked or turn,
+        contexts=fitted(batch),
         lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
         # Embeddings write no tokens, and so have no such speed.
         tokens_per_second=round(speed.output_tokens / speed.busy.total_seconds(), 2)
@@ -105,12 +109,18 @@ def of(batch: Batch) -> Progress:
     )
 
 
+def fitted(batch: Batch) -> list[Part]:
+    """The parts whose lines get another context than their model has; the first MOST_PARTS."""
+    return list(batch.parts.filter(fitted_tokens__gt=0).order_by("model")[:MOST_PARTS])
+
+
 def waiting_for(batch: Batch) -> str | None:
-    """Why the batch's next step is not done or no line of it is sent, in sentences for a person; None if it goes on."""
+    """Why the batch's next step is not done, no line of it is sent, or answers are not used, in sentences for a person;
+    None if it goes on."""
     if batch.status not in switch.PAUSABLE:
         return batch.stall_reason or None
     with_work = _with_work(_parts(batch))
-    return _blocked(batch, with_work) or _turn(batch, with_work)
+    return _blocked(batch, with_work) or _turn(batch, with_work) or _unchecked(with_work)
 
 
 def _parts(batch: Batch) -> list[Part]:
@@ -162,6 +172,22 @@ def _turn(batch: Batch, with_work: list[Part]) -> str | None:
     if with_work and batches and batch.pk not in batches:
         return "The lines of another batch are being sent; the turn of this batch comes."
     return None
+
+
+def _unchecked(with_work: list[Part]) -> str | None:
+    """That answers were thrown away, because nobody knew whether the model server read their prompts whole."""
+    numbers, reason = [], ""
+    for part in with_work[:MOST_PARTS]:
+        for state in (LineState.PENDING, LineState.RUNNING):
+            first = Line.objects.filter(part=part, state=state).order_by("order_key", "number")
+            for number, code, message in first.values_list("number", "error_code", "error_message")[:MOST_WAITING]:
+                if code:
+                    numbers.append(number)
+                    reason = message
+    if not numbers:
+        return None
+    which = f"Line {numbers[0]} waits" if len(numbers) == 1 else f"{len(numbers)} lines wait"
+    return f"{which} for another try, because an answer could not be used. {reason} See its log."
 
 
 # When it may end

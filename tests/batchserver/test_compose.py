@@ -97,7 +97,8 @@ def test_postgres_and_redis_are_on_no_network(resolve: Callable[..., Config]) ->
         service = config["services"][name]
         assert service["network_mode"] == "none"
         assert not service.get("ports")
-    assert shlex.join(config["services"]["postgres"]["command"]) == "postgres -c listen_addresses="
+    postgres = shlex.join(config["services"]["postgres"]["command"])
+    assert postgres == "postgres -c listen_addresses= -c max_connections=200"
     assert "--port 0 " in shlex.join(config["services"]["redis"]["command"])
     assert mounts(config["services"]["postgres"])["sockets"] == "/var/run/postgresql"
     assert config["volumes"]["sockets"]["driver_opts"]["type"] == "tmpfs"

@@ -51,6 +51,13 @@ def test_seconds_are_above_0_unless_0_means_something():
     assert refused(env.seconds, {"S": "-1"}, "S", may_be_0=True) == told
 
 
+def test_a_share_is_a_part_of_the_whole():
+    assert [env.share({"S": value}, "S", 0.25) for value in ("", "0", "0.5", "1")] == [0.25, 0, 0.5, 1]
+    for value in ("-0.1", "1.01", "25%", "nan", "a quarter"):
+        told = f"S={value!r}: expected a number from 0 to 1, as 0.25 for a quarter."
+        assert refused(env.share, {"S": value}, "S", 0.25) == told
+
+
 def test_a_switch_is_true_or_false_in_these_words():
     assert env.switch({"ON": "True"}, "ON", False) is True
     assert env.switch({"ON": "False"}, "ON", True) is False

@@ -1,5 +1,7 @@
-"""Bodies of unknown length, as gunicorn's own reader gives them."""
+"""Bodies of unknown length, as gunicorn's own reader gives them, and charsets that Django does not take."""
 
+import hashlib
+import io
 import json
 import sys
 
@@ -19,6 +21,22 @@ KINDS = {
     "json": ("/v1/batches", "application/json", BATCH),
     "form": ("/v1/files", "multipart/form-data; boundary=b", FORM),
 }
+WEIGHTS = b"weights" * 1000
+BLOB = (f"/api/blobs/sha256:{hashlib.sha256(WEIGHTS).hexdigest()}", "application/json", WEIGHTS)
+# How a body goes on that is never whole.
+BREAKS = [
+    b"",  # the client is gone
+    b"zz\r\n",
+    b"-5\r\n",
+    b"0x5\r\nabcde\r\n",
+    b"\r\n",
+    b"5;\x00\r\nabcde\r\n",
+    b"5\r\nabcdeXX",
+    b"5\r\nabc",
+    b"f" * 9000,
+    b"0\r\nno trailer\r\n\r\n",
+    b"0\r\n",
+]
 
 
 def chunk(content):
@@ -27,7 +45,7 @@ def chunk(content):
 
 def post(kind, sent):
     """Status and body of the answer to a chunked request whose body is `sent`, byte for byte."""
-    path, content_type, _ = KINDS[kind]
+    path, content_type, _ = KINDS.get(kind) or BLOB
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -35,6 +53,7 @@ def post(kind, sent):
     environ = {
         "REQUEST_METHOD": "POST",
         "PATH_INFO": path,
+        "REMOTE_ADDR": "127.0.0.1",
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",
         "CONTENT_TYPE": content_type,
@@ -48,7 +67,7 @@ def post(kind, sent):
     answer = wsgi.application(environ, lambda status, headers: begun.append(status))
     content = b"".join(answer)
     answer.close()
-    return int(begun[0][:3]), json.loads(content)
+    return int(begun[0][:3]), json.loads(content or b"null")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,23 +78,112 @@ def test_a_chunked_body_is_read(db, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "end",
-    [
-        b"",  # the client is gone
-        b"zz\r\n",
-        b"-5\r\n",
-        b"0x5\r\nabcde\r\n",
-        b"\r\n",
-        b"5;\x00\r\nabcde\r\n",
-        b"5\r\nabcdeXX",
-        b"5\r\nabc",
-        b"f" * 9000,
-        b"0\r\nno trailer\r\n\r\n",
-        b"0\r\n",
-    ],
-)
+@pytest.mark.parametrize("end", BREAKS)
 def test_a_malformed_chunk_is_a_400_that_says_so(db, caplog, kind, end):
     status, body = post(kind, chunk(KINDS[kind][2]) + end)
     assert (status, body["error"]["message"]) == (400, "The request body broke off, or one of its chunks is malformed.")
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_models_file_is_handed_on_in_pieces(transactional_db, backend, settings):
+    settings.MAX_LINE_BYTES = settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1024  # no limit of a body that is read whole
+    assert post("blob", chunk(WEIGHTS[:20]) + chunk(WEIGHTS[20:]) + b"0\r\n\r\n") == (201, None)
+    assert list(backend.blobs.values()) == [WEIGHTS]
+
+
+@pytest.mark.parametrize("end", BREAKS)
+def test_a_models_file_that_breaks_off_is_a_400_and_no_file(transactional_db, backend, end):
+    status, body = post("blob", chunk(WEIGHTS) + end)
+    assert (status, body["error"]) == (400, "The request body broke off, or one of its chunks is malformed.")
+    assert backend.blobs == {}
+
+
+def test_the_answer_to_a_head_has_no_body(transactional_db, backend):
+    """Else gunicorn warns of each one, and each command of `ollama` sends one."""
+    environ = {"REQUEST_METHOD": "HEAD", "PATH_INFO": "/", "SERVER_NAME": "localhost", "SERVER_PORT": "80"}
+    begun = []
+    body = wsgi.application(
+        environ | {"wsgi.input": io.BytesIO(), "wsgi.url_scheme": "http", "wsgi.errors": sys.stderr},
+        lambda status, headers: begun.extend([status, dict(headers)]),
+    )
+    assert (list(body), begun[0], begun[1]["Content-Length"]) == ([], "200 OK", str(len("Ollama is running")))
+
+
+def ask(method, url, content_type):
+    """Status, headers and body of the answer to a request with this Content-Type."""
+    path, _, query = url.partition("?")
+    environ = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "CONTENT_TYPE": content_type,
+        "CONTENT_LENGTH": "3",
+        "wsgi.input": io.BytesIO(b"x=1"),
+        "wsgi.url_scheme": "http",
+        "wsgi.errors": sys.stderr,
+    }
+    begun = []
+    answer = wsgi.application(environ, lambda status, headers: begun.extend([int(status[:3]), dict(headers)]))
+    content = b"".join(answer)
+    answer.close()
+    return *begun, content
+
+
+BAD_CHARSETS = [
+    "hex",
+    "zip",
+    "base64",
+    "rot13",
+    "nonsense",
+    "utf-16",
+    "idna",
+    "undefined",
+    "unicode_escape",
+    "a b",
+    "\xe4",
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "charset"),
+    [
+        *(("POST", "/v1/batches?limit=2", charset) for charset in BAD_CHARSETS),
+        *(
+            (method, url, "hex")
+            for method, url in [
+                ("POST", "/v1/files?x=1"),
+                ("GET", "/v1/files?limit=2"),
+                ("POST", "/v1/chat/completions?x=1"),
+                ("DELETE", "/v1/files/file-x?x=1"),
+                ("POST", "/v1/nope?x=1"),
+                ("POST", "/admin/login/?next=/admin/"),
+                ("GET", "/health?x=1"),
+                ("POST", "/metrics?x=1"),
+                ("POST", "/?x=1"),
+            ]
+        ),
+    ],
+)
+def test_a_charset_that_nobody_can_read_is_a_400_everywhere(db, method, url, charset):
+    status, headers, content = ask(method, url, f'application/json; charset="{charset}"')
+    assert (status, headers["Content-Type"]) == (400, "application/json")
+    told = json.loads(content)["error"]["message"]
+    assert told == f"Unsupported charset '{charset}' in the Content-Type. Send the body in UTF-8."
+    assert "x-request-id" in headers
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    ["charset*=nonsense''utf-8", "charset*=utf-8''hex", "charset*0=he; charset*1=x", "boundary*=nonsense''b"],
+)
+def test_a_coded_parameter_is_a_400_too(db, parameter):
+    status, _, content = ask("POST", "/v1/batches?x=1", f"application/json; {parameter}")
+    assert status == 400
+    assert json.loads(content)["error"]["message"].startswith("Unsupported charset '")
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "latin-1", "ascii", "cp1252", "gbk", "utf-8-sig", ""])
+def test_a_charset_of_texts_is_taken(db, charset):
+    assert ask("GET", "/v1/files?limit=2", f"text/plain; charset={charset}")[0] == 200

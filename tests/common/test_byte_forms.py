@@ -13,6 +13,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.byte_forms import looks_like
+from tests.common.sentences import (
+    CHINESE,
+    CZECH,
+    FRENCH,
+    GERMAN,
+    HUNGARIAN,
+    JAPANESE,
+    KOREAN,
+    POLISH,
+    RUSSIAN,
+    TRADITIONAL_CHINESE,
+    UNCERTAIN,
+)
 from tests.generated import steady
 
 TEXTS = {
@@ -59,6 +72,50 @@ def test_an_encoding_is_named_for_a_file_and_for_each_line(language, codec, name
         said = looks_like(each)
         assert said.startswith(name), (each, said)
         assert said.endswith(": save it as UTF-8")
+
+
+ASIAN = [
+    ("GBK", CHINESE, ("gbk", "gb18030")),
+    ("Big5", TRADITIONAL_CHINESE, ("big5", "cp950")),
+    ("EUC-KR", KOREAN, ("euc_kr", "cp949")),
+    ("Shift-JIS", JAPANESE, ("shift_jis", "cp932")),
+    ("EUC-JP", JAPANESE, ("euc_jp",)),
+]
+EIGHT_BIT = [
+    ("cp1251", RUSSIAN, ("cp1251",)),
+    ("KOI8-R", RUSSIAN, ("koi8_r", "koi8_u")),
+    ("cp1252", GERMAN, ("cp1252", "iso8859-15")),
+    ("cp1252", FRENCH, ("cp1252",)),
+    ("cp125", POLISH, ("cp1250",)),
+    ("cp125", CZECH, ("cp1250",)),
+    ("cp125", HUNGARIAN, ("cp1250",)),
+]
+WIDE = [(name, CHINESE + KOREAN + JAPANESE + RUSSIAN + POLISH, codecs) for name, codecs in (
+    ("UTF-16", ("utf-16", "utf-16-le", "utf-16-be")),
+    ("UTF-32", ("utf-32", "utf-32-le", "utf-32-be")),
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "sentences", "codec", "vague"),
+    [
+        (name, sentences, codec, vague)
+        for group, vague in ((ASIAN, ""), (WIDE, ""), (EIGHT_BIT, " or another 8-bit code page"))
+        for name, sentences, codecs in group
+        for codec in codecs
+    ],
+)
+def test_each_of_ten_sentences_names_its_encoding_or_says_that_it_may_be_another(name, sentences, codec, vague):
+    together = "".join(map(lines, sentences))
+    for text in (*map(lines, sentences), together, together[: len(together) // 2]):
+        said = looks_like(text.encode(codec))
+        assert said.startswith(name), (text, said)
+        assert said.endswith(f"{vague}: save it as UTF-8"), (text, said)
+
+
+@pytest.mark.parametrize(("text", "codec"), UNCERTAIN)
+def test_what_is_not_known_for_certain_is_said_to_be_perhaps_another(text, codec):
+    assert "another" in looks_like(lines(text).encode(codec))
 
 
 def packed(kind):

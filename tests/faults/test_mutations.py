@@ -61,6 +61,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Itera
         yield {each.name: pool.submit(each.play, tmp_path_factory.mktemp("mutated") / "source") for each in MUTATIONS}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_the_scenario_fails_without_the_guard(mutation: Mutation, outcomes: dict[str, Future[Outcome]]) -> None:
     outcome = outcomes[mutation.name].result()

@@ -32,6 +32,7 @@ def outcomes(processes: None) -> Iterator[dict[tuple[str, str], Future[Outcome]]
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.timeout(900)  # its scenario waits its turn among all others
 @pytest.mark.parametrize("database", DATABASES)
 @pytest.mark.parametrize("scenario", QUICK, ids=lambda scenario: scenario.name)
 def test_scenario(scenario: Scenario, database: str, outcomes: dict[tuple[str, str], Future[Outcome]]) -> None:

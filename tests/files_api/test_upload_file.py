@@ -196,6 +196,9 @@ def send(api, *parts, charset="", **headers):
     return api.generic("POST", "/v1/files", form(*parts), content_type=content_type, **headers)
 
 
+UNKNOWN_CHARSETS = [b"nonsense", b"hex", b"zip", b"base64", b"undefined", b"idna", b"utf_99", "\xe4".encode()]
+
+
 @pytest.mark.parametrize(
     ("filename", "name"),
     [
@@ -212,6 +215,9 @@ def send(api, *parts, charset="", **headers):
         (b'; filename="=?nonsense?Q?a?=.jsonl"', "=?nonsense?Q?a?=.jsonl"),
         (b'; filename="=?utf-8?B?x?=.jsonl"', "=?utf-8?B?x?=.jsonl"),
         (b"; filename*=UTF-8''Gr%C3%BC.jsonl", "Grü.jsonl"),
+        (b"; filename*=iso-8859-1'en'Gr%FC.jsonl", "Grü.jsonl"),
+        *((b"; filename*=%s''Gr%%C3%%BC.jsonl" % name, "Grü.jsonl") for name in UNKNOWN_CHARSETS),
+        (b"; filename=\"b.jsonl\"; filename*=nonsense''a.jsonl", "a.jsonl"),
         (b'; filename="a=?b.jsonl"', "a=?b.jsonl"),
     ],
 )

@@ -31,6 +31,7 @@ MADE_IN_DATA_DIR = {"data", "data/logs", "data/logs/run.log", "data/embedded"}
 # Settings of other programs, each read by the one that is named.
 FOREIGN = {
     "OLLAMA_HOST": "Ollama's own; ours never sets it but for `pull` in docker-compose.yml",
+    "OLLAMA_API_KEY": "read by Ollama's own client for Python",
     "OLLAMA_NUM_PARALLEL": "Ollama's own; docker-compose.yml gives it BACKEND_PARALLEL",
     "VLLM_SERVER_DEV_MODE": "vLLM's own",
 }

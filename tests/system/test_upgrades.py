@@ -218,8 +218,11 @@ RELEASED = {
     "batches/0005_stalls_and_failed_parts": "2cee1a48e2b806fa",
     "batches/0006_names_and_faults_of_the_tick": "ea4a9786607bea42",
     "batches/0007_counted_slots": "a5183d47fc2da2d0",
-    "batches/0008_split_lines": "d77f9d4a35bdda12",
+    "batches/0008_persons_and_others": "fd48f1457cb7575c",
+    "batches/0009_split_lines": "6a7d0d8c409f788c",
+    "batches/0010_fitted_contexts": "83fe472378131e51",
     "batchserver/0001_initial": "2c1f87f8bb519095",
+    "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
     "files_api/0001_initial": "16ce9eefd037e6b9",
     "files_api/0002_uploads": "df10a2741615e8ef",
 }

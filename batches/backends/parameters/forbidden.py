@@ -1,5 +1,6 @@
 """What no server gets, whatever it reads: what would have it fetch something, or hand a prompt on to others. Pure."""
 
+import re
 from typing import Any
 
 from batches.backends.parameters.names import shortened
@@ -10,6 +11,9 @@ ADDRESSES = frozenset(("image_url", "file_url", "video_url", "audio_url"))
 # Tools that the caller runs; a server runs the others, and hands the prompt to whatever they name.
 CALLED_BY_THE_CALLER = (None, "function", "custom", "namespace")
 OF_HOSTED_TOOLS = ("server_url", "connector_id")
+# The same in Anthropic's API, where the types of most tools end with a date. For a tool of the type web_search_20250305
+# Ollama asks ollama.com (middleware/anthropic.go, WebSearchAnthropicWriter).
+CALLED_BY_ANTHROPICS_CALLER = re.compile(r"(custom|(bash|text_editor|computer|memory)_\d+)?")
 HOSTED = "Nothing but functions is called here, by the caller: no prompt leaves the house."
 
 
@@ -20,6 +24,21 @@ def forbidden(sent: dict[str, Any]) -> tuple[str, str] | None:
             return param, "Remote URLs are not fetched. Put the image or file into the line as a data: URL."
     if (param := _hosted(sent)) is not None:
         return param, f"{HOSTED} Leave it out."
+    return None
+
+
+def hosted_in_messages(sent: dict[str, Any]) -> tuple[str, str] | None:
+    """The same for a request of Anthropic's API: its tools that a server runs. Ollama takes no address of an image."""
+    tools = sent.get("tools")
+    for index, tool in enumerate(tools if type(tools) is list else []):
+        for name, kind in tool.items() if type(tool) is dict else ():
+            # Go ignores the case of names.
+            if name.casefold() != "type" or kind is None:
+                continue
+            if type(kind) is not str or CALLED_BY_ANTHROPICS_CALLER.fullmatch(kind) is None:
+                return f"tools[{index}].type", f"{HOSTED} Leave it out."
+    if sent.get("mcp_servers"):
+        return "mcp_servers", f"{HOSTED} Leave it out."
     return None
 
 

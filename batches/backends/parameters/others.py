@@ -1,5 +1,5 @@
 """Servers that get every member as it is: llama.cpp's own, which reads far more than OpenAI's members, and those of an
-unknown kind. What llama-server is known to drop without a word is translated or refused. The embedded model is a
+unknown kind. What they are known to drop without a word is translated or refused. The embedded model is a
 llama-server whose version is known, so what that version does not read is refused whatever its name.
 """
 
@@ -259,6 +259,11 @@ def _tables(title: str, source: str, members: Mapping[str, Members], unknown: En
     }
 
 
-UNKNOWN = _tables("The model server", "nobody knows what it reads", {}, READ)
+# Some servers (LiteRT-LM, those on MLX) take the member and call tools all the same. For one that heeds it, nothing is
+# lost with the tools.
+_UNKNOWN: dict[str, Members] = {
+    endpoint: {"tool_choice": NONE_WITHOUT_TOOLS} for endpoint in ("/v1/chat/completions", "/v1/responses")
+}
+UNKNOWN = _tables("The model server", "nobody knows what it reads", _UNKNOWN, READ)
 LLAMA_SERVER = _tables("llama-server", "tried on llama.cpp b11549", _LLAMA_SERVER, READ)
 EMBEDDED = _tables("The embedded model", "tried on llama.cpp b11549 with SmolLM2", _EMBEDDED, None)

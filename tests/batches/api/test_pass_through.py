@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -12,7 +13,6 @@ from datetime import timedelta
 import openai
 import pytest
 import requests
-from django.conf import settings as configured
 from django.utils import timezone
 
 from batches import registry
@@ -24,7 +24,12 @@ from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action, answer, error_body, events
 from tests.stack import eventually, free_port
 
-PLACES = configured.WEB_THREADS // 2
+PLACES = 8  # MAX_PASS_THROUGH here
+
+
+@pytest.fixture(autouse=True)
+def _few_places(monkeypatch):
+    monkeypatch.setattr(pass_through, "_places", threading.BoundedSemaphore(PLACES))
 
 
 @pytest.fixture
@@ -467,7 +472,7 @@ def test_who_goes_away_ends_the_call(stack, fake, stream):
 
 
 def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0")
+    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0", MAX_PASS_THROUGH=str(PLACES))
     # More than all buffers on the way to it hold.
     events = b'data: {"choices": []}\n\n' * 1_000_000
     stream = Action(body=events, headers={"Content-Type": pass_through.EVENT_STREAM})
@@ -481,7 +486,7 @@ def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
 
 
 def test_there_is_always_room_to_poll(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url)
+    server = stack(OLLAMA_BASE_URL=fake.url, MAX_PASS_THROUGH=str(PLACES))
     fake.always("long", Action(hang=True))
     with ThreadPoolExecutor(PLACES) as pool:
         calls = [pool.submit(post, server, "long", timeout=8) for _ in range(PLACES)]

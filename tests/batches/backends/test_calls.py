@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 
 import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Response
 
 from batches import backends, registry
 from batches.backends.base import BackendKind
@@ -16,7 +18,7 @@ from batches.backends.calls import Call, CallPool
 from batches.backends.connection import Server
 from batches.backends.replies import Verdict
 from tests.conftest import CHAT, line
-from tests.fake_backend import Action
+from tests.fake_backend import Action, answer
 from tests.stack import eventually, free_port
 
 
@@ -206,3 +208,67 @@ def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
     finally:
         pool.close()
         server.listener.close()
+
+
+class Vllm:
+    """A vLLM that takes priorities, ignores them, or refuses them as some versions do."""
+
+    def __init__(self, http, *, refuses=False, fails=False):
+        self.refuses, self.fails = refuses, fails
+        self.priorities = []
+        http.expect_request(CHAT, method="POST").respond_with_handler(self.answer)
+
+    def answer(self, request):
+        body = request.get_json()
+        self.priorities.append(body.get("priority"))
+        if self.fails or (self.refuses and body.get("priority")):
+            message = "Got priority 1000000 but Priority scheduling is not enabled."
+            error = {"object": "error", "message": message, "type": "BadRequestError", "param": None, "code": 400}
+            return Response(json.dumps(error), status=400, content_type="application/json")
+        return Response(json.dumps(answer(CHAT, body, 4096)), content_type="application/json")
+
+
+@pytest.fixture
+def vllm_pool(settings):
+    with HTTPServer() as http:
+        settings.BACKEND_URL = http.url_for("").rstrip("/")
+        pool = backends.open_calls("vllm")
+        yield pool, http
+        pool.close()
+
+
+def ask_vllm(pool, *priorities):
+    verdicts = []
+    for priority in priorities:
+        body = line("hello")["body"] | ({} if priority is None else {"priority": priority})
+        one = Call(None, CHAT, body, 10.0)
+        pool.submit(one)
+        verdicts.append(finished(pool, one).verdict)
+    return verdicts
+
+
+def test_lines_stand_behind_persons_at_a_vllm_and_keep_their_order(vllm_pool):
+    pool, http = vllm_pool
+    server = Vllm(http)
+    assert set(ask_vllm(pool, None, 0, 3, -5)) == {Verdict.ANSWERED}
+    none, zero, after, before = server.priorities
+    assert 0 < before < none == zero < after  # a person's has 0
+
+
+def test_a_vllm_that_refuses_priorities_is_asked_without_them_from_then_on(vllm_pool):
+    pool, http = vllm_pool
+    server = Vllm(http, refuses=True)
+    assert set(ask_vllm(pool, None, None)) == {Verdict.ANSWERED}
+    assert [bool(each) for each in server.priorities] == [True, False, False]
+
+
+@pytest.mark.parametrize("priority", ["high", 2**63, None])
+def test_a_line_that_is_refused_for_itself_takes_no_priority_from_others(vllm_pool, priority):
+    pool, http = vllm_pool
+    server = Vllm(http, fails=True)
+    assert ask_vllm(pool, priority) == [Verdict.REFUSED]
+    assert server.priorities[-1] == priority  # as it was written
+    server.fails = False
+    server.priorities.clear()
+    ask_vllm(pool, None)
+    assert server.priorities[0] > 0

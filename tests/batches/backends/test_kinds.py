@@ -64,6 +64,14 @@ def test_llama_server_is_recognised_by_the_owner_of_its_model(server):
     assert (state.kind, state.parallel) == ("llama-server", 4)
 
 
+def test_the_slots_of_a_llama_server_that_does_not_tell_them_are_counted(server):
+    server.lists_models({"id": "smollm2:135m", "owned_by": "llamacpp"})
+    state = backends.probe()
+    assert (state.kind, state.parallel) == ("llama-server", None)
+    assert len(backends.kind_named(state.kind).slot_requests(CHAT, "smollm2:135m")) == 2
+    assert backends.kind_named("vllm").slot_requests(CHAT, "m") == []
+
+
 def describe(kind, answers, model="m"):
     """What a kind makes of a server's answers, given by path."""
     return backends.kind_named(kind).describe(lambda path, body: answers.get(path, (404, None)), model)

@@ -1,13 +1,18 @@
 """A prompt that Ollama cut without a word is an error line. The numbers are those of Ollama 0.32.14 and 0.24.0."""
 
 import json
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from batches.backends import kind_named, ollama_context
 from batches.backends.base import Unchecked
-from batches.backends.replies import Usage
-from batches.models import Line, LineState
+from batches.backends.calls import Call
+from batches.backends.replies import Reply, Usage, Verdict
+from batches.dispatch import outcomes
+from batches.models import Batch, Line, LineState
+from batches.status import progress
 from tests.batches.dispatch.failures import again
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action, error_body
@@ -48,7 +53,8 @@ class Server:
 
 def cut(server, prompt_tokens, endpoint=CHAT, *, kind=None, **body):
     kind = kind or kind_named("ollama")
-    return kind.cut_prompt(server, endpoint, {"model": "gemma3:12b"} | body, Usage(prompt_tokens))
+    found = kind.cut_prompt(server, endpoint, {"model": "gemma3:12b"} | body, Usage(prompt_tokens))
+    return found.message if found else ""
 
 
 def say(*texts, role="user"):
@@ -75,6 +81,7 @@ def test_a_message_that_was_halved_is_found():
         "truncate": False,
         "stream": False,
         "options": {"num_predict": 1},
+        "keep_alive": "30m",
     }
 
 
@@ -230,7 +237,10 @@ def test_an_embedding_that_lost_its_end_is_found():
     server = Server(400, {"error": "the input length exceeds the context length"})
     assert cut(server, 2046, EMBEDDINGS, input=["hi", LONG])
     assert server.asked == [
-        ("/api/embed", {"model": "gemma3:12b", "input": [LONG], "truncate": False, "stream": False})
+        (
+            "/api/embed",
+            {"model": "gemma3:12b", "input": [LONG], "truncate": False, "stream": False, "keep_alive": "30m"},
+        )
     ]
     server = Server(400, {"error": "the input length exceeds the context length"})
     assert cut(server, 1900, EMBEDDINGS, input=LONG) == ""
@@ -238,7 +248,8 @@ def test_an_embedding_that_lost_its_end_is_found():
     assert server.asked == []
 
 
-def test_its_line_is_an_error_line_and_not_an_answer(create, work, backend):
+def test_its_line_is_an_error_line_and_not_an_answer(create, work, backend, settings):
+    settings.FIT_CONTEXT = False
     long, fitting = "x" * 5000, "y" * 4000
     lines = [line(name, body={"messages": say(text)}) for name, text in (("long", long), ("fits", fitting), ("a", "a"))]
     batch = work.run(create(lines)["id"])
@@ -256,33 +267,96 @@ def test_its_line_is_an_error_line_and_not_an_answer(create, work, backend):
 CRASHED = error_body("llama-server process no longer running: unknown")
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "action"),
-    [
-        (CHAT, Action(reset=True)),
-        (CHAT, Action(500, CRASHED)),
-        (CHAT, Action(503, {"error": "server busy, please try again.  maximum pending requests exceeded"})),
-        (CHAT, Action(404, {"error": "model 'gemma3:12b' not found"})),
-        (EMBEDDINGS, Action(reset=True)),
-        (EMBEDDINGS, Action(400, {"error": "connection refused"})),
-    ],
-)
-def test_a_question_that_is_not_answered_lets_no_answer_through(create, work, backend, endpoint, action):
+UNANSWERED = [
+    (CHAT, Action(reset=True)),
+    (CHAT, Action(500, CRASHED)),
+    (CHAT, Action(503, {"error": "server busy, please try again.  maximum pending requests exceeded"})),
+    (CHAT, Action(404, {"error": "model 'gemma3:12b' not found"})),
+    (CHAT, Action(403, "no such route at this proxy")),
+    (EMBEDDINGS, Action(reset=True)),
+    (EMBEDDINGS, Action(400, {"error": "connection refused"})),
+]
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr("batches.backends.calls.CHECK_PAUSES_S", (0.0, 0.0))
+
+
+def sent(create, work, endpoint, *texts):
+    """A batch of these texts, not sent yet."""
+    bodies = [{"messages": say(text, text)} if endpoint == CHAT else {"input": text} for text in texts]
+    lines = [line(f"line-{number}", url=endpoint, body=body) for number, body in enumerate(bodies)]
+    batch = create(lines, endpoint=endpoint)["id"]
+    work.validate(batch)
+    return batch
+
+
+@pytest.mark.parametrize(("endpoint", "action"), UNANSWERED)
+def test_a_question_that_is_not_answered_lets_no_answer_through(
+    create, work, backend, at_once, endpoint, action, settings
+):
     """The line is sent again, and pays nothing."""
+    settings.FIT_CONTEXT = False
     for _ in range(4):
         backend.on_check.append(action)
-    body = {"messages": say("x" * 5000)} if endpoint == CHAT else {"input": "x" * 5000}
-    batch = create([line("long", url=endpoint, body=body), line("a", url=endpoint)], endpoint=endpoint)["id"]
-    work.validate(batch)
+    batch = sent(create, work, endpoint, "x" * 5000, "a")
     for _ in range(8):
         again(work)
     charged = set(Line.objects.values_list("attempts", "backend_crashes"))
     done = work.run(batch)
     assert charged == {(0, 0)}
-    assert custom_ids(work.content(done["output_file_id"])) == ["a"]
+    assert custom_ids(work.content(done["output_file_id"])) == ["line-1"]
     (error,) = work.content(done["error_file_id"])
     assert error["response"]["body"]["error"]["code"] == "context_length_exceeded"
     assert not backend.on_check
+
+
+@pytest.mark.parametrize(("endpoint", "action"), UNANSWERED)
+def test_a_question_is_asked_again_before_its_answer_is_given_up(create, work, backend, at_once, endpoint, action):
+    backend.on_check.extend([action] * 2)
+    text = "x" * 4000
+    done = work.run(sent(create, work, endpoint, text))
+    assert done["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    assert not backend.on_check
+    assert len(backend.arrived()) == 1
+
+
+def test_an_answer_that_cannot_be_checked_is_waited_for_longer_and_told(create, work, backend, at_once, caplog):
+    backend.on_check.extend([Action(500, CRASHED)] * 9)
+    text = "x" * 3000
+    batch = Batch.objects.get(pk=sent(create, work, CHAT, text))
+    waits = []
+    for _ in range(3):
+        again(work)
+        waits.append(Line.objects.get().not_before - timezone.now())
+    assert timedelta() < waits[0] < timedelta(seconds=2) < timedelta(seconds=50) < waits[1]
+    assert waits[2] > timedelta(seconds=50)
+    reason = "The model server did not say whether it read the whole prompt (HTTP 500 from /api/chat)."
+    assert progress.waiting_for(batch) == progress.of(batch).waiting_for
+    assert progress.waiting_for(batch) == (
+        f"Line 1 waits for another try, because an answer could not be used. {reason} See its log."
+    )
+    assert caplog.text.count(reason) == 1
+    again(work)
+    assert progress.waiting_for(batch) is None
+    assert work.run(batch.pk)["request_counts"]["completed"] == 1
+
+
+def test_a_line_whose_answer_cannot_be_checked_leaves_the_server_to_others(create, work):
+    sent(create, work, CHAT, "x" * 3000)
+    row = Line.objects.select_related("batch").get()
+    call = Call(row, CHAT, {}, 10.0, duration_s=12.0)
+    reply = Reply(Verdict.UNCHECKED, code="prompt_unchecked", message="?")
+    for seconds in (1, 120):
+        values = outcomes.of(None, row, reply, call, busy_s=0.0)
+        Line.objects.update(**values)
+        row.refresh_from_db()
+        assert timedelta(seconds=seconds - 1) < row.not_before - timezone.now() < timedelta(seconds=1.5 * seconds)
+    call.duration_s = 1800.0
+    Line.objects.update(**outcomes.of(None, row, reply, call, busy_s=0.0))
+    row.refresh_from_db()
+    assert Line.objects.claimable().exists() is False  # not longer than any backoff may be
 
 
 def test_a_question_that_hangs_is_cut_at_the_deadline_and_lets_no_answer_through(create, work, backend, settings):

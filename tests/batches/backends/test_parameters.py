@@ -707,6 +707,18 @@ def test_other_servers_get_all_but_what_they_are_known_to_drop(kind, endpoint, g
         assert translate(kind, endpoint, asking(endpoint, **given)).body == asking(endpoint, **given)
 
 
+@pytest.mark.parametrize("endpoint", [CHAT, RESPONSES])
+def test_a_server_of_an_unknown_kind_is_shown_no_tools_that_may_not_be_called(endpoint):
+    tools = [TOOL, {"type": "web_search"}]
+    sent = translate("openai", endpoint, asking(endpoint, tools=tools, tool_choice="none", x=1))
+    assert (sent.body, sent.findings) == (asking(endpoint, x=1), [])
+    for choice in ("auto", "required", {"type": "function", "function": {"name": "f"}}):
+        given = asking(endpoint, tools=tools, tool_choice=choice)
+        assert translate("openai", endpoint, given).body == given
+    for other in (COMPLETIONS, EMBEDDINGS):
+        assert translate("openai", other, asking(other, tool_choice="none")).body == asking(other, tool_choice="none")
+
+
 @pytest.mark.parametrize("kind", ["llama-server", "embedded"])
 @pytest.mark.parametrize(
     ("endpoint", "given", "param"),

@@ -1,6 +1,7 @@
 """What the replies of each kind of model server mean."""
 
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,45 @@ CHAT = "/v1/chat/completions"
 def judge(kind, status, body, endpoint=CHAT):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return backends.kind_named(kind).judge(endpoint, status, content)
+
+
+# Ollama, vLLM, llama.cpp's router, LocalAI, llama-swap (now and once), LM Studio, LiteLLM, Triton, Xinference, others.
+SAID_OF_A_MISSING_MODEL = """
+    model 'x' not found | model "x" not found, try pulling it first | The model `x` does not exist. | no such model
+    The model `x` does not exist or you do not have access to it. | model "x" not found. To see available models, call
+    No such model: x | no such model 'x' | Unknown model: x | unknown model "x" | Invalid model: x | Model Not Exist
+    no router for requested model | no local server found for requested model | no peer found for requested model
+    local model x not found | could not find real modelID for x | peer model not found | llama-swap: no router for model
+    Invalid model identifier "x". Please specify a valid downloaded model (e.g., y). | No models loaded. Load one
+    Invalid model name passed in model=x. Call `/v1/models` | Request for unknown model: 'x' is not found
+    Model not found in the model list, uid: x | Model not found, inaccessible | model name=x is not found
+    No models are currently loaded. | Could not find model with id x | Cannot find model x | Unable to find model 'x'
+    There is no model named x | No model named 'x' | error: model not found | Error: The requested model x is unknown
+    No model or adapter found for x | Failed to find model x | Unsupported model x | no backend found for model x
+    The specified model 'x' was not found | Can't find model x | "model 'x' not found" | NotFoundError: The model `x` is
+    Model with name x does not exist. | This model is not available | 404: model not found | Model x is not loaded
+"""
+# A line chooses the id of a file, a response, a prompt or a tool.
+SAID_OF_SOMETHING_ELSE = """
+    Response with id 'resp_my_model_1' not found. | no such model.txt: model | Item 'model' not found | no such thing
+    No such File object: no such model | LoRA adapter the-model does not exist | File 'unknown model' not found
+    'my model' not found | x model not found | could not find tool model | Cannot find image of the model | no router
+    Conversation with id 'model' not found | unknown tool 'model' | invalid file id: model | no such prompt: model
+    Unknown conversation 'no such model' | no route for /v1/models/x | 'model' not found | model-card.pdf not found
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        *((said, Verdict.MODEL_MISSING) for said in re.split(r"\s+\|\s+|\n\s+", SAID_OF_A_MISSING_MODEL.strip())),
+        *((said, Verdict.REFUSED) for said in re.split(r"\s+\|\s+|\n\s+", SAID_OF_SOMETHING_ELSE.strip())),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "vllm", "llama-server"])
+def test_a_missing_model_is_told_by_the_beginning_of_the_servers_own_words(kind, said, verdict):
+    assert judge(kind, 404, {"error": {"message": said, "type": "not_found_error", "code": 404}}).verdict is verdict
+    assert judge(kind, 404, {"error": said}).verdict is verdict
 
 
 ASKED = {"model": "m", "input": "x", "prompt": "x", "messages": [{"content": "x"}]}

@@ -90,6 +90,6 @@ def test_the_count_is_broken_off_for_a_person():
         counted(url, is_cut=lambda: True)
 
 
-def test_embeddings_are_not_streamed_and_so_their_slots_are_not_counted():
-    assert Ollama().slot_requests("/v1/embeddings", "tiny") == []
+def test_embeddings_are_not_streamed_and_so_the_slots_of_their_model_are_counted_by_chats():
+    assert Ollama().slot_requests("/v1/embeddings", "tiny") == REQUESTS
     assert [path for path, _ in Ollama().slot_requests("/v1/completions", "tiny")] == ["/v1/completions"] * 2

@@ -2,9 +2,10 @@
 
 import pytest
 
+from batches.backends.base import Occupancy
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Usage, Verdict
-from batches.dispatch.concurrency_limit import MEASURE_S, ConcurrencyLimit, portion
+from batches.dispatch.concurrency_limit import FIRST_REST_S, MEASURE_S, ConcurrencyLimit, portion
 from tests.fake_backend import MODEL
 
 
@@ -101,3 +102,111 @@ def test_drives_share_it():
     assert [portion(2, [7, 8, 9], own) for own in (7, 8, 9)] == [1, 1, 1]
     assert portion(2, [7], 7) == 2
     assert portion(4, [], 7) == 4
+
+
+# A server that tells how busy it is
+
+
+class Vllm:
+    """Computes so many of the calls in flight at once, and says so; its cache has room for `holds` of them."""
+
+    def __init__(self, limit, seqs, *, holds=10_000, underway=0):
+        self.limit, self.seqs, self.holds, self.underway, self.now = limit, seqs, holds, underway, 0.0
+
+    def look(self, times=1):
+        """The limit after each second."""
+        sizes = []
+        for _ in range(times):
+            self.now += 1
+            arrived = max(0, self.limit.size - self.underway)
+            running = min(arrived, self.seqs)
+            self.limit.note_occupancy(Occupancy(running, arrived - running, running / self.holds), self.now)
+            self.limit.look(self.now, is_full=True)
+            sizes.append(self.limit.size)
+        return sizes
+
+
+def test_it_begins_with_many_calls_if_the_server_tells_how_busy_it_is():
+    limit = ConcurrencyLimit(None, most=256)
+    assert (limit.size, limit.is_told) == (2, False)
+    assert Vllm(limit, seqs=1000).look() == [64]
+    assert limit.is_told
+    assert Vllm(ConcurrencyLimit(None, most=32), seqs=1000).look() == [32]
+    assert Vllm(ConcurrencyLimit(None, most=256, size=200), seqs=200).look() == [200]  # learned by another drive
+
+
+@pytest.mark.parametrize(
+    ("server", "size"),
+    [
+        ({"seqs": 1000}, 256),
+        ({"seqs": 1000, "holds": 130}, 130),  # no more than the cache has room for
+        ({"seqs": 1000, "holds": 64}, 64),
+        ({"seqs": 110}, 144),  # as soon as one waits, the server has enough
+        ({"seqs": 64}, 96),
+        ({"seqs": 40}, 64),
+        ({"seqs": 1000, "underway": 30}, 64),  # it computes all that arrives, so something else is too slow
+        ({"seqs": 20}, 40),  # one waits for each that is computed
+        ({"seqs": 3}, 16),
+    ],
+)
+def test_it_follows_what_the_server_tells_and_stays_there(server, size):
+    limit = ConcurrencyLimit(None, most=256)
+    vllm = Vllm(limit, **server)
+    vllm.look(30)
+    assert set(vllm.look(300)) == {size}
+
+
+def test_calls_that_wait_for_a_moment_change_nothing():
+    limit = ConcurrencyLimit(None, most=256)
+    for now in range(100):
+        limit.note_occupancy(Occupancy(4, 60) if now % 3 else Occupancy(60, 4), float(now))
+        assert limit.size == 64
+
+
+def test_it_grows_to_what_the_cache_holds_of_the_longest_calls_however_full_it_says_to_be():
+    limit = ConcurrencyLimit(None, most=256)
+    for now in range(10):
+        limit.note_occupancy(Occupancy(limit.size, 0, 1.0, 100.5), float(now))
+    assert limit.size == 100
+
+
+def test_a_server_that_refuses_gets_fewer_calls_and_no_more_at_once():
+    limit = ConcurrencyLimit(None, most=256)
+    vllm = Vllm(limit, seqs=1000)
+    vllm.look()
+    limit.note(call(Verdict.BUSY, started=vllm.now), MODEL, vllm.now)
+    assert limit.size == 32
+    assert set(vllm.look(int(FIRST_REST_S) - 1)) == {32}
+    assert vllm.look(3)[-1] >= 48
+
+
+def test_what_the_server_tells_does_not_matter_if_its_slots_are_known():
+    limit = ConcurrencyLimit(4, most=256)
+    assert set(Vllm(limit, seqs=1000).look(30)) == {5}
+    limit.know(None)
+    assert Vllm(limit, seqs=1000).look(2)[-1] >= 64
+    limit.know(2)
+    assert set(Vllm(limit, seqs=1000).look(30)) == {3}
+
+
+def test_if_the_server_tells_no_more_the_limit_is_measured_again():
+    limit = ConcurrencyLimit(None, most=256)
+    Vllm(limit, seqs=64).look(5)
+    limit.note_occupancy(None, 10.0)
+    server = Server(limit, slots=200)
+    server.run(600)
+    assert limit.size > 128
+
+
+def test_calls_that_the_server_has_not_begun_are_those_that_it_tells():
+    limit = ConcurrencyLimit(None, most=256)
+    limit.note_occupancy(Occupancy(0, 0), 0.0)
+    limit.note_occupancy(Occupancy(50, 14), 1.0)
+    assert limit.running == 50
+    limit.note_occupancy(Occupancy(50, 500), 2.0)  # those of others too
+    assert limit.running == 1
+
+
+def test_slots_that_are_not_counted_are_not_found_by_trying():
+    server = Server(ConcurrencyLimit(None, most=9, cache_is_by_slot=True), slots=9)
+    assert set(server.run(600)) == {2}

@@ -10,9 +10,14 @@ from batches.status import health
 from tests.quiet import quiet_now
 
 
-def test_a_request_of_a_person_closes_the_gate_of_its_backend_while_it_lasts(live_backend):
+def test_a_request_of_a_person_closes_the_gate_of_its_backend_while_it_lasts(live_backend, settings):
     other = Backend.objects.create(name="there", url="http://127.0.0.1:8")
     hold = Hold.objects.create(backend=live_backend, reason="person", until=timezone.now() + timedelta(seconds=30))
+    assert gate.closed_reason(live_backend) == (
+        "A person's request is at the model server; the lines go on after it, and meanwhile have 25% of the time "
+        "(BATCH_SHARE=0.25)."
+    )
+    settings.BATCH_SHARE = 0
     assert gate.closed_reason(live_backend) == "A person's request is at the model server; the lines go on after it."
     assert gate.closed_reason(other) == ""
     # It names no end: that of a web process which was killed is over by itself.

@@ -27,6 +27,7 @@ def test_a_person_holds_from_the_first_moment_until_a_while_after(here, settings
     assert not persons.person_is_at(here)
     person = persons.Person(here)
     assert persons.person_is_at(here)
+    person.was_answered = True
     person.leave()
     person.leave()
     later(9)
@@ -40,8 +41,35 @@ def test_a_person_holds_from_the_first_moment_until_a_while_after(here, settings
 
 def test_0_lets_lines_go_on_at_once(here, settings):
     settings.INTERACTIVE_HOLD_S = 0
-    persons.Person(here).leave()
+    answered(here)
     assert not Hold.objects.exists()
+
+
+def test_a_request_that_was_not_answered_holds_nothing(here, settings):
+    settings.INTERACTIVE_HOLD_S = 10
+    persons.Person(here, "a").leave()
+    assert not Hold.objects.exists()
+    # Nor does it keep the hold of another from ending, or tell how soon its sender comes back.
+    answered(here, "a")
+    until = Hold.objects.get().until
+    persons.Person(here, "a").leave()
+    assert Hold.objects.get().until == until
+
+
+def test_who_comes_back_soon_is_waited_for_less_long(here, settings):
+    settings.INTERACTIVE_HOLD_S = 10
+    for _ in range(3):
+        answered(here, "a")
+    answered(here, "b")
+    left = sorted((hold.until - timezone.now()).total_seconds() for hold in Hold.objects.all())
+    assert [round(each) for each in left] == [1, 1, 10, 10]  # at first nobody knows
+
+
+def answered(here, who=""):
+    """A request that was answered at once."""
+    person = persons.Person(here, who)
+    person.was_answered = True
+    person.leave()
 
 
 def test_what_is_not_renewed_ends_by_itself(here):

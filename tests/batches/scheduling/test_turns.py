@@ -31,7 +31,7 @@ def ago(minutes):
 def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL):
     """A part that waits; `turn` and `created` in minutes ago."""
     batch = SimpleNamespace(priority=priority, created_at=ago(created), in_progress_at=ago(created))
-    return SimpleNamespace(pk=pk, model=model, batch=batch, turn_at=None if turn is None else ago(turn))
+    return SimpleNamespace(pk=pk, served_model=model, batch=batch, turn_at=None if turn is None else ago(turn))
 
 
 class On(Turn):
@@ -42,8 +42,16 @@ class On(Turn):
         self.began -= age_s
 
 
-def chosen(*parts, loaded="m", stayed_s=float("inf"), turn=None, at_border=True):
-    found = choose(parts, loaded=loaded, stayed_s=stayed_s, turn=turn, is_at_border=lambda _: at_border, now=NOW)
+def chosen(*parts, loaded="m", stayed_s=float("inf"), turn=None, at_border=True, base_of=str):
+    found = choose(
+        parts,
+        loaded=loaded,
+        stayed_s=stayed_s,
+        turn=turn,
+        is_at_border=lambda _: at_border,
+        now=NOW,
+        base_of=base_of,
+    )
     return found and found.pk
 
 
@@ -59,6 +67,16 @@ def test_the_loaded_model_is_drained_first():
     assert chosen(part(1, "other", created=9), part(2, "m", created=1)) == 2
     assert chosen(part(1, "other", created=9), part(2, "m", turn=0)) == 2
     assert chosen(part(1, "other", created=9), loaded="m") == 1
+
+
+def test_models_that_are_loaded_together_take_turns_as_one():
+    base_of = {"m": "m", "lora-a": "m", "lora-b": "m", "other": "other"}.get
+    assert chosen(part(1, "lora-a", turn=1), part(2, "lora-b", turn=2), base_of=base_of) == 2
+    assert chosen(part(1, "other", created=9), part(2, "lora-b", turn=1), loaded="lora-a", base_of=base_of) == 2
+    turn = On(part(1, "lora-a"), TURN_S + 1)
+    assert chosen(part(1, "lora-a", turn=1), part(2, "m", turn=2), turn=turn, base_of=base_of) == 2
+    # Without that they would be models of their own, and the loaded one is drained first.
+    assert chosen(part(1, "m", turn=1), part(2, "lora-b", turn=2), loaded="m") == 1
 
 
 def test_without_a_loaded_model_the_one_that_waits_longest_is_loaded():

@@ -97,6 +97,7 @@ def test_the_object(api, make, live_backend):
         "lines_open": 20,
         "waiting_for": None,
         "warnings": [{"code": "c", "message": "Mind the gap."}],
+        "contexts": [],
         "usage": {
             "input_tokens": 70,
             "input_tokens_details": {"cached_tokens": 0},

@@ -11,7 +11,7 @@ def split_to_one(apps: Any, schema_editor: Any) -> None:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("batches", "0007_counted_slots"),
+        ("batches", "0008_persons_and_others"),
     ]
 
     operations = [
