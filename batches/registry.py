@@ -167,10 +167,15 @@ def known_model(name: str) -> dict[str, Any] | None:
     return next((model | {"id": name} for model in models), None)
 
 
+def default_model() -> str:
+    """The model of requests that name none, by what the live backends list, or ours listed last."""
+    return backends.default_model({name for each in live_backends() or [own_backend()] for name in each.model_names})
+
+
 def missing_default_model(backend: Backend) -> str:
-    """What to type if the backend lacks MODEL_NAME; empty if it has the model or another live one has it, or if it was
+    """What to type if the backend lacks the default model; empty if it or another live one has the model, or if it was
     not seen lately."""
-    model = backends.resolve_alias(settings.MODEL_NAME)
+    model = default_model()
     if not backend.is_fresh or backend.has_model(model) or is_elsewhere(backend, model):
         return ""
     return f"{backend.url} does not have the model {model}. {backend.missing_model_hint(model)}"

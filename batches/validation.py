@@ -114,7 +114,7 @@ def _groups(lines: Iterator[RawLine], batch: Batch, kind: BackendKind) -> Iterat
     parse = partial(
         jsonl.parse,
         endpoint=batch.endpoint,
-        default_model=settings.MODEL_NAME,
+        default_model=registry.default_model(),
         max_line_bytes=settings.MAX_LINE_BYTES,
     )
     resolve = cache(partial(_resolved, among=list(Backend.objects.exclude(kind="").order_by("pk"))))

@@ -106,6 +106,15 @@ def url(environment: Environment, name: str, default: str) -> str:
     return value
 
 
+def urls(environment: Environment, name: str, default: str) -> str:
+    """The addresses of one model server, or of several with commas between them; each as `url` says."""
+    items = texts(environment, name) or [default]
+    found = [url({name: item}, name, default) for item in items]
+    if len(set(found)) < len(found):
+        raise ImproperlyConfigured(f"{name}={','.join(found)!r}: expected each address once.")
+    return ",".join(found)
+
+
 def secret_url(environment: Environment, name: str) -> str:
     """An address as it was typed: a slash at its end can mean something. "" if none is given."""
     value = text(environment, name)

@@ -72,8 +72,10 @@ EMBEDDED_BACKEND = env.text(environ, "BACKEND_URL") == "embedded"
 if EMBEDDED_BACKEND:
     BACKEND_URL = f"http://127.0.0.1:{EMBEDDED_BACKEND_PORT}"
 else:
-    BACKEND_URL = env.url(environ, "BACKEND_URL", env.url(environ, "OLLAMA_BASE_URL", "http://localhost:11434"))
-BACKEND_IS_LOCAL = urlsplit(BACKEND_URL).hostname in ("localhost", "127.0.0.1", "::1")
+    # Several addresses with commas between them are servers that share one card.
+    BACKEND_URL = env.urls(environ, "BACKEND_URL", env.url(environ, "OLLAMA_BASE_URL", "http://localhost:11434"))
+BACKEND_IS_LOCAL = any(urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") for url in BACKEND_URL.split(","))
+BACKEND_SLEEP_LEVEL = env.whole(environ, "BACKEND_SLEEP_LEVEL", 1, least=1, most=2)
 # By the configuration alone; the health probe asks the server itself.
 BACKEND_IS_OLLAMA = not env.text(environ, "BACKEND_URL")
 # The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
@@ -82,6 +84,7 @@ BACKEND_API_KEY = env.text(environ, "BACKEND_API_KEY")
 # None: as many as the server says
 BACKEND_PARALLEL = env.whole(environ, "BACKEND_PARALLEL", 0, least=1, most=1024) or None
 MODEL_NAME = env.text(environ, "MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_BACKEND else "gemma3:12b")
+MODEL_NAME_IS_SET = EMBEDDED_BACKEND or bool(env.text(environ, "MODEL_NAME"))
 # "*" stands for every name that has no alias of its own.
 MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else env.pairs(environ, "MODEL_ALIASES")
 

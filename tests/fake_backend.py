@@ -144,13 +144,16 @@ class FakeBackend:
     def start(self) -> None:
         backend = self
 
-        class Handler(_Handler):
+        class Handler(self.handler()):
             fake = backend
 
         self._release.clear()
         self._server = _Server(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def handler(self) -> "type[_Handler]":
+        return _Handler
 
     def stop(self) -> None:
         """Close the listener and every connection, as a killed server does."""

@@ -93,7 +93,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     )
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
-        model, streams = backends.resolve_alias(model_of(body, settings.MODEL_NAME)), _streams(body)
+        model, streams = backends.resolve_alias(model_of(body, registry.default_model())), _streams(body)
         backend = registry.backend_for(model)
         kind = kind_of(backend)
         translation = kind.translate(self.endpoint, body, stream=streams)

@@ -1,26 +1,29 @@
 """The only HTTP to a model server: one class for each kind of server, behind one small interface."""
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from batches.backends import blobs
-from batches.backends.base import BackendKind, ModelState, Occupancy, State, Unreachable
+from batches.backends.base import BackendKind, ModelState, NotDone, Occupancy, State, Unreachable
 from batches.backends.calls import CallPool
+from batches.backends.card import Card, CardConnection, SharedCard, wake
 from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
+from batches.backends.llama_router import LlamaRouter
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
-from batches.backends.relay import Head, Relay
+from batches.backends.relay import Broken, Head, NotConnected, Relay
 from batches.backends.vllm import Vllm
 
 __all__ = [
     "State",
     "Unreachable",
     "connect",
+    "default_model",
     "delete",
     "describe",
     "is_silent",
@@ -39,9 +42,11 @@ __all__ = [
 ]
 
 # In the order in which a server is asked whether it is of the kind; the last kind takes any server that lists models.
-KINDS: list[BackendKind] = [Ollama(), Vllm(), EmbeddedModel(), LlamaServer(), BackendKind()]
-_BY_NAME = {kind.name: type(kind) for kind in KINDS}
+KINDS: list[BackendKind] = [Ollama(), Vllm(), EmbeddedModel(), LlamaRouter(), LlamaServer(), BackendKind()]
+_BY_NAME = {kind.name: type(kind) for kind in [*KINDS, SharedCard()]}
 LONGEST_ANSWER_S = 1800.0
+LIST_TIMEOUT_S = 1.0
+SEEN_WITHIN_S = 0.5  # a drive that sends lines of another model sees within this time that a person is there
 
 
 def kind_named(name: str) -> BackendKind:
@@ -55,6 +60,14 @@ def resolve_alias(model: str) -> str:
     return str(aliases.get(model) or aliases.get("*") or model)
 
 
+def default_model(listed: Collection[str]) -> str:
+    """The model of requests that name none, at servers that list these models: MODEL_NAME or, if that is not set and
+    they list one model alone, that one."""
+    if not settings.MODEL_NAME_IS_SET and len(listed) == 1:
+        return next(iter(listed))
+    return resolve_alias(settings.MODEL_NAME)
+
+
 def listed_name(kind: str, models: Collection[str], name: str) -> str:
     """The one of `models`, names that a server of this kind lists, that is the model `name`; empty if none is."""
     return kind_named(kind).listed_name(models, name)
@@ -65,21 +78,29 @@ def missing_model_hint(
 ) -> str:
     """What to type so that a server of this kind, which lists these models, answers lines for `model`; with
     `lines_wait`, lines that were read before. `endpoint` is that of the lines, if it is known."""
-    default, aliases = resolve_alias(settings.MODEL_NAME), settings.MODEL_ALIASES
+    default, aliases = default_model(listed), settings.MODEL_ALIASES
     wanted = MissingModel(kind_named(kind), model, listed, endpoint, default, aliases)
     return wanted.hint_for_waiting() if lines_wait else wanted.hint()
 
 
 def connect() -> Connection:
-    return Connection(_server())
+    """A connection to the configured server, or to the servers of one card as to one server."""
+    return _server().connect()
 
 
 def open_calls(kind: str) -> CallPool[Any]:
-    return CallPool(kind_named(kind), _server())
+    """Calls to the configured server. For the servers of a card, asks first which of them has which model."""
+    server = _server()
+    if isinstance(server, Card):
+        with closing(server.connect()) as connection, suppress(HTTPError, OSError):
+            connection.get("/v1/models", timeout_s=LIST_TIMEOUT_S)
+    return CallPool(kind_named(kind), server)
 
 
 def _server() -> Server:
-    return Server(settings.BACKEND_URL, settings.BACKEND_API_KEY, settings.MAX_REPLY_BYTES)
+    urls = tuple(settings.BACKEND_URL.split(","))
+    terms = urls[0], settings.BACKEND_API_KEY, settings.MAX_REPLY_BYTES
+    return Card(*terms, urls) if len(urls) > 1 else Server(*terms)
 
 
 def relay(
@@ -91,7 +112,27 @@ def relay(
     The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.
     """
     silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
-    return Relay(server + endpoint, body, method=method, api_key=_key_for(server), silence_s=silence_s, look=look)
+    is_ours = server == settings.BACKEND_URL
+
+    def find() -> str:
+        url = _awake(str((body or {}).get("model"))) if is_ours and "," in server else server
+        return url + endpoint
+
+    return Relay(find, body, method=method, api_key=_key_for(server), silence_s=silence_s, look=look)
+
+
+def _awake(model: str) -> str:
+    """The address of the server of our card that has the model, awake. Raises NotConnected or Broken."""
+    with closing(connect()) as connection:
+        try:
+            wake(connection.exchange(None), model=model, grace_s=SEEN_WITHIN_S)
+            return connection.server.url_of("", {"model": model})
+        except NotDone as error:
+            raise Broken(error.reply.message or error.reply.body) from None
+        except Unreachable as error:
+            raise Broken(str(error)) from None
+        except (HTTPError, OSError) as error:
+            raise NotConnected from error
 
 
 def send_blob(server: str, digest: str, pieces: Iterator[bytes]) -> tuple[Head, bytes]:
@@ -116,7 +157,7 @@ def probe() -> State:
         return exchange(path, None)
 
     try:
-        for kind in KINDS:
+        for kind in [SharedCard()] if isinstance(connection, CardConnection) else KINDS:
             if state := kind.recognise(ask):
                 return state
     except (HTTPError, OSError, ReplyTooLarge) as error:

@@ -35,6 +35,14 @@ class Unreachable(Exception):
     """The server did not take the connection, or did not answer a simple question. The text says what to do."""
 
 
+class NotDone(Exception):
+    """The server did not do what a question asked of it; `reply` is what becomes of the question."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.message)
+        self.reply = reply
+
+
 class Unchecked(Exception):
     """The server did not say whether it read a prompt whole. The text says what it said instead."""
 
@@ -352,8 +360,9 @@ class BackendKind:
     def note_rank_refused(self, *, is_cause: bool) -> None:
         """The body was sent again without it. `is_cause`: and was not refused then."""
 
-    def load(self, endpoint: str, model: str) -> tuple[str, JSON] | None:
-        """Path and body of a request that loads the model and does nothing else; None if the server has none."""
+    def load(self, endpoint: str, model: str) -> tuple[str, JSON] | Callable[[Exchange], None] | None:
+        """Path and body of a request that loads the model and does nothing else, or what asks the server so; None if
+        the server has no such request."""
         return None
 
     def unload(self, model: str) -> tuple[str, JSON] | None:

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import HTTPError
 
-from batches.backends.base import BackendKind, Exchange, Unchecked
+from batches.backends.base import BackendKind, Exchange, NotDone, Unchecked, Unreachable
 from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge, Server
 from batches.backends.replies import Reply, Verdict, refused
 from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Transfers
@@ -179,9 +179,8 @@ class CallPool(Generic[S]):
         """Send `body`; of what became of it, `reply` makes the reply to the call, in the thread of the transfers."""
         # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
         content = json.dumps(body).encode("ascii")
-        self._transfers.post(
-            call, call.endpoint, content, lambda outcome: self._finish(call, lambda: reply(call, outcome))
-        )
+        url = self._server.url_of(call.endpoint, body)
+        self._transfers.post(call, url, content, lambda outcome: self._finish(call, lambda: reply(call, outcome)))
 
     def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
         if isinstance(outcome, Answer) and self.kind.may_refuse_rank(outcome.status, outcome.content):
@@ -219,7 +218,7 @@ class CallPool(Generic[S]):
 
     def _in_a_thread(self, call: Call[S], ask: Callable[[Connection, Call[S]], Reply]) -> None:
         def run() -> None:
-            call.connection = connection = Connection(self._server)
+            call.connection = connection = self._server.connect()
             try:
                 # Cut before it had a connection, or else the connection knows it.
                 self._finish(call, lambda: self._failure(call, Cut()) if call.is_cut else ask(connection, call))
@@ -233,6 +232,10 @@ class CallPool(Generic[S]):
         assert call.ask is not None
         try:
             call.result = call.ask(connection.exchange(call))
+        except NotDone as error:
+            return error.reply
+        except Unreachable as error:
+            return Reply(Verdict.UNREACHABLE, message=str(error))
         except (Cut, ReplyTooLarge) as error:
             return self._failure(call, error)
         except NEVER_SENT as error:

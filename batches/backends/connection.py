@@ -41,6 +41,13 @@ class Server:
     api_key: str = ""
     max_reply_bytes: int = 2**26
 
+    def url_of(self, path: str, body: dict[str, Any]) -> str:
+        """Where a request goes."""
+        return self.base_url + path
+
+    def connect(self) -> "Connection":
+        return Connection(self)
+
     @property
     def headers(self) -> dict[str, str]:
         """Of each request."""

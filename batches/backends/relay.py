@@ -43,6 +43,7 @@ class Head:
 class Relay:
     """One request, sent by a thread of its own, so that the thread that hands on the answer is never stuck in a read.
 
+    `find` tells the address, in that thread: it may have to load the model first. It raises NotConnected or Broken.
     `look` is called every LOOK_EVERY_S while there is nothing to hand on, and once for each piece; what `look` raises
     ends the call. Uses neither proxies nor .netrc of the environment, and follows no redirect. The thread that reads
     the relay has to close it.
@@ -50,7 +51,7 @@ class Relay:
 
     def __init__(
         self,
-        url: str,
+        find: Callable[[], str],
         body: dict[str, Any] | None,
         *,
         method: str = "POST",
@@ -58,10 +59,8 @@ class Relay:
         silence_s: float,
         look: Callable[[], None],
     ) -> None:
-        self._url = parse_url(url)
+        self._find = find
         self._socket = WatchedSocket()
-        pool_class = watched_pools(self._socket.connected)[self._url.scheme or "http"]
-        self._pool = pool_class(self._url.host or "", self._url.port, maxsize=1, retries=False)
         self._method = method
         self._content = None if body is None else json.dumps(body).encode("ascii")
         self._headers = {"Accept-Encoding": "identity", "User-Agent": "ollama-batch-server"}
@@ -107,9 +106,16 @@ class Relay:
 
     def _run(self) -> None:
         try:
-            response = self._pool.urlopen(
+            url = parse_url(self._find())
+        except (NotConnected, Broken) as error:
+            self._put(error)
+            return
+        pool_class = watched_pools(self._socket.connected)[url.scheme or "http"]
+        pool = pool_class(url.host or "", url.port, maxsize=1, retries=False)
+        try:
+            response = pool.urlopen(
                 self._method,
-                self._url.request_uri,
+                url.request_uri,
                 body=self._content,
                 headers=self._headers,
                 timeout=Timeout(connect=CONNECT_TIMEOUT_S, read=None),
@@ -128,7 +134,7 @@ class Relay:
             what = f"The model server broke the connection ({type(error).__name__})."
             self._put(Broken(what) if self._socket.was_connected else NotConnected())
         finally:
-            self._pool.close()
+            pool.close()
 
     def _put(self, piece: Head | bytes | Exception | None) -> None:
         while not self._socket.is_shut:

@@ -62,8 +62,8 @@ class _Transfer:
 
 
 class Transfers:
-    """POSTs to one server, each over a connection of its own: Connection says why. Uses neither proxies nor .netrc of
-    the environment, and follows no redirect.
+    """POSTs to one server or to those of one card, each over a connection of its own: Connection says why. Uses neither
+    proxies nor .netrc of the environment, and follows no redirect.
 
     The thread starts with the first `post`. `close` ends it; what was in flight is cut.
     """
@@ -80,7 +80,7 @@ class Transfers:
         self._handles: list[pycurl.Curl] = []
         self._due: float | None = None  # when libcurl wants to be called without an event
 
-    def post(self, request: object, path: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+    def post(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
         once. `request` names the transfer for `cut`. There is no deadline but that of connecting."""
         if self._thread is None:
@@ -90,7 +90,7 @@ class Transfers:
             # A daemon: a transfer that cannot be ended must not keep the process from exiting.
             self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)
             self._thread.start()
-        self._order(lambda: self._begin(request, path, content, done))
+        self._order(lambda: self._begin(request, url, content, done))
 
     def cut(self, request: object) -> None:
         """End the transfer of `request`, and its connection with it. Does nothing if there is none."""
@@ -162,7 +162,7 @@ class Transfers:
     def _set_timer(self, timeout_ms: int) -> None:
         self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
-    def _begin(self, request: object, path: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+    def _begin(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
         handle = self._handles.pop() if self._handles else self._new_handle()
         transfer = _Transfer(request, done, handle)
         most_bytes = self._server.max_reply_bytes
@@ -175,7 +175,7 @@ class Transfers:
             transfer.content += chunk
             return len(chunk)
 
-        handle.setopt(pycurl.URL, self._server.base_url + path)
+        handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.POSTFIELDS, content)
         handle.setopt(pycurl.WRITEFUNCTION, write)
         self._running[request] = self._by_handle[handle] = transfer

@@ -1,10 +1,21 @@
 """vLLM's OpenAI server."""
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from batches.backends import vllm_metrics
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, Occupancy, PromptCache, Read
+from batches.backends.base import (
+    Ask,
+    BackendKind,
+    Exchange,
+    Model,
+    ModelState,
+    Occupancy,
+    PromptCache,
+    Read,
+    State,
+    Unreachable,
+)
 from batches.backends.parameters import vllm as parameters
 from batches.backends.replies import JSON, SERVER_ERRORS, Verdict, count
 from batches.backends.rules import Rule
@@ -34,6 +45,14 @@ class Vllm(BackendKind):
 
     def _owns(self, models: list[Model]) -> bool:
         return any(model.owned_by == "vllm" for model in models)
+
+    def recognise(self, ask: Ask) -> State | None:
+        """Raises Unreachable for a server that sleeps."""
+        state = super().recognise(ask)
+        # vLLM has this path, and can be put to sleep, in its developers' mode alone.
+        if state is not None and is_sleeping(ask("/is_sleeping")):
+            raise Unreachable("vLLM sleeps: it takes requests and answers none. Wake it by a POST of /wake_up.")
+        return state
 
     def _version(self, ask: Ask) -> str:
         _, body = ask("/version")
@@ -82,3 +101,9 @@ class Vllm(BackendKind):
 
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start vLLM with --max-model-len {tokens}, if the card has room for it."
+
+
+def is_sleeping(answer: tuple[int, Any]) -> bool | None:
+    """Whether the server sleeps, by its answer to /is_sleeping; None if it cannot be put to sleep."""
+    status, body = answer
+    return bool(body.get("is_sleeping")) if status == 200 and isinstance(body, dict) else None

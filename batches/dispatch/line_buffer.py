@@ -107,7 +107,7 @@ class LineBuffer:
         ):
             if self._turn.is_suspicious and (len(self) or in_flight):
                 return  # lines claimed beside one that may kill its worker would be lost with it
-            if len(self) and self._turn.is_split != self._last.is_split:
+            if len(self) and (self._turn.which is turns.Which.SPLIT) != self._last.is_split:
                 return  # they are not in flight together, and a lane that is free would send the later ones first
             if self._claim(self._turn, self._size(room)):
                 return

@@ -79,7 +79,10 @@ class Question:
             case Purpose.UNLOAD:
                 return Call(self, *(kind.unload(model) or NOTHING), UNLOAD_TIMEOUT_S)
             case Purpose.LOAD:
-                return Call(self, *(kind.load(self.endpoint, model) or NOTHING), settings.MODEL_LOAD_TIMEOUT_S)
+                load = kind.load(self.endpoint, model) or NOTHING
+                if callable(load):
+                    return Call(self, "", {}, settings.MODEL_LOAD_TIMEOUT_S, ask=load)
+                return Call(self, *load, settings.MODEL_LOAD_TIMEOUT_S)
             case Purpose.TRIAL:
                 # A server that loads a model with its first request may have to load this one now.
                 timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S

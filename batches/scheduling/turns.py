@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -36,15 +37,21 @@ SUSPICIOUS_CLAIMS = 3
 MOST_AHEAD = timedelta(minutes=1)
 
 
+class Which(Enum):
+    """Which lines of its part a turn is for: its first ones first."""
+
+    SPLIT = "were in flight when the server broke down: it is found out at once which of them did it"
+    USUAL = "all others"
+    CHARGED = "brought the server down, or did not end in time; their next tries are far apart, in case they did not"
+    LOST = "were lost with their worker often, and come after all other lines of all parts"
+
+
 @dataclass
 class Turn:
     """The right of one part to have its lines sent; it has lasted `age_s` seconds so far."""
 
     part: Part
-    # The turn is for lines that were lost with their worker SUSPICIOUS_CLAIMS times or more: one may be what kills it.
-    is_suspicious: bool = False
-    # The turn is for lines that were in flight when the server broke down: which of them did it is found out first.
-    is_split: bool = False
+    which: Which = Which.USUAL
     began: float = field(default_factory=time.monotonic)
     last_key: bytes = b""
     is_stamped: bool = False
@@ -59,7 +66,12 @@ class Turn:
 
     def is_like(self, other: "Turn") -> bool:
         """Both are for the same lines."""
-        return (self.part.pk, self.is_suspicious, self.is_split) == (other.part.pk, other.is_suspicious, other.is_split)
+        return (self.part.pk, self.which) == (other.part.pk, other.which)
+
+    @property
+    def is_suspicious(self) -> bool:
+        """One of the lines may be what kills its worker or brings the server down: each is claimed and sent alone."""
+        return self.which in (Which.CHARGED, Which.LOST)
 
     def _stamped(self) -> None:
         self.is_stamped = True
@@ -70,13 +82,18 @@ class Turn:
 
     def lines(self) -> LineQuerySet:
         """The claimable lines of this turn, in the order in which they are sent."""
-        lines = _claimable(is_suspicious=self.is_suspicious).filter(part=self.part)
-        if self.is_split:
-            # By the index of split lines, which are few. Those first of which most may go together.
-            return lines.filter(most_together__gt=0).order_by("-most_together", "order_key", "number")
-        if self.is_suspicious:
-            # Lost least often first: a line that was only claimed beside the one that kills must not wait behind it.
-            return lines.order_by("lost_claims", "number")
+        lines = _claimable(are_lost=self.which is Which.LOST).filter(part=self.part)
+        split = lines.filter(most_together__gt=0)  # by the index of split lines, which are few
+        is_charged = Q(most_together=1) & (Q(backend_crashes__gt=0) | Q(attempts__gt=0))
+        match self.which:
+            case Which.SPLIT:
+                # Those first of which most may go together.
+                return split.exclude(is_charged).order_by("-most_together", "order_key", "number")
+            case Which.CHARGED:
+                return split.filter(is_charged).order_by("backend_crashes", "number")
+            case Which.LOST:
+                # Lost least often first: a line that was claimed beside the one that kills must not wait behind it.
+                return lines.order_by("lost_claims", "number")
         return lines.filter(most_together=None).order_by("order_key", "number")
 
 
@@ -102,7 +119,7 @@ def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
 def _has_line(backend: Backend) -> bool:
     """Some line could be sent."""
     parts = _open_parts(backend)
-    return any(_with_work(parts, is_suspicious=each).exists() for each in (False, True))
+    return any(_with_work(parts, are_lost=each).exists() for each in (False, True))
 
 
 def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_s: float = float("inf")) -> Turn | None:
@@ -110,11 +127,11 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     has no line left. `at_work` is the model of lines that were claimed and not answered yet, `stayed_s` for how long
     lines of one model alone have been sent."""
     parts = _open_parts(backend)
-    waiting = list(_with_work(parts, is_suspicious=False).select_related("batch"))
+    waiting = list(_with_work(parts, are_lost=False).select_related("batch"))
     # Lines that were lost with their worker come last of all.
-    is_suspicious = not waiting
-    if is_suspicious:
-        waiting = list(_with_work(parts, is_suspicious=True).select_related("batch"))
+    are_lost = not waiting
+    if are_lost:
+        waiting = list(_with_work(parts, are_lost=True).select_related("batch"))
     loaded = _loaded(backend, at_work, waiting)
     part = choose(
         waiting,
@@ -127,11 +144,16 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     )
     if part is None:
         return None
-    split = Turn(part, is_split=True)
-    new = split if not is_suspicious and split.lines().exists() else Turn(part, is_suspicious)
+    new = Turn(part, Which.LOST) if are_lost else _turn_of(part)
     if turn is not None and new.is_like(turn) and turn.age_s < TURN_S + BORDER_S:
         return turn
     return new
+
+
+def _turn_of(part: Part) -> Turn:
+    """The turn for the first of the lines of this part that can be claimed."""
+    turns = (Turn(part, which) for which in (Which.SPLIT, Which.USUAL))
+    return next((turn for turn in turns if turn.lines().exists()), Turn(part, Which.CHARGED))
 
 
 def yields(part: Part, turn: Turn) -> bool:
@@ -233,10 +255,10 @@ def _open_parts(backend: Backend) -> QuerySet[Part]:
     return parts
 
 
-def _with_work(parts: QuerySet[Part], *, is_suspicious: bool) -> QuerySet[Part]:
-    return parts.filter(Exists(_claimable(is_suspicious=is_suspicious).filter(part=OuterRef("pk"))))
+def _with_work(parts: QuerySet[Part], *, are_lost: bool) -> QuerySet[Part]:
+    return parts.filter(Exists(_claimable(are_lost=are_lost).filter(part=OuterRef("pk"))))
 
 
-def _claimable(*, is_suspicious: bool) -> LineQuerySet:
+def _claimable(*, are_lost: bool) -> LineQuerySet:
     lines = Line.objects.all().claimable()
-    return lines.filter(**{"lost_claims__gte" if is_suspicious else "lost_claims__lt": SUSPICIOUS_CLAIMS})
+    return lines.filter(**{"lost_claims__gte" if are_lost else "lost_claims__lt": SUSPICIOUS_CLAIMS})

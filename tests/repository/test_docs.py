@@ -33,6 +33,7 @@ FOREIGN = {
     "OLLAMA_HOST": "Ollama's own; ours never sets it but for `pull` in docker-compose.yml",
     "OLLAMA_API_KEY": "read by Ollama's own client for Python",
     "OLLAMA_NUM_PARALLEL": "Ollama's own; docker-compose.yml gives it BACKEND_PARALLEL",
+    "VLLM_SERVER_DEV_MODE": "vLLM's own",
 }
 # Programs that the pages' commands may start, and why their commands are parsed and not run.
 PROGRAMS = {
@@ -43,6 +44,7 @@ PROGRAMS = {
     "docker": "needs a daemon, and a card",
     "gzip": "makes a backup",
     "gunzip": "restores one",
+    "vllm": "needs a card; one on the CPU was put to sleep and woken by hand",
 }
 
 

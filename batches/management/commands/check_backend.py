@@ -29,7 +29,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         self.stdout.write(f"{settings.BACKEND_URL}: {state.kind} {state.version}".rstrip())
         self.stdout.write(f"Models: {', '.join(state.names) or 'none'}")
-        model = backends.resolve_alias(settings.MODEL_NAME)
+        model = backends.default_model(state.names)
         listed = backends.listed_name(state.kind, state.names, model)
         if not listed:
             hint = backends.missing_model_hint(state.kind, model, state.names)

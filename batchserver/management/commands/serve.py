@@ -149,7 +149,7 @@ def _backend_line() -> str:
         state = backends.probe()
     except backends.Unreachable as error:
         return f"{error}\n           Batches are accepted meanwhile and wait for it."
-    model = backends.resolve_alias(settings.MODEL_NAME)
+    model = backends.default_model(state.names)
     if settings.EMBEDDED_BACKEND:
         return (
             f"embedded: EVERY model name is answered by {settings.EMBEDDED_BACKEND_MODEL}, a tiny model for trying "

@@ -92,7 +92,7 @@ def test_a_model_that_is_beyond_our_reach_is_no_404(api, backend, other):
 
 
 def test_health_misses_no_model_that_another_server_has(api, backend, other, settings):
-    settings.MODEL_NAME = "other:1b"
+    settings.MODEL_NAME, settings.MODEL_NAME_IS_SET = "other:1b", True
     assert health.summary()["reason"] is None
     Backend.objects.filter(url=other.url).update(worker_seen_at=timezone.now() - timedelta(minutes=5))
     assert f"{backend.url} does not have the model other:1b" in health.summary()["reason"]

@@ -6,7 +6,9 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from batches import backends, registry
-from batches.backends.base import Model, ModelState
+from batches.backends import llama_router
+from batches.backends.base import Model, ModelState, NotDone
+from batches.backends.replies import Verdict
 from batches.models import Backend
 
 CHAT = "/v1/chat/completions"
@@ -194,3 +196,61 @@ def test_aliases(settings):
     assert [backends.resolve_alias(name) for name in ("gpt-4o", "x")] == ["gemma3:12b", "x"]
     settings.MODEL_ALIASES = {"gpt-4o": "gemma3:12b", "*": "tiny"}
     assert [backends.resolve_alias(name) for name in ("gpt-4o", "x")] == ["gemma3:12b", "tiny"]
+
+
+def router_card(name, value, **status):
+    meta = {"n_ctx": 512, "n_ctx_train": 8192} if value == "loaded" else None
+    card = {"id": name, "object": "model", "owned_by": "llamacpp", "created": 5, "meta": meta}
+    return card | {"status": {"value": value, "args": ["llama-server"]} | status}
+
+
+@pytest.mark.parametrize(("states", "loaded", "slots"), [("ul", ["b"], 2), ("uu", [], None), ("ll", ["a", "b"], None)])
+def test_a_llama_server_without_a_model_is_a_router(server, states, loaded, slots):
+    values = {"u": "unloaded", "l": "loaded"}
+    server.lists_models(*(router_card(name, values[each]) for name, each in zip("ab", states, strict=True)))
+    server.http.expect_request("/props", query_string="model=b").respond_with_json({"total_slots": 2})
+    server.get("/props", {"role": "router", "default_generation_settings": {"n_ctx": 0}})
+    state = backends.probe()
+    assert (state.kind, state.names, state.loaded, state.parallel) == ("llama-router", ["a", "b"], loaded, slots)
+
+
+def test_a_router_describes_a_model_that_is_loaded_and_loads_none_to_describe_it():
+    answers = {
+        "/v1/models": (200, {"data": [router_card("a b", "loaded"), router_card("c", "unloaded")]}),
+        "/props?model=a%20b": (200, {"default_generation_settings": {"n_ctx": 512}}),
+    }
+    state = describe("llama-router", answers, "a b")
+    assert (state.context_tokens, state.most_context_tokens) == (512, 8192)
+    assert describe("llama-router", answers, "c") is None
+    assert describe("llama-router", answers, "gone") is None
+    assert backends.kind_named("llama-router").loaded(lambda path, body: answers[path]) == ["a b"]
+
+
+def router_loads(*states):
+    """What loading the model m asks a router whose list says these states, one after the other."""
+    asked, left = [], list(states)
+
+    def exchange(path, body):
+        asked.append((path, body))
+        if body is not None:
+            return 400 if states[0][0] == "loaded" else 200, {}
+        value, status = left.pop(0) if len(left) > 1 else left[0]
+        return 200, {"data": [router_card("m", value, **status)]}
+
+    backends.kind_named("llama-router").load(CHAT, "m")(exchange)
+    return asked
+
+
+def test_a_router_is_asked_until_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(llama_router, "LOOK_EVERY_S", 0.0)
+    order, look = ("/models/load", {"model": "m"}), ("/v1/models", None)
+    assert router_loads(("loading", {}), ("loading", {}), ("loaded", {})) == [order, look, look, look]
+    assert router_loads(("loaded", {})) == [order, look]
+
+
+def test_a_model_whose_process_does_not_come_up_cannot_be_loaded(monkeypatch):
+    monkeypatch.setattr(llama_router, "LOOK_EVERY_S", 0.0)
+    with pytest.raises(NotDone) as error:
+        router_loads(("loading", {}), ("unloaded", {"failed": True, "exit_code": 1}))
+    assert (error.value.reply.verdict, error.value.reply.status) == (Verdict.UNLOADABLE, 500)
+    assert "its process ended with 1" in error.value.reply.body

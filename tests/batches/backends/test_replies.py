@@ -113,6 +113,11 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
             Verdict.MODEL_MISSING,
         ),
         ("openai", 400, {"error": {"message": "no such model", "param": "model"}}, CHAT, Verdict.REFUSED),
+        ("llama-router", 500, b"proxy error: Failed to read connection", CHAT, Verdict.CRASHED),
+        ("llama-router", 500, b"bad: proxy error: Failed to read connection", CHAT, Verdict.FAILED),
+        ("llama-router", 500, error_body("model name=m failed to load"), CHAT, Verdict.UNLOADABLE),
+        ("llama-router", 400, error_body("model 'm' not found"), CHAT, Verdict.MODEL_MISSING),
+        ("llama-router", 400, error_body("the model 'm' not found"), CHAT, Verdict.REFUSED),
         ("openai", 302, b"", CHAT, Verdict.MISCONFIGURED),
         ("openai", 200, b"", CHAT, Verdict.FAILED),
         # A runner that repeats itself is stopped without a final record: no finish_reason, or no tokens.

@@ -222,6 +222,16 @@ def test_split_lines_come_first_and_those_that_may_be_more_before_others(create,
     assert [each.custom_id for each in after.lines()] == ["id-000", "id-002"]
 
 
+def test_a_line_that_was_charged_waits_for_all_others_of_its_part(create, work, backend):
+    """Its tries are far apart then: a server that is killed from time to time must not meet the same line each time."""
+    prepared(create, work, names(4))
+    Line.objects.filter(custom_id="id-000").update(most_together=1, backend_crashes=1)
+    Line.objects.filter(custom_id="id-001").update(most_together=1, attempts=2)
+    Line.objects.filter(custom_id="id-002").update(most_together=2, attempts=1)
+    work.drive()
+    assert [each for each in backend.arrived() if each != TRIAL] == ["id-002", "id-003", "id-001", "id-000"]
+
+
 # Company, by itself
 
 
