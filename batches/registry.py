@@ -75,13 +75,19 @@ def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = l
 
 def _delete_unneeded(backend: Backend, derived: Collection[str]) -> None:
     """Delete those of the `derived` models at the backend that servers with our database made, and that no open batch
-    needs: a batch has ended, or a crash left them. The next probe tries again what does not succeed."""
+    needs: a batch has ended, or a crash left them. The next probe tries again what does not succeed.
+
+    What a drive has loaded stays while the drive lives: the drive of another backend, where the same part needs no
+    derived model, may just have said so on the part's row.
+    """
     if not derived:
         return
     kind, mark = backends.kind_named(backend.kind), schema.mark()
     ours = [name for name in derived if (made := kind.derived(name)) and made.mark == mark]
     open_ = Part.objects.filter(batch__status__in=[Status.VALIDATING, Status.IN_PROGRESS], served_by__gt="")
     needed = set(map(kind.identity, open_.values_list("served_by", flat=True))) if ours else set()
+    if ours and backend.leases.filter(expires_at__gt=Now()).exists():
+        needed.add(kind.identity(backend.loaded_model))
     for name in ours:
         if kind.identity(name) not in needed:
             is_loaded = backends.listed_name(backend.kind, backend.loaded_names, name) != ""

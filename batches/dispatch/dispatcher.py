@@ -34,7 +34,7 @@ from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
 from batches.dispatch.company import Company, Subject
-from batches.dispatch.gap import Gap
+from batches.dispatch.gap import LASTS_S, Gap
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.line_calls import LineCalls
 from batches.dispatch.own_use import OwnUse
@@ -126,6 +126,8 @@ class Dispatcher:
         return not self.lines and not self.readiness.is_waiting
 
     def _patience_s(self) -> float:
+        if self.gap is not None and self.gap.is_on:
+            return LASTS_S / 2
         until = min(self.checks.due_at, self.answers.due_at) if self.answers else self.checks.due_at
         return max(0.0, until - time.monotonic())
 

@@ -65,6 +65,35 @@ class _Known:
             return None
         return 1 << ((self.too_large - 1).bit_length() - 1)
 
+    def choose(self, part: Part) -> int | None:
+        """The tokens of the part's context; 0: the model as it is; None: the same, until the model is described."""
+        if not self.is_described and (self.must_describe or not part.served_by):
+            return None
+        if self.is_described and (not self.given or part.context_tokens <= self.given):
+            return 0
+        if not self.made_for:
+            return part.fitted_tokens  # chosen by an earlier drive, and not described yet by this one
+        enough = min(power_of_two(part.context_tokens), self.made_for)
+        tokens = enough if self.most is None else min(enough, self.most)
+        return tokens if tokens > self.given else 0
+
+    def reason(self, part: Part, tokens: int) -> str:
+        """Why the part gets a context of so many tokens, or 0 for that of its model; empty if that is enough."""
+        if not self.is_described and tokens == part.fitted_tokens:
+            return part.fit_reason  # an earlier drive knew more
+        is_less = self.most is not None and self.most < part.context_tokens
+        if not tokens and not (is_less and self.given < part.context_tokens):
+            return ""
+        has = f", and {part.model} has {self.given:,}" if self.given else ""
+        reason = f"The longest line may need about {rounded(part.context_tokens):,} tokens, prompt and answer{has}."
+        if tokens >= part.context_tokens:
+            return reason
+        return f"{reason} {self.why if is_less else f'It was made for no more than {self.made_for:,}.'}"
+
+    def is_too_large(self, tokens: int, why: str) -> None:
+        """So many tokens are too many. It is asked what the model has as it is, if that is not known."""
+        self.too_large, self.why, self.must_describe = min(self.too_large or tokens, tokens), why, True
+
 
 class FittedContexts:
     """What one drive knows of contexts, and what it has to ask before a line is sent with the right one."""
@@ -99,7 +128,7 @@ class FittedContexts:
         self._trust_what_is_loaded(part)
         tokens = self._choose(part) or 0
         served_by = self._kind.derived_name(part.model, tokens, retrying(schema.mark)) if tokens else ""
-        reason = self._reason(part, tokens)
+        reason = self._of(part).reason(part, tokens)
         if (served_by, reason) != (part.served_by, part.fit_reason):
             values = {"served_by": served_by, "fitted_tokens": tokens if served_by else 0, "fit_reason": reason}
             retrying(Part.objects.filter(pk=part.pk).update, **values)
@@ -132,31 +161,7 @@ class FittedContexts:
 
     def _choose(self, part: Part) -> int | None:
         """The tokens of the part's context; 0: the model as it is; None: the same, until the model is described."""
-        known = self._of(part)
-        if not self._may_fit(part):
-            return 0
-        if not known.is_described and (known.must_describe or not part.served_by):
-            return None
-        if known.is_described and (not known.given or part.context_tokens <= known.given):
-            return 0
-        if not known.made_for:
-            return part.fitted_tokens  # chosen by an earlier drive, and not described yet by this one
-        enough = min(power_of_two(part.context_tokens), known.made_for)
-        tokens = enough if known.most is None else min(enough, known.most)
-        return tokens if tokens > known.given else 0
-
-    def _reason(self, part: Part, tokens: int) -> str:
-        known = self._of(part)
-        if not known.is_described and tokens == part.fitted_tokens:
-            return part.fit_reason  # an earlier drive knew more
-        is_less = known.most is not None and known.most < part.context_tokens
-        if not tokens and not (is_less and known.given < part.context_tokens):
-            return ""
-        has = f", and {part.model} has {known.given:,}" if known.given else ""
-        reason = f"The longest line may need about {rounded(part.context_tokens):,} tokens, prompt and answer{has}."
-        if tokens >= part.context_tokens:
-            return reason
-        return f"{reason} {known.why if is_less else f'It was made for no more than {known.made_for:,}.'}"
+        return self._of(part).choose(part) if self._may_fit(part) else 0
 
     # What it learns
 
@@ -182,7 +187,7 @@ class FittedContexts:
         if state is not None and _spilled(state, known.own):
             percent = 100 * state.size_vram // state.size
             why = f"With {state.context_tokens:,} only {percent} % of it is on the GPU."
-            self._is_too_large(known, state.context_tokens, why)
+            known.is_too_large(state.context_tokens, f"{why} {self._kind.room_for_context_hint()}")
 
     def note_unloadable(self, question: Question) -> None:
         """A derived model could not be loaded, so a smaller context is tried before the user's model is blamed."""
@@ -191,12 +196,8 @@ class FittedContexts:
         known.is_unloadable = True
         derived = self._kind.derived(question.served)
         tokens = derived.tokens if derived else 0
-        self._is_too_large(known, tokens, f"{self._kind.title} cannot load it with {tokens:,}.")
-
-    def _is_too_large(self, known: _Known, tokens: int, why: str) -> None:
-        known.too_large = min(known.too_large or tokens, tokens)
-        known.why = f"{why} {self._kind.room_for_context_hint()}"
-        known.must_describe = True
+        why = f"{self._kind.title} cannot load it with {tokens:,}. {self._kind.room_for_context_hint()}"
+        known.is_too_large(tokens, why)
 
     def note_loaded(self, name: str) -> None:
         """The server has loaded a model, maybe with another context than before: it is described again."""

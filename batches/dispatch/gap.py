@@ -5,7 +5,7 @@ model waits for that (server/sched.go: refCount, getRunner). So a batch that alw
 others waiting until its end, and Ollama's list of loaded models tells nothing of them. Pure.
 """
 
-EVERY_S = 60.0
+EVERY_S = 30.0
 # So long Ollama needs at most to begin to unload a model once it is idle.
 LASTS_S = 0.1
 # While the last calls of several finish, slots are idle: gaps come so seldom that this is less than a fiftieth.
@@ -31,6 +31,11 @@ class Gap:
         if self._idle_since is None:
             self._idle_since = now
         return now < self._idle_since + LASTS_S
+
+    @property
+    def is_on(self) -> bool:
+        """Nothing is in flight, and the gap is not over: ask again soon."""
+        return self._idle_since is not None
 
     def is_over(self, now: float) -> bool:
         """True once after each gap: look what is loaded now."""

@@ -48,12 +48,14 @@ class Others:
         self._looked_at = 0.0
         self._until: dict[str, float] = {}  # by model: until when lines stand aside for those who use it
         self._is_held = False
+        self._listed: dict[str, str] = {}  # the models' names as the server lists them
         self._habits = Habits()
 
     def look(self, backend: Backend, loaded_until: Mapping[str, str]) -> None:
         """`loaded_until` has what the server says of each loaded model: a text that changes with each use."""
         kind, now = backends.kind_named(backend.kind), time.monotonic()
         loaded = {kind.identity(name) or name: until for name, until in loaded_until.items()}
+        self._listed = {kind.identity(name) or name: name for name in loaded_until}
         before, took_s = self._before, now - self._looked_at
         self._before, self._looked_at = loaded, now
         self._until = {name: until for name, until in self._until.items() if name in loaded and until > now}
@@ -85,7 +87,7 @@ class Others:
         if not name and not self._is_held:
             return
         if name:
-            stand_aside(backend, name, min(LIFETIME_S, self._until[name] - now))
+            stand_aside(backend, self._listed[name], min(LIFETIME_S, self._until[name] - now))
         else:
             Hold.objects.filter(backend=backend, reason=Hold.Reason.OTHERS).delete()
         self._is_held = bool(name)

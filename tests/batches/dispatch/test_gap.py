@@ -13,8 +13,8 @@ from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
 
 
-def test_a_gap_comes_once_a_minute_and_lasts_until_the_server_was_idle_for_a_moment():
-    each = Gap(0.0)
+def test_a_gap_comes_twice_a_minute_and_lasts_until_the_server_was_idle_for_a_moment():
+    each = Gap(30.0)
     assert not each.keeps_back(59.9, is_idle=False)
     assert each.keeps_back(60.1, is_idle=False)
     assert not each.is_over(60.1)
@@ -24,8 +24,8 @@ def test_a_gap_comes_once_a_minute_and_lasts_until_the_server_was_idle_for_a_mom
     assert not each.keeps_back(60.65, is_idle=True)
     assert each.is_over(60.65)
     assert not each.is_over(60.65)
-    assert not each.keeps_back(120, is_idle=False)
-    assert each.keeps_back(120.7, is_idle=False)
+    assert not each.keeps_back(90, is_idle=False)
+    assert each.keeps_back(90.7, is_idle=False)
 
 
 def test_gaps_come_more_seldom_if_calls_take_long():
