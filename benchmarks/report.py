@@ -14,7 +14,7 @@ PATH = "docs/benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 Written by `python manage.py benchmark --write`. Only figures of one table can be compared with each other: they come
-from one run on one machine. The last section is written by hand.
+from one run on one machine. The sections behind `money` are written by hand.
 """
 
 

@@ -4,7 +4,8 @@ llama.cpp, and so Ollama, keeps in each slot the prompt that the slot read last.
 several slots, each slot reads their beginning for itself. So there are as many lanes as slots, and each lane has one
 call in flight: a call that ends frees the slot that has just read what the next line of its lane begins with. Measured
 on a real Ollama with four slots and six prompts: 1,829 tokens were read, 4,020 if the lines were sent in sorted order,
-and 6,218 with one call more than slots, which starts in whatever slot becomes free. Pure.
+and 6,218 with one call more than slots, which starts in whatever slot becomes free. A vLLM needs no lanes: all of its
+calls share what was read, even within one step (docs/benchmarks.md, vllm). Pure.
 """
 
 from collections import defaultdict, deque
