@@ -177,7 +177,7 @@ class Tuner:
             if not name or not self._kind.derive(self._exchange, name):
                 raise CannotTune(f"{self._kind.title} could not make a model with a context of {tokens:,}.")
         request = self._kind.load(self._load.endpoint, name)
-        status, answer = self._exchange(*request) if request else (200, None)
+        status, answer = self._exchange(*request) if isinstance(request, tuple) else (200, None)
         state = self._kind.describe(self._exchange, name) if status == 200 else None
         if state is None or not state.context_tokens:
             raise CannotTune(
