@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from batches.backends.connection import BROKEN
 from batches.backends.speed import NotMeasured
 from batches.management import tuning
 from batches.management.tuning import CannotTune, Found, Tuner, Workload
-from batches.scheduling.persons import Person
+from batches.models import Backend, Hold
 from common import schema
+from common.database import from_now
 
 
 class Command(BaseCommand):
@@ -67,14 +69,14 @@ class Command(BaseCommand):
         for name in derived:
             if (left := kind.derived(name)) and left.mark == mark:  # by a run that was killed
                 backends.delete(kind.name, name, is_loaded=False)
-        person = Person(registry.own_backend())
-        tuner = Tuner(kind, load, mark=mark, look=person.renew)
+        pause = _Pause(registry.own_backend())
+        tuner = Tuner(kind, load, mark=mark, look=pause.renew)
         try:
             self.stdout.write(f"Loading {load.model}…")
-            return tuner.find_out(seconds, tell=self.stdout.write, bar=_bar(person))
+            return tuner.find_out(seconds, tell=self.stdout.write, bar=_bar(pause))
         finally:
             tuner.close()
-            person.leave()
+            pause.end()
 
     def _advise(self, found: Found) -> None:
         say = self.stdout.write
@@ -96,14 +98,34 @@ class Command(BaseCommand):
             say(f"{max(1, min(tuning.MOST_SLOTS, 2 * found.slots_that_fit))} slots will fit.")
 
 
-def _bar(person: Person) -> tuning.Bar:
+class _Pause:
+    """No line is sent to the backend while this lasts; call `renew` often. If we are killed, it ends by itself."""
+
+    # Loading a large model may take minutes, and nothing is renewed meanwhile.
+    LIFETIME, RENEW_EVERY_S = timedelta(minutes=5), 5.0
+
+    def __init__(self, backend: Backend) -> None:
+        until = from_now(self.LIFETIME)
+        self._row = Hold.objects.create(backend=backend, reason=Hold.Reason.PAUSED, until=until)
+        self._renewed_at = time.monotonic()
+
+    def renew(self) -> None:
+        if time.monotonic() >= self._renewed_at + self.RENEW_EVERY_S:
+            self._renewed_at = time.monotonic()
+            Hold.objects.filter(pk=self._row.pk).update(until=from_now(self.LIFETIME))
+
+    def end(self) -> None:
+        Hold.objects.filter(pk=self._row.pk).delete()
+
+
+def _bar(pause: _Pause) -> tuning.Bar:
     @contextmanager
     def bar(what: str, seconds: float) -> Iterator[Callable[[], None]]:
         started, total = time.monotonic(), max(1, round(seconds))
         with tqdm(total=total, desc=what, unit="s", disable=None, leave=False) as shown:
 
             def look() -> None:
-                person.renew()
+                pause.renew()
                 shown.update(min(total, int(time.monotonic() - started)) - shown.n)
 
             yield look
