@@ -197,6 +197,14 @@ def test_latency(data_dir: Path) -> None:
 
 
 @needs_embedded_model
+def test_person(data_dir: Path) -> None:
+    [[row]], printed = measure(data_dir, "person")
+    assert are_positive(row, "line s", "bare s", "idle p50 s", "busy p50 s", "busy/idle p50")
+    assert number(row["busy p50 s"]) <= number(row["busy max s"])
+    assert "Target: the first byte within one line and 0.5 s more than alone." in printed
+
+
+@needs_embedded_model
 def test_money_has_no_price_of_its_own(data_dir: Path) -> None:
     (speeds, worth), printed = measure(data_dir, "money")
     assert [(row["by"], row["at once"]) for row in speeds] == [("bare", "1"), ("batch", "-")]
