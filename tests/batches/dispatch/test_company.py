@@ -85,16 +85,15 @@ def test_other_lines_wait_until_those_that_were_in_flight_are_answered(create, w
     many.on("id-003", CRASH)
     work.run(create([line(each) for each in names(24)])["id"])
     (crashed,) = many.crashes
-    again = [each.key for each in many.seen if many.arrived().count(each.key) == 2][len(crashed) :]
-    first = many.arrived().index(TRIAL) + 1
-    assert sorted(many.arrived()[first : first + len(crashed)]) == sorted(again) == sorted(crashed)
-    assert together(many, crashed) == len(crashed) / 2
+    for beside in again(many, crashed):
+        assert set(beside) <= set(crashed)
+        assert len(beside) <= -(-settings.BACKEND_PARALLEL // 2)
 
 
-def together(backend, keys):
-    """How many requests were at the server at once, at most, when these came for the second time."""
+def again(backend, keys):
+    """For each of these that came for the second time: what was at the server then."""
     seen = [each for each in backend.seen if each.key in keys][len(keys) :]
-    return max(sum(other.at <= each.at < other.left for other in backend.seen) for each in seen)
+    return [[other.key for other in backend.seen if other.at <= each.at < other.left] for each in seen]
 
 
 def test_a_server_that_cannot_bear_so_many_gets_fewer_and_no_line_pays(create, work, many, settings):
@@ -174,7 +173,7 @@ def test_lines_that_hang_together_are_split_too(create, work, many, settings):
     batch = work.run(create([line(each) for each in names(16)])["id"])
     assert batch["request_counts"]["completed"] == 16
     assert charged() == {}
-    assert together(many, names(16)) >= 7
+    assert max(map(len, again(many, names(16)))) > 3  # eight, if all of them hung at once
 
 
 @several_connections
