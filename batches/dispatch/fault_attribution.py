@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
-from batches.models import Line
+from batches.models import NO_ROOM, Line
 
 # SUSPICIOUS_LINES different lines that fail in a row call for a trial.
 SUSPICIOUS_LINES = 5
@@ -72,7 +72,8 @@ class FaultAttribution:
                 if call.verdict is Verdict.UNLOADABLE and call.was_shared:
                     call.most_together = half(call)
                 call.is_charged = call.most_together is None
-                call.reply = replace(call.reply, verdict=SUSPECT[call.verdict])
+                code = "" if call.is_charged else NO_ROOM
+                call.reply = replace(call.reply, verdict=SUSPECT[call.verdict], code=code or call.reply.code)
         return settled
 
     def not_passed(self, key: Key) -> list[Call[Line]]:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from batches import registry
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
-from batches.models import Backend, Line, LineState
+from batches.models import NO_ROOM, Backend, Line, LineState
 from common.database import from_now
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
             return _again(backoff) | charge | _suspicion(line, call)
+        case Verdict.FAILED if reply.code == NO_ROOM:
+            # Alone, after all others of its part: the server did not go away, and the others need not wait for this.
+            return _again(_backoff(1)) | {"error_code": NO_ROOM} | _suspicion(line, call)
         case Verdict.FAILED | Verdict.CRASHED if call.most_together not in (None, line.most_together):
             # At once: no other line is sent before it is known which of these did it. The trial waits for the server.
             return {"state": LineState.PENDING, "not_before": None} | _suspicion(line, call)

@@ -36,10 +36,10 @@ class SharedBackend:
         )
         self.room = 1
         self.stands_aside = False
-        self._drives = [lease.pk]
+        self._drives = alone.drives(backend)
         self._ask_at = float("-inf")
         self._steady = 0  # answers since the limit changed
-        self.was_unused = alone.drives(backend) == [lease.pk]  # no other drive has used the backend lately
+        self.was_unused = self._drives == [lease.pk]  # no other drive has used the backend lately
         if self.was_unused:
             # If the limit shrank because the server was busy, that is long over.
             backend.set_concurrency_limit(self.limit.size)

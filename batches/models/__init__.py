@@ -3,6 +3,7 @@
 from batches.models.backend import Backend, Hold, ModelUse, PausedModel
 from batches.models.batch import (
     FINAL,
+    NO_ROOM,
     OPEN,
     Answer,
     Batch,
@@ -19,6 +20,7 @@ from batches.models.webhook import WebhookDelivery
 
 __all__ = [
     "FINAL",
+    "NO_ROOM",
     "OPEN",
     "Answer",
     "Backend",

@@ -230,6 +230,10 @@ class Part(models.Model):
         return self.served_by or self.model
 
 
+# `Line.error_code` while a line waits to be tried alone, because the card had no room for it in company.
+NO_ROOM = "no_room"
+
+
 class Line(models.Model):
     """One line of the input file, and its answer until the result files have it.
 

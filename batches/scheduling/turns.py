@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from batches import backends
 from batches.lines import prompt
-from batches.models import Backend, Batch, Line, LineQuerySet, Part, PausedModel
+from batches.models import NO_ROOM, Backend, Batch, Line, LineQuerySet, Part, PausedModel
 
 TURN_S = 30.0
 # A turn that is over goes on for at most this time, for lines that begin as the last line does.
@@ -42,7 +42,7 @@ class Which(Enum):
 
     SPLIT = "were in flight when the server broke down: it is found out at once which of them did it"
     USUAL = "all others"
-    CHARGED = "brought the server down, or did not end in time; their next tries are far apart, in case they did not"
+    CHARGED = "brought the server down, did not end in time, or had no room; their next tries are far apart"
     LOST = "were lost with their worker often, and come after all other lines of all parts"
 
 
@@ -84,7 +84,7 @@ class Turn:
         """The claimable lines of this turn, in the order in which they are sent."""
         lines = _claimable(are_lost=self.which is Which.LOST).filter(part=self.part)
         split = lines.filter(most_together__gt=0)  # by the index of split lines, which are few
-        is_charged = Q(most_together=1) & (Q(backend_crashes__gt=0) | Q(attempts__gt=0))
+        is_charged = Q(most_together=1) & (Q(backend_crashes__gt=0) | Q(attempts__gt=0)) | Q(error_code=NO_ROOM)
         match self.which:
             case Which.SPLIT:
                 # Those first of which most may go together.

@@ -63,6 +63,6 @@ def test_a_model_that_is_not_loaded_has_no_context_yet(backend, db):
 
 
 def test_without_the_default_model_nothing_else_is_told(backend, db):
-    backend.models = ["other:1b"]
+    backend.models = ["other:1b", "another:1b"]  # one alone would be the default
     with pytest.raises(CommandError, match="ollama pull"):
         printed()

@@ -30,7 +30,7 @@ def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
     metrics = requests.get(f"{server.base}/metrics", timeout=10)
     assert 'ollama_batch_server_batches{status="in_progress"} 0.0' in metrics.text
     assert "django_http_requests_total" in metrics.text
-    page = requests.get(f"{server.base}/", timeout=10)
+    page = requests.get(f"{server.base}/", headers={"Accept": "text/html"}, timeout=10)
     assert page.url.endswith("/admin/login/?next=/admin/")
     assert requests.get(f"{server.base}/static/admin/css/base.css", timeout=10).status_code == 200
 
@@ -97,7 +97,7 @@ def test_it_says_what_to_type_when_ollama_is_down(stack):
 
 
 def test_it_says_what_to_type_when_the_model_is_missing(stack, fake):
-    fake.models = ["llama3.2:3b"]
+    fake.models = ["llama3.2:3b", "qwen3:8b"]  # one alone would be the default
     server = stack(OLLAMA_BASE_URL=fake.url)
     assert f"It does not have {MODEL}. Install it: ollama pull {MODEL}" in server.log.read_text()
     assert "ollama pull" in server.health()["reason"]

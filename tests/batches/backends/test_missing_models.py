@@ -158,7 +158,7 @@ def test_a_listed_model_is_known_to_make_embeddings_by_its_name(embedder):
 
 def test_without_a_model_for_texts_there_is_one_to_install(settings):
     told = hint("gpt-4o", listed=["nomic-embed-text:latest"])
-    assert told.endswith("Install another model and map the name to it, then restart: "
+    assert told.endswith("Install a model for texts and map the name to it, then restart: "
                          "ollama pull gemma3:12b, MODEL_ALIASES=gpt-4o=gemma3:12b")  # fmt: skip
     settings.MODEL_NAME = "nomic-embed-text"
     assert hint("gpt-4o", listed=[]).endswith("ollama pull gemma3:12b, MODEL_ALIASES=gpt-4o=gemma3:12b")
