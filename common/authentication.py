@@ -4,6 +4,7 @@ import ipaddress
 from typing import Any
 
 from django.conf import settings
+from django.http.request import split_domain_port
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.request import Request
 
@@ -61,6 +62,7 @@ def require_administrator(request: Request) -> None:
 
 
 _MAKE_A_KEY = "Make a key that may: python manage.py create_api_key NAME --admin."
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 # A request with one of these came through a proxy: the address that we see is the proxy's.
 _OF_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
 
@@ -91,7 +93,9 @@ def _is_from_this_machine(request: Request) -> bool:
         address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
     except ValueError:
         return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    # By another name, a page of another site or somebody behind a proxy that adds no header may be asking.
+    host = split_domain_port(request.get_host())[0]
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback and host in OWN_NAMES
 
 
 def _refuse_other_pages(request: Request) -> None:

@@ -50,7 +50,7 @@ class KnownCharset:
             try:
                 charset_of(request)
             except ApiError as error:
-                return JsonResponse(error.envelope, status=error.status)
+                return JsonResponse(error.body_at(request.path), status=error.status)
         return self.get_response(request)
 
 

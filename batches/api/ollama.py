@@ -13,12 +13,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from rest_framework import viewsets
 from rest_framework.request import Request
 
-from batches import backends
+from batches import backends, registry
 from batches.api.native import as_given, body_of, ollama_for, ollamas
 from batches.api.pass_through import TAKES_NOTHING_S, Call, Visit, away, broken, hand_on, take_a_place
 from batches.api.streams import ANSWERS, STEPS
@@ -46,7 +45,7 @@ class UseViewSet(viewsets.ViewSet):
         body = body_of(request)
         # /api/show knows the model by an older name too.
         member = "name" if self.path == "/api/show" and not body.get("model") and body.get("name") else "model"
-        model = backends.resolve_alias(model_of({"model": body.get(member)}, settings.MODEL_NAME))
+        model = backends.resolve_alias(model_of({"model": body.get(member)}, registry.default_model()))
         backend = ollama_for(request, model)
         whole = partial(as_given, self.path)
         return hand_on(request, Call(backend, self.path, body | {member: model}, ANSWERS, whole, visit=self.visit))

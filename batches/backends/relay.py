@@ -110,6 +110,9 @@ class Relay:
         except (NotConnected, Broken) as error:
             self._put(error)
             return
+        except Exception as error:  # noqa: BLE001  (a client would wait for ever)
+            self._put(Broken(f"The model server could not be asked ({type(error).__name__})."))
+            return
         pool_class = watched_pools(self._socket.connected)[url.scheme or "http"]
         pool = pool_class(url.host or "", url.port, maxsize=1, retries=False)
         try:

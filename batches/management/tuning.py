@@ -66,9 +66,9 @@ def without_file(model: str) -> Workload:
     return Workload(CHAT, model, 0, 0, [(CHAT, body) for body in bodies])
 
 
-def of_file(path: Path, kind: BackendKind, model: str) -> Workload:
-    """The lines of a file for `model`, or for the model that most lines name if it is empty. Raises CannotTune and
-    OSError."""
+def of_file(path: Path, kind: BackendKind, model: str, default_model: str) -> Workload:
+    """The lines of a file for `model`, or for the model that most lines name if it is empty; lines without one are for
+    `default_model`. Raises CannotTune and OSError."""
     with path.open("rb") as file:
         raw = [each for each in read_lines(file, max_line_bytes=settings.MAX_LINE_BYTES) if each.content != b""]
     endpoint = _endpoint_of(raw[0].content or b"") if raw else ""
@@ -83,7 +83,7 @@ def of_file(path: Path, kind: BackendKind, model: str) -> Workload:
             request = jsonl.parse(
                 each,
                 endpoint=endpoint,
-                default_model=settings.MODEL_NAME,
+                default_model=default_model,
                 max_line_bytes=settings.MAX_LINE_BYTES,
             )
         except jsonl.LineRefused as refusal:

@@ -43,8 +43,13 @@ def look(backend: Backend) -> Gate:
     """The gate of this backend now. One query, cheap enough to be made several times a second."""
     holds: dict[str, Hold] = {}
     for hold in Hold.objects.all().of(backend).order_by("pk"):
-        holds[hold.reason] = hold
-    if paused := holds.get(Reason.PAUSED):
+        if hold.reason == Reason.PAUSED:
+            holds.setdefault(hold.reason, hold)  # two pauses of one moment are one, since the first
+        else:
+            holds[hold.reason] = hold
+    if (paused := holds.get(Reason.PAUSED)) and paused.backend_id is not None:
+        return Gate("manage.py tune_backend measures on this server; batches go on after it.", By.OPERATOR)
+    if paused:
         return Gate(
             f"A person paused all batches at {clock(paused.created_at)}. Resume them in the admin, by manage.py resume "
             "or by POST /v1/batches/resume.",

@@ -55,7 +55,7 @@ def pause_all() -> datetime:
 
 def resume_all() -> None:
     """Let lines be sent again, but not those of a batch paused by itself; the caller wakes a drive. Safe to repeat."""
-    if Hold.objects.filter(reason=Hold.Reason.PAUSED).delete()[0]:
+    if Hold.objects.filter(reason=Hold.Reason.PAUSED, backend=None).delete()[0]:
         logger.info("all batches: resumed")
 
 

@@ -37,7 +37,7 @@ REST_GROUND = [
     *("common.authentication", "common.exception_handler", "common.negotiation", "common.pagination"),
     *("common.fields", "common.idempotency", "common.openapi"),
 ]
-HTTP = ["requests", "urllib3", "http.client", "urllib.request", "httpx", "aiohttp"]
+HTTP = ["requests", "urllib3", "pycurl", "http.client", "urllib.request", "httpx", "aiohttp"]
 HTTP_HOMES = [
     *("batches.backends", "batches.webhooks", "common.sockets", "client"),
     *("batchserver.management.commands._client", "benchmarks"),

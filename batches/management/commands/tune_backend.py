@@ -57,8 +57,8 @@ class Command(BaseCommand):
 
     def _workload(self, kind: BackendKind, file: Path | None, model: str) -> Workload:
         if file is None:
-            return tuning.without_file(backends.resolve_alias(model or settings.MODEL_NAME))
-        load = tuning.of_file(file, kind, backends.resolve_alias(model) if model else "")
+            return tuning.without_file(backends.resolve_alias(model or registry.default_model()))
+        load = tuning.of_file(file, kind, backends.resolve_alias(model) if model else "", registry.default_model())
         need = f"the longest may need about {load.context_tokens:,} tokens, prompt and answer"
         self.stdout.write(f"{load.model}: {load.lines:,} lines of {file}; {need}.")
         return load

@@ -51,6 +51,7 @@ def send(transactional_db, api, backend):
 
         def send(method, path, body=None, *, client=api, content_type="application/json", **options):
             content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+            options = {"HTTP_HOST": "localhost"} | options
             response = client.generic(method, path, content, content_type=content_type, **options)
             streams.callback(response.close)
             return response
@@ -230,7 +231,7 @@ def test_a_compressed_body_is_refused(api, transactional_db, backend):
     ],
 )
 def test_no_other_address_reaches_ollama(api, transactional_db, backend, method, path, status):
-    response = api.generic(method, path, b"{}", content_type="application/json")
+    response = api.generic(method, path, b"{}", content_type="application/json", HTTP_HOST="localhost")
     assert response.status_code == status
     if method != "HEAD":
         assert set(response.json()) == {"error"}
@@ -550,6 +551,7 @@ def test_without_keys_models_are_changed_from_this_machine(send, backend, addres
         {"REMOTE_ADDR": "127.0.0.1", "HTTP_FORWARDED": "for=127.0.0.1"},
         {"REMOTE_ADDR": "127.0.0.1", "HTTP_VIA": "1.1 proxy"},
         {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_REAL_IP": "10.0.0.1"},
+        {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "testserver"},
     ],
 )
 def test_without_keys_models_are_changed_from_no_other_machine(send, backend, options):
