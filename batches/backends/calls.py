@@ -187,6 +187,8 @@ class CallPool(Generic[S]):
             if call.is_cut:
                 return self._failure(call, Cut())
             self._send(call, call.body, self._reply_to_unranked)
+            if call.is_cut:  # between the two, there was nothing to cut
+                self._transfers.cut(call)
             return None
         return self._reply(call, outcome)
 

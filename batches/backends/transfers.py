@@ -4,6 +4,7 @@ A thread a request would fight the drive's thread for Python's lock: with 64 in 
 waits 0.7 ms for the lock alone.
 """
 
+import logging
 import selectors
 import socket
 import ssl
@@ -19,6 +20,8 @@ import pycurl
 
 from batches.backends.connection import Cut, ReplyTooLarge, Server
 from common.sockets import CONNECT_TIMEOUT_S
+
+logger = logging.getLogger(__name__)
 
 # Errors of a request that the server never saw; after any other error, the server may have seen it.
 NEVER_SENT = {
@@ -83,6 +86,9 @@ class Transfers:
     def post(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
         once. `request` names the transfer for `cut`. There is no deadline but that of connecting."""
+        if self._is_closed:
+            done(Broken("no request can be sent any more"))
+            return
         if self._thread is None:
             self._reader, self._writer = socket.socketpair()
             self._reader.setblocking(False)
@@ -112,6 +118,15 @@ class Transfers:
     # In the thread
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception as error:  # noqa: BLE001  (the drive waits for the end of every transfer)
+            logger.error("the thread of the transfers ended with %s", type(error).__name__)
+            self._is_closed = True
+            for transfer in list(self._running.values()):
+                transfer.done(Broken(f"internal error: {type(error).__name__}"))
+
+    def _loop(self) -> None:
         self._multi = pycurl.CurlMulti()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._reader, selectors.EVENT_READ)
@@ -163,6 +178,16 @@ class Transfers:
         self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
     def _begin(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+        try:
+            transfer = self._prepared(request, url, content, done)
+        except (pycurl.error, ValueError) as error:
+            # Such as a letter in the address or in the key that HTTP cannot carry.
+            done(NeverSent(type(error).__name__))
+            return
+        self._running[request] = self._by_handle[transfer.handle] = transfer
+        self._multi.add_handle(transfer.handle)
+
+    def _prepared(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> _Transfer:
         handle = self._handles.pop() if self._handles else self._new_handle()
         transfer = _Transfer(request, done, handle)
         most_bytes = self._server.max_reply_bytes
@@ -178,8 +203,7 @@ class Transfers:
         handle.setopt(pycurl.URL, url)
         handle.setopt(pycurl.POSTFIELDS, content)
         handle.setopt(pycurl.WRITEFUNCTION, write)
-        self._running[request] = self._by_handle[handle] = transfer
-        self._multi.add_handle(handle)
+        return transfer
 
     def _new_handle(self) -> pycurl.Curl:
         handle = pycurl.Curl()
@@ -221,6 +245,7 @@ class Transfers:
         del self._running[transfer.request], self._by_handle[handle]
         self._multi.remove_handle(handle)  # closes its connection
         handle.setopt(pycurl.POSTFIELDS, b"")  # it keeps no prompt
+        handle.setopt(pycurl.WRITEFUNCTION, len)  # and no answer
         self._handles.append(handle)
         transfer.done(outcome)
 

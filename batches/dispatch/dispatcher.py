@@ -171,7 +171,7 @@ class Dispatcher:
         if self.gap.keeps_back(now, is_idle=not self.calls.in_flight):
             return True
         if self.gap.is_over(now):
-            self.readiness.doubt_loaded(after_gap=True)
+            self.readiness.doubt_loaded(after_gap=not self.admission.why_closed())
         return False
 
     def _has_place_for(self, subject: Subject) -> bool:

@@ -210,8 +210,9 @@ class FittedContexts:
     def note_lost(self, served: str, model: str) -> None:
         """A derived model is not there any more: it is made again."""
         self._learned += 1
-        self._made.discard(served)
-        self._lost[served] += 1
+        if served in self._made:  # once for all lines that were in flight
+            self._made.discard(served)
+            self._lost[served] += 1
         if self._lost[served] > MOST_LOSSES:
             self._models.setdefault(model, _Known()).cannot_derive = True
 
@@ -219,7 +220,9 @@ class FittedContexts:
         """The model was paused and is in order again: derive from it again."""
         if model in self._models:
             self._learned += 1
-            self._models[model].cannot_derive = False
+            known = self._models[model]
+            known.cannot_derive = known.is_unloadable = False
+            known.too_large, known.why = 0, ""
 
     def grow(self, call: Call[Line]) -> bool:
         """The server refused or cut the prompt of this call, since the context is too small. True: the line is worth

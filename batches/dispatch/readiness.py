@@ -252,7 +252,7 @@ class Readiness:
         is_listed = call.verdict is Verdict.ANSWERED and self._kind.listed_name(call.result, model)
         if is_listed or model in self._never_listed:
             return
-        if self._not_listed == model:
+        if self._not_listed == model and call.verdict is Verdict.ANSWERED and not self._wakes(call.subject):
             # It was loaded again since, and is not named again: this server names it otherwise, or not at all.
             self._never_listed.add(model)
             return
@@ -260,6 +260,10 @@ class Readiness:
         retrying(self._backend.now_has_loaded, "")
         if is_after_gap and call.verdict is Verdict.ANSWERED:
             retrying(others.stand_aside, self._backend)
+
+    def _wakes(self, question: Question) -> bool:
+        """The server loads no model with a request for it: such a list is always right."""
+        return callable(self._kind.load(question.endpoint, question.model))
 
     def _note_slots(self, call: Call[Question]) -> None:
         if call.result:
@@ -269,10 +273,11 @@ class Readiness:
 
     def _note_derived(self, call: Call[Question]) -> None:
         question = call.subject
-        if call.verdict is Verdict.UNREACHABLE:
-            self._pause_after((question.endpoint, question.model), call)
-        elif call.verdict is not Verdict.CUT or call.timed_out:
+        if call.verdict is Verdict.ANSWERED:
             self._contexts.note_derived(question, call)
+        elif call.verdict is not Verdict.CUT or call.timed_out:
+            # The server went away or hung, which says nothing about the model.
+            self._pause_after((question.endpoint, question.model), call)
 
     def _note_load_or_trial(self, call: Call[Question]) -> list[Call[Line]]:
         question = call.subject
@@ -280,8 +285,9 @@ class Readiness:
         if question.served and call.verdict is Verdict.MODEL_MISSING:
             self._note_lost(question.served, question.model)
             return self._faults.not_passed(key)
-        if question.served and question.purpose is Purpose.LOAD and call.verdict in DOES_NOT_LOAD:
+        if question.served and question.purpose is Purpose.LOAD and _does_not_load(call):
             self._contexts.note_unloadable(question)
+            retrying(self._backend.now_has_loaded, "")  # the next load is for the user's model, or a smaller context
             return []
         if call.verdict in PASSES:
             self._now_loaded(question.served_model)
@@ -324,3 +330,9 @@ class Readiness:
             self._loaded_at = timezone.now()
         self._is_stale = self._is_unsure = False
         retrying(self._backend.now_has_loaded, model)
+
+
+def _does_not_load(call: Call[Question]) -> bool:
+    """The server says that the model does not load; it did not go away meanwhile."""
+    is_away = call.verdict is Verdict.CRASHED and (call.reply is None or call.reply.status is None)
+    return call.verdict in DOES_NOT_LOAD and not is_away

@@ -6,6 +6,8 @@ import json
 import sys
 
 import pytest
+from django.core import signals
+from django.db import close_old_connections
 from gunicorn.config import Config
 from gunicorn.http.message import Request as GunicornRequest
 from gunicorn.http.unreader import IterUnreader
@@ -37,6 +39,16 @@ BREAKS = [
     b"0\r\nno trailer\r\n\r\n",
     b"0\r\n",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_connection():
+    """As Django's own test client: a request ends no connection, which holds the transaction of the test."""
+    for signal in (signals.request_started, signals.request_finished):
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in (signals.request_started, signals.request_finished):
+        signal.connect(close_old_connections)
 
 
 def chunk(content):

@@ -129,6 +129,18 @@ def test_a_server_that_takes_no_connection_got_nothing():
         pool.close()
 
 
+@pytest.mark.parametrize("server", [Server("http://b\xfccher.local:1"), Server("http://127.0.0.1:1", api_key="\xe9")])
+def test_what_http_cannot_carry_is_told_and_harms_no_other_call(server):
+    pool = CallPool(BackendKind(), server)
+    try:
+        for text in ("a", "b"):
+            each = call(text)
+            pool.submit(each)
+            assert finished(pool, each).verdict is Verdict.UNREACHABLE
+    finally:
+        pool.close()
+
+
 def test_a_pool_that_is_closed_cuts_its_calls_and_ends_its_thread(backend):
     backend.always("long", Action(hang=True))
     pool = CallPool(BackendKind(), Server(backend.url))

@@ -60,7 +60,9 @@ def test_what_was_chosen_is_told_with_the_reason(api, create, work, backend, adm
         "reason": f"The longest line may need about 5,100 tokens, prompt and answer, and {MODEL} has 4,096.",
     }
     assert Batch.objects.get().warnings == []
-    page = admin_client.get(f"/admin/batches/batch/{batch}/change/").content.decode()
+    answer = admin_client.get(f"/admin/batches/batch/{batch}/change/")
+    assert (answer.status_code, answer.headers.get("Location")) == (200, None)
+    page = answer.content.decode()
     assert f"{MODEL}: 8,192 tokens. The longest line may need about 5,100 tokens" in page
 
 
