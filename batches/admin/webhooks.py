@@ -1,6 +1,7 @@
 """Webhook deliveries in the admin: to look at and to send again."""
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import quote
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
@@ -32,5 +33,7 @@ class WebhookDeliveryAdmin(LookOnly):
     @admin.display(description="Batch")
     def batch_link(self, delivery: WebhookDelivery) -> str:
         return format_html(
-            '<a href="{}">{}</a>', reverse("admin:batches_batch_change", args=[delivery.batch_id]), delivery.batch_id
+            '<a href="{}">{}</a>',
+            reverse("admin:batches_batch_change", args=[quote(delivery.batch_id)]),
+            delivery.batch_id,
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin.utils import quote
 from django.core.files.base import File as Content
 from django.utils import timezone
 
@@ -153,7 +154,7 @@ def test_a_person_ends_the_pause(answered, work, sent, admin_client, client):
         tasks.finalize(answered)
     page = admin_client.get("/admin/batches/batch/").content.decode()
     assert NO_ROOM in page
-    assert NO_ROOM in admin_client.get(f"/admin/batches/batch/{answered}/change/").content.decode()
+    assert NO_ROOM in admin_client.get(f"/admin/batches/batch/{quote(answered)}/change/").content.decode()
     chosen = {"action": "try_again", "_selected_action": [answered]}
     answer = admin_client.post("/admin/batches/batch/", chosen, follow=True)
     assert f"Trying {answered} again." in answer.content.decode()

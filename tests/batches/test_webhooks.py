@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
+from django.contrib.admin.utils import quote
 from django.db import IntegrityError, connection
 from django.urls import reverse
 from django.utils import timezone
@@ -431,7 +432,7 @@ def test_the_admin_shows_deliveries_and_sends_them_again(failed, hook, admin_cli
     webhooks.send_due()
     url = reverse("admin:batches_webhookdelivery_changelist")
     page = admin_client.get(url).text
-    assert reverse("admin:batches_batch_change", args=[failed["id"]]) in page
+    assert reverse("admin:batches_batch_change", args=[quote(failed["id"])]) in page
     delivery = WebhookDelivery.objects.get()
     assert SECRET not in admin_client.get(reverse("admin:batches_webhookdelivery_change", args=[delivery.pk])).text
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from django.contrib.admin.utils import quote
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -78,7 +79,7 @@ def test_a_person_logs_in_looks_around_pauses_and_cancels_a_batch(stack, fake, b
     shows(browser, "Succeeded")
     picture(browser, tmp_path, "lines")
 
-    browser.get(f"{server.base}/admin/batches/batch/{failed.id}/change/")
+    browser.get(f"{server.base}/admin/batches/batch/{quote(failed.id)}/change/")
     assert "line 1: The method of a request must be POST. (invalid_method)" in text(browser)
     picture(browser, tmp_path, "failed")
 
@@ -92,7 +93,7 @@ def test_a_person_logs_in_looks_around_pauses_and_cancels_a_batch(stack, fake, b
     shows(browser, "Paused all batches.")
     assert "A person paused all batches at" in text(browser)
     picture(browser, tmp_path, "all_paused")
-    browser.get(f"{server.base}/admin/batches/batch/{running.id}/change/")
+    browser.get(f"{server.base}/admin/batches/batch/{quote(running.id)}/change/")
     shows(browser, "A person paused all batches at")
     picture(browser, tmp_path, "waits")
     browser.get(f"{server.base}/admin/batches/batch/")
