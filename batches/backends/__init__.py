@@ -8,7 +8,7 @@ from django.conf import settings
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
 
 from batches.backends import blobs
-from batches.backends.base import BackendKind, ModelState, NotDone, Occupancy, State, Unreachable
+from batches.backends.base import BackendKind
 from batches.backends.calls import CallPool
 from batches.backends.card import Card, CardConnection, SharedCard, wake
 from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
@@ -17,6 +17,7 @@ from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
 from batches.backends.relay import Broken, Head, NotConnected, Relay
+from batches.backends.states import ModelState, NotDone, Occupancy, State, Unreachable
 from batches.backends.vllm import Vllm
 
 __all__ = [

@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import HTTPError
 
-from batches.backends.base import BackendKind, Exchange, NotDone, Unchecked, Unreachable
+from batches.backends.base import BackendKind
 from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge, Server
 from batches.backends.replies import Reply, Verdict, refused
+from batches.backends.states import Exchange, NotDone, Unchecked, Unreachable
 from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Transfers
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from typing import Any
 from django.conf import settings
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from batches.backends.base import Ask, Exchange, Model, NotDone, State, Unreachable, listed_models
 from batches.backends.connection import Connection, Server
 from batches.backends.replies import JSON, Reply, Verdict, compact, parsed
+from batches.backends.states import Ask, Exchange, Model, NotDone, State, Unreachable, listed_models
 from batches.backends.vllm import Vllm, is_sleeping
 
 MODELS = "/v1/models"

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from batches.backends.base import Ask, Exchange, ModelState, NotDone, State, listed_models
 from batches.backends.llama_server import LlamaServer
 from batches.backends.replies import JSON, SERVER_ERRORS, Reply, Verdict, compact, count
 from batches.backends.rules import Rule
+from batches.backends.states import Ask, Exchange, ModelState, NotDone, State, listed_models
 
 LOOK_EVERY_S = 0.25  # whether a model is loaded
 MODELS = "/v1/models"

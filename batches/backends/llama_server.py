@@ -3,9 +3,10 @@
 from django.conf import settings
 
 from batches.backends import slots
-from batches.backends.base import Ask, BackendKind, Exchange, Model, ModelState, PromptCache
+from batches.backends.base import BackendKind
 from batches.backends.parameters import others
 from batches.backends.replies import JSON, count
+from batches.backends.states import Ask, Exchange, Model, ModelState, PromptCache
 
 
 class LlamaServer(BackendKind):

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from batches.backends import error_bodies, ollama_context, ollama_derived, ollama_names, slots
-from batches.backends.base import (
+from batches.backends.base import BackendKind
+from batches.backends.parameters import ollama as parameters
+from batches.backends.purposes import Purpose
+from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
+from batches.backends.rules import Rule, verdict_of
+from batches.backends.states import (
     Ask,
-    BackendKind,
     CutPrompt,
     Derived,
     Exchange,
@@ -20,10 +24,6 @@ from batches.backends.base import (
     Unchecked,
     listed_models,
 )
-from batches.backends.parameters import ollama as parameters
-from batches.backends.purposes import Purpose
-from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
-from batches.backends.rules import Rule, verdict_of
 
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 EMBEDDINGS = "/v1/embeddings"

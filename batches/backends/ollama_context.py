@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from batches.backends import ollama_names
-from batches.backends.base import Ask, CutPrompt, Exchange
 from batches.backends.replies import JSON, count
+from batches.backends.states import Ask, CutPrompt, Exchange
 from common import strict_json
 
 Question = tuple[str, JSON]

@@ -14,8 +14,8 @@ the card, and the other way round (server/sched.go: schedulerModelKey, needsRelo
 import re
 
 from batches.backends import ollama_names
-from batches.backends.base import Derived, Exchange
 from batches.backends.replies import JSON
+from batches.backends.states import Derived, Exchange
 
 _DERIVED = re.compile(
     r"(?P<host>[^/]+/)?obs-ctx-(?P<tokens>\d+)(-(?P<namespace>[^/]+))?/(?P<model>[^/:]+):(?P<tag>[^/:]+)"

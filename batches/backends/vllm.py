@@ -4,21 +4,11 @@ import re
 from typing import Any, ClassVar
 
 from batches.backends import vllm_metrics
-from batches.backends.base import (
-    Ask,
-    BackendKind,
-    Exchange,
-    Model,
-    ModelState,
-    Occupancy,
-    PromptCache,
-    Read,
-    State,
-    Unreachable,
-)
+from batches.backends.base import BackendKind
 from batches.backends.parameters import vllm as parameters
 from batches.backends.replies import JSON, SERVER_ERRORS, Verdict, count
 from batches.backends.rules import Rule
+from batches.backends.states import Ask, Exchange, Model, ModelState, Occupancy, PromptCache, Read, State, Unreachable
 
 # Requests with a lower number begin earlier, if vLLM was started with --scheduling-policy priority; a person's has 0.
 # Other schedulers do not read it (vllm/v1/core/sched), or refuse it in earlier versions.

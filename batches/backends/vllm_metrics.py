@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from batches.backends.base import Occupancy
+from batches.backends.states import Occupancy
 
 RUNNING, WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 # An older and the present name.

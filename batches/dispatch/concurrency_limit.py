@@ -10,9 +10,9 @@ backend's row, for all drives.
 
 from typing import Any
 
-from batches.backends.base import Occupancy
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
+from batches.backends.states import Occupancy
 
 # A measurement is over after MEASURE_S, and ANSWERS_PER_CALL answers for each call in flight.
 MEASURE_S = 10.0

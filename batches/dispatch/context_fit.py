@@ -9,7 +9,7 @@ import logging
 from django.db import transaction
 
 from batches import backends
-from batches.backends.base import ModelState
+from batches.backends.states import ModelState
 from batches.models import Batch, Part
 from common.database import retrying
 

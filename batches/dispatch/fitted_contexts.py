@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 
 from django.conf import settings
 
-from batches.backends.base import BackendKind, ModelState
+from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, refused
+from batches.backends.states import ModelState
 from batches.dispatch.context_fit import power_of_two, rounded
 from batches.dispatch.questions import Purpose, Question
 from batches.lines import prompt

@@ -4,9 +4,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from batches.backends.base import BackendKind, PromptCache
+from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
+from batches.backends.states import PromptCache
 from batches.dispatch import alone
 from batches.dispatch.concurrency_limit import ConcurrencyLimit, portion
 from batches.dispatch.questions import Purpose, Question

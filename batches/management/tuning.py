@@ -16,9 +16,10 @@ from django.conf import settings
 
 from batches import backends
 from batches.backends import slots
-from batches.backends.base import BackendKind, ModelState
+from batches.backends.base import BackendKind
 from batches.backends.replies import JSON
 from batches.backends.speed import Speed, measure
+from batches.backends.states import ModelState
 from batches.dispatch.context_fit import power_of_two
 from batches.lines import jsonl, prompt
 from common import strict_json

@@ -11,7 +11,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError
 
 from batches import backends
-from batches.backends.base import BackendKind, PromptCache, State
+from batches.backends.base import BackendKind
+from batches.backends.states import PromptCache, State
 from batches.dispatch.concurrency_limit import FIRST_TOLD, ConcurrencyLimit
 from batches.dispatch.readiness import WORTH_COUNTING
 from batches.models import Backend

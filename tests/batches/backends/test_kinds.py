@@ -7,8 +7,8 @@ from pytest_httpserver import HTTPServer
 
 from batches import backends, registry
 from batches.backends import llama_router
-from batches.backends.base import Model, ModelState, NotDone
 from batches.backends.replies import Verdict
+from batches.backends.states import Model, ModelState, NotDone
 from batches.models import Backend
 
 CHAT = "/v1/chat/completions"

@@ -7,9 +7,9 @@ import pytest
 from django.utils import timezone
 
 from batches.backends import kind_named, ollama_context
-from batches.backends.base import Unchecked
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Usage, Verdict
+from batches.backends.states import Unchecked
 from batches.dispatch import outcomes
 from batches.models import Batch, Line, LineState
 from batches.status import progress

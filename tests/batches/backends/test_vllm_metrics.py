@@ -3,7 +3,7 @@
 import pytest
 
 from batches.backends import vllm_metrics
-from batches.backends.base import Occupancy
+from batches.backends.states import Occupancy
 from tests.fake_backend import METRICS, MODEL
 
 

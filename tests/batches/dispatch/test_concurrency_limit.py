@@ -2,9 +2,9 @@
 
 import pytest
 
-from batches.backends.base import Occupancy
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Usage, Verdict
+from batches.backends.states import Occupancy
 from batches.dispatch.concurrency_limit import FIRST_REST_S, MEASURE_S, ConcurrencyLimit, portion
 from tests.fake_backend import MODEL
 

@@ -6,9 +6,9 @@ import pytest
 
 from batches import registry
 from batches.backends import kind_named, open_calls
-from batches.backends.base import ModelState
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
+from batches.backends.states import ModelState
 from batches.dispatch import context_fit
 from batches.models import Batch, Part
 from tests.conftest import line

@@ -5,10 +5,10 @@ from dataclasses import asdict
 import pytest
 
 from batches import leases, registry
-from batches.backends.base import Occupancy, listed_models
 from batches.backends.calls import Call
 from batches.backends.ollama import Ollama
 from batches.backends.replies import Reply, Verdict
+from batches.backends.states import Occupancy, listed_models
 from batches.backends.vllm import Vllm
 from batches.dispatch.sharing import STEADY_ANSWERS, SharedBackend
 from batches.models import Backend, Line
