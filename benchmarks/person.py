@@ -90,8 +90,10 @@ def _line_s(model_server: ModelServer, lines: list[str]) -> float:
 def _first_byte_s(server: ModelServer, number: int) -> float:
     messages = [{"role": "user", "content": f"Person {number}: {request_files.some_words(number, 6)}"}]
     body = {"model": server.models[0], "messages": messages, "max_tokens": 8, "stream": True}
+    # A connection of its own: a model server may end it after a stream, just when the next request is on its way.
+    headers = {"Connection": "close"}
     started = time.monotonic()
-    with server.session.post(server.url + ENDPOINT, json=body, stream=True, timeout=600) as response:
+    with server.session.post(server.url + ENDPOINT, json=body, headers=headers, stream=True, timeout=600) as response:
         response.raise_for_status()
         pieces = response.iter_content(None)
         next(pieces)
