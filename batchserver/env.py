@@ -44,15 +44,20 @@ def whole(environment: Environment, name: str, default: int, *, least: int = 0, 
     return number
 
 
+def _number(value: str) -> float:
+    """The number that the text is; -1 if it is none, which no setting allows."""
+    try:
+        return float(value)
+    except ValueError:
+        return -1.0
+
+
 def seconds(environment: Environment, name: str, *, may_be_0: bool = False) -> float | None:
     """A number of seconds; None if none is given."""
     value = text(environment, name)
     if not value:
         return None
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+    number = _number(value)
     if not 0 <= number < 10**7 or (number == 0 and not may_be_0):
         allowed = "of seconds, 0 or above" if may_be_0 else "of seconds above 0"
         raise ImproperlyConfigured(f"{name}={value!r}: expected a number {allowed}.")
@@ -64,10 +69,7 @@ def share(environment: Environment, name: str, default: float) -> float:
     value = text(environment, name)
     if not value:
         return default
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+    number = _number(value)
     if not 0 <= number <= 1:
         raise ImproperlyConfigured(f"{name}={value!r}: expected a number from 0 to 1, as 0.25 for a quarter.")
     return number

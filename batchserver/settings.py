@@ -43,14 +43,14 @@ SECRET_KEY = env.text(environ, "SECRET_KEY") or cast(str, SimpleLazyObject(lambd
 DEBUG = False
 
 _named_hosts = env.texts(environ, "ALLOWED_HOSTS")
-_loopback = ["localhost", "127.0.0.1", "[::1]"]
+OWN_NAMES = ["localhost", "127.0.0.1", "[::1]"]  # by which this machine calls itself, as a Host header has them
 # This host's own names and addresses are allowed too if other machines can reach us. To find them takes sockets, so the
 # web process adds them when it starts (batchserver/wsgi.py).
 ALLOW_OWN_NAMES = not _named_hosts and HOST in ("0.0.0.0", "::")
 if HOST in ("0.0.0.0", "::", "localhost", "127.0.0.1", "::1"):
-    ALLOWED_HOSTS = _named_hosts or _loopback
+    ALLOWED_HOSTS = _named_hosts or OWN_NAMES
 else:
-    ALLOWED_HOSTS = _named_hosts or [*_loopback, f"[{HOST}]" if ":" in HOST else HOST]
+    ALLOWED_HOSTS = _named_hosts or [*OWN_NAMES, f"[{HOST}]" if ":" in HOST else HOST]
 CSRF_TRUSTED_ORIGINS = env.texts(environ, "CSRF_TRUSTED_ORIGINS")
 # Behind a TLS proxy: cookies by HTTPS alone, plain HTTP redirected, HSTS. Without a proxy there is no TLS.
 BEHIND_TLS = env.switch(environ, "BEHIND_TLS", False)

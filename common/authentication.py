@@ -62,7 +62,6 @@ def require_administrator(request: Request) -> None:
 
 
 _MAKE_A_KEY = "Make a key that may: python manage.py create_api_key NAME --admin."
-OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 # A request with one of these came through a proxy: the address that we see is the proxy's.
 _OF_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
 
@@ -95,7 +94,7 @@ def _is_from_this_machine(request: Request) -> bool:
         return False
     # By another name, a page of another site or somebody behind a proxy that adds no header may be asking.
     host = split_domain_port(request.get_host())[0]
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback and host in OWN_NAMES
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback and host in settings.OWN_NAMES
 
 
 def _refuse_other_pages(request: Request) -> None:

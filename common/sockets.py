@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import Url
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -64,3 +65,9 @@ def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, type
         ConnectionCls = Https
 
     return {"http": HttpPool, "https": HttpsPool}
+
+
+def watched_pool(url: Url, on_connect: Callable[[socket.socket], None]) -> HTTPConnectionPool:
+    """A pool for one connection at a time to the server of this address, which tries nothing again."""
+    pool_class = watched_pools(on_connect)[url.scheme or "http"]
+    return pool_class(url.host or "", url.port, maxsize=1, retries=False)

@@ -6,12 +6,10 @@ from django.http import HttpResponseBase
 from rest_framework import viewsets
 from rest_framework.request import Request
 
-from batches import backends, registry
 from batches.api.native import as_given, body_of, ollama_for
-from batches.api.pass_through import Call, hand_on
+from batches.api.pass_through import Call, asked_model, hand_on
 from batches.api.streams import MESSAGES
 from batches.backends.parameters.forbidden import hosted_in_messages
-from batches.lines.jsonl import model_of
 from common.errors import ApiError
 
 PATH = "/v1/messages"
@@ -24,6 +22,6 @@ class MessagesViewSet(viewsets.ViewSet):
         body = body_of(request)
         if refusal := hosted_in_messages(body):
             raise ApiError(f"{refusal[0]}: {refusal[1]}")
-        model = backends.resolve_alias(model_of(body, registry.default_model()))
+        model = asked_model(body)
         call = Call(ollama_for(request, model), PATH, body | {"model": model}, MESSAGES, partial(as_given, PATH))
         return hand_on(request, call)

@@ -17,14 +17,13 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from rest_framework import viewsets
 from rest_framework.request import Request
 
-from batches import backends, registry
+from batches import backends
 from batches.api.native import as_given, body_of, ollama_for, ollamas
-from batches.api.pass_through import TAKES_NOTHING_S, Call, Visit, away, broken, hand_on, take_a_place
+from batches.api.pass_through import TAKES_NOTHING_S, Call, Visit, asked_model, away, broken, hand_on, take_a_place
 from batches.api.streams import ANSWERS, STEPS
 from batches.backends import ollama_derived
 from batches.backends.relay import Broken, NotConnected
 from batches.backends.replies import JSON
-from batches.lines.jsonl import model_of
 from batches.models import Backend
 from common import strict_json
 from common.authentication import AdminSession, ApiKeyAuthentication, require_administrator
@@ -45,7 +44,7 @@ class UseViewSet(viewsets.ViewSet):
         body = body_of(request)
         # /api/show knows the model by an older name too.
         member = "name" if self.path == "/api/show" and not body.get("model") and body.get("name") else "model"
-        model = backends.resolve_alias(model_of({"model": body.get(member)}, registry.default_model()))
+        model = asked_model({"model": body.get(member)})
         backend = ollama_for(request, model)
         whole = partial(as_given, self.path)
         return hand_on(request, Call(backend, self.path, body | {member: model}, ANSWERS, whole, visit=self.visit))

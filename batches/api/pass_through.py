@@ -93,7 +93,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     )
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
-        model, streams = backends.resolve_alias(model_of(body, registry.default_model())), _streams(body)
+        model, streams = asked_model(body), _streams(body)
         backend = registry.backend_for(model)
         kind = kind_of(backend)
         translation = kind.translate(self.endpoint, body, stream=streams)
@@ -189,6 +189,11 @@ class Silence:
         if backends.is_silent(self._timeout_s):
             raise _unavailable(backends.silent_hint())
         self._asks_at, self._timeout_s = time.monotonic() + ASKED_EVERY_S, LIGHT_ANSWER_S
+
+
+def asked_model(body: JSON) -> str:
+    """The model that a request is for, under its name at the model server. Raises ApiError."""
+    return backends.resolve_alias(model_of(body, "") or registry.default_model())
 
 
 def _ignored(translation: Translation) -> str:

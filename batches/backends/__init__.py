@@ -11,7 +11,7 @@ from batches.backends import blobs
 from batches.backends.base import BackendKind
 from batches.backends.calls import CallPool
 from batches.backends.card import Card, CardConnection, SharedCard, wake
-from batches.backends.connection import QUESTION_TIMEOUT_S, Connection, ReplyTooLarge, Server
+from batches.backends.connection import BROKEN, QUESTION_TIMEOUT_S, Connection, Server
 from batches.backends.llama_router import LlamaRouter
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
 from batches.backends.missing_models import MissingModel, listing
@@ -161,7 +161,7 @@ def probe() -> State:
         for kind in [SharedCard()] if isinstance(connection, CardConnection) else KINDS:
             if state := kind.recognise(ask):
                 return state
-    except (HTTPError, OSError, ReplyTooLarge) as error:
+    except BROKEN as error:
         raise Unreachable(silent_hint() if _is_silence(error) else unreachable_hint()) from None
     finally:
         connection.close()
@@ -174,7 +174,7 @@ def describe(kind: str, model: str) -> ModelState | None:
     with closing(connect()) as connection:
         try:
             return kind_named(kind).describe(connection.exchange(None), model)
-        except (HTTPError, OSError, ReplyTooLarge):
+        except BROKEN:
             return None
 
 
@@ -183,7 +183,7 @@ def occupancy(kind: str) -> Occupancy | None:
     with closing(connect()) as connection:
         try:
             return kind_named(kind).occupancy(lambda path: connection.text(path, call=None))
-        except (HTTPError, OSError, ReplyTooLarge):
+        except BROKEN:
             return None
 
 
@@ -193,16 +193,14 @@ def delete(kind: str, model: str, *, is_loaded: bool) -> bool:
     server = kind_named(kind)
     # Only if it is on the card itself: Ollama unloads the model that shares its weights, which a person may use.
     requests = [("POST", server.unload(model) if is_loaded else None), ("DELETE", server.deletion(model))]
-    connection = connect()
     status = 0
-    try:
-        for method, request in requests:
-            if request is not None:
-                status, _ = connection.send(method, *request, timeout_s=QUESTION_TIMEOUT_S)
-    except (HTTPError, OSError, ReplyTooLarge):
-        return False
-    finally:
-        connection.close()
+    with closing(connect()) as connection:
+        try:
+            for method, request in requests:
+                if request is not None:
+                    status, _ = connection.send(method, *request, timeout_s=QUESTION_TIMEOUT_S)
+        except BROKEN:
+            return False
     return status in (200, 404)
 
 
@@ -212,7 +210,7 @@ def is_silent(timeout_s: float) -> bool:
     connection = connect()
     try:
         connection.get("/v1/models", timeout_s=timeout_s)
-    except (HTTPError, OSError, ReplyTooLarge) as error:
+    except BROKEN as error:
         return _is_silence(error)
     finally:
         connection.close()

@@ -6,8 +6,9 @@ from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
+from batches.backends.connection import own_headers
 from batches.backends.relay import Broken, Head, NotConnected
-from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
+from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pool
 
 MOST_SAID = 10_000  # bytes of the answer
 
@@ -22,16 +23,13 @@ def send_blob(
     """
     url, socket = parse_url(server), WatchedSocket()
     source = _Source(pieces)
-    pool = watched_pools(socket.connected)[url.scheme or "http"](url.host or "", url.port, maxsize=1, retries=False)
-    headers = {"Content-Type": "application/octet-stream", "User-Agent": "ollama-batch-server"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
+    pool = watched_pool(url, socket.connected)
     try:
         response = pool.urlopen(
             "POST",
             f"{url.path or ''}/api/blobs/{digest}",
             body=source,
-            headers=headers,
+            headers={"Content-Type": "application/octet-stream"} | own_headers(api_key),
             chunked=True,
             timeout=Timeout(connect=CONNECT_TIMEOUT_S, read=silence_s),
             redirect=False,

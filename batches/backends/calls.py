@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from urllib3.exceptions import HTTPError
 
 from batches.backends.base import BackendKind
-from batches.backends.connection import NEVER_SENT, Connection, Cut, ReplyTooLarge, Server
+from batches.backends.connection import BROKEN, NEVER_SENT, Connection, Cut, ReplyTooLarge, Server
 from batches.backends.replies import Reply, Verdict, refused
 from batches.backends.states import Exchange, NotDone, Unchecked, Unreachable
 from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Transfers
@@ -269,7 +269,7 @@ class CallPool(Generic[S]):
             return self.kind.borne_out(connection.exchange(call), call.endpoint, str(call.body.get("model")), reply)
         except Cut:
             return Reply(Verdict.CUT)
-        except (HTTPError, OSError, ReplyTooLarge):
+        except BROKEN:
             return replace(reply, verdict=Verdict.FAILED)
 
     def _checked(self, exchange: Exchange, call: Call[S], answer: Reply) -> Reply:
@@ -293,7 +293,7 @@ class CallPool(Generic[S]):
             return _unchecked(str(unchecked))
         except Cut:
             return _unchecked("no answer in time") if call.timed_out else Reply(Verdict.CUT)
-        except (HTTPError, OSError, ReplyTooLarge) as error:
+        except BROKEN as error:
             return _unchecked(type(error).__name__)
         if cut is None:
             return answer

@@ -13,7 +13,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from urllib3.util import parse_url
 
 from common import strict_json
-from common.sockets import CONNECT_TIMEOUT_S, shut, watched_pools
+from common.sockets import CONNECT_TIMEOUT_S, shut, watched_pool
 
 QUESTION_TIMEOUT_S = 3.0
 
@@ -31,6 +31,12 @@ BROKEN = (HTTPError, OSError, ReplyTooLarge)
 
 class Cut(Exception):
     """`Connection.cut` ended the call."""
+
+
+def own_headers(api_key: str) -> dict[str, str]:
+    """Who asks, and the key that the server wants of us; empty: none."""
+    headers = {"User-Agent": "ollama-batch-server"}
+    return headers | {"Authorization": f"Bearer {api_key}"} if api_key else headers
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,7 @@ class Server:
     @property
     def headers(self) -> dict[str, str]:
         """Of each request."""
-        headers = {"Connection": "close", "Content-Type": "application/json", "User-Agent": "ollama-batch-server"}
-        return headers | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+        return {"Connection": "close", "Content-Type": "application/json"} | own_headers(self.api_key)
 
 
 class Connection:
@@ -76,8 +81,7 @@ class Connection:
         url = parse_url(server.base_url)
         self._path = url.path or ""
         self._headers = server.headers | {"Accept-Encoding": "gzip, deflate"}
-        pool_class = watched_pools(self.connected)[url.scheme or "http"]
-        self._pool = pool_class(url.host or "", url.port, maxsize=1, retries=False)
+        self._pool = watched_pool(url, self.connected)
 
     def get(self, path: str, *, timeout_s: float, call: object = None) -> tuple[int, bytes]:
         """Status and body of the answer. Each read takes `timeout_s` at most; `cut(call)` ends it, if there is a call.

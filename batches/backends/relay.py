@@ -12,7 +12,8 @@ from typing import Any
 from urllib3 import Timeout
 from urllib3.util import parse_url
 
-from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
+from batches.backends.connection import own_headers
+from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pool
 
 LOOK_EVERY_S = 0.5
 READ_AHEAD = 64  # pieces; beyond these, the model server waits for a client that reads slowly
@@ -63,11 +64,9 @@ class Relay:
         self._socket = WatchedSocket()
         self._method = method
         self._content = None if body is None else json.dumps(body).encode("ascii")
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "ollama-batch-server"}
+        self._headers = {"Accept-Encoding": "identity"} | own_headers(api_key)
         if body is not None:
             self._headers["Content-Type"] = "application/json"
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
         self._silence_s = silence_s
         self._look = look
         self._pieces: queue.Queue[Head | bytes | Exception | None] = queue.Queue(READ_AHEAD)
@@ -113,8 +112,7 @@ class Relay:
         except Exception as error:  # noqa: BLE001  (a client would wait for ever)
             self._put(Broken(f"The model server could not be asked ({type(error).__name__})."))
             return
-        pool_class = watched_pools(self._socket.connected)[url.scheme or "http"]
-        pool = pool_class(url.host or "", url.port, maxsize=1, retries=False)
+        pool = watched_pool(url, self._socket.connected)
         try:
             response = pool.urlopen(
                 self._method,

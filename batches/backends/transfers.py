@@ -86,9 +86,6 @@ class Transfers:
     def post(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
         once. `request` names the transfer for `cut`. There is no deadline but that of connecting."""
-        if self._is_closed:
-            done(Broken("no request can be sent any more"))
-            return
         if self._thread is None:
             self._reader, self._writer = socket.socketpair()
             self._reader.setblocking(False)
@@ -110,7 +107,9 @@ class Transfers:
 
     def _order(self, order: Callable[[], None]) -> None:
         self._orders.append(order)
-        if not self._is_awake:
+        if self._is_closed:
+            self._carry_out()  # the thread has ended
+        elif not self._is_awake:
             self._is_awake = True
             with suppress(OSError):  # full: it is awake; closed: it has ended
                 self._writer.send(b"\0")
@@ -123,8 +122,11 @@ class Transfers:
         except Exception as error:  # noqa: BLE001  (the drive waits for the end of every transfer)
             logger.error("the thread of the transfers ended with %s", type(error).__name__)
             self._is_closed = True
-            for transfer in list(self._running.values()):
+            ended = list(self._running.values())
+            self._running.clear()
+            for transfer in ended:
                 transfer.done(Broken(f"internal error: {type(error).__name__}"))
+            self._carry_out()
 
     def _loop(self) -> None:
         self._multi = pycurl.CurlMulti()
@@ -157,8 +159,16 @@ class Transfers:
             self._reader.recv(2**12)
         # Before the orders are read: another thread that orders now wakes this one again.
         self._is_awake = False
-        while self._orders:
-            self._orders.popleft()()
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        """Once the thread has ended, whoever orders calls this too: one of them gets each order."""
+        while True:
+            try:
+                order = self._orders.popleft()
+            except IndexError:
+                return
+            order()
 
     def _stop(self) -> None:
         self._is_closed = True
@@ -178,6 +188,9 @@ class Transfers:
         self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
     def _begin(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+        if self._is_closed:
+            done(Broken("no request can be sent any more"))
+            return
         try:
             transfer = self._prepared(request, url, content, done)
         except (pycurl.error, ValueError) as error:

@@ -72,8 +72,8 @@ class FaultAttribution:
                 if call.verdict is Verdict.UNLOADABLE and call.was_shared:
                     call.most_together = half(call)
                 call.is_charged = call.most_together is None
-                code = "" if call.is_charged else NO_ROOM
-                call.reply = replace(call.reply, verdict=SUSPECT[call.verdict], code=code or call.reply.code)
+                code = call.reply.code if call.is_charged else NO_ROOM
+                call.reply = replace(call.reply, verdict=SUSPECT[call.verdict], code=code)
         return settled
 
     def not_passed(self, key: Key) -> list[Call[Line]]:

@@ -41,12 +41,8 @@ class Gate:
 
 def look(backend: Backend) -> Gate:
     """The gate of this backend now. One query, cheap enough to be made several times a second."""
-    holds: dict[str, Hold] = {}
-    for hold in Hold.objects.all().of(backend).order_by("pk"):
-        if hold.reason == Reason.PAUSED:
-            holds.setdefault(hold.reason, hold)  # two pauses of one moment are one, since the first
-        else:
-            holds[hold.reason] = hold
+    newest_first = list(Hold.objects.all().of(backend).order_by("-pk"))
+    holds = {hold.reason: hold for hold in newest_first}  # the oldest of each: two pauses of one moment are one
     if (paused := holds.get(Reason.PAUSED)) and paused.backend_id is not None:
         return Gate("manage.py tune_backend measures on this server; batches go on after it.", By.OPERATOR)
     if paused:
@@ -57,11 +53,10 @@ def look(backend: Backend) -> Gate:
         )
     if until := settings.QUIET_HOURS.ends_at(timezone.now()):
         return Gate(f"Quiet hours until {clock(until)} (QUIET_HOURS={settings.QUIET_HOURS.text}).", By.OPERATOR)
-    person = holds.get(Reason.PERSON)
-    newest = person.pk if person is not None else 0
+    newest = next((hold.pk for hold in newest_first if hold.reason == Reason.PERSON), 0)
     if settings.BATCH_SHARE == 1 or Reason.SHARE in holds:
         return Gate(newest_person=newest)
-    if person is not None:
+    if newest:
         return Gate(
             f"A person's request is at the model server; the lines go on after it{_share()}.", By.PERSON, newest
         )

@@ -27,8 +27,6 @@ LIFETIME_S = 15.0
 LOADED_S = 300.0
 # Within this time our own use is noted, and a request that we broke off ends.
 SLACK_S = 5.0
-# In the names of the models that servers of this product make to have a longer context.
-DERIVED = "/obs-ctx-"
 
 
 def stand_aside(backend: Backend, model: str = "another model", seconds: float = LIFETIME_S) -> None:
@@ -62,13 +60,13 @@ class Others:
         if not settings.NOTICE_OTHERS:
             self._until.clear()
         elif before is not None:  # the first look does not tell use from what only stayed loaded
-            used = {name for name in loaded if before.get(name) != loaded[name]}
+            # Derived models are ours, or those of another server like ours.
+            used = {name for name in loaded if before.get(name) != loaded[name] and kind.derived(name) is None}
             self._note(backend, kind.identity(backend.loaded_model), used, took_s)
         self._hold(backend, now)
 
     def _note(self, backend: Backend, ours: str, used: set[str], took_s: float) -> None:
         """We or others have used these models since the last look, `took_s` ago. Drives send lines of `ours`."""
-        used = {name for name in used if DERIVED not in name}
         if not used:
             return
         by_us = model_uses.within(backend, timedelta(seconds=took_s + SLACK_S))

@@ -7,6 +7,7 @@ from django.utils import timezone
 
 from batches.models import Backend, Pulse
 from tests.conftest import Work
+from tests.fake_backend import FakeBackend
 
 
 @pytest.fixture
@@ -42,3 +43,11 @@ def results(work: Work, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 def _slots_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that count slots say so; to all others the requests that count them would be lines too many."""
     monkeypatch.setattr("batches.dispatch.readiness.WORTH_COUNTING", 10**9)
+
+
+def reported(server: FakeBackend, **changes: Any) -> Backend:
+    """The row of a server whose worker has just reported."""
+    now = timezone.now()
+    listed = [{"id": name, "created": 1, "owned_by": "library"} for name in server.models]
+    row = {"url": server.url, "kind": "ollama", "listed": listed, "worker_seen_at": now, "seen_at": now}
+    return Backend.objects.create(**{"name": server.url} | row | changes)

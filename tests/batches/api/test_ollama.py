@@ -19,6 +19,7 @@ from batches.models import Backend, Hold
 from common.errors import ApiError
 from common.models import ApiKey
 from tests import fake_native
+from tests.batches.conftest import reported
 from tests.fake_backend import MODEL, Action, FakeBackend, answer, events
 
 CHAT, GENERATE, EMBED, EMBEDDINGS = "/api/chat", "/api/generate", "/api/embed", "/api/embeddings"
@@ -421,13 +422,6 @@ def other(transactional_db, backend):
         registry.report_backend()
         reported(server)
         yield server
-
-
-def reported(server, **changes):
-    now = timezone.now()
-    listed = [{"id": name, "created": 1, "owned_by": "library"} for name in server.models]
-    row = {"url": server.url, "kind": "ollama", "listed": listed, "worker_seen_at": now, "seen_at": now}
-    return Backend.objects.create(**{"name": server.url} | row | changes)
 
 
 @pytest.mark.parametrize("path", USED)

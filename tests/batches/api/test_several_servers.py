@@ -8,6 +8,7 @@ from django.utils import timezone
 from batches import registry
 from batches.models import Backend, Batch, Hold, PausedModel, Pulse
 from batches.status import health, progress
+from tests.batches.conftest import reported
 from tests.conftest import CHAT, line
 from tests.fake_backend import FakeBackend
 
@@ -21,13 +22,6 @@ def other(transactional_db, backend):
         reported(server)
         Pulse.stamp("ticked")
         yield server
-
-
-def reported(server, **changes):
-    now = timezone.now()
-    listed = [{"id": name, "created": 1, "owned_by": "library"} for name in server.models]
-    row = {"url": server.url, "kind": "ollama", "listed": listed, "worker_seen_at": now, "seen_at": now}
-    return Backend.objects.create(**{"name": server.url} | row | changes)
 
 
 def ask(api, model, **changes):

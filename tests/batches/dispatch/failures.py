@@ -1,9 +1,12 @@
 """Failures of a model server, and what the lines pay for them."""
 
+import threading
 from datetime import timedelta
 
+from django.db import connection
 from django.utils import timezone
 
+from batches.dispatch import dispatcher
 from batches.models import Backend, Line, LineState, PausedModel
 from tests.conftest import line
 from tests.fake_backend import Action, error_body
@@ -23,6 +26,28 @@ def again(work):
     Backend.objects.update(resume_at=None)
     PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
     work.drive()
+
+
+def two_drives(own):
+    """Two drives beside each other, again and again with all waiting over, until no line is left."""
+
+    def drive():
+        try:
+            for _ in range(60):
+                Line.objects.update(not_before=None)
+                backend = Backend.objects.get(pk=own.pk)
+                dispatcher.Dispatcher(backend, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
+                if not Line.objects.all().open().exists():
+                    return
+                Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=drive) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def prepared(create, work, names, **body):

@@ -5,17 +5,16 @@ import threading
 import time
 
 import pytest
-from django.db import connection
 
 from batches import leases, registry
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
-from batches.dispatch import company, dispatcher, outcomes
+from batches.dispatch import company, outcomes
 from batches.dispatch.company import Company
 from batches.dispatch.questions import Purpose, Question
-from batches.models import Backend, Line, LineState
+from batches.models import Line, LineState
 from batches.scheduling import turns
-from tests.batches.dispatch.failures import NO_ROOM, error_lines, prepared
+from tests.batches.dispatch.failures import NO_ROOM, error_lines, prepared, two_drives
 from tests.conftest import line, several_connections
 from tests.fake_backend import TRIAL, Action
 
@@ -183,25 +182,7 @@ def test_several_drives_find_the_line_without_hurting_each_other(create, work, m
     batches = [create([line(each) for each in part])["id"] for part in (names(40)[:20], names(40)[20:])]
     for each in batches:
         work.validate(each)
-    own = registry.report_backend()
-
-    def drive():
-        try:
-            for _ in range(60):
-                Line.objects.update(not_before=None)
-                backend = Backend.objects.get(pk=own.pk)
-                dispatcher.Dispatcher(backend, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
-                if not Line.objects.all().open().exists():
-                    return
-                Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=drive) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    two_drives(registry.report_backend())
     assert charged() == {"id-009": 4}
     assert Line.objects.filter(state=LineState.SUCCEEDED).count() == 39
     assert many.crashes[-4:] == [["id-009"]] * 4

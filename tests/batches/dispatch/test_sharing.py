@@ -1,17 +1,16 @@
 """Several calls in flight and several drives on one backend: what they share, and who pays when it breaks down."""
 
-import threading
 import time
 from datetime import timedelta
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 
 from batches import leases, registry
-from batches.dispatch import admission, alone, dispatcher
+from batches.dispatch import admission, alone
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState
 from batches.scheduling import persons
+from tests.batches.dispatch.failures import two_drives
 from tests.conftest import line, several_connections
 from tests.fake_backend import Action
 
@@ -202,23 +201,7 @@ def test_two_drives_share_the_window_and_a_poisoned_line_costs_no_neighbour(crea
     work.validate(batch)
     own = registry.report_backend()
     own.set_concurrency_limit(4)
-
-    def drive():
-        try:
-            for _ in range(60):
-                Line.objects.update(not_before=None)
-                dispatcher.Dispatcher(fresh(own), should_stop=lambda: False, wake_control=lambda batch_id: None).run()
-                if not Line.objects.all().open().exists():
-                    return
-                Backend.objects.update(paused_at=None, pause_reason="", resume_at=None)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=drive) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    two_drives(own)
     assert most_at_once(backend) <= 4
     states = dict(Line.objects.values_list("custom_id", "state"))
     assert states.pop("poison") == LineState.FAILED

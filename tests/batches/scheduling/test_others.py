@@ -140,8 +140,9 @@ def test_what_is_loaded_at_first_keeps_nothing_back_before_it_is_used(here, cloc
 
 
 def test_a_model_that_a_server_of_ours_derived_is_ours(here, clock):
-    watch = Watch(here, clock, **{"obs-ctx-8192/gemma3:12b": "1"})
-    watch.loaded |= {"obs-ctx-16384/gemma3:12b": "1", "obs-ctx-8192/gemma3:12b": "2"}
+    watch = Watch(here, clock, **{"obs-ctx-8192/gemma3:12b-obs3f9a2c": "1"})
+    watch.loaded |= {"obs-ctx-16384/gemma3:12b-obs3f9a2c": "1", "obs-ctx-8192/gemma3:12b-obs3f9a2c": "2"}
+    watch.loaded["hf.co/obs-ctx-8192-unsloth/gemma-3-GGUF:Q4-obs3f9a2c"] = "1"
     assert watch.look() == ""
     watch.loaded["obs-not/ours:latest"] = "1"
     assert watch.look() == "others"
