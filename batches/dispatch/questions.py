@@ -11,8 +11,9 @@ from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.replies import JSON
 
-# The server is stuck if a loaded model does not answer a trial within this time.
-TRIAL_TIMEOUT_S = 120.0
+# The server is stuck if a loaded model does not answer a trial within this time, or within LINE_TIMEOUT_S: no line is
+# answered faster. A user who sets that to a second or two does not think of the first request after a hang.
+TRIAL_TIMEOUT_S, LEAST_TRIAL_TIMEOUT_S = 120.0, 10.0
 UNLOAD_TIMEOUT_S = 30.0
 LIGHT_TIMEOUT_S = 10.0
 NOTHING: tuple[str, JSON] = ("", {})
@@ -85,7 +86,7 @@ class Question:
                 return Call(self, *load, settings.MODEL_LOAD_TIMEOUT_S)
             case Purpose.TRIAL:
                 # A server that loads a model with its first request may have to load this one now.
-                timeout_s = TRIAL_TIMEOUT_S if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
+                timeout_s = _trial_timeout_s() if is_loaded else settings.MODEL_LOAD_TIMEOUT_S
                 return Call(self, self.endpoint, kind.trial(self.endpoint, model), timeout_s)
 
     def _occupancy(self, kind: BackendKind) -> "Call[Question]":
@@ -103,3 +104,7 @@ class Question:
         requests = kind.slot_requests(self.endpoint, self.served_model)
         call.ask = lambda _: slots.count(backends.connect, requests, is_cut=lambda: call.is_cut)
         return call
+
+
+def _trial_timeout_s() -> float:
+    return min(TRIAL_TIMEOUT_S, max(LEAST_TRIAL_TIMEOUT_S, settings.LINE_TIMEOUT_S or TRIAL_TIMEOUT_S))

@@ -455,7 +455,7 @@ ALL = [
     Scenario("backend cuts in mid-body", _backend_is(Action(cut_after=20))),
     Scenario("backend answers garbage", _backend_is(Action(body=b"\x00garbage"))),
     Scenario("backend gives no finish_reason", _backend_is(Action(body=NO_FINISH_REASON))),
-    Scenario("backend truncates without a word", _backend_truncates),
+    Scenario("backend truncates without a word", _backend_truncates, environment={"FIT_CONTEXT": "False"}),
     Scenario("upload without room (RLIMIT_FSIZE)", _upload_without_room),
     Scenario("disk full for 12 s (tmpfs)", _disk_full, disk_mb=64, needs=_is_root),
     Scenario("Postgres crashes twice", _postgres_crashes, only_on="postgres"),

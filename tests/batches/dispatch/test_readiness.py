@@ -4,10 +4,11 @@ import pytest
 
 from batches.backends.ollama import Ollama
 from batches.dispatch import readiness
+from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Batch, Part, PausedModel
 from tests.batches.dispatch.failures import NO_ROOM, UNCHARGED, charges, prepared
-from tests.conftest import line
-from tests.fake_backend import COUNTING, Action, error_body
+from tests.conftest import CHAT, line
+from tests.fake_backend import COUNTING, MODEL, Action, error_body
 
 
 def test_a_model_is_loaded_before_its_first_line_and_its_lines_stay_together(create, work, backend):
@@ -98,3 +99,11 @@ def test_a_model_whose_slots_cannot_be_counted_is_asked_once(create, work, backe
     assert batch["request_counts"]["completed"] == 12
     assert Backend.objects.get().counted_slots is None
     assert all(1 <= backend.arrived().count(text) <= 9 for text in asked)
+
+
+@pytest.mark.parametrize(("line_s", "trial_s"), [(None, 120), (1, 10), (60, 60), (500, 120)])
+def test_a_trial_may_take_no_longer_than_a_line(settings, line_s, trial_s):
+    settings.LINE_TIMEOUT_S = line_s
+    question = Question(Purpose.TRIAL, CHAT, MODEL)
+    assert question.call(Ollama(), is_loaded=True).timeout_s == trial_s
+    assert question.call(Ollama(), is_loaded=False).timeout_s == settings.MODEL_LOAD_TIMEOUT_S
