@@ -19,7 +19,7 @@ from batches import failing, reuse
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
-from batches.dispatch.lanes import Lane, Waiting, choose, look_ahead
+from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
 from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part
 from batches.scheduling import turns
 from common import failpoints
@@ -38,16 +38,21 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
     return lines
 
 
-def claim_for_lanes(lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size: int) -> list[list[Line]]:
-    """Claim up to `size` lines for each lane that has fewer. As `claim` otherwise."""
+def claim_for_lanes(
+    lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size: int
+) -> tuple[list[list[Line]], set[int]]:
+    """Claim up to `size` lines for each lane that has fewer; as `claim` otherwise. The lines of each lane, and the ids
+    of those that it matters which slot reads."""
     with transaction.atomic():
         ahead = _waiting(turn).values_list("pk", "order_key", "number")[: look_ahead(lanes, size)]
-        chosen = choose([Waiting.of(*each) for each in ahead], lanes, size)
+        waiting = [Waiting.of(*each) for each in ahead]
+        alike = begin_alike(waiting, lanes)
+        chosen = choose(waiting, lanes, size)
         wanted = [each.pk for share in chosen for each in share]
         locked = set(_lock(_waiting(turn).filter(pk__in=wanted)).values_list("pk", flat=True))
         claimed = {line.pk: line for line in _claim(lease, turn, [pk for pk in wanted if pk in locked])}
     failpoints.reach("after_claim")
-    return [[claimed[each.pk] for each in share if each.pk in claimed] for share in chosen]
+    return [[claimed[each.pk] for each in share if each.pk in claimed] for share in chosen], alike & claimed.keys()
 
 
 def _waiting(turn: turns.Turn) -> LineQuerySet:

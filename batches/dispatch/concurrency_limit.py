@@ -55,10 +55,8 @@ class ConcurrencyLimit:
 
     def _know(self, parallel: int | None) -> None:
         self.parallel = parallel
-        # One more than are computed, so that the server need not wait for the next. But of several slots each keeps a
-        # prompt, and one more would start in whatever slot is free first, which has read another prompt.
-        is_one_more = not (self._cache_is_by_slot and parallel is not None and parallel > 1)
-        self.usual = (parallel or 1) + is_one_more
+        # One more than are computed, so that the server need not wait for the next.
+        self.usual = (parallel or 1) + 1
         self.most = max(self.usual, self._most) if parallel is None else self.usual
 
     def know(self, parallel: int | None) -> None:

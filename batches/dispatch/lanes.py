@@ -4,11 +4,12 @@ llama.cpp, and so Ollama, keeps in each slot the prompt that the slot read last.
 several slots, each slot reads their beginning for itself. So there are as many lanes as slots, and each lane has one
 call in flight: a call that ends frees the slot that has just read what the next line of its lane begins with. Measured
 on a real Ollama with four slots and six prompts: 1,829 tokens were read, 4,020 if the lines were sent in sorted order,
-and 6,218 with one call more than slots, which starts in whatever slot becomes free. A vLLM needs no lanes: all of its
-calls share what was read, even within one step (docs/benchmarks.md, vllm). Pure.
+and 6,218 with one call more than slots, which starts in whatever slot becomes free. Only lines that begin as no
+other does get that call. A vLLM needs no lanes: all of its calls share what was read, even within one step
+(docs/benchmarks.md, vllm). Pure.
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -85,6 +86,14 @@ def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list
             mine += rest.take(size - len(mine))
         low = [(lane, mine) for lane, mine in low if len(mine) < size]
     return chosen
+
+
+def begin_alike(waiting: Sequence[Waiting], lanes: Sequence[Lane]) -> set[int]:
+    """The ids of the waiting lines that it matters which slot reads: their prompts begin as that of another waiting
+    line does, or as that of the last line of a lane."""
+    often = Counter(line.group for line in waiting)
+    begun = {lane.last.group for lane in lanes if lane.last is not None}
+    return {line.pk for line in waiting if often[line.group] > 1 or line.group in begun}
 
 
 class _Rest:

@@ -16,7 +16,8 @@ LEAST_FOR_LANE = 8  # lines that one of several lanes claims while answers come 
 
 class LineBuffer:
     """The next lines for `backend`, claimed for `lease`, in lanes. Each lane keeps the order in which its lines are
-    sent. Of several lanes, each has one call in flight."""
+    sent. Of several lanes, each has one call in flight; one lane has a second one while no line in flight has anything
+    to lose in another slot."""
 
     def __init__(self, backend: Backend, lease: Lease) -> None:
         self._backend = backend
@@ -24,6 +25,7 @@ class LineBuffer:
         self._turn: turns.Turn | None = None
         self._lanes = [Lane()]
         self._lane_of: dict[int, Lane] = {}  # of the lines in flight
+        self._alike: set[int] = set()  # of the lines claimed or in flight: it matters which slot reads them
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
         self._newest: Line | None = None  # the line that was claimed last
         self._claim_size = 1
@@ -56,13 +58,23 @@ class LineBuffer:
 
     def done(self, line: Line) -> None:
         """The call for a line that was taken is over: its lane sends the next one."""
+        self._alike.discard(line.pk)
         if (lane := self._lane_of.pop(line.pk, None)) is not None:
             lane.in_flight.discard(line.pk)
 
     def _next_lane(self) -> Lane | None:
         if len(self._lanes) == 1:
             return self._lanes[0] if self._lanes[0].ready else None
-        return next((lane for lane in self._lanes if lane.ready and not lane.in_flight), None)
+        free = next((lane for lane in self._lanes if lane.ready and not lane.in_flight), None)
+        return free or self._lane_with_second()
+
+    def _lane_with_second(self) -> Lane | None:
+        """The lane that sends a line before a slot is free, so that no slot waits for us; None if that line would start
+        in a slot that has just read what another line begins with."""
+        if len(self._lane_of) != len(self._lanes) or not self._alike.isdisjoint(self._lane_of):
+            return None
+        longest = max(self._lanes, key=lambda lane: len(lane.ready))
+        return longest if longest.ready and longest.ready[0].pk not in self._alike else None
 
     def answered(self, lines: int) -> None:
         """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
@@ -125,7 +137,8 @@ class LineBuffer:
                 for lane in self._lanes:
                     lane.last = None
                 self._lanes_of = turn.part.pk
-            shares = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size)
+            shares, alike = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size)
+            self._alike |= alike
         for lane, share in zip(self._lanes, shares, strict=False):
             lane.add(share)
         lines = [line for share in shares for line in share]
@@ -175,5 +188,6 @@ class LineBuffer:
     def _hand_back(self, lines: list[Line]) -> None:
         if lines:
             retrying(claims.hand_back, self._lease, lines)
+            self._alike.difference_update(line.pk for line in lines)
             for lane in self._lanes:
                 lane.ready = deque(line for line in lane.ready if line not in lines)

@@ -50,7 +50,7 @@ class SharedBackend:
     def lanes(self) -> int:
         """How many lanes of lines make the best use of the prompts that the backend keeps."""
         slots = self.limit.parallel if self._kind.cache is PromptCache.BY_SLOT else None
-        return min(self.room, slots or 1)
+        return min(self.room, portion(slots or 1, self._drives, self._lease.pk))
 
     @property
     def is_oldest_drive(self) -> bool:

@@ -32,7 +32,7 @@ def test_an_ollama_whose_slots_were_not_counted_yet_and_then_were(backend, db):
     row.has_counted_slots(1)
     assert printed()["Calls in flight"] == "2 (slots: 1, counted)"
     row.has_counted_slots(4)
-    assert printed()["Calls in flight"] == "4 (slots: 4, counted)"
+    assert printed()["Calls in flight"] == "5, 4 of lines that begin alike (slots: 4, counted)"
     row.now_has_loaded("other:1b")  # which may have other slots
     row.has_counted_slots(4)
     assert printed()["Calls in flight"].startswith("as many as it has slots")
@@ -49,9 +49,8 @@ def test_a_vllm(backend, db):
     assert printed()["Calls in flight"] == "2 at first, then more while tokens a second grow, 256 at most"
 
 
-@pytest.mark.parametrize(("is_vllm", "size"), [(True, 9), (False, 8)])
+@pytest.mark.parametrize(("is_vllm", "size"), [(True, "9"), (False, "9, 8 of lines that begin alike")])
 def test_the_setting_wins(backend, db, settings, is_vllm, size):
-    """On a cache by slot there is no call more than slots."""
     backend.is_vllm = is_vllm
     settings.BACKEND_PARALLEL = 8
     assert printed()["Calls in flight"] == f"{size} (BACKEND_PARALLEL is 8)"

@@ -66,9 +66,10 @@ def _calls(kind: BackendKind, state: State, model: str) -> str:
     return f"{_size(kind, None)} at first, then more while tokens a second grow, {kind.most_in_flight} at most"
 
 
-def _size(kind: BackendKind, parallel: int | None) -> int:
+def _size(kind: BackendKind, parallel: int | None) -> str:
     is_by_slot = kind.cache is PromptCache.BY_SLOT
-    return ConcurrencyLimit(parallel, most=kind.most_in_flight, cache_is_by_slot=is_by_slot).size
+    size = ConcurrencyLimit(parallel, most=kind.most_in_flight, cache_is_by_slot=is_by_slot).size
+    return f"{size}, {parallel} of lines that begin alike" if is_by_slot and parallel and parallel > 1 else str(size)
 
 
 def _counted(kind: BackendKind, model: str) -> int | None:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from batches.dispatch.lanes import Lane, Waiting, choose
+from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose
 from batches.lines import prompt
 from batches.models import Line
 
@@ -20,9 +20,13 @@ def lines(*headers):
     return sorted(made, key=lambda each: (each.order_key, each.number))
 
 
+def as_read(lines):
+    return [Waiting.of(each.pk, each.order_key, each.number) for each in lines]
+
+
 def step(waiting, lanes, size):
     """One claim; the headers that each lane got, and what is left."""
-    chosen = choose([Waiting.of(each.pk, each.order_key, each.number) for each in waiting], lanes, size)
+    chosen = choose(as_read(waiting), lanes, size)
     by_pk = {each.pk: each for each in waiting}
     got = [[by_pk.pop(each.pk) for each in share] for share in chosen]
     for lane, share in zip(lanes, got, strict=True):
@@ -95,3 +99,13 @@ def test_a_lane_without_lines_takes_over_half_of_another():
     assert ([each.number for each in full.ready], [each.number for each in idle.ready]) == ([1, 2], [3, 4, 5])
     idle.help(Lane())
     assert len(idle.ready) == 3
+
+
+def test_lines_begin_alike_if_another_one_waits_or_was_the_last_of_a_lane():
+    waiting = lines(*"aabc")
+    lane = Lane()
+    assert begin_alike(as_read(waiting), [lane]) == {1, 2}
+    lane.add([Line(pk=9, number=9, order_key=key("c"))])
+    assert begin_alike(as_read(waiting), [lane, Lane()]) == {1, 2, 4}
+    short = [Line(pk=number, number=number, order_key=b"") for number in range(3)]
+    assert begin_alike(as_read(short), [lane]) == set()

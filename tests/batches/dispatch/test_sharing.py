@@ -54,6 +54,15 @@ def test_lines_that_begin_alike_are_in_flight_one_after_the_other(create, work, 
         assert each.key[-2:] not in [other.key[-2:] for other in beside], [s.key for s in backend.seen]
 
 
+def test_one_call_more_than_slots_is_in_flight_while_no_line_begins_as_another(create, work, backend, settings):
+    """So that no slot waits for us."""
+    settings.BACKEND_PARALLEL = 3
+    backend.delay_s = 0.1
+    bodies = [{"messages": [{"role": "user", "content": f"{number:03} " * 200}]} for number in range(16)]
+    work.run(create([line(f"id-{number}", body=body) for number, body in enumerate(bodies)])["id"])
+    assert most_at_once(backend) == 4
+
+
 @pytest.mark.slow
 def test_results_do_not_wait_for_the_slowest_of_a_group(create, work, backend):
     work.in_flight = 4
