@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
+from threading import Lock
 from typing import Any
 
 from django.conf import settings
@@ -122,9 +123,13 @@ def relay(
     return Relay(find, body, method=method, api_key=_key_for(server), silence_s=silence_s, look=look)
 
 
+_waking = Lock()
+
+
 def _awake(model: str) -> str:
     """The address of the server of our card that has the model, awake. Raises NotConnected or Broken."""
-    with closing(connect()) as connection:
+    # Two at once would each put the other's server to sleep, or leave both awake on one card.
+    with _waking, closing(connect()) as connection:
         try:
             wake(connection.exchange(None), model=model, grace_s=SEEN_WITHIN_S)
             return connection.server.url_of("", {"model": model})

@@ -54,7 +54,7 @@ class ContextFit:
             return False
         self._seen.add(part.pk)
         if part.served_model in self._states:
-            self._report(part)
+            self._report(part, self._states[part.served_model])
             return False
         waiting = self._waiting.setdefault(part.served_model, [])
         waiting.append(part)
@@ -64,7 +64,7 @@ class ContextFit:
         """The server's description of a model that it has loaded; None if it gave none."""
         self._states[model] = state
         for part in self._waiting.pop(model, []):
-            self._report(part)
+            self._report(part, state)
 
     def forget(self) -> None:
         """Drop all descriptions: a model was loaded, maybe with another context than before."""
@@ -72,8 +72,9 @@ class ContextFit:
         self._waiting.clear()
         self._seen.clear()
 
-    def _report(self, part: Part) -> None:
-        if (state := self._states[part.served_model]) is not None:
+    @staticmethod
+    def _report(part: Part, state: ModelState | None) -> None:
+        if state is not None:
             retrying(report, part, state)
 
 

@@ -224,6 +224,9 @@ class Dispatcher:
             self._claim_anew_if_refitted()
             if call.subject.purpose is Purpose.LIST_LOADED:
                 self.persons.look()  # if others have the server now, no load may be sent
+                if not self.backend.loaded_model and self.readiness.wakes(call.subject):
+                    # A person's request put their server to sleep: they hang, and keep the load that wakes it waiting.
+                    self.calls.cut_all(each for each in self.calls.in_flight if is_line(each))
             return
         assert is_line(call)
         self.lines.done(call.subject)

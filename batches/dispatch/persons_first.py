@@ -53,6 +53,7 @@ class PersonsFirst:
             self._calls.mark_shared()
         if gate.is_for_persons:
             self._make_room(gate)
+        if gate.is_for_persons or gate.newest_person > self._newest_person:
             # Their model may have taken the place of ours.
             self._readiness.doubt_loaded()
         self._newest_person = max(self._newest_person, gate.newest_person)

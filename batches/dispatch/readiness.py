@@ -192,7 +192,10 @@ class Readiness:
         return self._backend.seen_at is not None and self._backend.seen_at > self._loaded_at
 
     def doubt_loaded(self, *, after_gap: bool = False) -> None:
-        """The loaded model may be gone: ask before the next line. `after_gap`: if it is, others have the server now."""
+        """The loaded model may be gone: ask before the next line, of a server that loads what it is asked for.
+        `after_gap`: if the model is gone, others have the server now."""
+        if not self._kind.loads_on_demand:
+            return
         self._is_unsure = True
         self._is_after_gap = self._is_after_gap or after_gap
 
@@ -252,7 +255,7 @@ class Readiness:
         is_listed = call.verdict is Verdict.ANSWERED and self._kind.listed_name(call.result, model)
         if is_listed or model in self._never_listed:
             return
-        if self._not_listed == model and call.verdict is Verdict.ANSWERED and not self._wakes(call.subject):
+        if self._not_listed == model and call.verdict is Verdict.ANSWERED and not self.wakes(call.subject):
             # It was loaded again since, and is not named again: this server names it otherwise, or not at all.
             self._never_listed.add(model)
             return
@@ -261,8 +264,8 @@ class Readiness:
         if is_after_gap and call.verdict is Verdict.ANSWERED:
             retrying(others.stand_aside, self._backend)
 
-    def _wakes(self, question: Question) -> bool:
-        """The server loads no model with a request for it: such a list is always right."""
+    def wakes(self, question: Question) -> bool:
+        """The server loads no model with a request for it, which hangs instead: such a list is always right."""
         return callable(self._kind.load(question.endpoint, question.model))
 
     def _note_slots(self, call: Call[Question]) -> None:

@@ -82,9 +82,12 @@ class SharedBackend:
 
     def note_answer(self, call: Call[Question]) -> None:
         """Take in the answer to a question: our room is larger at once, if the server has place for more calls."""
-        if call.subject != OCCUPANCY or call.verdict is not Verdict.ANSWERED:
+        if call.subject != OCCUPANCY:
             return
         now, size = time.monotonic(), self.limit.size
+        if call.verdict is not Verdict.ANSWERED:
+            self._ask_at = now + ASK_STEADY_S
+            return
         self.limit.note_occupancy(call.result, now)
         self._steady = self._steady + 1 if self.limit.size == size else 0
         self._ask_at = now + (ASK_STEADY_S if self._steady >= STEADY_ANSWERS else 0.0)

@@ -1,15 +1,18 @@
 """Several vLLM servers that share one card: one is awake, and the models of all are answered."""
 
 import json
+import threading
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 
 from batches import backends, registry
 from batches.models import Backend, Line, PausedModel
 from batchserver import env
-from tests.conftest import CHAT, line
+from tests.conftest import CHAT, line, several_connections
 from tests.fake_backend import TRIAL, FakeBackend, _Handler, answer
+from tests.stack import eventually
 
 
 class VllmHandler(_Handler):
@@ -29,6 +32,8 @@ class VllmHandler(_Handler):
         fake = self.fake
         path = self.path.partition("?")[0]
         if path.startswith("/v1/"):
+            fake.on_the_way += 1
+            fake.wait(fake.late_s)
             while fake.sleeps and not fake._release.is_set():
                 fake.wait(0.05)  # takes the request, and answers once it is woken
             super().do_POST()
@@ -56,6 +61,8 @@ class FakeVllm(FakeBackend):
         self.sleeps: bool | None = True  # None: without its developers' mode
         self.card = card  # what the servers of one card were asked, in order
         self.broken: dict[str, int] = {}
+        self.late_s = 0.0  # a request is on its way for so long
+        self.on_the_way = 0  # requests, those that arrived too
 
     def handler(self):
         return VllmHandler
@@ -182,6 +189,33 @@ def test_a_batch_goes_on_after_a_person_took_the_card(create, work, card, api):
     card[0].sleeps, card[1].sleeps = True, False
     assert work.run(batch)["request_counts"]["completed"] == 6
     assert asked(card) == [("two", "/sleep"), ("one", "/wake_up")]
+
+
+@several_connections
+def test_lines_that_reach_a_server_just_put_to_sleep_are_sent_again(create, work, card, api, settings):
+    """They hang there, and must not keep the load waiting that wakes their server."""
+    settings.INTERACTIVE_HOLD_S = 0.2
+    batch = create(lines(*(f"one/{letter}" for letter in "abcd")))["id"]
+    work.validate(batch)
+    card[0].late_s = 2.0
+
+    def drive():
+        try:
+            work.drive()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    eventually(lambda: card[0].on_the_way >= 2, what="a line on its way")
+    card[0].late_s = 0.0
+    body = {"model": "two", "messages": [{"role": "user", "content": "x"}]}
+    assert api.post(CHAT, body, format="json").status_code == 200
+    thread.join(60)
+    assert not thread.is_alive()
+    assert work.run(batch)["request_counts"]["completed"] == 4
+    assert asked(card)[-2:] == [("two", "/sleep"), ("one", "/wake_up")]
+    assert not Line.objects.exclude(attempts=0).exists()
 
 
 @pytest.mark.parametrize(("sleeps", "is_told"), [(True, True), (False, False), (None, False)])

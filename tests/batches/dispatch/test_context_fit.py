@@ -121,6 +121,14 @@ def test_what_is_found_is_stored_once_and_logged_once(part, backend, caplog):
     assert "OLLAMA_CONTEXT_LENGTH=16384" in caplog.text
 
 
+def test_a_part_that_another_drive_gave_another_context_meanwhile_is_compared_all_the_same(part, backend):
+    fit = context_fit.ContextFit()
+    assert fit.has_to_ask(part)
+    part.served_by = "obs-ctx-16384/gemma3:12b"  # as the row says now
+    fit.note(part.model, TIGHT)
+    assert stored(part)
+
+
 def test_what_is_found_later_takes_the_place_of_what_was_found_before(part, backend, caplog):
     spilled = [ModelState("ollama", size=10, size_vram=vram) for vram in (7, 6)]
     others = [{"code": "slow", "message": "from elsewhere"}, *context_fit.check(part_of(9000, model="other"), TIGHT)]

@@ -10,7 +10,7 @@ from batches.backends.ollama import Ollama
 from batches.backends.replies import Reply, Verdict
 from batches.backends.states import Occupancy, listed_models
 from batches.backends.vllm import Vllm
-from batches.dispatch.sharing import STEADY_ANSWERS, SharedBackend
+from batches.dispatch.sharing import ASK_STEADY_S, STEADY_ANSWERS, SharedBackend
 from batches.models import Backend, Line
 from tests.batches.dispatch.test_sharing import most_at_once
 from tests.conftest import line
@@ -90,12 +90,14 @@ def test_a_server_that_does_not_tell_is_not_asked_all_the_time(shared):
     assert shared.limit.size == 2
 
 
-def test_a_question_that_was_not_answered_is_asked_again_and_changes_nothing(shared):
+def test_a_question_that_was_not_answered_is_asked_again_soon_and_changes_nothing(shared):
     call = shared.call_beside([LINE])
     assert shared.call_beside([LINE, call]) is None  # it is under way
     call.reply = Reply(Verdict.UNREACHABLE)
     shared.note_answer(call)
     assert shared.limit.size == 2
+    assert not told(shared, Occupancy(0, 0), [LINE])
+    shared._ask_at -= ASK_STEADY_S
     assert told(shared, Occupancy(0, 0), [LINE])
 
 
