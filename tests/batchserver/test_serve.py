@@ -66,6 +66,8 @@ def test_a_second_server_on_the_same_state_is_refused(stack, fake):
 
 def test_a_child_that_dies_is_started_again(stack, fake):
     server = stack(OLLAMA_BASE_URL=fake.url)
+    # What watches over them has none of Django's memory.
+    eventually(lambda: "supervisor.py" in command_line(server.process.pid), what="the supervisor alone")
     for part in ("gunicorn", "-Q control", "-Q inference", "valkey"):
         killed = server.kill(part)
         assert killed, part

@@ -431,11 +431,11 @@ class World:
     def kill_all(self) -> None:
         """kill -9 to every process at once, and a new start."""
         with self.outage():
-            self.server.kill("manage.py serve")
+            assert self.server.process is not None
+            self.server.process.kill()
             for pid in self.server.pids():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            assert self.server.process is not None
             self.server.process.wait()
             self.kills += 1
             self.server.start()

@@ -39,7 +39,7 @@ class Command(BaseCommand):
             supervisor.start()
             if not supervisor.is_stopping:
                 self._greet()
-            supervisor.watch()
+                supervisor.become_alone(keep_open=lock.fileno())
         except NotReady as error:
             raise CommandError(str(error)) from None
         finally:
