@@ -41,7 +41,7 @@ _processes_are_refused = False
 # How many examples of each property are tried. Modules take theirs from the profile when they are imported.
 hypothesis_settings.register_profile("whole", max_examples=300)
 hypothesis_settings.register_profile("quick", max_examples=30)
-SLOW_S = 3.0
+SLOW_S = 1.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,7 @@ def schema(transactional_db):
     call_command("migrate", verbosity=0)
 
 
+@pytest.mark.slow
 def test_every_line_gets_the_part_of_its_batch_for_its_model(schema):
     old = schema("0003_paused_models")
     batches = [

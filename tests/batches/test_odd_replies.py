@@ -59,6 +59,7 @@ NO_ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("across", [False, True])
 def test_an_odd_reply_ends_as_a_line(create, work, backend, settings, across):
     """Each request stands in the file twice: one answer is copied."""
@@ -84,6 +85,7 @@ def test_an_odd_reply_ends_as_a_line(create, work, backend, settings, across):
         assert again["request_counts"] == batch["request_counts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 404, 500])
 def test_an_odd_error_ends_as_a_line(create, work, backend, settings, status):
     settings.LINE_MAX_ATTEMPTS = 1

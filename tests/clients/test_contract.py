@@ -134,6 +134,7 @@ def test_a_batch_in_each_of_its_statuses(api, work, backend, create):
     assert {*Batch.objects.values_list("status", flat=True)} >= {"completed", "failed", "expired", "cancelled"}
 
 
+@pytest.mark.slow
 def test_a_line_that_took_too_long(work, backend, create, settings):
     settings.LINE_TIMEOUT_S, settings.LINE_MAX_ATTEMPTS = 0.5, 1
     backend.always("a", Action(hang=True))

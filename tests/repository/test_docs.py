@@ -128,11 +128,14 @@ def test_a_link_leads_somewhere(page, link):
 # Paths
 
 
+TIME_ZONES = available_timezones()  # each call reads 600 files
+
+
 def is_a_path(word: str) -> bool:
     """Whether a word means a file or folder of the project."""
     if not re.fullmatch(r"[\w.*-]+(/[\w.*-]+)*/?", word) or re.fullmatch(r"[\d./]+|\.\w+", word):
         return word in TOP
-    if word in available_timezones():
+    if word in TIME_ZONES:
         return False
     return "/" in word or word in TOP or bool(re.search(r"\w\.(py|md|yml|toml|jsonl?)$", word))
 
@@ -395,6 +398,7 @@ def test_a_mistake_in_a_command_is_seen(command):
     assert what_is_wrong(command)
 
 
+@pytest.mark.slow
 def test_every_kind_of_thing_is_found():
     readme = ROOT / "README.md"
     assert "docs/deploy.md" in links(readme)

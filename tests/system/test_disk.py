@@ -26,6 +26,7 @@ def test_an_upload_that_does_not_fit_is_a_507_and_leaves_nothing(api, settings):
     assert not File.objects.exists()
 
 
+@pytest.mark.slow
 def test_result_files_that_do_not_fit_are_written_once_there_is_room(create, work, backend, settings):
     batch = create([line(f"id-{number}") for number in range(40)])["id"]
     work.validate(batch)
@@ -102,6 +103,7 @@ def test_with_too_little_left_batches_wait_and_go_on_later(create, work, backend
     assert work.run(batch)["request_counts"]["completed"] == 1
 
 
+@pytest.mark.slow
 def test_a_drive_under_way_stops_sending(create, work, backend, settings):
     batch = create([line(f"id-{number}") for number in range(16)])["id"]
     work.validate(batch)

@@ -264,6 +264,7 @@ def test_its_errors_come_in_the_envelope(ask, backend, settings, action, status,
     assert ask().status_code == 200
 
 
+@pytest.mark.slow
 def test_a_runner_that_died_under_embeddings_is_told_as_what_clients_try_again(api, backend):
     backend.on("hello", Action(400, error_body("llama-server process no longer running: unknown")))
     response = api.post("/v1/embeddings", line("hello", url="/v1/embeddings")["body"], format="json")
@@ -292,6 +293,7 @@ def test_a_server_that_is_away_is_told_with_what_to_do(ask, backend, known):
     assert "Start it: systemctl start ollama" in error_of(response)["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("known", [True, False])
 def test_a_server_that_hangs_is_told_at_once_with_what_to_do(ask, backend, monkeypatch, known, stream):
@@ -309,6 +311,7 @@ def test_a_server_that_hangs_is_told_at_once_with_what_to_do(ask, backend, monke
     assert "Restart it: systemctl restart ollama" in error_of(response)["message"]
 
 
+@pytest.mark.slow
 def test_a_server_that_computes_for_long_is_waited_for(ask, backend, monkeypatch):
     for name in ("ASKED_AFTER_S", "ASKED_EVERY_S"):
         monkeypatch.setattr(pass_through, name, 0.1)

@@ -39,6 +39,7 @@ def finished(pool, call):
     return call
 
 
+@pytest.mark.slow
 def test_a_call_that_ended_before_it_was_its_turn_took_no_negative_time(pool, backend):
     backend.on("first", Action(delay_s=1.0))
     first, second = call("first"), call("second")
@@ -67,6 +68,7 @@ def test_a_question_after_a_call_that_was_cut_is_asked(pool, backend):
     assert question.result[0] == 200
 
 
+@pytest.mark.slow
 def test_many_calls_in_flight_keep_their_answers(pool, backend):
     calls = {text: call(text) for text in map(str, range(100))}
     for each in calls.values():
@@ -78,6 +80,7 @@ def test_many_calls_in_flight_keep_their_answers(pool, backend):
     assert sum(thread.name == "transfers" for thread in threading.enumerate()) == 1
 
 
+@pytest.mark.slow
 def test_a_call_that_is_cut_ends_alone_and_the_server_knows(pool, backend):
     for text in ("a", "b", "c"):
         backend.on(text, Action(hang=True) if text == "b" else Action(delay_s=1.0))

@@ -160,6 +160,7 @@ def test_a_server_that_is_away_is_explained(settings, ollama, local, hint):
             backends.probe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ollama", "hint"),
     [

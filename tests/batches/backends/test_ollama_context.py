@@ -359,6 +359,7 @@ def test_a_line_whose_answer_cannot_be_checked_leaves_the_server_to_others(creat
     assert Line.objects.claimable().exists() is False  # not longer than any backoff may be
 
 
+@pytest.mark.slow
 def test_a_question_that_hangs_is_cut_at_the_deadline_and_lets_no_answer_through(create, work, backend, settings):
     settings.LINE_TIMEOUT_S = 1.0
     backend.on_check.append(Action(hang=True))
@@ -370,6 +371,7 @@ def test_a_question_that_hangs_is_cut_at_the_deadline_and_lets_no_answer_through
     assert len(backend.arrived()) == 3  # a trial between the two
 
 
+@pytest.mark.slow
 def test_a_question_has_the_time_of_an_answer_to_itself(create, work, backend, settings):
     settings.LINE_TIMEOUT_S = 2.0
     backend.delay_s = backend.native_delay_s = 1.2

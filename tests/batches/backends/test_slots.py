@@ -63,6 +63,7 @@ def test_as_many_answers_begin_before_the_first_ends_as_there_are_slots(number):
         assert counted(url) == number
 
 
+@pytest.mark.slow
 def test_more_slots_than_can_be_told_apart_count_as_so_many():
     with server(64, pause_s=0.05) as url:
         assert counted(url) == slots.MOST_SLOTS

@@ -137,6 +137,7 @@ def test_other_models_go_on(create, work, backend):
     assert work.batch(broken)["request_counts"] == {"total": 2, "completed": 1, "failed": 0}
 
 
+@pytest.mark.slow
 def test_other_models_get_their_turn_beside_one_that_hangs(create, work, backend, settings):
     """Each trial of it takes as long as a loading may, and is followed by as long a time for the others."""
     settings.MODEL_LOAD_TIMEOUT_S = 1.0
@@ -203,6 +204,7 @@ def test_a_backend_that_was_restarted_is_tried_at_once(create, work, backend):
     assert PausedModel.objects.all().due().exists()
 
 
+@pytest.mark.slow
 def test_good_answers_are_stored_before_a_trial(create, work, backend):
     backend.always("c", Action(403, b""))
     stored = []

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import pytest
 from django.utils import timezone
 
 from batches import leases, registry
@@ -16,6 +17,7 @@ def turn():
     return turns.next_turn(registry.own_backend(), None)
 
 
+@pytest.mark.slow
 def test_a_zombie_cannot_write(create, work, backend):
     """Its lease is taken away while the model answers; the line was given to another, who answers first."""
     backend.on("a", Action(delay_s=1.2))

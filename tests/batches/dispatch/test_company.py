@@ -43,6 +43,7 @@ def charged():
     return dict(lines.values_list("custom_id", "backend_crashes"))
 
 
+@pytest.mark.slow
 def test_a_line_that_brings_the_server_down_is_found_among_64_by_halves(create, work, many):
     poison = "id-037"
     many.always(poison, CRASH)
@@ -59,6 +60,7 @@ def test_a_line_that_brings_the_server_down_is_found_among_64_by_halves(create, 
     assert len([each for each in many.arrived() if each != TRIAL]) <= 64 + sum(map(len, many.crashes)) + 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [(0, 31), (5, 6)])
 def test_two_lines_that_bring_the_server_down_are_both_found(create, work, many, places):
     poisons = {names(32)[each]: 4 for each in places}
@@ -70,6 +72,7 @@ def test_two_lines_that_bring_the_server_down_are_both_found(create, work, many,
     assert len(many.crashes) <= 2 * 2 * math.log2(32)
 
 
+@pytest.mark.slow
 def test_a_crash_that_is_no_lines_fault_charges_none_and_is_followed_by_no_second_one(create, work, many):
     many.on("id-020", CRASH)
     batch = work.run(create([line(each) for each in names(64)])["id"])
@@ -79,6 +82,7 @@ def test_a_crash_that_is_no_lines_fault_charges_none_and_is_followed_by_no_secon
     assert len(many.arrived()) <= 2 * 64 + 1  # with one trial
 
 
+@pytest.mark.slow
 def test_other_lines_wait_until_those_that_were_in_flight_are_answered(create, work, many, settings):
     settings.BACKEND_PARALLEL = 8
     many.on("id-003", CRASH)
@@ -95,6 +99,7 @@ def again(backend, keys):
     return [[other.key for other in backend.seen if other.at <= each.at < other.left] for each in seen]
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_bear_so_many_gets_fewer_and_no_line_pays(create, work, many, settings):
     settings.BACKEND_PARALLEL = 16
     many.delay_s, many.bears = 0.1, 5
@@ -106,6 +111,7 @@ def test_a_server_that_cannot_bear_so_many_gets_fewer_and_no_line_pays(create, w
     assert len(at_once) <= 8, at_once
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_again_costs_no_line(create, work, many):
     batch = prepared(create, work, names(64))
 
@@ -125,6 +131,7 @@ def test_a_server_that_is_started_again_costs_no_line(create, work, many):
     assert charged() == {}
 
 
+@pytest.mark.slow
 def test_what_was_found_out_outlives_the_worker(create, work, many):
     """Half of the lines were split, and the worker was killed: its successor splits no line anew."""
     batch = prepared(create, work, names(16))
@@ -144,6 +151,7 @@ def test_what_was_found_out_outlives_the_worker(create, work, many):
         assert max(sum(other.at <= each.at < other.left for other in many.seen) for each in seen) <= most
 
 
+@pytest.mark.slow
 def test_want_of_memory_in_company_is_charged_to_no_line(create, work, many, settings):
     settings.BACKEND_PARALLEL = 4
     for each in names(4):
@@ -155,6 +163,7 @@ def test_want_of_memory_in_company_is_charged_to_no_line(create, work, many, set
     assert not Line.objects.exclude(custom_id="id-002").exclude(attempts=0).exists()
 
 
+@pytest.mark.slow
 def test_a_line_that_takes_too_long_beside_answers_is_not_looked_for_by_halves(create, work, many, settings):
     settings.LINE_TIMEOUT_S = 1.0
     many.always("id-004", Action(hang=True))
@@ -164,6 +173,7 @@ def test_a_line_that_takes_too_long_beside_answers_is_not_looked_for_by_halves(c
     assert len([each for each in many.arrived() if each != TRIAL]) == 16 + 2
 
 
+@pytest.mark.slow
 def test_lines_that_hang_together_are_split_too(create, work, many, settings):
     settings.LINE_TIMEOUT_S = 1.0
     settings.BACKEND_PARALLEL = 16

@@ -42,6 +42,7 @@ def test_what_is_known_is_not_exceeded():
     assert set(server.run(300)) == {5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slots", "least", "most"), [(8, 8, 12), (100, 60, 64)])
 def test_it_grows_while_that_pays(slots, least, most):
     server = Server(ConcurrencyLimit(None, most=64), slots)
@@ -189,6 +190,7 @@ def test_what_the_server_tells_does_not_matter_if_its_slots_are_known():
     assert set(Vllm(limit, seqs=1000).look(30)) == {3}
 
 
+@pytest.mark.slow
 def test_if_the_server_tells_no_more_the_limit_is_measured_again():
     limit = ConcurrencyLimit(None, most=256)
     Vllm(limit, seqs=64).look(5)

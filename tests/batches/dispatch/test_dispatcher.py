@@ -170,6 +170,7 @@ def test_a_missing_model_that_is_not_waited_for_fails_all_its_lines_at_once(crea
     assert len(backend.seen) < 7  # two were in flight
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_cut_and_charged(create, work, backend, settings):
     settings.LINE_TIMEOUT_S = 0.3
     settings.LINE_MAX_ATTEMPTS = 1
@@ -211,6 +212,7 @@ def test_a_line_is_taken_up_to_the_limit_of_nesting_and_then_answered(create, wo
     assert told == [(number, f"This line is nested deeper than {limit} levels.") for number in range(2, 7)]
 
 
+@pytest.mark.slow
 def test_a_cancel_ends_the_call_within_a_second_and_delivers_what_is_done(create, work, backend):
     work.in_flight = 1  # c is not sent beside b
     backend.always("b", Action(hang=True))
@@ -240,6 +242,7 @@ def test_a_cancel_ends_the_call_within_a_second_and_delivers_what_is_done(create
     assert all(seen.gone for seen in backend.seen if seen.key == "b")
 
 
+@pytest.mark.slow
 def test_a_window_that_ends_expires_the_open_lines_and_delivers_the_rest(create, work, backend):
     work.in_flight = 1  # c is not sent beside b
     backend.always("b", Action(hang=True))
@@ -263,6 +266,7 @@ def test_a_window_that_ends_expires_the_open_lines_and_delivers_the_rest(create,
     assert {each["error"]["code"] for each in errors.values()} == {"batch_expired"}
 
 
+@pytest.mark.slow
 def test_the_order_to_stop_lets_the_call_finish_and_hands_back_the_rest(create, work, backend):
     work.in_flight = 1  # b is claimed, and waits for its call
     backend.always("a", Action(delay_s=1.5))
@@ -276,6 +280,7 @@ def test_the_order_to_stop_lets_the_call_finish_and_hands_back_the_rest(create, 
     assert backend.arrived() == ["a"]
 
 
+@pytest.mark.slow
 def test_the_order_to_stop_cuts_a_call_after_the_grace(create, work, backend, settings):
     settings.SHUTDOWN_GRACE_S = 0.5
     backend.on("a", Action(hang=True))

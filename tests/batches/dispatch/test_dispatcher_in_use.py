@@ -46,6 +46,7 @@ def arrived_during(backend, key):
     return [seen.key for seen in backend.seen if began < seen.at < ended]
 
 
+@pytest.mark.slow
 def test_a_new_batch_for_the_loaded_model_joins_at_once(create, work, backend, drive, monkeypatch):
     monkeypatch.setattr(turns, "FIRST_TURN_WITHIN_S", 0.5)
     backend.delay_s = 0.1
@@ -82,6 +83,7 @@ def hold_for_a_second(backend, settings):
     return look, came
 
 
+@pytest.mark.slow
 def test_lines_go_on_at_once_after_a_person_if_the_model_is_still_loaded(create, work, backend, drive, settings):
     backend.delay_s = 0.1
     backend.on("slow", Action(delay_s=6))
@@ -97,6 +99,7 @@ def test_lines_go_on_at_once_after_a_person_if_the_model_is_still_loaded(create,
     assert backend.loads == [MODEL]
 
 
+@pytest.mark.slow
 def test_a_model_whose_place_a_person_took_is_loaded_again(create, work, backend, drive, settings):
     backend.delay_s = 0.1
     work.validate(create([line(str(number)) for number in range(60)])["id"])
@@ -115,6 +118,7 @@ def test_a_model_whose_place_a_person_took_is_loaded_again(create, work, backend
     assert Batch.objects.get().completed == 60
 
 
+@pytest.mark.slow
 def test_an_input_file_that_cannot_be_read_stalls_its_batch_and_no_other(
     create, work, backend, drive, settings, caplog
 ):
@@ -167,6 +171,7 @@ def test_a_model_that_recovers_is_loaded_as_the_first_time(create, work, backend
     assert Batch.objects.get().completed == 3
 
 
+@pytest.mark.slow
 def test_the_order_to_stop_is_seen_while_a_model_is_loaded(create, work, backend, monkeypatch):
     """A question is a call like any other: the loop goes on beside it."""
     backend.on_load.append(Action(delay_s=30))
@@ -185,6 +190,7 @@ def test_the_order_to_stop_is_seen_while_a_model_is_loaded(create, work, backend
     assert Line.objects.values_list("state", "attempts").get() == (LineState.PENDING, 0)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_loaded_answers_a_line_before_another_is(create, work, backend, drive, settings):
     """Other models have waited too long meanwhile, and loading takes several looks."""
     settings.MODEL_PATIENCE_S = 0.01
@@ -197,6 +203,7 @@ def test_a_model_that_is_loaded_answers_a_line_before_another_is(create, work, b
     assert all("load" not in after for before, after in itertools.pairwise(events) if before.startswith("load")), events
 
 
+@pytest.mark.slow
 def test_a_model_whose_process_died_is_loaded_before_its_next_line(create, work, backend, drive):
     """The server lists it as loaded until somebody asks it something."""
     backend.on("a", Action(reset=True, delay_s=0.3))
@@ -215,6 +222,7 @@ def longest_gap(backend):
     return max(later - earlier for earlier, later in itertools.pairwise(sorted(seen.at for seen in backend.seen)))
 
 
+@pytest.mark.slow
 def test_a_server_that_refused_one_call_and_answers_others_gets_more(create, work, backend):
     work.in_flight = 8
     backend.delay_s = 0.2
@@ -224,6 +232,7 @@ def test_a_server_that_refused_one_call_and_answers_others_gets_more(create, wor
     assert longest_gap(backend) < 2
 
 
+@pytest.mark.slow
 def test_a_failure_that_waits_for_a_trial_waits_for_no_other_call(create, work, backend):
     """Nor do the other lines."""
     work.in_flight = 4
@@ -236,6 +245,7 @@ def test_a_failure_that_waits_for_a_trial_waits_for_no_other_call(create, work, 
     assert TRIAL in arrived_during(backend, "slow")
 
 
+@pytest.mark.slow
 def test_a_refusal_that_passes_is_not_charged_to_the_line(create, work, backend):
     """A proxy says 403 to everything for two seconds, while a long call is being answered."""
     backend.on("slow", Action(delay_s=4))
@@ -250,6 +260,7 @@ def test_a_refusal_that_passes_is_not_charged_to_the_line(create, work, backend)
     assert Backend.objects.get().is_paused
 
 
+@pytest.mark.slow
 def test_a_model_that_the_server_never_lists_is_not_loaded_again_and_again(create, work, backend, drive, monkeypatch):
     backend.delay_s = 0.1
     backend.loaded = []
@@ -260,6 +271,7 @@ def test_a_model_that_the_server_never_lists_is_not_loaded_again_and_again(creat
     assert Batch.objects.get().completed == 150
 
 
+@pytest.mark.slow
 def test_a_trial_that_passes_while_a_person_is_there_ends_the_pause(create, work, backend, drive, settings):
     settings.INTERACTIVE_HOLD_S = 0.2
     work.validate(create([line("a")])["id"])
@@ -281,6 +293,7 @@ def test_a_trial_that_passes_while_a_person_is_there_ends_the_pause(create, work
     assert not PausedModel.objects.exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_lost_with_the_lease_is_left_to_the_next_drive(create, work, backend, monkeypatch):
     work.validate(create([line("a")])["id"])
     due = {"reason": "x", "resume_at": timezone.now()}
@@ -298,6 +311,7 @@ def test_a_trial_that_is_lost_with_the_lease_is_left_to_the_next_drive(create, w
     assert PausedModel.objects.get().resume_at < timezone.now() + timedelta(seconds=5)
 
 
+@pytest.mark.slow
 def test_a_server_that_drips_its_list_does_not_keep_a_drive_that_is_to_stop(
     create, work, backend, monkeypatch, settings
 ):

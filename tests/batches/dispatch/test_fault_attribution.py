@@ -42,6 +42,7 @@ def test_a_model_that_refuses_a_trial_is_in_order(create, work, backend, action)
     assert batch["request_counts"] == {"total": 7, "completed": 1, "failed": 6}
 
 
+@pytest.mark.slow
 def test_many_bad_lines_in_a_row_do_not_pause_a_model_in_order(create, work, backend):
     names = [f"bad-{number}" for number in range(12)]
     for name in names:
@@ -88,6 +89,7 @@ def test_a_line_that_brings_the_backend_down_each_time_is_given_up_and_its_neigh
     assert crashes == {"a": 0, "poison": 4, "b": 0, "c": 0}
 
 
+@pytest.mark.slow
 def test_a_line_that_wedges_the_backend_is_given_up_after_its_second_timeout(
     create, work, backend, settings, monkeypatch
 ):

@@ -51,6 +51,7 @@ def test_a_model_that_is_gone_after_a_gap_made_room_for_others(transactional_db,
     assert ("directly (another model" in gate.closed_reason(own)) is (after_gap and is_gone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notices", [True, False])
 def test_a_drive_leaves_gaps(create, work, backend, settings, monkeypatch, notices):
     settings.NOTICE_OTHERS = notices

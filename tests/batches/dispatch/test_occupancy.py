@@ -43,6 +43,7 @@ def test_a_server_that_does_not_tell_begins_with_a_few(create, work, backend):
     assert most_at_once(backend) == 2
 
 
+@pytest.mark.slow
 def test_the_setting_wins(create, work, backend, settings):
     settings.BACKEND_PARALLEL = 4
     run(create, work, 12)
@@ -85,6 +86,7 @@ def test_a_server_is_asked_seldom_once_nothing_changes(shared):
     assert asked == [True] * (STEADY_ANSWERS + 1) + [False] * (19 - STEADY_ANSWERS)
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_tell_is_not_asked_all_the_time(shared):
     assert [told(shared, None, [LINE]) for _ in range(3)] == [True, False, False]
     assert shared.limit.size == 2

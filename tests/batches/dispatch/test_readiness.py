@@ -50,6 +50,7 @@ def test_a_model_that_cannot_be_loaded_pauses_before_any_line_is_sent(create, wo
     assert work.run(batch)["request_counts"]["completed"] == 2
 
 
+@pytest.mark.slow
 def test_loading_has_a_time_limit_of_its_own(create, work, backend, settings):
     settings.LINE_TIMEOUT_S, settings.MODEL_LOAD_TIMEOUT_S = 0.2, 30
     backend.on_load.append(Action(delay_s=1))
@@ -67,6 +68,7 @@ def counts(backend):
     return sum(key.startswith(COUNTING) for key in backend.arrived()) // 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 3])
 def test_slots_are_counted_once_for_each_loaded_model(create, work, backend, monkeypatch, slots):
     monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)

@@ -27,6 +27,7 @@ def most_at_once(backend, seen=None):
     return max(sum(other.at <= each.at < other.left for other in backend.seen) for each in seen or backend.seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", [1, 2, 6])
 def test_so_many_calls_are_in_flight_and_no_more(create, work, backend, in_flight):
     work.in_flight = in_flight
@@ -79,6 +80,7 @@ def test_results_do_not_wait_for_the_slowest_of_a_group(create, work, backend):
     assert 9 in done
 
 
+@pytest.mark.slow
 def test_a_crash_under_several_lines_charges_none_of_them(create, work, backend):
     """One of the three kills the server; nobody can tell which."""
     work.in_flight = 3
@@ -106,6 +108,7 @@ def test_a_line_that_may_kill_its_worker_is_sent_by_itself(create, work, backend
     assert most_at_once(backend) == 1
 
 
+@pytest.mark.slow
 def test_a_busy_server_gets_fewer_calls(create, work, backend):
     work.in_flight = 8
     for number in range(8):
@@ -158,6 +161,7 @@ def test_a_person_is_served_first(create, work, backend):
     assert set(Line.objects.values_list("attempts", "needs_trial")) == {(0, False)}
 
 
+@pytest.mark.slow
 def test_a_closed_gate_lets_the_drive_go_after_a_while(create, work, backend, monkeypatch):
     monkeypatch.setattr(admission, "LINGERS_S", 1.0)
     work.validate(create([line("a")])["id"])

@@ -64,6 +64,7 @@ def tuned(*args, **options):
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_it_finds_what_fits_measures_and_prints_lines_for_the_environment(file, backend, db):
     backend.slots, backend.on_gpu_up_to = 2, 16_384
     told = tuned(file)
@@ -83,6 +84,7 @@ def test_it_finds_what_fits_measures_and_prints_lines_for_the_environment(file, 
     assert not Hold.objects.exists()  # batches go on
 
 
+@pytest.mark.slow
 def test_a_context_that_does_not_fit_is_measured_as_it_is_and_as_it_could_be(file, backend, db):
     backend.slots, backend.on_gpu_up_to = 2, 4096
     told = tuned(file)
@@ -94,6 +96,7 @@ def test_a_context_that_does_not_fit_is_measured_as_it_is_and_as_it_could_be(fil
     assert backend.derived == {}
 
 
+@pytest.mark.slow
 def test_without_a_file_short_chats_are_measured(backend, db, settings):
     backend.sizes = (8_000_000_000, 0)
     told = tuned()
@@ -128,6 +131,7 @@ def test_a_file_that_is_not_there_and_a_time_that_is_none_are_told(tmp_path, bac
         call_command("tune_backend", seconds=0.0)
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_no_model_behind(file, backend, db):
     for name in ("id-0", "id-1", "id-2"):
         backend.always(name, Action(500, error_body("no")))

@@ -256,6 +256,7 @@ def test_a_batch_that_a_person_paused_is_passed_over(create, work, backend):
     assert turns.has_work(registry.own_backend())
 
 
+@pytest.mark.slow
 def test_a_pause_in_the_middle_lets_what_is_in_flight_finish(create, work, backend):
     backend.delay_s = 0.3
     batch = create([line(f"id-{number}") for number in range(20)])["id"]

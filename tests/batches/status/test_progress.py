@@ -179,6 +179,7 @@ def test_lines_that_repeat_another_take_no_time(make, live_backend):
 # No end where none is known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [0, 4])
 def test_nothing_is_made_up_before_lines_are_measured(make, live_backend, done):
     told = progress.of(make(done, 100))
@@ -302,6 +303,7 @@ def test_too_many_lines_of_several_models_are_not_counted(make, live_backend, mo
     assert told.estimated_from == "Not known while 50 lines or more for one of several models are left."
 
 
+@pytest.mark.slow
 def test_the_turns_of_others_are_counted_in(make, live_backend):
     batch = make(50, 100, each=2.0)
     shorter, longer = make(50, 10, each=1.0), make(50, 10_000, each=1.0)
