@@ -11,6 +11,7 @@ from common.models import ApiKey
 OPERATIONS = [
     "batches_cancel",
     "batches_create",
+    "batches_extend",
     "batches_list",
     "batches_pause",
     "batches_pause_all",
