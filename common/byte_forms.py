@@ -37,6 +37,8 @@ _BEGINNINGS = (
     (rb"(?i)\s*<(?:!doctype|html)", "HTML", _EXPORT),
     (rb"\s*<\?xml", "XML", _EXPORT),
     (rb"\x89PNG|\xff\xd8\xff|GIF8", "an image", _EXPORT),
+    # What a file system shows of bytes that were never written, as after a power cut.
+    (rb"\x00{4,}\Z", "NUL bytes", "write the file again"),
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "UTF-32", "save it as UTF-8"),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", "save it as UTF-8"),
 )
@@ -93,6 +95,7 @@ _CYRILLIC = {"cp1251": "оеаинтсрвлкмдпуы", "koi8_r": "оеаин
 # The share that tells a codec of two bytes: by chance, a tenth of the letters are common ones.
 _LEAST_SHARE = 0.25
 _FEW_LETTERS = 4
+_WITHIN_A_WORD = re.compile(rb"[A-Za-z][\x80-\xff]+|[\x80-\xff]+[A-Za-z]")
 
 
 def looks_like(content: bytes) -> str:
@@ -125,8 +128,10 @@ def code_page(content: bytes) -> str:
     # Big5 writes single bytes among ASCII too. A few accents may be letters of it by chance.
     if share >= _LEAST_SHARE and not (has_accents and len(_foreign(codec, content)) < _FEW_LETTERS):
         return codec
-    if has_accents:
-        return _likeliest(_LATIN, content)[0]
+    codec, share = _likeliest(_LATIN, content)
+    # Two accents may stand side by side in a short text: Grüße, créée.
+    if has_accents or (share > 0.5 and all(len(run) <= 2 for run in runs) and _WITHIN_A_WORD.search(content)):
+        return codec
     codec, share = _likeliest(_CYRILLIC, content)
     return codec if share >= 0.5 else ""
 

@@ -118,6 +118,19 @@ def test_what_is_not_known_for_certain_is_said_to_be_perhaps_another(text, codec
     assert "another" in looks_like(lines(text).encode(codec))
 
 
+@pytest.mark.parametrize(
+    "text", ["Grüße", "Viele Grüße 2", "Eine Füße-Übung", "une idée créée", "süß", "São João", "Põõsas", "Größe?"]
+)
+@pytest.mark.parametrize("codec", ["cp1252", "latin-1"])
+def test_two_accents_side_by_side_are_of_a_code_page(text, codec):
+    assert looks_like(lines(text).encode(codec)).startswith("cp1252")
+
+
+@pytest.mark.parametrize("text", ["用Python写", "比较A和B", "Q: 你", "是"])
+def test_single_signs_among_latin_letters_are_not_taken_for_accents(text):
+    assert not looks_like(lines(text).encode("gbk")).startswith("cp1252 or")
+
+
 def packed(kind):
     content = lines("hello").encode() * 20
     file = io.BytesIO()
@@ -150,6 +163,8 @@ def packed(kind):
         (b"<!DOCTYPE html><html>", "HTML"),
         (b"\x89PNG\r\n\x1a\n", "an image"),
         (gzip.compress(bytes(range(256)) * 9, mtime=0)[10:], "binary data"),
+        (bytes(20), "NUL bytes"),
+        (bytes(4096), "NUL bytes"),
     ],
 )
 def test_a_kind_of_file_is_named(content, name):

@@ -17,8 +17,11 @@ DEFINITIONS = ("$defs", "definitions")
 LIMITS = (
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern"),
     *("format", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties", "patternProperties"),
-    *("propertyNames", "prefixItems", "not", "if", "dependentRequired", "dependentSchemas"),
+    *("propertyNames", "prefixItems", "not", "if", "dependentRequired", "dependentSchemas", "dependencies"),
+    *("contains", "minContains", "maxContains", "unevaluatedProperties", "contentEncoding", "contentMediaType"),
 )
+# Keywords that say to the model what to write, and that it is not shown.
+ADVICE = ("default", "examples", "example")
 # Following a reference costs what it adds, and this for each member that it copies, of the room in Notes.
 BYTES_PER_MEMBER = 100
 MOST_FOLLOWED = 100  # references within each other
@@ -39,8 +42,10 @@ class ToolSchema(Entry):
             for name, schema in value[place].items()
         }
         schema = _Reader(definitions, notes).read(value, "", frozenset())
-        if "anyOf" in schema:
-            notes.append(Note(HINT, path="anyOf", weight=Weight.TOLD))
+        # ToolFunctionParameters has less than ToolProperty.
+        for name in ("anyOf", "description"):
+            if schema.get(name):
+                notes.append(Note(HINT, path=name, weight=Weight.TOLD))
         if "definitions" in schema and "$defs" not in schema:
             renamed: JSON = _renamed(schema)
             return renamed
@@ -71,6 +76,9 @@ class _Reader:
         for name in LIMITS:
             if name in said:
                 self._tell(path, name)
+        for name in ADVICE:
+            if said.get(name) is not None:
+                self._tell(path, name)
         if isinstance(said.get("additionalProperties"), dict):
             self._tell(path, "additionalProperties")
         if isinstance(inner := said.get("properties"), dict):
@@ -86,8 +94,9 @@ class _Reader:
 
     def _followed(self, said: JSON, path: str, followed: frozenset[str]) -> tuple[JSON, frozenset[str]]:
         """The schema to which a reference leads, with what stands beside the reference."""
-        while isinstance(reference := said.get("$ref"), str) and reference in self.definitions:
-            if reference in followed or len(followed) == MOST_FOLLOWED or not self._has_room(reference, said):
+        while isinstance(reference := said.get("$ref"), str):
+            is_known = reference in self.definitions and reference not in followed
+            if not is_known or len(followed) == MOST_FOLLOWED or not self._has_room(reference, said):
                 self._tell(path, "$ref")
                 break
             followed |= {reference}

@@ -456,10 +456,12 @@ ADDRESS = {"type": "object", "properties": {"city": {"type": "string"}}, "requir
         ({"oneOf": [{"$ref": "#/$defs/Address"}, {"type": "null"}]}, {"anyOf": [ADDRESS, {"type": "null"}]}, []),
         ({"const": "x"}, {"enum": ["x"]}, []),
         ({"type": "array", "items": {"$ref": "#/$defs/Address"}}, None, []),
-        ({"type": "integer", "title": "N", "default": 3, "minimum": 1, "maximum": 5}, None, [".minimum", ".maximum"]),
+        ({"type": "integer", "title": "N", "minimum": 1, "maximum": 5}, None, [".minimum", ".maximum"]),
         ({"type": "object", "properties": {"a": {"type": "string", "pattern": "x"}}}, None, [".properties.a.pattern"]),
         ({"type": "object", "additionalProperties": False}, None, []),
-        ({"$ref": "#/$defs/Nobody"}, None, []),
+        ({"$ref": "#/$defs/Nobody"}, None, [".$ref"]),
+        ({"$ref": "#/properties/x"}, None, [".$ref"]),
+        ({"type": "array", "items": {"$ref": "#/$defs/Nobody"}}, None, []),
         (True, None, []),
         ({"$ref": "#/$defs/Tree"}, {"properties": {"leaf": {"$ref": "#/$defs/Tree"}}}, [".properties.leaf.$ref"]),
     ],
@@ -536,6 +538,30 @@ def test_a_chain_of_references_is_followed_for_a_while():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/$defs/d0", "$defs": chain}}}
     (finding,) = translate("ollama", CHAT, asking(CHAT, tools=[tool])).findings
     assert finding.param == "tools[0].function.parameters.$ref"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"description": "Only whole numbers."}, ["description"]),
+        ({"anyOf": [{"required": ["a"]}]}, ["anyOf"]),
+        ({"properties": {"a": {"type": "string", "default": "Rome"}}}, ["properties.a.default"]),
+        ({"properties": {"a": {"type": "boolean", "default": False}}}, ["properties.a.default"]),
+        ({"properties": {"a": {"type": "string", "examples": ["Rome"]}}}, ["properties.a.examples"]),
+        ({"properties": {"a": {"type": "array", "contains": {"const": 1}}}}, ["properties.a.contains"]),
+        ({"properties": {"a": {"type": "string", "contentEncoding": "base64"}}}, ["properties.a.contentEncoding"]),
+        ({"properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"default": 3}}}, ["properties.a.default"]),
+        # What Ollama shows, and what says nothing to a model.
+        ({"properties": {"a": {"type": "string", "description": "A town.", "title": "A", "default": None}}}, []),
+        ({"properties": {"a": {"type": "array", "items": {"type": "integer", "default": 3}}}}, []),
+        ({"title": "T", "$schema": "x", "additionalProperties": False, "description": ""}, []),
+    ],
+)
+def test_what_ollama_does_not_show_of_a_tool_is_told(parameters, told):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", **parameters}}}
+    translation = translate("ollama", CHAT, asking(CHAT, tools=[tool]))
+    assert [each.param.removeprefix("tools[0].function.parameters.") for each in translation.findings] == told
+    assert translation.refusal() is None
 
 
 def test_a_base_is_both_a_part_and_a_property():
