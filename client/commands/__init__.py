@@ -3,7 +3,7 @@
 import click
 
 from client.checkout import Checkout
-from client.commands import change, look, run
+from client.commands import change, csv_file, look, run
 from client.commands.session import Given
 
 COMPLETE_VAR = "_OLLAMA_BATCH_COMPLETE"
@@ -35,7 +35,7 @@ def completion(shell: str) -> None:
 
 
 for command in (
-    *(run.run, look.list_batches, look.show, look.watch, look.results, look.errors),
+    *(run.run, csv_file.csv_file, look.list_batches, look.show, look.watch, look.results, look.errors),
     *(change.cancel, change.pause, change.resume, change.extend, change.retry, change.priority),
 ):
     cli.add_command(command)

@@ -6,7 +6,7 @@ import click
 
 from client import rendering
 from client.commands.look import followed, tell_end
-from client.commands.session import Session, batch_id, options
+from client.commands.session import Session, batch_id, options, window_text
 
 # As metadata.priority has them at the creation of a batch.
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
@@ -73,7 +73,7 @@ def _switch(session: Session, what: str, batches: tuple[str, ...], every: bool) 
 
 @click.command()
 @click.argument("batch")
-@click.argument("window")
+@click.argument("window", callback=window_text)
 @options
 def extend(session: Session, batch: str, window: str) -> None:
     """Move the end of a batch's window to WINDOW from now, such as 7d or 36h. It never ends earlier than before."""
@@ -92,7 +92,7 @@ def extend(session: Session, batch: str, window: str) -> None:
     "--code", "codes", multiple=True, metavar="CODE", help="Only lines that failed with this code; repeatable."
 )
 @click.option("--model", help="Ask this model instead.")
-@click.option("--window", default="7d", show_default=True, help="The completion window of the new batch.")
+@click.option("--window", default="7d", show_default=True, callback=window_text, help="The window of the new batch.")
 @click.option("--watch", "and_watch", is_flag=True, help="Watch the new batch to its end.")
 @options
 def retry(

@@ -1,5 +1,6 @@
 """`run FILE`: from a file of requests to a file of answers. Safe to repeat."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import click
 
 from client import delivery, input_file, memory, own_server, watching
 from client.api import FINAL, Server
-from client.commands.session import Session, options
+from client.commands.session import WINDOW_HELP, Session, options, window_text
 from client.delivery import Destination
 from client.memory import DIGEST_KEY, Memory
 from client.own_server import Found
@@ -21,7 +22,7 @@ LONGEST_METADATA = 512
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: FILE.results.jsonl, beside FILE.")
 @click.option("--force", is_flag=True, help="Overwrite results that are there already.")
-@click.option("--window", default=DEFAULT_WINDOW, show_default=True, help="Completion window, such as 36h or 7d.")
+@click.option("--window", default=DEFAULT_WINDOW, show_default=True, callback=window_text, help=WINDOW_HELP)
 @click.option("--priority", type=click.Choice(["high", "low"]), help="Before or after the lines of all other batches.")
 @click.option("--again", is_flag=True, help="Ask everything again, although this file was run before.")
 @click.option("--detach", is_flag=True, help="Do not wait for the end.")
@@ -54,7 +55,7 @@ def run(
         metadata = {DIGEST_KEY: digest, "input_file": file.name[:LONGEST_METADATA]}
         metadata |= {"priority": priority} if priority else {}
         asked = {"endpoint": endpoint, "completion_window": window, "metadata": metadata}
-        batch = begun(session, found, file, digest, asked, destination, again=again)
+        batch = begun(session, found, file, digest, asked, refuse_existing=destination.refuse_existing, again=again)
         if detach:
             session.show(batch) if session.as_json else session.tell(f"Watch it: {session.command} watch {batch['id']}")
             return
@@ -71,17 +72,17 @@ def begun(
     file: Path,
     digest: str,
     asked: dict[str, Any],
-    destination: Destination,
     *,
+    refuse_existing: Callable[[], None],
     again: bool,
 ) -> dict[str, Any]:
-    """The batch of this file: the one that was made for it before, or a new one. Raises Trouble if results of another
-    run are in the way of a batch that has not ended."""
+    """The batch of this file: the one that was made for it before, or a new one. `refuse_existing` is asked before a
+    batch is made or waited for, and raises Trouble if results of another run are in the way."""
     remembered = Memory(session.checkout.state_dir, found.key)
     with remembered.locked():
         batch = None if again else memory.find(found.server, remembered, digest)
         if batch is None or batch["status"] not in FINAL:
-            destination.refuse_existing()
+            refuse_existing()
         if batch is None:
             batch = _made(found.server, file, digest, asked)
             session.tell(f"Batch {batch['id']}")

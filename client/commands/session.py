@@ -72,6 +72,16 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     return with_session
 
 
+WINDOW_HELP = "Completion window, such as 36h or 7d; up to 30d."
+
+
+def window_text(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """The window as the server reads it. Raises BadParameter for what it would refuse after the upload."""
+    if not re.fullmatch(r"[1-9][0-9]{0,5}[mhd]", value):
+        raise click.BadParameter(f"{value!r}: expected a number of minutes, hours or days, such as 90m, 36h or 7d.")
+    return value
+
+
 def batch_id(server: Server, named: str) -> str:
     """The id that a person named, or that of the newest batch for `last`. Raises Trouble for what is no id."""
     if named == LAST:
