@@ -35,7 +35,7 @@ def completion(shell: str) -> None:
 
 
 for command in (
-    *(run.run, csv_file.csv_file, look.list_batches, look.show, look.watch, look.results, look.errors),
+    *(run.run, csv_file.csv_file, look.list_batches, look.show, look.watch, look.results, look.errors, look.check),
     *(change.cancel, change.pause, change.resume, change.extend, change.retry, change.priority),
 ):
     cli.add_command(command)

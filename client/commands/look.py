@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
-from client import delivery, rendering, watching
+from client import checking, delivery, rendering, watching
 from client.api import FINAL, Server
 from client.commands.session import LAST, Session, batch_id, options
 from client.trouble import Interrupted, Refused, Trouble
@@ -227,3 +228,56 @@ def _reasons(server: Server, batch: dict[str, Any]) -> list[dict[str, Any]]:
         chunks = server.content(batch["error_file_id"])
         return delivery.reasons(b"".join(chunks).splitlines())
     return data
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@options
+def check(session: Session, file: Path) -> None:
+    """Say what is wrong with a file of requests, without a batch. Ends with 1 if anything is.
+
+    If a server answers, it is asked whether it has the models.
+    """
+    has_model = _models(session)
+    report = checking.check(file, has_model)
+    if session.as_json:
+        counts = {"lines": report.lines, "endpoint": report.endpoint, "models": dict(report.models)}
+        longest = {"line": report.longest_line, "characters": report.longest_characters}
+        session.show(counts | {"longest": longest, "errors": report.mistakes})
+    else:
+        click.echo(f"{file}: {report.lines:,} lines for {report.endpoint or 'no endpoint'}.")
+        for model, count in report.models.most_common():
+            click.echo(f"  {count:,} lines for {rendering.printable(model) or 'the default model of the server'}")
+        click.echo(
+            f"The longest prompt is that of line {report.longest_line}: {report.longest_characters:,} letters, roughly "
+            f"{report.longest_tokens:,} tokens."
+        )
+        if has_model is None:
+            click.echo("Nobody was asked for these models: no server answers, or it has no model server.")
+        click.echo("Mistakes:\n" + delivery.mistakes(report.mistakes) if report.mistakes else "No mistake was found.")
+    if report.mistakes:
+        sys.exit(1)
+
+
+def _models(session: Session) -> Callable[[str], bool] | None:
+    """Whether the server has a model, by any name that lines may use; None if no server answers and none was named, or
+    if the server has no model server to ask."""
+    try:
+        server = session.server()
+    except Trouble:
+        if session.address is not None:
+            raise
+        return None
+    if not server.get("models")["data"]:
+        return None
+
+    def has_model(name: str) -> bool:
+        try:
+            server.get(f"models/{quote(name)}")
+        except Refused as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
+    return has_model
