@@ -77,6 +77,8 @@ def find(server: Server, memory: Memory, digest: str) -> dict[str, Any] | None:
             if batch["status"] != "failed":
                 return batch
     for batch in server.objects("batches", most=MOST_LISTED):
-        if (batch.get("metadata") or {}).get(DIGEST_KEY) == digest and batch["status"] != "failed":
+        # A retry has some of the lines alone, whatever its metadata says.
+        is_whole = batch["status"] != "failed" and not batch.get("retry_of")
+        if is_whole and (batch.get("metadata") or {}).get(DIGEST_KEY) == digest:
             return batch
     return None

@@ -98,6 +98,13 @@ def test_a_batch_that_failed_in_validation_asked_nothing_so_it_is_made_again(box
     assert len(box.sent("batches")) == 1
 
 
+def test_a_retry_of_some_lines_is_not_taken_for_the_whole_file(box, path):
+    known = {"input_sha256": DIGEST}
+    retry = batch("batch_2", metadata=known, retry_of="batch_1")
+    plays(box, listed=[retry, batch("batch_1", metadata=known, output_file_id="file-2")])
+    assert "Batch batch_1, made for this file before" in box.type("run", path).output
+
+
 @pytest.mark.parametrize("status", ["expired", "cancelled"])
 def test_a_batch_that_ended_early_gives_its_answers_and_says_how_to_ask_the_rest(box, path, tmp_path, status):
     line = {"custom_id": "b", "response": None, "error": {"code": f"batch_{status}", "message": "Late."}}
