@@ -198,7 +198,7 @@ def test_what_a_running_server_and_the_commands_tell_each_other(client, tmp_path
     assert batch["id"] in client("cancel", "last", **named).stdout
     watched = client("watch", "--exit-status", **named)
     assert watched.returncode == 1
-    assert f"{batch['id']} is cancelled: 0 lines answered, 1 failed." in watched.stdout
+    assert f"{batch['id']} is cancelled: 0 of 1 lines answered." in watched.stdout
     eventually(lambda: server.health()["status"] == "ok")
     assert client("results", listed[0]["id"], **named).stdout == (tmp_path / "in.results.jsonl").read_text()
 
