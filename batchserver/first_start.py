@@ -1,4 +1,4 @@
-"""What the first start makes: directories, the secret key, tables, and an administrator.
+"""What the first start makes: directories, the secret key, the instance's name, tables, and an administrator.
 
 Safe to run at every start, and by several processes at once.
 """
@@ -27,7 +27,8 @@ def make_directories() -> None:
 def prepare(*, with_admin: bool = True) -> str | None:
     """Make what is missing and bring the database up to date; the new administrator's password if one was made."""
     make_directories()
-    str(settings.SECRET_KEY)  # made here if it is missing, before any other process needs it
+    # Made here if they are missing, before any other process needs them.
+    str(settings.SECRET_KEY), str(settings.INSTANCE_ID)
     call_command("migrate", verbosity=0, interactive=False)
     users = get_user_model().objects
     if not with_admin or users.filter(is_superuser=True).exists():

@@ -15,12 +15,13 @@ import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batchserver import env, secret_key
+from batchserver import env, kept
 from batchserver.version import read_version
 
 django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = read_version()
 
 # The real environment wins over the file.
 load_dotenv(env.text(environ, "ENV_FILE") or BASE_DIR / ".env", override=False)
@@ -39,7 +40,11 @@ DATA_DIR = (BASE_DIR / Path(env.text(environ, "DATA_DIR", "data")).expanduser())
 FILES_DIR = DATA_DIR / "files"
 UPLOAD_DIR = FILES_DIR / ".incoming"  # same file system as FILES_DIR: a finished upload is renamed, never copied
 # Read or made when first needed, not before: `manage.py setup` and `serve` make it at the first start.
-SECRET_KEY = env.text(environ, "SECRET_KEY") or cast(str, SimpleLazyObject(lambda: secret_key.kept_in(DATA_DIR)))
+SECRET_KEY = env.text(environ, "SECRET_KEY") or cast(
+    str, SimpleLazyObject(lambda: kept.text(DATA_DIR, kept.SECRET_KEY))
+)
+# What /health calls this server: the command line of the same checkout finds it in DATA_DIR too.
+INSTANCE_ID = cast(str, SimpleLazyObject(lambda: kept.text(DATA_DIR, kept.INSTANCE_ID)))
 DEBUG = False
 
 _named_hosts = env.texts(environ, "ALLOWED_HOSTS")
@@ -87,9 +92,6 @@ MODEL_NAME = env.text(environ, "MODEL_NAME", EMBEDDED_BACKEND_MODEL if EMBEDDED_
 MODEL_NAME_IS_SET = EMBEDDED_BACKEND or bool(env.text(environ, "MODEL_NAME"))
 # "*" stands for every name that has no alias of its own.
 MODEL_ALIASES = {"*": EMBEDDED_BACKEND_MODEL} if EMBEDDED_BACKEND else env.pairs(environ, "MODEL_ALIASES")
-
-# `manage.py run_batch` is a client of the API; its key has the name that the official clients use.
-CLIENT_API_KEY = env.text(environ, "OPENAI_API_KEY")
 
 # Execution
 MAX_CONCURRENT_BATCHES = env.whole(environ, "MAX_CONCURRENT_BATCHES", 1, least=1, most=64)
@@ -257,7 +259,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ollama Batch Server",
     "DESCRIPTION": "The OpenAI Batch API in front of Ollama.",
-    "VERSION": read_version(),
+    "VERSION": VERSION,
     "OAS_VERSION": "3.1.0",
     "SCHEMA_PATH_PREFIX": "/v1",
     "COMPONENT_SPLIT_REQUEST": True,

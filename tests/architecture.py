@@ -169,13 +169,13 @@ def outside(tree: Tree, libraries: Sequence[str], *, homes: Collection[str]) -> 
     ]
 
 
-def importers(tree: Tree, room: str) -> list[str]:
-    """Who imports something of this room from outside of it."""
+def importers(tree: Tree, room: str, *, but: Collection[str] = ()) -> list[str]:
+    """Who imports something of this room from outside of it; the rooms in `but` may."""
     return [
         f"{module} imports {target}"
         for module, targets in tree.arrows.items()
         for target in sorted(targets)
-        if _is_in(target, room) and not _is_in(module, room)
+        if _is_in(target, room) and not _is_in(module, room) and not _room_of(module, but)
     ]
 
 

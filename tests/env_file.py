@@ -5,9 +5,11 @@ import re
 
 from tests.stack import ROOT
 
-# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests, TMPDIR is every
-# program's.
-NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS", "TMPDIR"}
+# Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests,
+# OLLAMA_BATCH_SERVER is for the command line on other machines, and the others are every program's.
+NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS", "OLLAMA_BATCH_SERVER", "TMPDIR", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"} | {
+    "XDG_STATE_HOME"
+}
 
 
 def settings_keys() -> set[str]:
@@ -21,6 +23,12 @@ def settings_keys() -> set[str]:
         elif isinstance(node, ast.Subscript | ast.Attribute):
             assert ast.unparse(node.value) not in ("environ", "os.environ"), "it reads the environment by env alone"
     return keys
+
+
+def client_keys() -> set[str]:
+    """The environment's keys that the command line reads, from its source."""
+    source = (ROOT / "client" / "checkout.py").read_text()
+    return set(re.findall(r'_text\("([A-Z_]+)"', source))
 
 
 def interpolated() -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
 PROXIES = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"]
-OTHERS = ["FAILPOINTS", "OPENAI_BASE_URL", "OPENAI_WEBHOOK_SECRET", *PROXIES]
+OTHERS = ["FAILPOINTS", "OLLAMA_BATCH_SERVER", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_WEBHOOK_SECRET", *PROXIES]
 
 for name in SETTINGS + OTHERS:
     os.environ.pop(name, None)
@@ -48,6 +48,7 @@ if DATABASE == "postgres":
 os.environ["ENV_FILE"] = os.devnull
 os.environ["MIN_FREE_BYTES"] = "0"  # a test machine may have little
 os.environ["DATA_DIR"] = str(STATE)
+os.environ["XDG_STATE_HOME"] = str(STATE / "state")  # what the command line remembers of earlier runs
 # In-process tests look at rows; messages go to a broker inside the process that nobody reads. The tests of whole
 # servers (tests/stack.py) have the real one.
 os.environ["CELERY_BROKER_URL"] = "memory://"

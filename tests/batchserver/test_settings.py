@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from batchserver import secret_key
+from batchserver import kept
 from tests.conftest import at_once
 from tests.stack import ROOT
 
@@ -117,7 +117,8 @@ def test_the_first_start_makes_all_for_us_alone_and_the_next_one_nothing(tmp_pat
     assert "password" in first.stdout, first.stderr
     modes = {path.relative_to(data): stat.S_IMODE(path.stat().st_mode) for path in [data, *data.rglob("*")]}
     names = {str(path): oct(mode) for path, mode in modes.items() if path.suffix != ".sqlite3"}
-    assert names == {".": "0o700", "files": "0o700", "files/.incoming": "0o700", "secret_key": "0o600"}
+    directories = {".": "0o700", "files": "0o700", "files/.incoming": "0o700"}
+    assert names == directories | {"secret_key": "0o600", "instance_id": "0o600"}
     key = (data / "secret_key").read_text()
 
     second = manage(data, "setup")
@@ -148,7 +149,7 @@ def test_a_key_of_the_environment_is_used_and_none_is_kept(tmp_path):
 
 def test_two_first_starts_get_the_same_key(tmp_path):
     data = tmp_path / "data"
-    assert len(set(at_once(8, lambda: secret_key.kept_in(data)))) == 1
+    assert len(set(at_once(8, lambda: kept.text(data, kept.SECRET_KEY)))) == 1
     assert [path.name for path in data.iterdir()] == ["secret_key"]
 
 

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from zoneinfo import available_timezones
 
+import click
 import pytest
 import yaml
 from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand, CommandParser
 from django.urls import Resolver404, resolve
 
+from client.commands import cli
 from tests.env_file import NOT_IN_ENV_FILE, documented, interpolated, settings_keys
 from tests.stack import ROOT
 
@@ -28,6 +30,8 @@ PAGES = sorted(page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if
 LEFT_OUT = {".git", ".venv", "node_modules", "data", "__pycache__"}
 # What a server makes in DATA_DIR, which is `data` unless it is set.
 MADE_IN_DATA_DIR = {"data", "data/logs", "data/logs/run.log", "data/embedded"}
+# What `script/batch run FILE` makes beside FILE.
+MADE_BY_RUN = {"FILE.results.jsonl", "FILE.results.errors.jsonl"}
 # Settings of other programs, each read by the one that is named.
 FOREIGN = {
     "OLLAMA_HOST": "Ollama's own; ours never sets it but for `pull` in docker-compose.yml",
@@ -149,6 +153,8 @@ def paths(page: Path) -> list[str]:
 
 def is_there(path: str) -> bool:
     path = path.rstrip("/")
+    if path in MADE_BY_RUN:
+        return True
     if "*" in path:
         return any(ROOT.glob(path))
     return path in ENDINGS or path in MADE_IN_DATA_DIR or path.startswith(".venv/")
@@ -304,6 +310,21 @@ def parse(command: str, arguments: list[str]) -> None:
             raise Refused(f"manage.py {command} has no {option}")
 
 
+def parse_for_client(arguments: list[str]) -> None:
+    """Give the arguments to the command line's own parser, which runs nothing. Raises Refused."""
+    if not arguments:
+        return
+    try:
+        name, command, rest = cli.resolve_command(click.Context(cli), list(arguments))
+        assert command is not None
+        if rest:  # else the command is only named
+            command.make_context(name, rest)
+    except click.exceptions.Exit:
+        pass  # --help
+    except click.UsageError as error:
+        raise Refused(error.format_message()) from None
+
+
 def what_is_wrong(command: str) -> str | None:
     """Why this command cannot be typed as it stands there, if it cannot."""
     try:
@@ -321,10 +342,14 @@ def what_is_wrong(command: str) -> str | None:
 
 
 def check_script(script: str, arguments: list[str]) -> None:
-    """A script knows an option because its text has it, or the management command to which it hands its arguments."""
+    """A script knows an option because its text has it, or what it hands its arguments to: a management command, or the
+    command line of the client."""
     path = ROOT / script
     if not path.exists():
         raise Refused(f"there is no {script}")
+    if script in ("script/batch", "script/run"):
+        parse_for_client([*(["run"] if script == "script/run" else []), *arguments])
+        return
     if handed_on := re.search(r'manage(?:\.py)?"? (\w+) "\$@"', path.read_text()):
         parse(handed_on[1], arguments)
     elif arguments and not re.search(rf"(?<![\w-]){re.escape(arguments[0])}(?![\w-])", path.read_text()):
@@ -388,6 +413,9 @@ def test_python_and_json_blocks_can_be_read(page):
         "python manage.py serve --no-such-option",
         "script/nothing",
         "script/run examples/requests.jsonl --no-such-option",
+        "script/batch watch --no-such-option",
+        "script/batch look",
+        "script/batch list last",
         "script/test slowly",
         "gunzip -c dump.gz | docker compose exec -T database psql",
         "docker compose exec webb python manage.py changepassword admin",

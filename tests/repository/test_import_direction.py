@@ -14,7 +14,7 @@ from tests.architecture import Tree, arrows_up, circles, importers, neighbours, 
 from tests.stack import ROOT
 
 # From the top.
-STOREYS = [["benchmarks"], ["manage", "batchserver"], ["batches"], ["files_api"], ["common"]]
+STOREYS = [["benchmarks"], ["manage", "batchserver"], ["batches"], ["files_api"], ["common"], ["client"]]
 # From the top, in batches/ as DESIGN has it.
 ROOMS = [
     [f"batches.{room}" for room in rooms]
@@ -39,8 +39,7 @@ REST_GROUND = [
 ]
 HTTP = ["requests", "urllib3", "pycurl", "http.client", "urllib.request", "httpx", "aiohttp"]
 HTTP_HOMES = [
-    *("batches.backends", "batches.webhooks", "common.sockets", "client"),
-    *("batchserver.management.commands._client", "benchmarks"),
+    *("batches.backends", "batches.webhooks", "common.sockets", "client", "benchmarks"),
 ]
 
 
@@ -136,6 +135,18 @@ RULES = [
         {"batches.backends.relay": "from urllib3 import Timeout", "batches.registry": "import http, urllib.parse"},
     ),
     Rule(
+        "the command line knows no Django and nothing of the server's",
+        partial(reaching, room="client", forbidden=["django", "batchserver", "batches", "files_api", "common"]),
+        {"client": "from common.jsonl import read_lines", "common.jsonl": ""},
+        {"client.api": "import requests", "common.jsonl": "import django"},
+    ),
+    Rule(
+        "the server knows nothing of the command line",
+        partial(importers, room="client", but=["benchmarks"]),
+        {"batchserver.settings": "from client.checkout import Checkout", "client.checkout": ""},
+        {"benchmarks.effort": "from client import api", "client.api": "", "client": ""},
+    ),
+    Rule(
         "nothing imports benchmarks",
         partial(importers, room="benchmarks"),
         {
@@ -176,7 +187,7 @@ def test_the_whole_project_is_read(tree: Tree) -> None:
     """Rules that look at nothing would hold for ever."""
     assert {"manage", "batches", "batches.models.batch", "common.errors", "batchserver.settings"} < set(tree.sources)
     assert "batches.models" in tree.arrows["batches.lifecycle"]
-    for package in ("batchserver", "batches", "benchmarks", "common", "files_api"):
+    for package in ("batchserver", "batches", "benchmarks", "client", "common", "files_api"):
         assert len(tree.within(package)) == len(list((ROOT / package).rglob("*.py")))
 
 

@@ -1,0 +1,249 @@
+"""`csv FILE`: a table in, the same table with the answers as columns out. Safe to repeat."""
+
+import csv
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from client import delivery, own_server, prompts, rendering
+from client.api import Server
+from client.commands.run import DEFAULT_WINDOW, LONGEST_METADATA, begun, followed
+from client.commands.session import WINDOW_HELP, Session, options, window_text
+from client.memory import DIGEST_KEY
+from client.own_server import Found
+from client.prompts import ENDPOINT, Answers, Recipe
+from client.table import Table, described
+from client.trouble import Trouble
+
+SHOWN_ROWS = 3
+SECONDS = {"m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was ordered of one run."""
+
+    session: Session
+    recipe: Recipe
+    output: Path
+    force: bool
+    window: str
+    again: bool
+
+    def refuse_existing(self) -> None:
+        if self.output.exists() and not self.force:
+            raise Trouble(f"{self.output} is there already. Name another file by -o, or overwrite it with --force.")
+
+
+@click.command("csv")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, type=click.Path(path_type=Path), help="A template: {{ column }} is a cell.")
+@click.option("--system", type=click.Path(path_type=Path), help="A template for the system message.")
+@click.option(
+    "--schema", type=click.Path(path_type=Path), help="A JSON Schema of the answers; its properties are columns."
+)
+@click.option("--model", help="Default: the server's.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file for rows and answers.")
+@click.option("--id", "id_column", metavar="COLUMN", help="What rows are known by. Default: their number.")
+@click.option("--where", metavar="EXPRESSION", help='Only rows for which this holds, such as "age|int > 30".')
+@click.option(
+    "--limit", type=click.IntRange(1), help="Try so many rows, tell how long all take, and ask whether to go on."
+)
+@click.option("-y", "--yes", is_flag=True, help="Go on after the trial without asking.")
+@click.option("--delimiter", help="Between cells. Default: what the file looks like.")
+@click.option("--encoding", help="Default: what the file looks like.")
+@click.option("--force", is_flag=True, help="Overwrite the output if it is there.")
+@click.option("--window", default=DEFAULT_WINDOW, show_default=True, callback=window_text, help=WINDOW_HELP)
+@click.option("--again", is_flag=True, help="Ask everything again, although it was asked before.")
+@options
+def csv_file(
+    session: Session,
+    file: Path,
+    prompt: Path,
+    system: Path | None,
+    schema: Path | None,
+    model: str | None,
+    output: Path,
+    id_column: str | None,
+    where: str | None,
+    limit: int | None,
+    yes: bool,
+    delimiter: str | None,
+    encoding: str | None,
+    force: bool,
+    window: str,
+    again: bool,
+) -> None:
+    """Ask a prompt for each row of a CSV file, and write the rows with the answers.
+
+    The columns of the answer are the properties of --schema, or `answer`; beside them `error` and `finish_reason`.
+    The same command again asks nothing twice.
+    """
+    delivery.Destination.of(file, output, force=force)
+    if delimiter is not None and len(delimiter) != 1:
+        raise click.BadParameter(f"--delimiter {delimiter!r}: expected one character.")
+    table = Table.of(file, encoding=encoding, delimiter=delimiter)
+    session.tell(described(table))
+    if id_column is not None:
+        prompts.refuse_unknown({id_column} - {"row"}, table, "--id")
+    recipe = Recipe(
+        table,
+        prompt=prompts.template(_text(prompt), table, str(prompt)),
+        system=prompts.template(_text(system), table, str(system)) if system else None,
+        where=prompts.condition(where, table) if where else None,
+        id_column=id_column,
+        schema=prompts.schema(schema) if schema else None,
+        model=model,
+    )
+    total = sum(1 for _ in recipe.requests())
+    if not total:
+        raise Trouble(
+            f"No row of {file} is asked: {recipe.skipped} have an empty prompt, --where leaves out the others."
+        )
+    session.tell(f"{total:,} rows are asked; {recipe.skipped:,} with an empty prompt are skipped.")
+    order = Order(session, recipe, output, force, window, again)
+    if again:
+        order.refuse_existing()
+    with own_server.found(session.checkout, session.address, session.tell) as found:
+        batches = list(_run(order, found, limit, total, yes=yes))
+        if not batches:
+            return
+        delivery.put(_scored(order, found.server, batches), output, force=force)
+    if session.as_json:
+        session.show({"object": "list", "data": batches})
+    failed = sum(batch["request_counts"]["total"] - batch["request_counts"]["completed"] for batch in batches)
+    session.tell(f"Results: {output} ({total:,} rows asked, {failed:,} without an answer; see the column error)")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        raise Trouble(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _run(order: Order, found: Found, limit: int | None, total: int, *, yes: bool) -> Iterator[dict[str, Any]]:
+    """The batches that together ask all rows, each when it is over; none if the trial is enough for now."""
+    if limit is None or limit >= total:
+        yield _batch(order, found, 0, total)
+        return
+    trial = _batch(order, found, 0, limit)
+    for told in _trial(order, found.server, trial, total - limit):
+        order.session.tell(told)
+    if not yes and not click.confirm(f"Go on with the other {total - limit:,} rows?", err=order.session.as_json):
+        order.session.tell("Nothing was written. The same command again does not ask the trial's rows again.")
+        return
+    yield trial
+    yield _batch(order, found, limit, total)
+
+
+def _batch(order: Order, found: Found, start: int, end: int) -> dict[str, Any]:
+    """The batch of the asked rows from `start` to `end`, when it is over. Raises Trouble if its file had mistakes."""
+    with tempfile.NamedTemporaryFile(prefix=".requests-", suffix=".jsonl", dir=order.output.absolute().parent) as file:
+        digest = hashlib.sha256()
+        for number, (_, line) in enumerate(order.recipe.requests(end)):
+            if number >= start:
+                file.write(line)
+                digest.update(line)
+        file.flush()
+        metadata = {DIGEST_KEY: digest.hexdigest(), "input_file": order.recipe.table.path.name[:LONGEST_METADATA]}
+        asked = {"endpoint": ENDPOINT, "completion_window": order.window, "metadata": metadata}
+        batch = begun(
+            order.session,
+            found,
+            Path(file.name),
+            digest.hexdigest(),
+            asked,
+            refuse_existing=order.refuse_existing,
+            again=order.again,
+        )
+    batch = followed(order.session, found, batch)
+    if batch["status"] == "failed":
+        raise Trouble("Nothing was run, the requests have mistakes:\n" + delivery.mistakes(batch["errors"]["data"]))
+    return batch
+
+
+def _trial(order: Order, server: Server, batch: dict[str, Any], left: int) -> Iterator[str]:
+    """A few answers, and how long the other rows take at the speed of these."""
+    answers = Answers(order.recipe)
+    for line, _ in zip(_lines(server, batch["output_file_id"]), range(SHOWN_ROWS), strict=False):
+        cells = answers.cells(line)
+        told = ", ".join(f"{name}: {value}" for name, value in cells.items() if value)
+        yield rendering.short(f"{line['custom_id']} → {told}", 200)
+    failed = batch["request_counts"]["failed"]
+    if failed:
+        yield f"{failed} of the trial's rows failed: {order.session.command} errors {batch['id']}"
+    speed = server.get(f"batches/{batch['id']}/progress")["lines_per_minute"]
+    if not speed:
+        yield "How long the other rows take is not known: the trial is too short to tell."
+        return
+    needed_s = left / speed * 60
+    yield f"At {speed:,.1f} rows a minute the other {left:,} rows take {rendering.duration(needed_s)}."
+    window_s = int(order.window[:-1]) * SECONDS[order.window[-1]]
+    if needed_s > window_s:
+        yield f"That is longer than the completion window of {order.window}: name a longer one by --window, up to 30d."
+
+
+def _scored(order: Order, server: Server, batches: list[dict[str, Any]]) -> Iterator[bytes]:
+    """The output, row by row in the order of the input. Result files have that order too, so nothing is kept."""
+    recipe, table = order.recipe, order.recipe.table
+    answers = Answers(recipe)
+    heads = [_free(name, table.columns) for name in answers.heads]
+    good = _lines_of(server, [batch["output_file_id"] for batch in batches])
+    bad = _lines_of(server, [batch["error_file_id"] for batch in batches])
+    next_good, next_bad = next(good, None), next(bad, None)
+    yield b"\xef\xbb\xbf" if table.encoding in ("utf-8-sig", "utf-16") else b""
+    yield _row([*table.columns, *heads], table)
+    recipe.seen = {}
+    for number, row in table.rows():
+        skipped = recipe.skipped
+        request = recipe.request(number, row)
+        line = None
+        if request is None:
+            if recipe.skipped == skipped:
+                continue  # --where leaves it out
+            cells = dict.fromkeys(answers.heads, "") | {prompts.ERROR: "skipped: the prompt is empty"}
+        else:
+            if next_good is not None and next_good["custom_id"] == request[0]:
+                line, next_good = next_good, next(good, None)
+            elif next_bad is not None and next_bad["custom_id"] == request[0]:
+                line, next_bad = next_bad, next(bad, None)
+            cells = answers.cells(line)
+        yield _row([*row.values(), *cells.values()], table)
+
+
+def _free(name: str, taken: list[str]) -> str:
+    """The name of a column of the answer, which may be one of the input's."""
+    while name in taken:
+        name = f"answer_{name}"
+    return name
+
+
+def _row(cells: Iterable[str], table: Table) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=table.delimiter, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode("utf-8", errors="replace")
+
+
+def _lines_of(server: Server, file_ids: list[str | None]) -> Iterator[dict[str, Any]]:
+    for file_id in file_ids:
+        yield from _lines(server, file_id)
+
+
+def _lines(server: Server, file_id: str | None) -> Iterator[dict[str, Any]]:
+    """The lines of a result file, one at a time; none for no file."""
+    if file_id is None:
+        return
+    rest = b""
+    for chunk in server.content(file_id):
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (json.loads(line) for line in whole)
+    if rest:
+        yield json.loads(rest)

@@ -1,0 +1,84 @@
+"""What a person reads: tables, times, counts. In a terminal by rich, elsewhere as plain text."""
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their heads. Plain columns keep every letter, so that a pipe can read them."""
+    if is_terminal():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for head in heads:
+            # An id is there to be copied.
+            shown.add_column(head, no_wrap=head == "id", overflow="fold")
+        for row in rows:
+            shown.add_row(*(Text(printable(cell)) for cell in row))
+        Console().print(shown)
+        return
+    cells = [list(heads), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    for row in cells:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def printable(text: str) -> str:
+    """On one line and without what would steer a terminal: names and messages come from others."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def clock(seconds: float | None) -> str:
+    """A Unix time as this machine's own clock has it, with the day unless it is today."""
+    if seconds is None:
+        return ""
+    at = datetime.fromtimestamp(seconds, UTC).astimezone()
+    return at.strftime("%H:%M" if at.date() == datetime.now(UTC).astimezone().date() else "%a %d %b %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """`2 d 5 h`, `3 h 20 min`, `4 min 5 s`, `7 s`."""
+    rest = max(0, round(seconds))
+    parts: list[str] = []
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, rest = divmod(rest, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def counts(progress: dict[str, Any]) -> str:
+    """How many lines are done; empty before the input file is read."""
+    told = progress["request_counts"]
+    done = told["completed"] + told["failed"]
+    return f"{done:,}/{told['total']:,} lines, {told['failed']:,} failed" if told["total"] else ""
+
+
+def speed(progress: dict[str, Any]) -> str:
+    """Speed and end as the server measured and reckoned them; empty if it does not know."""
+    told = []
+    if progress.get("tokens_per_second"):
+        told.append(f"{progress['tokens_per_second']:,.0f} tokens/s")
+    if progress.get("lines_per_minute"):
+        told.append(f"{progress['lines_per_minute']:,.1f} lines/min")
+    if progress.get("estimated_end"):
+        left = duration(progress["estimated_end"] - time.time())
+        told.append(f"ends about {clock(progress['estimated_end'])} (in {left})")
+    return ", ".join(told)
+
+
+def short(text: str, width: int) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= width else line[: width - 1] + "…"

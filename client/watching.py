@@ -1,0 +1,142 @@
+"""Following a batch to its end, with what the server says of it: never a guess of our own."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from client import rendering
+from client.api import FINAL, Server
+from client.trouble import Away
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+FIRST_POLL_S, MOST_POLL_S = 0.2, 2.0
+PLAIN_EVERY_S = 30.0  # without a terminal each report is a line of a log
+WORDS = {
+    "validating": "reading the file",
+    "in_progress": "in progress",
+    "finalizing": "writing the result files",
+    "cancelling": "being cancelled",
+}
+
+
+class Display(ABC):
+    """Shows one report of `/progress` after another. Notes that stay are printed once each."""
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def show(self, progress: dict[str, Any]) -> None:
+        for warning in progress.get("warnings") or []:
+            self.note(f"Warning: {warning['message']}")
+        if progress["waiting_for"]:
+            self.note(f"Waiting: {progress['waiting_for']}")
+        else:
+            # The same reason is told again when it comes back.
+            self.told = {note for note in self.told if not note.startswith("Waiting: ")}
+        self.report(progress)
+
+    def note(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            self.write(text)
+
+    def write(self, text: str) -> None:
+        click.echo(text)
+
+    @abstractmethod
+    def report(self, progress: dict[str, Any]) -> None: ...
+
+    def close(self) -> None:  # noqa: B027  # most displays have nothing to end
+        """The last report was given."""
+
+
+class Silent(Display):
+    """For `--json`: what is printed is JSON alone, so notes go to the error output."""
+
+    def write(self, text: str) -> None:
+        click.echo(text, err=True)
+
+    def report(self, progress: dict[str, Any]) -> None:
+        pass
+
+
+class Plain(Display):
+    """A line when the status changes, at the end, and every PLAIN_EVERY_S."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.now = now
+        self.status = ""
+        self.due_at = 0.0
+
+    def report(self, progress: dict[str, Any]) -> None:
+        if progress["status"] == self.status and self.now() < self.due_at:
+            return
+        self.status, self.due_at = progress["status"], self.now() + PLAIN_EVERY_S
+        told = filter(None, [rendering.counts(progress), rendering.speed(progress)])
+        self.write(": ".join(filter(None, [WORDS.get(self.status, self.status), ", ".join(told)])))
+
+
+class Live(Display):
+    """A bar that moves, in a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+        self.bar: Bar = Progress(*columns, auto_refresh=False)
+        self.task = self.bar.add_task("", total=None)
+        self.bar.start()
+
+    def write(self, text: str) -> None:
+        from rich.text import Text
+
+        self.bar.console.print(Text(rendering.printable(text)))
+
+    def report(self, progress: dict[str, Any]) -> None:
+        told = progress["request_counts"]
+        status = WORDS.get(progress["status"], progress["status"])
+        words = [] if progress["status"] == "in_progress" else [status]
+        words += filter(None, [rendering.counts(progress), rendering.speed(progress)])
+        self.bar.update(
+            self.task,
+            total=told["total"] or None,
+            completed=told["completed"] + told["failed"],
+            description=", ".join(dict.fromkeys(words)),
+            refresh=True,
+        )
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+def display(as_json: bool) -> Display:
+    """What suits the output: JSON, a terminal, or a file."""
+    if as_json:
+        return Silent()
+    return Live() if rendering.is_terminal() else Plain()
+
+
+def until_over(server: Server, batch_id: str, shown: Display) -> dict[str, Any]:
+    """The batch in its final status. A server that does not answer is waited for: a batch may outlive its restarts."""
+    poll_s = FIRST_POLL_S
+    try:
+        while True:
+            try:
+                progress = server.get(f"batches/{batch_id}/progress")
+                shown.show(progress)
+                if progress["status"] in FINAL:
+                    return server.batch(batch_id)
+            except Away as error:
+                server.while_away()
+                shown.note(f"Waiting: {error.message} It is asked again until it does.")
+            time.sleep(poll_s)
+            poll_s = min(poll_s * 1.5, MOST_POLL_S)
+    finally:
+        shown.close()
