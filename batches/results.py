@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from batches import leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
-from batches.models import NOT_EXECUTED, OPEN, Batch, Line, LineState, Status
+from batches.models import OPEN, Batch, Line, LineState, Status
 from common import failpoints, ids
 from common.database import DamagedText, readable
 from common.errors import line_error
@@ -30,7 +30,12 @@ PAGE = 1000
 CHUNK_BYTES = 8 * 2**20
 FRAME_BYTES = 200  # of a result line without its answer: slightly more than most lines have
 TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
-MESSAGES = {state: line_error(*error) for state, error in NOT_EXECUTED.items()}
+MESSAGES: dict[int, dict[str, str]] = {
+    LineState.CANCELLED: line_error("batch_cancelled", "The batch was cancelled before this request executed."),
+    LineState.EXPIRED: line_error(
+        "batch_expired", "This request could not be executed before the completion window expired."
+    ),
+}
 # What stands in place of an answer that the database cannot give any more, and its error. It is no JSON.
 DAMAGED = Value("damaged", output_field=TextField())
 UNREADABLE = ("answer_unreadable", "The stored answer to this request is damaged. Send the request again.")

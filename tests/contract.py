@@ -34,7 +34,6 @@ OPERATIONS = [
     ("POST", r"/v1/batches/[^/]+/resume", "Batch"),
     ("POST", r"/v1/batches/[^/]+/extend", "Batch"),
     ("GET", r"/v1/batches/[^/]+/progress", None),
-    ("GET", r"/v1/batches/[^/]+/reasons", None),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),
     # Their answers are the model server's own.

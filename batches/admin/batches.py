@@ -17,7 +17,7 @@ from django.views.decorators.http import require_POST
 from batches import lifecycle, tasks
 from batches.models import Batch
 from batches.scheduling import gate, switch
-from batches.status import health, outlook, progress, reasons
+from batches.status import health, outlook, progress
 from common.admin import LookOnly
 from common.errors import ApiError
 
@@ -45,7 +45,6 @@ class BatchAdmin(LookOnly):
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
         ("Outlook", {"fields": ("waits_for", "told_warnings", "contexts", "estimated_end", "estimated_from")}),
-        ("Lines without an answer", {"fields": ("unanswered",)}),
         ("Files", {"fields": ("input", "output", "error_output")}),
         ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
         ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
@@ -210,12 +209,6 @@ class BatchAdmin(LookOnly):
     def listed_errors(self, batch: Batch) -> str:
         lines = [f"line {error['line'] or '-'}: {error['message']} ({error['code']})" for error in batch.errors]
         return _paragraphs(lines)
-
-    @admin.display(description="Reasons")
-    def unanswered(self, batch: Batch) -> str:
-        return _paragraphs(
-            [f"{each.count:,} of {each.code}: {each.message} ({', '.join(each.first)} …)" for each in reasons.of(batch)]
-        )
 
     @admin.display(description="Finished")
     def finished_at(self, batch: Batch) -> Any:

@@ -12,7 +12,7 @@ from common.admin import LookOnly
 
 @admin.register(Line)
 class LineAdmin(LookOnly):
-    list_display = ("number", "custom_id", "state", "of_model", "http_status", "attempts", "duration_ms", "batch")
+    list_display = ("number", "custom_id", "state", "model", "http_status", "attempts", "duration_ms", "batch")
     list_display_links = ("number", "custom_id")
     list_filter = ("state",)
     list_select_related = ("batch", "part")
@@ -29,11 +29,6 @@ class LineAdmin(LookOnly):
             return None
         url = reverse("admin:batches_line_change", args=[line.original_id])
         return format_html('<a href="{}">Line {}</a>', url, line.original.number)
-
-    # Under the name `model` the list would find the class that this page is about.
-    @admin.display(description="Model", ordering="part__model")
-    def of_model(self, line: Line) -> str:
-        return line.model
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
         # The list shows no reply, and a page of long replies would be as large as all of them together.

@@ -1,4 +1,4 @@
-"""/v1/batches: create, list, retrieve, cancel, pause, resume, extend, progress, reasons."""
+"""/v1/batches: create, list, retrieve, cancel, pause, resume, extend, progress."""
 
 import json
 from datetime import datetime
@@ -17,12 +17,11 @@ from batches.api.serializers import (
     BatchSerializer,
     ExtendSerializer,
     ProgressSerializer,
-    ReasonListSerializer,
     window_length,
 )
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
-from batches.status import outlook, progress, reasons
+from batches.status import outlook, progress
 from common import failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
@@ -123,11 +122,6 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @action(detail=True)
     def progress(self, request: Request, pk: str) -> Response:
         return Response(ProgressSerializer(progress.of(self.get_object())).data)
-
-    @operation("Tell why lines of a batch have no answer", ReasonListSerializer)
-    @action(detail=True)
-    def reasons(self, request: Request, pk: str) -> Response:
-        return Response(ReasonListSerializer({"data": reasons.of(self.get_object())}).data)
 
 
 def _all_paused(since: datetime | None) -> Response:

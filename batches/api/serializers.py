@@ -12,7 +12,6 @@ from rest_framework import serializers
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Part, Priority, Status
 from batches.status.progress import Progress
-from batches.status.reasons import Reason
 from common import errors
 from common.errors import ApiError
 from common.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
@@ -256,18 +255,6 @@ class ProgressSerializer(serializers.Serializer[Progress]):
     tokens_per_second = serializers.FloatField(allow_null=True)
     estimated_end = UnixTimeField(allow_null=True)
     estimated_from = serializers.CharField(allow_null=True)
-
-
-class ReasonSerializer(serializers.Serializer[Reason]):
-    code = serializers.CharField()
-    message = serializers.CharField()
-    count = serializers.IntegerField()
-    first = serializers.ListField(child=serializers.CharField())
-
-
-class ReasonListSerializer(serializers.Serializer[dict[str, Any]]):
-    object = ConstantField("list")
-    data = ReasonSerializer(many=True)  # type: ignore[assignment]  # as above
 
 
 @extend_schema_serializer(component_name="Model")

@@ -9,18 +9,15 @@ from django.conf import settings
 from django.utils import timezone
 
 from batches import registry
-from batches.backends import error_bodies
 from batches.backends.calls import Call
-from batches.backends.replies import Reply, Verdict, parsed
+from batches.backends.replies import Reply, Verdict
 from batches.models import NO_ROOM, Backend, Line, LineState
 from common.database import from_now
-from common.strict_json import is_storable
 
 logger = logging.getLogger(__name__)
 
 # More than a person or the system's memory killer would hit the same line by chance while others are sent as well.
 MOST_BACKEND_CRASHES = 4
-MOST_CODE, MOST_MESSAGE = 64, 1000  # characters of a server's own words; the first is what the column holds
 LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 # After two answers that nobody could check, the next one is probably lost too: a line whose answers take long leaves
 # most of the server's time to others.
@@ -114,20 +111,10 @@ def _again(backoff: timedelta) -> dict[str, Any]:
 
 
 def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
-    code, message = reply.code, reply.message
-    if state is LineState.FAILED and not code:
-        # The body goes to the error file, and is emptied here after it: the reason stays.
-        told = error_bodies.read(parsed(reply.body.encode()))
-        code, message = _kept(told.code or told.type, MOST_CODE), message or _kept(told.message, MOST_MESSAGE)
     return {
         "state": state,
         "http_status": reply.status,
         "response": reply.body,
-        "error_code": code,
-        "error_message": message,
+        "error_code": reply.code,
+        "error_message": reply.message,
     }
-
-
-def _kept(text: str, most: int) -> str:
-    """A server's own words as a database stores them."""
-    return text[:most] if is_storable(text) else text[:most].replace("\0", "").encode("ascii", "replace").decode()

@@ -4,7 +4,6 @@ from batches.models.backend import Backend, Hold, ModelUse, PausedModel
 from batches.models.batch import (
     FINAL,
     NO_ROOM,
-    NOT_EXECUTED,
     OPEN,
     Answer,
     Batch,
@@ -21,7 +20,6 @@ from batches.models.webhook import WebhookDelivery
 
 __all__ = [
     "FINAL",
-    "NOT_EXECUTED",
     "NO_ROOM",
     "OPEN",
     "Answer",

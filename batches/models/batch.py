@@ -179,11 +179,6 @@ class LineState(models.IntegerChoices):
     REPEATED = 6  # equal to an earlier line, its `original`, and answered with its answer
 
 
-# Code and message of the lines that were not executed.
-NOT_EXECUTED: dict[int, tuple[str, str]] = {
-    LineState.CANCELLED: ("batch_cancelled", "The batch was cancelled before this request executed."),
-    LineState.EXPIRED: ("batch_expired", "This request could not be executed before the completion window expired."),
-}
 OPEN = [LineState.PENDING, LineState.RUNNING]
 
 

@@ -16,7 +16,6 @@ OPERATIONS = [
     "batches_pause",
     "batches_pause_all",
     "batches_progress",
-    "batches_reasons",
     "batches_resume",
     "batches_resume_all",
     "batches_retrieve",
