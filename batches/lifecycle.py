@@ -48,7 +48,6 @@ NOT_STALLED: dict[str, Any] = {"stalls": 0, "stall_reason": "", "stalled_at": No
 FIRST_STALL_S, LONGEST_STALL_S = 2.0, 300.0
 MOST_STALLS = 1000  # counted no further: the column is a small integer
 
-EXTENDABLE = (Status.VALIDATING, Status.IN_PROGRESS)
 SOURCES = {to: [status for status, targets in ALLOWED.items() if to in targets] for to in Status}
 
 
@@ -90,29 +89,6 @@ def cancel(batch_id: str) -> None:
     status = Batch.objects.values_list("status", flat=True).get(pk=batch_id)
     if status not in (Status.CANCELLING, Status.CANCELLED):
         raise too_late("cancel", status)
-
-
-def extend(batch_id: str, length: timedelta) -> None:
-    """Let the completion window of a batch end `length` from now. Safe to run twice.
-
-    Raises a 409 if the batch is over or its window has ended, and a 400 if the window ends later already.
-    """
-    now = timezone.now()
-    running = Batch.objects.filter(pk=batch_id, status__in=EXTENDABLE, expires_at__gt=now)
-    # A tick may close the batch at this moment: one of the two UPDATEs is first, and the other changes nothing.
-    if running.filter(expires_at__lte=now + length).update(expires_at=now + length):
-        logger.info("%s: its completion window is extended", batch_id)
-        return
-    batch = Batch.objects.get(pk=batch_id)
-    if batch.status not in EXTENDABLE:
-        raise too_late("extend", batch.status)
-    if batch.expires_at <= now:
-        raise conflict("Cannot extend a batch whose completion window has ended.")
-    raise ApiError(
-        "The completion window ends later already. Expected a time from now that is longer than what is left.",
-        param="completion_window",
-        code="invalid_value",
-    )
 
 
 def too_late(to: str, status: str) -> ApiError:

@@ -25,7 +25,6 @@ from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
-from batches.status import outlook
 from common import idempotency
 from files_api import retention
 
@@ -37,7 +36,6 @@ shutdown = multiprocessing.Value("b", 0, lock=False)
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
-LOOK_AHEAD_EVERY = timedelta(seconds=30)
 MESSAGE_LIFE_S = 600
 
 
@@ -185,11 +183,6 @@ def _wake_drives() -> None:
         wake(drive)
 
 
-def _look_ahead() -> None:
-    if Pulse.due("outlook", LOOK_AHEAD_EVERY):
-        outlook.watch()
-
-
 def _has_work() -> bool:
     return any(turns.has_work(each) for each in registry.live_backends() if not each.is_paused and _lets_drive(each))
 
@@ -207,7 +200,6 @@ DUTIES: dict[str, Callable[[], object]] = {
     "ask for steps that are due": _nudge_control,
     "wake drives": _wake_drives,
     "send webhooks": webhooks.deliver_due,
-    "compare forecasts with completion windows": _look_ahead,
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": persons.forget_ended,
     "forget old uses of models": model_uses.forget_old,

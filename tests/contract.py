@@ -32,7 +32,6 @@ OPERATIONS = [
     ("POST", r"/v1/batches/(pause|resume)", None),
     ("POST", r"/v1/batches/[^/]+/pause", "Batch"),
     ("POST", r"/v1/batches/[^/]+/resume", "Batch"),
-    ("POST", r"/v1/batches/[^/]+/extend", "Batch"),
     ("GET", r"/v1/batches/[^/]+/progress", None),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),

@@ -1,7 +1,7 @@
 """Batches in the admin: to look at, to pause, to cancel and to try again, not to edit."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
@@ -17,7 +17,7 @@ from django.views.decorators.http import require_POST
 from batches import lifecycle, tasks
 from batches.models import Batch
 from batches.scheduling import gate, switch
-from batches.status import health, outlook, progress
+from batches.status import health, progress
 from common.admin import LookOnly
 from common.errors import ApiError
 
@@ -41,7 +41,7 @@ class BatchAdmin(LookOnly):
     list_filter = ("status", "endpoint")
     search_fields = ("id", "model", "input_file__id", "metadata")
     date_hierarchy = "created_at"
-    actions = ("cancel", "pause", "resume", "extend_a_day", "extend_a_week", "try_again")
+    actions = ("cancel", "pause", "resume", "try_again")
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
         ("Outlook", {"fields": ("waits_for", "told_warnings", "contexts", "estimated_end", "estimated_from")}),
@@ -87,22 +87,6 @@ class BatchAdmin(LookOnly):
         for batch in self._each(request, queryset, switch.resume):
             tasks.wake(tasks.drive)
             self.message_user(request, f"Resumed {batch.pk}.", messages.SUCCESS)
-
-    @admin.action(description="Let the completion window end a day from now", permissions=["cancel"])
-    def extend_a_day(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        self._extend(request, queryset, timedelta(days=1))
-
-    @admin.action(description="Let the completion window end a week from now", permissions=["cancel"])
-    def extend_a_week(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        self._extend(request, queryset, timedelta(days=7))
-
-    def _extend(self, request: HttpRequest, batches: QuerySet[Batch], length: timedelta) -> None:
-        """As POST /v1/batches/{id}/extend."""
-        for batch in self._each(request, batches, lambda batch_id: lifecycle.extend(batch_id, length)):
-            batch.refresh_from_db()
-            outlook.check(batch)
-            end = gate.clock(batch.expires_at)
-            self.message_user(request, f"The window of {batch.pk} ends at {end}.", messages.SUCCESS)
 
     @admin.action(description="Try again now what is stalled", permissions=["cancel"])
     def try_again(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:

@@ -1,4 +1,4 @@
-"""/v1/batches: create, list, retrieve, cancel, pause, resume, extend, progress."""
+"""/v1/batches: create, list, retrieve, cancel, pause, resume, progress."""
 
 import json
 from datetime import datetime
@@ -11,17 +11,14 @@ from rest_framework.response import Response
 
 from batches import lifecycle, tasks
 from batches.api.serializers import (
-    LONGEST_WINDOW,
     AllPausedSerializer,
     BatchCreateSerializer,
     BatchSerializer,
-    ExtendSerializer,
     ProgressSerializer,
-    window_length,
 )
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
-from batches.status import outlook, progress
+from batches.status import progress
 from common import failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
@@ -94,17 +91,6 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         switch.resume(self.get_object().pk)
         transaction.on_commit(lambda: tasks.wake(tasks.drive))
         return self.retrieve(request, pk)
-
-    @operation("Extend the completion window of a batch", BatchSerializer, request=ExtendSerializer)
-    @action(detail=True, methods=["post"])
-    def extend(self, request: Request, pk: str) -> Response:
-        form = ExtendSerializer(data=json_object(request))
-        form.is_valid(raise_exception=True)
-        batch = self.get_object()
-        lifecycle.extend(batch.pk, window_length(form.validated_data["completion_window"]) or LONGEST_WINDOW)
-        batch.refresh_from_db()
-        outlook.check(batch)
-        return Response(BatchSerializer(batch).data)
 
     @operation("Pause all batches", AllPausedSerializer)
     @action(detail=False, methods=["post"], url_path="pause")

@@ -66,7 +66,6 @@ class FileIdField(TextField):
 
 
 def window_length(window: str) -> timedelta | None:
-    """How long a window of this name lasts; None if it names none that is allowed."""
     match = re.fullmatch(_WINDOW, window)
     if match is None:
         return None
@@ -150,12 +149,6 @@ class BatchCreateSerializer(serializers.Serializer[Batch]):
             )
             File.objects.all().hold(batch.input_file_id, batch.pk)
         return batch
-
-
-class ExtendSerializer(serializers.Serializer[dict[str, Any]]):
-    """POST /v1/batches/{id}/extend."""
-
-    completion_window = CompletionWindowField()
 
 
 class BatchErrorSerializer(serializers.Serializer[dict[str, Any]]):

@@ -9,7 +9,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from batches.models import Backend, Batch, Status, WebhookDelivery
-from batches.status.outlook import WINDOW_TOO_SHORT
 
 PREFIX = "ollama_batch_server"
 
@@ -45,12 +44,6 @@ def _batches() -> Iterator[Metric]:
         f"{PREFIX}_batches_stalled",
         "Batches whose next step cannot be done now.",
         value=Batch.objects.filter(stalled_at__isnull=False).count(),
-    )
-    late = Batch.objects.all().in_progress().values_list("warnings", flat=True)
-    yield GaugeMetricFamily(
-        f"{PREFIX}_batches_window_too_short",
-        "Batches in progress whose forecast end lies beyond their completion window.",
-        value=sum(any(each["code"] == WINDOW_TOO_SHORT for each in warnings) for warnings in late),
     )
 
 

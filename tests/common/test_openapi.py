@@ -11,7 +11,6 @@ from common.models import ApiKey
 OPERATIONS = [
     "batches_cancel",
     "batches_create",
-    "batches_extend",
     "batches_list",
     "batches_pause",
     "batches_pause_all",

@@ -112,12 +112,6 @@ def test_a_person_logs_in_looks_around_pauses_and_cancels_a_batch(stack, fake, b
     act(browser, "resume")
     shows(browser, f"Resumed {running.id}.")
 
-    browser.get(f"{server.base}/admin/batches/batch/")
-    act(browser, "extend_a_week")
-    shows(browser, f"The window of {running.id} ends at")
-    assert f"Cannot extend a batch with status 'failed'. ({failed.id})" in text(browser)
-    picture(browser, tmp_path, "extended")
-
     # Cancel both by the action: one goes, the other is past it.
     browser.get(f"{server.base}/admin/batches/batch/")
     act(browser, "cancel")

@@ -1,8 +1,5 @@
-"""List, retrieve, cancel and extend batches."""
+"""List, retrieve and cancel batches."""
 
-from datetime import timedelta
-
-import pytest
 from django.utils import timezone
 
 from batches.models import Batch, Status
@@ -80,49 +77,3 @@ def test_it_shows_errors_only_once_the_batch_failed(api, create):
     assert api.get(f"/v1/batches/{batch['id']}").json()["errors"] is None
     Batch.objects.update(status=Status.FAILED, failed_at=timezone.now())
     assert api.get(f"/v1/batches/{batch['id']}").json()["errors"]["data"][0]["line"] == 1
-
-
-def extend(api, batch_id, window):
-    return api.post(f"/v1/batches/{batch_id}/extend", {"completion_window": window}, format="json")
-
-
-@pytest.mark.parametrize("status", ["validating", "in_progress"])
-def test_a_window_is_extended_from_now_on(api, create, status):
-    batch_id = create([line("a")])["id"]
-    Batch.objects.update(status=status)
-    answer = extend(api, batch_id, "7d").json()
-    end = timezone.now() + timedelta(days=7)
-    assert abs(answer["expires_at"] - end.timestamp()) < 60
-    assert answer["completion_window"] == "24h"
-    assert extend(api, batch_id, "7d").status_code == 200
-
-
-def test_a_window_is_never_shortened(api, create):
-    batch = create([line("a")])
-    error = extend(api, batch["id"], "1h").json()["error"]
-    assert error["param"] == "completion_window"
-    assert "ends later already" in error["message"]
-    assert api.get(f"/v1/batches/{batch['id']}").json()["expires_at"] == batch["expires_at"]
-
-
-@pytest.mark.parametrize("status", ["finalizing", "completed", "expired", "failed", "cancelling", "cancelled"])
-def test_what_is_over_is_not_extended(api, create, status):
-    batch_id = create([line("a")])["id"]
-    Batch.objects.update(status=status)
-    refused = extend(api, batch_id, "7d")
-    assert refused.status_code == 409
-    assert refused.json()["error"]["message"] == f"Cannot extend a batch with status '{status}'."
-
-
-def test_a_window_that_has_ended_is_not_extended(api, create):
-    batch_id = create([line("a")])["id"]
-    Batch.objects.update(status="in_progress", expires_at=timezone.now() - timedelta(seconds=1))
-    refused = extend(api, batch_id, "7d")
-    assert (refused.status_code, "has ended" in refused.json()["error"]["message"]) == (409, True)
-
-
-@pytest.mark.parametrize("body", [{}, {"completion_window": "soon"}, {"completion_window": "99d"}, [], None])
-def test_a_bad_window_is_named(api, create, body):
-    batch_id = create([line("a")])["id"]
-    assert api.post(f"/v1/batches/{batch_id}/extend", body, format="json").status_code == 400
-    assert extend(api, "batch_unknown", "7d").status_code == 404
