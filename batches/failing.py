@@ -16,7 +16,7 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from batches import leases, reuse, steps
-from batches.backends.replies import Reply
+from batches.backends.replies import LONGEST_CODE, Reply, reason_of
 from batches.lifecycle import Outcome
 from batches.models import Batch, Lease, Line, LineState, Part, Status
 from common.database import retrying
@@ -41,7 +41,9 @@ def mark_model(endpoint: str, model: str, reply: Reply) -> list[str]:
 
 
 def _mark(parts: QuerySet[Part], reply: Reply) -> None:
-    failure = {"status": reply.status, "body": reply.body, "code": reply.code, "message": reply.message}
+    failure = {"status": reply.status, "body": reply.body}
+    told = reason_of(reply)
+    failure |= {"code": told["error_code"], "message": told["error_message"]}
     parts.filter(failure__isnull=True).update(failure=failure)
 
 
@@ -80,7 +82,7 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
             finished_at=timezone.now(),
             http_status=failure["status"],
             response=failure["body"],
-            error_code=failure["code"],
+            error_code=failure["code"][:LONGEST_CODE],
             error_message=failure["message"],
         )
         repeated = sum(reuse.counts(ids).values())

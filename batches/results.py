@@ -20,7 +20,7 @@ from batches.lifecycle import Outcome
 from batches.models import OPEN, Batch, Line, LineState, Status
 from common import failpoints, ids
 from common.database import DamagedText, readable
-from common.errors import line_error
+from common.errors import SETTLED, line_error
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
 
@@ -31,10 +31,8 @@ CHUNK_BYTES = 8 * 2**20
 FRAME_BYTES = 200  # of a result line without its answer: slightly more than most lines have
 TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 MESSAGES: dict[int, dict[str, str]] = {
-    LineState.CANCELLED: line_error("batch_cancelled", "The batch was cancelled before this request executed."),
-    LineState.EXPIRED: line_error(
-        "batch_expired", "This request could not be executed before the completion window expired."
-    ),
+    LineState.CANCELLED: SETTLED["cancelled"],
+    LineState.EXPIRED: SETTLED["expired"],
 }
 # What stands in place of an answer that the database cannot give any more, and its error. It is no JSON.
 DAMAGED = Value("damaged", output_field=TextField())

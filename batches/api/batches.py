@@ -1,7 +1,8 @@
-"""/v1/batches: create, list, retrieve, cancel, pause, resume, progress."""
+"""/v1/batches: create, list, retrieve, delete, and what is done to one or asked about it."""
 
 import json
 from datetime import datetime
+from typing import Any
 
 from django.db import transaction
 from rest_framework import viewsets
@@ -9,16 +10,22 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, tasks
+from batches import cleanup, creation, forecasts, lifecycle, retry, tasks
 from batches.api.serializers import (
     AllPausedSerializer,
     BatchCreateSerializer,
+    BatchDeletedSerializer,
     BatchSerializer,
+    ExtendSerializer,
+    PrioritySerializer,
     ProgressSerializer,
+    ReasonListSerializer,
+    RetriedBatchSerializer,
+    RetrySerializer,
 )
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
-from batches.status import progress
+from batches.status import progress, reasons
 from common import failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
@@ -64,11 +71,11 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @operation("List batches", BatchSerializer)
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())
-        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+        return self.get_paginated_response([_told(batch) for batch in page or []])
 
     @operation("Retrieve a batch", BatchSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        return Response(BatchSerializer(self.get_object()).data)
+        return Response(_told(self.get_object()))
 
     @operation("Cancel a batch", BatchSerializer)
     @action(detail=True, methods=["post"])
@@ -104,10 +111,72 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         transaction.on_commit(lambda: tasks.wake(tasks.drive))
         return _all_paused(None)
 
+    @operation("Extend the completion window of a batch", BatchSerializer, request=ExtendSerializer)
+    @action(detail=True, methods=["post"])
+    def extend(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        form = ExtendSerializer(data=json_object(request))
+        form.is_valid(raise_exception=True)
+        length = creation.window_length(form.validated_data["completion_window"])
+        forecasts.extend(batch.pk, length or creation.LONGEST_WINDOW)
+        return self.retrieve(request, pk)
+
+    @operation("Change the priority of a batch", BatchSerializer, request=PrioritySerializer)
+    @action(detail=True, methods=["post"])
+    def priority(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        form = PrioritySerializer(data=json_object(request))
+        form.is_valid(raise_exception=True)
+        switch.set_priority(batch.pk, form.validated_data["priority"])
+        return self.retrieve(request, pk)
+
+    @operation("Tell why lines have no answer", ReasonListSerializer)
+    @action(detail=True)
+    def reasons(self, request: Request, pk: str) -> Response:
+        return Response(ReasonListSerializer({"data": reasons.of(self.get_object())}).data)
+
+    @operation(
+        "Ask the failed lines of a batch again",
+        RetriedBatchSerializer,
+        request=RetrySerializer,
+        parameters=[IDEMPOTENCY_KEY],
+    )
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: str) -> Response:
+        parent = self.get_object()
+        asked = json_object(request)
+        form = RetrySerializer(data=asked)
+        form.is_valid(raise_exception=True)
+        text = json.dumps(asked, sort_keys=True)
+        if (before := idempotency.answered(request, text)) is not None:
+            return before
+        fields = form.validated_data
+        window, metadata = fields.pop("completion_window", None), fields.pop("metadata", None)
+        wish = retry.Wish(parent, **fields)
+        with retry.input_of(wish) as content:
+
+            def create() -> Response:
+                batch = retry.create(wish, content, window=window, metadata=metadata)
+                transaction.on_commit(lambda: _wake(batch.pk), robust=True)
+                return Response(RetriedBatchSerializer(batch).data)
+
+            return idempotency.once(request, text, create)
+
+    @operation("Delete a batch that is over", BatchDeletedSerializer)
+    def destroy(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        cleanup.delete(batch.pk)
+        return Response(BatchDeletedSerializer({"id": batch.pk}).data)
+
     @operation("Tell how far a batch is", ProgressSerializer)
     @action(detail=True)
     def progress(self, request: Request, pk: str) -> Response:
         return Response(ProgressSerializer(progress.of(self.get_object())).data)
+
+
+def _told(batch: Batch) -> Any:
+    """The batch object; that of a retry names its parent."""
+    return (RetriedBatchSerializer if batch.retry_of_id else BatchSerializer)(batch).data
 
 
 def _all_paused(since: datetime | None) -> Response:

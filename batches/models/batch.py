@@ -95,6 +95,15 @@ class Batch(models.Model):
     output_file = models.ForeignKey(File, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
     error_file = models.ForeignKey(File, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
 
+    retry_of = models.ForeignKey(
+        "self",
+        models.DO_NOTHING,
+        db_constraint=False,
+        null=True,
+        related_name="retries",
+        help_text="The batch whose failed lines it asks again; it may be deleted since.",
+    )
+
     created_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
     in_progress_at = models.DateTimeField(null=True)
@@ -180,6 +189,8 @@ class LineState(models.IntegerChoices):
 
 
 OPEN = [LineState.PENDING, LineState.RUNNING]
+# Finished, and without an answer that is a result.
+UNANSWERED = [LineState.FAILED, LineState.CANCELLED, LineState.EXPIRED]
 
 
 class LineQuerySet(models.QuerySet["Line"]):
@@ -294,6 +305,11 @@ class Line(models.Model):
         indexes: ClassVar = [
             # For the claim, and for "is a line left?". Not partial: SQLite uses that for the very same condition only.
             models.Index(fields=["part", "state", "order_key", "number"], name="line_by_turn"),
+            models.Index(
+                fields=["batch", "state", "error_code", "number"],
+                name="line_unanswered",
+                condition=Q(state__in=[3, 4, 5]),
+            ),
             models.Index(fields=["lease"], name="line_claimed", condition=Q(lease__isnull=False)),
             models.Index(fields=["part", "digest"], name="line_by_digest", condition=Q(digest__isnull=False)),
             models.Index(fields=["original"], name="line_repeated", condition=Q(original__isnull=False)),
