@@ -37,6 +37,7 @@ OPERATIONS = [
     ("POST", r"/v1/batches/[^/]+/priority", "Batch"),
     ("POST", r"/v1/batches/[^/]+/retry", "Batch"),
     ("GET", r"/v1/batches/[^/]+/reasons", None),
+    ("GET", r"/v1/batches/[^/]+/(output|errors)", None),
     ("DELETE", r"/v1/batches/[^/]+", None),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),

@@ -5,6 +5,9 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -23,14 +26,23 @@ from batches.api.serializers import (
     RetriedBatchSerializer,
     RetrySerializer,
 )
+from batches.following import Following
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
 from batches.status import progress, reasons
-from common import failpoints, idempotency
+from common import errors, failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
 from common.pagination import CursorPagination
+
+JSONL = {(200, "application/jsonl"): OpenApiTypes.BINARY}
+MOST_PLACE = 2**63 - 1
+AFTER = OpenApiParameter(
+    "after",
+    {"type": "integer", "minimum": 0, "maximum": MOST_PLACE, "default": 0},
+    description="`X-Last-Line` of the answer before: only lines that finished later are sent.",
+)
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
@@ -162,6 +174,16 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
             return idempotency.once(request, text, create)
 
+    @operation("Stream the lines that are answered so far", JSONL, parameters=[AFTER])
+    @action(detail=True)
+    def output(self, request: Request, pk: str) -> Any:
+        return _stream(Following.of(self.get_object(), "output", _after(request)))
+
+    @operation("Stream the lines that failed so far", JSONL, parameters=[AFTER])
+    @action(detail=True)
+    def errors(self, request: Request, pk: str) -> Any:
+        return _stream(Following.of(self.get_object(), "errors", _after(request)))
+
     @operation("Delete a batch that is over", BatchDeletedSerializer)
     def destroy(self, request: Request, pk: str) -> Response:
         batch = self.get_object()
@@ -172,6 +194,24 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @action(detail=True)
     def progress(self, request: Request, pk: str) -> Response:
         return Response(ProgressSerializer(progress.of(self.get_object())).data)
+
+
+def _after(request: Request) -> int:
+    text = request.query_params.get("after") or "0"
+    try:
+        after = int(text)
+    except ValueError:
+        raise errors.not_an_integer("after", text) from None
+    if refusal := errors.out_of_range("after", after, least=0, most=MOST_PLACE):
+        raise refusal
+    return after
+
+
+def _stream(following: Following) -> StreamingHttpResponse:
+    answer = StreamingHttpResponse(following.lines(), content_type="application/jsonl")
+    answer["X-Incomplete"] = "false" if following.is_whole else "true"
+    answer["X-Last-Line"] = str(max(following.after, following.last))
+    return answer
 
 
 def _told(batch: Batch) -> Any:

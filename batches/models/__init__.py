@@ -15,6 +15,7 @@ from batches.models.batch import (
     Part,
     Priority,
     Status,
+    last_places,
 )
 from batches.models.lease import Lease, Pulse
 from batches.models.webhook import WebhookDelivery
@@ -40,4 +41,5 @@ __all__ = [
     "Pulse",
     "Status",
     "WebhookDelivery",
+    "last_places",
 ]

@@ -21,7 +21,7 @@ ROOMS = [
     for rooms in (
         ["api", "admin", "management", "apps"],
         ["tasks"],
-        ["cleanup", "forecasts"],
+        ["cleanup", "forecasts", "following"],
         ["dispatch", "validation", "results", "status"],
         ["retry"],
         ["failing", "creation"],
