@@ -16,9 +16,9 @@ from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from batches import leases, reuse, steps
-from batches.backends.replies import Reply
+from batches.backends.replies import LONGEST_CODE, Reply, reason_of
 from batches.lifecycle import Outcome
-from batches.models import Batch, Lease, Line, LineState, Part, Status
+from batches.models import Batch, Lease, Line, LineState, Part, Status, last_places
 from common.database import retrying
 
 SLICE_S = 2.0
@@ -41,7 +41,9 @@ def mark_model(endpoint: str, model: str, reply: Reply) -> list[str]:
 
 
 def _mark(parts: QuerySet[Part], reply: Reply) -> None:
-    failure = {"status": reply.status, "body": reply.body, "code": reply.code, "message": reply.message}
+    failure = {"status": reply.status, "body": reply.body}
+    told = reason_of(reply)
+    failure |= {"code": told["error_code"], "message": told["error_message"]}
     parts.filter(failure__isnull=True).update(failure=failure)
 
 
@@ -70,9 +72,13 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
     """
     waiting = Line.objects.filter(part=part, state=LineState.PENDING).order_by("order_key", "number")
     with transaction.atomic():
+        # The batch's row first, as `claims.store` locks them, or the two could wait for each other.
+        place = last_places([part.batch_id]).get(part.batch_id, 0)
         # On Postgres a claim from before the mark may have locked lines. Such lines are sent, or handed back and found
         # by the tick.
-        ids = list(waiting.select_for_update(skip_locked=True).values_list("pk", flat=True)[:FAILED_AT_ONCE])
+        found = waiting.select_for_update(skip_locked=True).values_list("pk", "number")
+        numbers = dict(found[:FAILED_AT_ONCE])
+        ids = list(numbers)
         if not ids:
             return False
         Line.objects.filter(pk__in=ids).update(
@@ -80,11 +86,16 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
             finished_at=timezone.now(),
             http_status=failure["status"],
             response=failure["body"],
-            error_code=failure["code"],
+            error_code=failure["code"][:LONGEST_CODE],
             error_message=failure["message"],
+            place=F("number") + place,
         )
         repeated = sum(reuse.counts(ids).values())
-        counters = {"failed": F("failed") + len(ids) + repeated, "repeated_finished": F("repeated_finished") + repeated}
+        counters: dict[str, Any] = {
+            "failed": F("failed") + len(ids) + repeated,
+            "repeated_finished": F("repeated_finished") + repeated,
+        }
+        counters |= {"last_place": place + max(numbers.values())}
         ours = Batch.objects.filter(pk=part.batch_id, status=Status.IN_PROGRESS, lease=lease)
         if not ours.update(**counters):
             raise leases.LeaseLost

@@ -91,9 +91,28 @@ def cancel(batch_id: str) -> None:
         raise too_late("cancel", status)
 
 
+def extend(batch_id: str, length: timedelta) -> None:
+    """Let the completion window end `length` from now, if that is later than it ends. Safe to run twice.
+
+    Of this and the move of an overdue batch to finalizing, the first UPDATE wins. Raises a 409 if that was the move, or
+    if the batch sends no lines any more for another reason.
+    """
+    ends_at = timezone.now() + length
+    open_ = Batch.objects.filter(pk=batch_id, status__in=(Status.VALIDATING, Status.IN_PROGRESS))
+    if open_.filter(expires_at__lt=ends_at).update(expires_at=ends_at):
+        logger.info("%s: its completion window ends at %s", batch_id, ends_at.isoformat(timespec="seconds"))
+    elif not open_.exists():
+        raise too_late("extend", Batch.objects.values_list("status", flat=True).get(pk=batch_id))
+
+
 def too_late(to: str, status: str) -> ApiError:
     """The 409 for `to` (a verb), which the status of the batch does not allow any more."""
     return conflict(f"Cannot {to} a batch with status '{status}'.")
+
+
+def too_early(to: str, status: str) -> ApiError:
+    """The 409 for `to` (a verb), which the batch allows after its end alone."""
+    return conflict(f"Cannot {to} a batch with status '{status}'. Wait for its end, or cancel it first.")
 
 
 def close_finished(closed: Callable[[str], None]) -> None:

@@ -17,10 +17,10 @@ from django.utils import timezone
 
 from batches import leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
-from batches.models import OPEN, Batch, Line, LineState, Status
+from batches.models import OPEN, Batch, Line, LineState, Status, last_places
 from common import failpoints, ids
 from common.database import DamagedText, readable
-from common.errors import line_error
+from common.errors import SETTLED, line_error
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
 
@@ -31,10 +31,8 @@ CHUNK_BYTES = 8 * 2**20
 FRAME_BYTES = 200  # of a result line without its answer: slightly more than most lines have
 TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 MESSAGES: dict[int, dict[str, str]] = {
-    LineState.CANCELLED: line_error("batch_cancelled", "The batch was cancelled before this request executed."),
-    LineState.EXPIRED: line_error(
-        "batch_expired", "This request could not be executed before the completion window expired."
-    ),
+    LineState.CANCELLED: SETTLED["cancelled"],
+    LineState.EXPIRED: SETTLED["expired"],
 }
 # What stands in place of an answer that the database cannot give any more, and its error. It is no JSON.
 DAMAGED = Value("damaged", output_field=TextField())
@@ -121,7 +119,11 @@ class _Finalizer:
         while Line.objects.all().open().filter(part__batch=self.batch).exists():
             for numbers in ranges(self.batch):
                 settled = {"state": state, "lease": None, "finished_at": timezone.now()}
-                self.batch.lines.filter(number__range=numbers, state__in=OPEN).update(**settled)
+                with transaction.atomic():
+                    place = last_places([self.batch.pk])[self.batch.pk]
+                    open_ = self.batch.lines.filter(number__range=numbers, state__in=OPEN)
+                    if open_.update(place=F("number") + place, **settled):
+                        Batch.objects.filter(pk=self.batch.pk).update(last_place=place + numbers[1])
                 self._between_pages()
 
     def _write(self, output: MeasuredFile, errors: MeasuredFile) -> None:
@@ -153,7 +155,7 @@ class _Finalizer:
         would keep SQLite's log from being reset."""
         for page in self._sizes():
             # A page of long replies is read in chunks: a million short ones cost few queries, long ones little memory.
-            for first, last in _chunks(page):
+            for first, last in chunks(page):
                 try:
                     yield self._rows(first, last)
                 except DamagedText:
@@ -244,7 +246,7 @@ def ranges(batch: Batch) -> Iterator[tuple[int, int]]:
         number = page[-1]
 
 
-def _chunks(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def chunks(page: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """From (number, size) of lines in order: the first and the last number of each chunk of about CHUNK_BYTES."""
     first, size = page[0][0], 0
     for index, (number, bytes_) in enumerate(page):

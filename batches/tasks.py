@@ -20,7 +20,7 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import cleanup, failing, leases, lifecycle, registry, results, reuse, validation, webhooks
+from batches import cleanup, failing, forecasts, leases, lifecycle, registry, results, reuse, validation, webhooks
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, Pulse, Status
@@ -36,6 +36,7 @@ shutdown = multiprocessing.Value("b", 0, lock=False)
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
+FORECAST_EVERY = timedelta(seconds=15)
 MESSAGE_LIFE_S = 600
 
 
@@ -176,6 +177,11 @@ def _nudge_control() -> None:
             wake_control(batch_id)
 
 
+def _compare_windows() -> None:
+    if Pulse.due("forecasts", FORECAST_EVERY):
+        forecasts.review()
+
+
 def _wake_drives() -> None:
     """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one."""
     most_drives = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
@@ -199,6 +205,7 @@ DUTIES: dict[str, Callable[[], object]] = {
     "close finished batches": _close_finished,
     "ask for steps that are due": _nudge_control,
     "wake drives": _wake_drives,
+    "compare windows with forecasts": _compare_windows,
     "send webhooks": webhooks.deliver_due,
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": persons.forget_ended,

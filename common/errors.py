@@ -152,3 +152,10 @@ def batch_error(code: str, message: str, *, param: str | None = None, line: int 
 def line_error(code: str, message: str) -> dict[str, str]:
     """The `error` of an error-file line that never got an HTTP answer."""
     return {"code": code, "message": message}
+
+
+# The errors of lines that were open when their batch ended, by the name of their state.
+SETTLED = {
+    "cancelled": line_error("batch_cancelled", "The batch was cancelled before this request executed."),
+    "expired": line_error("batch_expired", "This request could not be executed before the completion window expired."),
+}

@@ -23,31 +23,54 @@ def once(request: Request, asked: str, create: Callable[[], Response]) -> Respon
     The key is stored in the transaction of what it creates. So a request that fails leaves no key behind, and the
     second of two at once waits for the first and gets its answer.
     """
-    key = request.headers.get("Idempotency-Key", "")
+    key = _key(request)
     if not key:
         return create()
-    if len(key) > LONGEST_KEY:
-        raise errors.too_long("Idempotency-Key", key, LONGEST_KEY)
-    fingerprint = hashlib.sha256(asked.encode()).hexdigest()
-    scope = f"{request.path} {request.auth.pk if isinstance(request.auth, ApiKey) else ''}"
     forget_old()
     try:
         with transaction.atomic():
-            row = RememberedAnswer.objects.create(scope=scope, key=key, fingerprint=fingerprint)
+            row = RememberedAnswer.objects.create(scope=_scope(request), key=key, fingerprint=_fingerprint(asked))
             response = create()
             row.body = response.data
             row.save(update_fields=["body"])
             return response
     except IntegrityError:
-        remembered = RememberedAnswer.objects.filter(scope=scope, key=key).first()
+        remembered = answered(request, asked)
         if remembered is None:
             raise
-    if remembered.fingerprint != fingerprint:
+        return remembered
+
+
+def answered(request: Request, asked: str) -> Response | None:
+    """The answer that the key of this request got before, if any; for creates that prepare at length what they store.
+
+    Raises a 409 if the key came with another text.
+    """
+    key = _key(request)
+    remembered = RememberedAnswer.objects.filter(scope=_scope(request), key=key).first() if key else None
+    if remembered is None or remembered.created_at < timezone.now() - KEPT_FOR:
+        return None
+    if remembered.fingerprint != _fingerprint(asked):
         raise errors.conflict(
             f"The Idempotency-Key '{key}' was used for another request within the last 24 hours. Use a new key.",
             code="idempotency_key_reused",
         )
     return Response(remembered.body)
+
+
+def _key(request: Request) -> str:
+    key = request.headers.get("Idempotency-Key", "")
+    if len(key) > LONGEST_KEY:
+        raise errors.too_long("Idempotency-Key", key, LONGEST_KEY)
+    return key
+
+
+def _scope(request: Request) -> str:
+    return f"{request.path} {request.auth.pk if isinstance(request.auth, ApiKey) else ''}"
+
+
+def _fingerprint(asked: str) -> str:
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def forget_old() -> None:

@@ -33,6 +33,12 @@ OPERATIONS = [
     ("POST", r"/v1/batches/[^/]+/pause", "Batch"),
     ("POST", r"/v1/batches/[^/]+/resume", "Batch"),
     ("GET", r"/v1/batches/[^/]+/progress", None),
+    ("POST", r"/v1/batches/[^/]+/extend", "Batch"),
+    ("POST", r"/v1/batches/[^/]+/priority", "Batch"),
+    ("POST", r"/v1/batches/[^/]+/retry", "Batch"),
+    ("GET", r"/v1/batches/[^/]+/reasons", None),
+    ("GET", r"/v1/batches/[^/]+/(output|errors)", None),
+    ("DELETE", r"/v1/batches/[^/]+", None),
     ("GET", r"/v1/models", "ListModelsResponse"),
     ("GET", r"/v1/models/.+", "Model"),
     # Their answers are the model server's own.
@@ -61,6 +67,10 @@ def _strict(schema: Any, optional: frozenset[str] = frozenset()) -> Any:
             strict |= {"additionalProperties": False, "required": sorted(set(schema["properties"]) - optional)}
     return strict
 
+
+# What we add: a retry names its parent.
+DOCUMENT["$defs"]["Batch"]["properties"]["retry_of"] = {"type": "string"}
+OPTIONAL["Batch"] = {"retry_of"}
 
 _DEFINITIONS = {name: _strict(schema, frozenset(OPTIONAL.get(name, ()))) for name, schema in DOCUMENT["$defs"].items()}
 VALIDATORS = {name: Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": _DEFINITIONS}) for name in _DEFINITIONS}

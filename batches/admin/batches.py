@@ -1,10 +1,11 @@
 """Batches in the admin: to look at, to pause, to cancel and to try again, not to edit."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import quote
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -14,14 +15,15 @@ from django.utils.html import format_html
 from django.utils.text import Truncator
 from django.views.decorators.http import require_POST
 
-from batches import lifecycle, tasks
+from batches import forecasts, lifecycle, retry, tasks
 from batches.models import Batch
 from batches.scheduling import gate, switch
-from batches.status import health, progress
+from batches.status import health, progress, reasons
 from common.admin import LookOnly
 from common.errors import ApiError
 
 MOST_CHARACTERS = 60  # of a reason in the list
+EXTENSION = timedelta(days=7)
 
 
 @admin.register(Batch)
@@ -41,12 +43,13 @@ class BatchAdmin(LookOnly):
     list_filter = ("status", "endpoint")
     search_fields = ("id", "model", "input_file__id", "metadata")
     date_hierarchy = "created_at"
-    actions = ("cancel", "pause", "resume", "try_again")
+    actions = ("cancel", "pause", "resume", "extend", "retry", "try_again")
     fieldsets = (
         (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
         ("Outlook", {"fields": ("waits_for", "told_warnings", "contexts", "estimated_end", "estimated_from")}),
         ("Files", {"fields": ("input", "output", "error_output")}),
         ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
+        ("Lines without an answer", {"fields": ("told_reasons", "parent")}),
         ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
         (
             "Times",
@@ -76,6 +79,19 @@ class BatchAdmin(LookOnly):
         for batch in self._each(request, queryset, lifecycle.cancel):
             tasks.wake_control(batch.pk)
             self.message_user(request, f"Cancelling {batch.pk}.", messages.SUCCESS)
+
+    @admin.action(description="Extend the window of selected batches to 7 days from now", permissions=["cancel"])
+    def extend(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        for batch in self._each(request, queryset, lambda batch_id: forecasts.extend(batch_id, EXTENSION)):
+            self.message_user(request, f"Extended {batch.pk}.", messages.SUCCESS)
+
+    @admin.action(description="Retry the failed lines of selected batches", permissions=["cancel"])
+    def retry(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
+        """The failed, expired and cancelled lines of each become a new batch, as with POST /v1/batches/{id}/retry."""
+        made: list[str] = []
+        for batch in self._each(request, queryset, lambda batch_id: made.append(_retry(batch_id))):
+            tasks.wake_control(made[-1])
+            self.message_user(request, f"{made[-1]} asks the lines of {batch.pk} again.", messages.SUCCESS)
 
     @admin.action(description="Pause selected batches", permissions=["cancel"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
@@ -194,9 +210,26 @@ class BatchAdmin(LookOnly):
         lines = [f"line {error['line'] or '-'}: {error['message']} ({error['code']})" for error in batch.errors]
         return _paragraphs(lines)
 
+    @admin.display(description="Reasons")
+    def told_reasons(self, batch: Batch) -> str:
+        found = reasons.of(batch)
+        return _paragraphs(
+            [f"{each.count:,} x {each.code}: {each.message} (first: {', '.join(each.first)})" for each in found]
+        )
+
+    @admin.display(description="Retries the lines of")
+    def parent(self, batch: Batch) -> str:
+        return batch.retry_of_id or "-"
+
     @admin.display(description="Finished")
     def finished_at(self, batch: Batch) -> Any:
         return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+
+
+def _retry(batch_id: str) -> str:
+    wish = retry.Wish(Batch.objects.get(pk=batch_id))
+    with retry.input_of(wish) as content:
+        return retry.create(wish, content, window=None, metadata=None).pk
 
 
 def _paragraphs(lines: list[str]) -> str:
@@ -204,6 +237,6 @@ def _paragraphs(lines: list[str]) -> str:
 
 
 def _file_link(file_id: str | None) -> str:
-    if file_id is None:
-        return "-"
-    return format_html('<a href="{}">{}</a>', reverse("admin:files_api_file_change", args=[file_id]), file_id)
+    if not file_id or not file_id.isprintable():
+        return file_id or "-"  # as an earlier version took it: no address can hold it
+    return format_html('<a href="{}">{}</a>', reverse("admin:files_api_file_change", args=[quote(file_id)]), file_id)

@@ -12,7 +12,7 @@ from common.admin import LookOnly
 
 @admin.register(Line)
 class LineAdmin(LookOnly):
-    list_display = ("number", "custom_id", "state", "model", "http_status", "attempts", "duration_ms", "batch")
+    list_display = ("number", "custom_id", "state", "model_name", "http_status", "attempts", "duration_ms", "batch")
     list_display_links = ("number", "custom_id")
     list_filter = ("state",)
     list_select_related = ("batch", "part")
@@ -22,6 +22,11 @@ class LineAdmin(LookOnly):
     ordering = ("batch", "number")
     exclude = ("lease", "order_key", "digest", "original")
     readonly_fields = ("original_line",)
+
+    @admin.display(description="Model")
+    def model_name(self, line: Line) -> str:
+        """Not `model`: Django's admin takes that for the attribute of its own, which is the class Line."""
+        return line.part.model
 
     @admin.display(description="Repeats", empty_value="-")
     def original_line(self, line: Line) -> str | None:

@@ -1,29 +1,48 @@
-"""/v1/batches: create, list, retrieve, cancel, pause, resume, progress."""
+"""/v1/batches: create, list, retrieve, delete, and what is done to one or asked about it."""
 
 import json
 from datetime import datetime
+from typing import Any
 
 from django.db import transaction
+from django.http import StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from batches import lifecycle, tasks
+from batches import cleanup, creation, forecasts, lifecycle, retry, tasks
 from batches.api.serializers import (
     AllPausedSerializer,
     BatchCreateSerializer,
+    BatchDeletedSerializer,
     BatchSerializer,
+    ExtendSerializer,
+    PrioritySerializer,
     ProgressSerializer,
+    ReasonListSerializer,
+    RetriedBatchSerializer,
+    RetrySerializer,
 )
+from batches.following import Following
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
-from batches.status import progress
-from common import failpoints, idempotency
+from batches.status import progress, reasons
+from common import errors, failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
 from common.pagination import CursorPagination
+
+JSONL = {(200, "application/jsonl"): OpenApiTypes.BINARY}
+MOST_PLACE = 2**63 - 1
+AFTER = OpenApiParameter(
+    "after",
+    {"type": "integer", "minimum": 0, "maximum": MOST_PLACE, "default": 0},
+    description="`X-Last-Line` of the answer before: only lines that finished later are sent.",
+)
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
@@ -64,11 +83,11 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @operation("List batches", BatchSerializer)
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())
-        return self.get_paginated_response(self.get_serializer(page, many=True).data)
+        return self.get_paginated_response([_told(batch) for batch in page or []])
 
     @operation("Retrieve a batch", BatchSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        return Response(BatchSerializer(self.get_object()).data)
+        return Response(_told(self.get_object()))
 
     @operation("Cancel a batch", BatchSerializer)
     @action(detail=True, methods=["post"])
@@ -104,10 +123,100 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         transaction.on_commit(lambda: tasks.wake(tasks.drive))
         return _all_paused(None)
 
+    @operation("Extend the completion window of a batch", BatchSerializer, request=ExtendSerializer)
+    @action(detail=True, methods=["post"])
+    def extend(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        form = ExtendSerializer(data=json_object(request))
+        form.is_valid(raise_exception=True)
+        length = creation.window_length(form.validated_data["completion_window"])
+        forecasts.extend(batch.pk, length or creation.LONGEST_WINDOW)
+        return self.retrieve(request, pk)
+
+    @operation("Change the priority of a batch", BatchSerializer, request=PrioritySerializer)
+    @action(detail=True, methods=["post"])
+    def priority(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        form = PrioritySerializer(data=json_object(request))
+        form.is_valid(raise_exception=True)
+        switch.set_priority(batch.pk, form.validated_data["priority"])
+        return self.retrieve(request, pk)
+
+    @operation("Tell why lines have no answer", ReasonListSerializer)
+    @action(detail=True)
+    def reasons(self, request: Request, pk: str) -> Response:
+        return Response(ReasonListSerializer({"data": reasons.of(self.get_object())}).data)
+
+    @operation(
+        "Ask the failed lines of a batch again",
+        RetriedBatchSerializer,
+        request=RetrySerializer,
+        parameters=[IDEMPOTENCY_KEY],
+    )
+    @action(detail=True, methods=["post"])
+    def retry(self, request: Request, pk: str) -> Response:
+        parent = self.get_object()
+        asked = json_object(request)
+        form = RetrySerializer(data=asked)
+        form.is_valid(raise_exception=True)
+        text = json.dumps(asked, sort_keys=True)
+        if (before := idempotency.answered(request, text)) is not None:
+            return before
+        fields = form.validated_data
+        window, metadata = fields.pop("completion_window", None), fields.pop("metadata", None)
+        wish = retry.Wish(parent, **fields)
+        with retry.input_of(wish) as content:
+
+            def create() -> Response:
+                batch = retry.create(wish, content, window=window, metadata=metadata)
+                transaction.on_commit(lambda: _wake(batch.pk), robust=True)
+                return Response(RetriedBatchSerializer(batch).data)
+
+            return idempotency.once(request, text, create)
+
+    @operation("Stream the lines that are answered so far", JSONL, parameters=[AFTER])
+    @action(detail=True)
+    def output(self, request: Request, pk: str) -> Any:
+        return _stream(Following.of(self.get_object(), "output", _after(request)))
+
+    @operation("Stream the lines that failed so far", JSONL, parameters=[AFTER])
+    @action(detail=True)
+    def errors(self, request: Request, pk: str) -> Any:
+        return _stream(Following.of(self.get_object(), "errors", _after(request)))
+
+    @operation("Delete a batch that is over", BatchDeletedSerializer)
+    def destroy(self, request: Request, pk: str) -> Response:
+        batch = self.get_object()
+        cleanup.delete(batch.pk)
+        return Response(BatchDeletedSerializer({"id": batch.pk}).data)
+
     @operation("Tell how far a batch is", ProgressSerializer)
     @action(detail=True)
     def progress(self, request: Request, pk: str) -> Response:
         return Response(ProgressSerializer(progress.of(self.get_object())).data)
+
+
+def _after(request: Request) -> int:
+    text = request.query_params.get("after") or "0"
+    try:
+        after = int(text)
+    except ValueError:
+        raise errors.not_an_integer("after", text) from None
+    if refusal := errors.out_of_range("after", after, least=0, most=MOST_PLACE):
+        raise refusal
+    return after
+
+
+def _stream(following: Following) -> StreamingHttpResponse:
+    answer = StreamingHttpResponse(following.lines(), content_type="application/jsonl")
+    answer["X-Incomplete"] = "false" if following.is_whole else "true"
+    answer["X-Last-Line"] = str(max(following.after, following.last))
+    return answer
+
+
+def _told(batch: Batch) -> Any:
+    """The batch object; that of a retry names its parent."""
+    return (RetriedBatchSerializer if batch.retry_of_id else BatchSerializer)(batch).data
 
 
 def _all_paused(since: datetime | None) -> Response:

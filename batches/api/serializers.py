@@ -1,26 +1,19 @@
 """A batch request in, the batch object of the OpenAI API out: every key is always there, times are Unix seconds."""
 
-import re
-from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
-from django.utils import timezone
 from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
+from batches import creation, retry
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Part, Priority, Status
+from batches.status import reasons
 from batches.status.progress import Progress
 from common import errors
 from common.errors import ApiError
 from common.fields import ApiField, ConstantField, ExpiresAfterField, TextField, UnixTimeField, text_schema
 from common.strict_json import is_storable
-from files_api.models import File
-
-LONGEST_WINDOW = timedelta(days=30)
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-_WINDOW = "([1-9][0-9]{0,5})([mhd])"
 
 
 class CompletionWindowField(TextField):
@@ -29,14 +22,14 @@ class CompletionWindowField(TextField):
     def json_schema(self) -> dict[str, Any]:
         return {
             "type": "string",
-            "pattern": f"^{_WINDOW}$",
+            "pattern": f"^{creation.WINDOW}$",
             "description": "Minutes, hours or days, up to 30 days.",
             "examples": ["24h", "90m", "7d"],
         }
 
     def to_internal_value(self, data: Any) -> str:
         window = super().to_internal_value(data)
-        if window_length(window) is None:
+        if creation.window_length(window) is None:
             raise ApiError(
                 f"Invalid value: '{window}'. Supported values are: '24h', and a number of minutes, hours or days up "
                 "to 30 days, such as '90m' or '7d'.",
@@ -63,20 +56,6 @@ class FileIdField(TextField):
                 code="invalid_value",
             )
         return file_id
-
-
-def window_length(window: str) -> timedelta | None:
-    match = re.fullmatch(_WINDOW, window)
-    if match is None:
-        return None
-    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    return length if length <= LONGEST_WINDOW else None
-
-
-def priority(metadata: dict[str, str] | None) -> Priority:
-    """The priority that `metadata.priority` names; any other value is plain metadata."""
-    named = {"low": Priority.LOW, "high": Priority.HIGH}
-    return named.get((metadata or {}).get("priority", ""), Priority.NORMAL)
 
 
 class MetadataField(ApiField[dict[str, str], Any]):
@@ -132,23 +111,15 @@ class BatchCreateSerializer(serializers.Serializer[Batch]):
     output_expires_after = ExpiresAfterField(required=False, allow_null=True)
 
     def create(self, validated_data: dict[str, Any]) -> Batch:
-        window = validated_data["completion_window"]
         metadata = validated_data.get("metadata")
-        now = timezone.now()
-        with transaction.atomic():
-            batch = Batch.objects.create(
-                input_file_id=validated_data["input_file_id"],
-                endpoint=validated_data["endpoint"],
-                completion_window=window,
-                metadata=metadata,
-                priority=priority(metadata),
-                output_lifetime=validated_data.get("output_expires_after"),
-                created_at=now,
-                expires_at=now + (window_length(window) or LONGEST_WINDOW),
-                nudged_at=now,  # its first message is sent at the commit
-            )
-            File.objects.all().hold(batch.input_file_id, batch.pk)
-        return batch
+        return creation.create(
+            input_file_id=validated_data["input_file_id"],
+            endpoint=validated_data["endpoint"],
+            completion_window=validated_data["completion_window"],
+            metadata=metadata,
+            output_lifetime=validated_data.get("output_expires_after"),
+            priority=creation.priority(metadata),
+        )
 
 
 class BatchErrorSerializer(serializers.Serializer[dict[str, Any]]):
@@ -215,6 +186,84 @@ class BatchSerializer(serializers.Serializer[Batch]):
     metadata = MetadataField(allow_null=True)
 
 
+class RetriedBatchSerializer(BatchSerializer):
+    """A batch object with one member of our own: the batch whose lines it asks again."""
+
+    retry_of = serializers.CharField(source="retry_of_id")
+
+
+class ExtendSerializer(serializers.Serializer[dict[str, Any]]):
+    completion_window = CompletionWindowField()
+
+
+class PriorityField(ApiField[Priority, int]):
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "integer", "enum": Priority.values}
+
+    def to_internal_value(self, data: Any) -> Priority:
+        if type(data) is not int:
+            raise errors.invalid_type("priority", "an integer", data)
+        if data not in Priority.values:
+            raise errors.invalid_value("priority", data, [str(each) for each in Priority.values])
+        return Priority(data)
+
+    def to_representation(self, value: Priority) -> int:
+        return int(value)
+
+
+class PrioritySerializer(serializers.Serializer[dict[str, Any]]):
+    priority = PriorityField()
+
+
+class CodesField(ApiField[list[str], Any]):
+    """A list of codes as `/reasons` tells them."""
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": {"type": "string"}}
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if not isinstance(data, list):
+            raise errors.invalid_type("codes", "an array", data)
+        for each in data:
+            if not isinstance(each, str):
+                raise errors.invalid_type("codes", "an array of strings", each)
+            if not is_storable(each):
+                raise errors.not_storable("codes")
+        return data
+
+    def to_representation(self, value: list[str]) -> list[str]:
+        return value
+
+
+class RetrySerializer(serializers.Serializer[dict[str, Any]]):
+    """POST /v1/batches/{id}/retry; what is left out is as in the parent."""
+
+    errors = TextField(supported=retry.ERRORS, required=False)  # type: ignore[assignment]  # as above
+    codes = CodesField(required=False)
+    model = TextField(max_length=255, required=False)
+    completion_window = CompletionWindowField(required=False)
+    metadata = MetadataField(required=False)
+
+
+class ReasonSerializer(serializers.Serializer[reasons.Reason]):
+    code = serializers.CharField()
+    message = serializers.CharField()
+    count = serializers.IntegerField()
+    first = serializers.ListField(child=serializers.CharField())
+
+
+@extend_schema_serializer(many=False)
+class ReasonListSerializer(serializers.Serializer[dict[str, Any]]):
+    object = ConstantField("list")
+    data = ReasonSerializer(many=True)  # type: ignore[assignment]  # as above
+
+
+class BatchDeletedSerializer(serializers.Serializer[dict[str, Any]]):
+    id = serializers.CharField()
+    object = ConstantField("batch")
+    deleted = ConstantField(True)
+
+
 class AllPausedSerializer(serializers.Serializer[dict[str, Any]]):
     object = ConstantField("batches.pause")
     paused = serializers.BooleanField()
@@ -241,7 +290,7 @@ class ProgressSerializer(serializers.Serializer[Progress]):
     request_counts = RequestCountsSerializer(source="batch")
     lines_open = serializers.IntegerField()
     waiting_for = serializers.CharField(allow_null=True)
-    warnings = WarningSerializer(many=True, source="batch.warnings")
+    warnings = WarningSerializer(many=True)
     contexts = ContextSerializer(many=True)
     usage = UsageSerializer(source="batch")
     lines_per_minute = serializers.FloatField(allow_null=True)

@@ -53,6 +53,34 @@ class Reply:
     prompt_tokens: int = 0  # of such a prompt, as the server counted them; 0 if it did not say
 
 
+LONGEST_CODE, LONGEST_MESSAGE = 64, 2000
+
+
+def reason_of(reply: Reply) -> dict[str, str]:
+    """`error_code` and `error_message` of a line that fails with this reply. They stay on its row once the reply's body
+    is in the error file alone. Of an answer that names no code, its type or its HTTP status."""
+    if reply.verdict is Verdict.ANSWERED:
+        return {"error_code": "", "error_message": ""}
+    code: Any = reply.code
+    message: Any = reply.message
+    if reply.body and not code:
+        told = (parsed(reply.body.encode()) or {}).get("error")
+        if isinstance(told, dict):
+            code, message = told.get("code") or told.get("type"), message or told.get("message")
+        else:
+            message = message or told
+        code = code if isinstance(code, str) and code else f"http_{reply.status}"
+    return {
+        "error_code": _storable(code)[:LONGEST_CODE],
+        "error_message": _storable(str(message or ""))[:LONGEST_MESSAGE],
+    }
+
+
+def _storable(text: str) -> str:
+    """Without what Postgres cannot store."""
+    return text.replace("\x00", "").encode(errors="replace").decode()
+
+
 def refused(code: str, message: str, param: str | None = None) -> Reply:
     """A reply that refuses a line for its own fault, as the endpoint itself would refuse it."""
     error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}

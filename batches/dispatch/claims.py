@@ -20,7 +20,7 @@ from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
 from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
-from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part
+from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part, last_places
 from batches.scheduling import turns
 from common import failpoints
 
@@ -98,17 +98,20 @@ def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list
     """
     group = _Group()
     with transaction.atomic():
+        places = last_places({call.subject.batch_id for call in calls})
         for call in calls:
             line, reply = call.subject, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 group.cut.append(line)
                 continue
             values = outcomes.of(lease.backend, line, reply, call, busy_s=busy_s)
+            if values["state"] is not LineState.PENDING:
+                places[line.batch_id] = values["place"] = places.get(line.batch_id, 0) + 1
             if _write(lease, line, values):
                 group.add(line, reply, values["state"])
             else:
                 logger.warning("%s line %s: the result came too late and was dropped", line.batch_id, line.number)
-        group.write(lease)
+        group.write(lease, places)
     return sorted({part.batch_id for part in group.missing})
 
 
@@ -137,7 +140,7 @@ class _Group:
         if line.digest is not None:
             self._finished[line.pk] = line, counter
 
-    def write(self, lease: Lease) -> None:
+    def write(self, lease: Lease, places: dict[str, int]) -> None:
         for pk, count in reuse.counts(self._finished).items():
             line, counter = self._finished[pk]
             self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})
@@ -147,20 +150,21 @@ class _Group:
         failpoints.reach("mid_store")
         for batch_id, tally in sorted(self._tallies.items()):  # in one order, or two drives could wait for each other
             changes = {name: F(name) + count for name, count in tally.items() if count}
-            Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL).update(**changes)
+            batches = Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL)
+            batches.update(last_place=places[batch_id], **changes)
         for part, reply in self.missing.items():
             failing.mark([part.pk], reply)
 
 
 ANSWER = (
     *("state", "http_status", "response", "error_code", "error_message"),
-    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "finished_at", "duration_ms"),
+    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "finished_at", "duration_ms", "place"),
 )
 # The ORM would compose this SQL anew for each line, which takes longer than the database's own work.
 WRITE_ANSWER = (
     "UPDATE batches_line SET state = %s, lease_id = NULL, http_status = %s, response = %s, error_code = %s, "
     "error_message = %s, input_tokens = %s, cached_tokens = %s, output_tokens = %s, reasoning_tokens = %s, "
-    "finished_at = %s, duration_ms = %s WHERE id = %s AND lease_id = %s AND state = %s"
+    "finished_at = %s, duration_ms = %s, place = %s WHERE id = %s AND lease_id = %s AND state = %s"
 )
 
 

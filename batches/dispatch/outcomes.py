@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from batches import registry
 from batches.backends.calls import Call
-from batches.backends.replies import Reply, Verdict
+from batches.backends.replies import Reply, Verdict, reason_of
 from batches.models import NO_ROOM, Backend, Line, LineState
 from common.database import from_now
 
@@ -115,6 +115,5 @@ def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
         "state": state,
         "http_status": reply.status,
         "response": reply.body,
-        "error_code": reply.code,
-        "error_message": reply.message,
+        **reason_of(reply),
     }

@@ -5,6 +5,7 @@ from batches.models.batch import (
     FINAL,
     NO_ROOM,
     OPEN,
+    UNANSWERED,
     Answer,
     Batch,
     BatchQuerySet,
@@ -14,6 +15,7 @@ from batches.models.batch import (
     Part,
     Priority,
     Status,
+    last_places,
 )
 from batches.models.lease import Lease, Pulse
 from batches.models.webhook import WebhookDelivery
@@ -22,6 +24,7 @@ __all__ = [
     "FINAL",
     "NO_ROOM",
     "OPEN",
+    "UNANSWERED",
     "Answer",
     "Backend",
     "Batch",
@@ -38,4 +41,5 @@ __all__ = [
     "Pulse",
     "Status",
     "WebhookDelivery",
+    "last_places",
 ]

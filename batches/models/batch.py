@@ -1,5 +1,6 @@
 """Batch, its Parts (the lines for one model each) and its Lines; and Answers, which another batch may reuse."""
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import ClassVar
 
@@ -95,6 +96,15 @@ class Batch(models.Model):
     output_file = models.ForeignKey(File, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
     error_file = models.ForeignKey(File, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
 
+    retry_of = models.ForeignKey(
+        "self",
+        models.DO_NOTHING,
+        db_constraint=False,
+        null=True,
+        related_name="retries",
+        help_text="The batch whose failed lines it asks again; it may be deleted since.",
+    )
+
     created_at = models.DateTimeField(default=timezone.now)
     expires_at = models.DateTimeField()
     in_progress_at = models.DateTimeField(null=True)
@@ -116,6 +126,8 @@ class Batch(models.Model):
     # Lines that repeat another and cost nothing: all of them, and those that are completed or failed.
     repeated = models.PositiveIntegerField(default=0)
     repeated_finished = models.PositiveIntegerField(default=0)
+
+    last_place = models.PositiveBigIntegerField(default=0, help_text="The highest `place` of its lines.")
 
     # Where validation stands: saved in the transaction that stores the lines read so far.
     validated_bytes = models.PositiveBigIntegerField(default=0)
@@ -180,6 +192,8 @@ class LineState(models.IntegerChoices):
 
 
 OPEN = [LineState.PENDING, LineState.RUNNING]
+# Finished, and without an answer that is a result.
+UNANSWERED = [LineState.FAILED, LineState.CANCELLED, LineState.EXPIRED]
 
 
 class LineQuerySet(models.QuerySet["Line"]):
@@ -194,6 +208,12 @@ class LineQuerySet(models.QuerySet["Line"]):
 
     def claimed_by(self, lease: Lease) -> "LineQuerySet":
         return self.filter(lease=lease, state=LineState.RUNNING)
+
+
+def last_places(batch_ids: Collection[str]) -> dict[str, int]:
+    """`last_place` of these batches, whose rows are locked until the end of the caller's transaction."""
+    batches = Batch.objects.select_for_update().filter(pk__in=batch_ids).order_by("pk")
+    return dict(batches.values_list("pk", "last_place"))
 
 
 class Part(models.Model):
@@ -283,6 +303,9 @@ class Line(models.Model):
     reasoning_tokens = models.PositiveIntegerField(default=0)
     duration_ms = models.PositiveIntegerField(null=True)
     finished_at = models.DateTimeField(null=True)
+    # Whoever gives places holds the batch's row until the commit, so places appear in their order: a reader that saw
+    # one misses none below it. There are gaps. A repeat has the place of its original.
+    place = models.PositiveBigIntegerField(null=True, help_text="In the order in which the batch's lines finished.")
 
     objects = LineQuerySet.as_manager()
 
@@ -294,6 +317,12 @@ class Line(models.Model):
         indexes: ClassVar = [
             # For the claim, and for "is a line left?". Not partial: SQLite uses that for the very same condition only.
             models.Index(fields=["part", "state", "order_key", "number"], name="line_by_turn"),
+            models.Index(
+                fields=["batch", "state", "error_code", "number"],
+                name="line_unanswered",
+                condition=Q(state__in=[3, 4, 5]),
+            ),
+            models.Index(fields=["batch", "place"], name="line_in_order", condition=Q(place__isnull=False)),
             models.Index(fields=["lease"], name="line_claimed", condition=Q(lease__isnull=False)),
             models.Index(fields=["part", "digest"], name="line_by_digest", condition=Q(digest__isnull=False)),
             models.Index(fields=["original"], name="line_repeated", condition=Q(original__isnull=False)),

@@ -3,6 +3,7 @@
 The work is bounded, whatever the size of the batch: its counters, and its last lines by their index.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ MOST_PARTS, MOST_OTHERS = 10, 10
 MOST_COUNTED = 100_000
 # Lines that were sent and wait for another try are among the first of those left: lines are sent in order.
 MOST_WAITING = 100
+LONGEST_WINDOW_DAYS = 30
 # Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
 STORING = timedelta(seconds=0.5)
 
@@ -68,6 +70,7 @@ class Progress:
     batch: Batch
     lines_open: int
     waiting_for: str | None
+    warnings: list[dict[str, str]]
     contexts: list[Part]  # the parts whose lines get a context that was chosen for them
     lines_per_minute: float | None
     tokens_per_second: float | None
@@ -98,6 +101,7 @@ def of(batch: Batch) -> Progress:
         batch=batch,
         lines_open=batch.lines_open,
         waiting_for=blocked or turn,
+        warnings=_warnings(batch, end),
         contexts=fitted(batch),
         lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
         # Embeddings write no tokens, and so have no such speed.
@@ -188,6 +192,33 @@ def _unchecked(with_work: list[Part]) -> str | None:
         return None
     which = f"Line {numbers[0]} waits" if len(numbers) == 1 else f"{len(numbers)} lines wait"
     return f"{which} for another try, because an answer could not be used. {reason} See its log."
+
+
+# What a person should know
+
+WINDOW_TOO_SHORT = "window_too_short"
+
+
+def _warnings(batch: Batch, end: datetime | None) -> list[dict[str, str]]:
+    """The stored warnings, with that of the window as this forecast has it. Without a forecast the last one stands."""
+    if batch.status not in switch.PAUSABLE or end is not None:
+        others = [each for each in batch.warnings if each["code"] != WINDOW_TOO_SHORT]
+        if end is None or end <= batch.expires_at:
+            return others
+        return [*others, {"code": WINDOW_TOO_SHORT, "message": _window_too_short(batch, end)}]
+    return list(batch.warnings)
+
+
+def _window_too_short(batch: Batch, end: datetime) -> str:
+    # A quarter more than the forecast, which is none of a clock.
+    days = min(LONGEST_WINDOW_DAYS, math.ceil((end - timezone.now()) * 1.25 / timedelta(days=1)))
+    return (
+        f"The completion window ends at {gate.clock(batch.expires_at)}, and at its present speed the batch ends at "
+        f"{gate.clock(end)}. Lines that are open when the window ends fail with batch_expired. Extend the window: "
+        f"script/batch extend {batch.pk} {days}d, or POST /v1/batches/{batch.pk}/extend "
+        f'{{"completion_window": "{days}d"}}, or '
+        "by the admin."
+    )
 
 
 # When it may end

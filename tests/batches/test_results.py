@@ -16,8 +16,8 @@ from tests.fake_backend import Action, error_body
 
 def test_a_page_is_read_in_parts_of_bounded_size():
     chunk = results.CHUNK_BYTES
-    assert list(results._chunks([(1, 10), (2, 10), (3, 10)])) == [(1, 3)]
-    assert list(results._chunks([(1, chunk), (2, 1), (5, chunk), (6, chunk)])) == [(1, 1), (2, 5), (6, 6)]
+    assert list(results.chunks([(1, 10), (2, 10), (3, 10)])) == [(1, 3)]
+    assert list(results.chunks([(1, chunk), (2, 1), (5, chunk), (6, chunk)])) == [(1, 1), (2, 5), (6, 6)]
 
 
 def test_long_replies_are_all_delivered_in_order(create, work, backend, monkeypatch):
@@ -126,4 +126,6 @@ def test_settling_passes_once_over_the_lines_and_leaves_none_open(create, work, 
     reads = [query["sql"] for query in queries if query["sql"].startswith("SELECT")]
     starts = [int(found[1]) for sql in reads if (found := re.search(r'"number" > (\d+)', sql))]
     assert starts == list(range(0, 101, 10))
-    assert len(reads) == len(starts) + 2  # and whether any is open: before, and after
+    places = [sql for sql in reads if "last_place" in sql]
+    assert len(places) == len(ranges)
+    assert len(reads) == len(starts) + len(places) + 2  # and whether any is open: before, and after

@@ -11,13 +11,20 @@ from common.models import ApiKey
 OPERATIONS = [
     "batches_cancel",
     "batches_create",
+    "batches_destroy",
+    "batches_errors",
+    "batches_extend",
     "batches_list",
+    "batches_output",
     "batches_pause",
     "batches_pause_all",
+    "batches_priority",
     "batches_progress",
+    "batches_reasons",
     "batches_resume",
     "batches_resume_all",
     "batches_retrieve",
+    "batches_retry",
     "chat_create",
     "completions_create",
     "embeddings_create",
@@ -75,7 +82,7 @@ def test_creates_take_an_idempotency_key(document):
         for name, each in operations(document).items()
         if "Idempotency-Key" in {parameter["name"] for parameter in each.get("parameters", [])}
     }
-    assert with_key == {"files_create", "uploads_create", "batches_create"}
+    assert with_key == {"files_create", "uploads_create", "batches_create", "batches_retry"}
 
 
 def test_every_operation_has_one_answer_and_the_envelope(document):

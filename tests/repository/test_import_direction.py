@@ -21,9 +21,10 @@ ROOMS = [
     for rooms in (
         ["api", "admin", "management", "apps"],
         ["tasks"],
-        ["cleanup"],
+        ["cleanup", "forecasts", "following"],
         ["dispatch", "validation", "results", "status"],
-        ["failing"],
+        ["retry"],
+        ["failing", "creation"],
         ["steps"],
         ["scheduling", "reuse", "registry", "leases", "lifecycle", "webhooks"],
         ["models", "migrations", "schema_drift"],

@@ -1,0 +1,58 @@
+"""How a batch begins: the values that a request gives become its row."""
+
+import re
+from datetime import timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from batches.models import Batch, Priority
+from files_api.models import File
+
+LONGEST_WINDOW = timedelta(days=30)
+WINDOW = "([1-9][0-9]{0,5})([mhd])"
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def window_length(window: str) -> timedelta | None:
+    """The length that `90m`, `24h` or `7d` names; None if it names none, or more than LONGEST_WINDOW."""
+    match = re.fullmatch(WINDOW, window)
+    if match is None:
+        return None
+    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    return length if length <= LONGEST_WINDOW else None
+
+
+def priority(metadata: dict[str, str] | None) -> Priority:
+    """The priority that `metadata.priority` names; any other value is plain metadata."""
+    named = {"low": Priority.LOW, "high": Priority.HIGH}
+    return named.get((metadata or {}).get("priority", ""), Priority.NORMAL)
+
+
+def create(
+    *,
+    input_file_id: str,
+    endpoint: str,
+    completion_window: str,
+    metadata: dict[str, str] | None,
+    output_lifetime: timedelta | None,
+    priority: Priority,
+    retry_of: Batch | None = None,
+) -> Batch:
+    """Store a new batch, with a hold on its input file. Validation finds whether that file exists and is good."""
+    now = timezone.now()
+    with transaction.atomic():
+        batch = Batch.objects.create(
+            input_file_id=input_file_id,
+            endpoint=endpoint,
+            completion_window=completion_window,
+            metadata=metadata,
+            priority=priority,
+            output_lifetime=output_lifetime,
+            retry_of=retry_of,
+            created_at=now,
+            expires_at=now + (window_length(completion_window) or LONGEST_WINDOW),
+            nudged_at=now,  # its first message is sent at the commit
+        )
+        File.objects.all().hold(batch.input_file_id, batch.pk)
+    return batch
