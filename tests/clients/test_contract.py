@@ -55,7 +55,16 @@ def test_every_operation_answers_as_the_schema_says(api, work, backend, upload, 
         assert api.post(f"/v1/batches/{other['id']}/{action}").json() == other
         assert api.post(f"/v1/batches/{action}").json()["paused"] is (action == "pause")
     assert api.get(f"/v1/batches/{other['id']}/progress").json()["status"] == "validating"
+    extended = api.post(f"/v1/batches/{other['id']}/extend", {"completion_window": "7d"}, format="json").json()
+    assert extended["expires_at"] > other["expires_at"]
+    assert api.post(f"/v1/batches/{other['id']}/priority", {"priority": -1}, format="json").json() == extended
+    assert api.get(f"/v1/batches/{other['id']}/reasons").json() == {"object": "list", "data": []}
+    assert b"".join(api.get(f"/v1/batches/{batch['id']}/output").streaming_content).count(b"\n") == 1
     assert api.post(f"/v1/batches/{other['id']}/cancel").json()["status"] == "cancelling"
+    backend.on("bad", Action(400, error_body("bad")))
+    failed = work.run(create([line("bad")])["id"])["id"]
+    assert api.post(f"/v1/batches/{failed}/retry").json()["retry_of"] == failed
+    assert api.delete(f"/v1/batches/{failed}").json()["deleted"] is True
     assert [model["id"] for model in api.get("/v1/models").json()["data"]] == backend.models
     assert api.get(f"/v1/models/{backend.models[0]}").status_code == 200
     assert api.get("/v1/openapi.json").json()["openapi"] == "3.1.0"
@@ -170,7 +179,8 @@ def as_json(value):
         ("GET", "/v1/batches?after=batch_none", {}, 400),
         ("GET", "/v1/batches/x", {}, 400),
         ("GET", "/v1/batches/batch_x", {}, 404),
-        ("DELETE", "/v1/batches/batch_x", {}, 405),
+        ("DELETE", "/v1/batches/batch_x", {}, 404),
+        ("PUT", "/v1/batches/batch_x", {}, 405),
         ("POST", "/v1/batches/batch_x/cancel", {}, 404),
         ("POST", "/v1/files", as_json({}), 415),
         ("POST", "/v1/files", {"data": "x", "content_type": "multipart/form-data; boundary=b"}, 400),

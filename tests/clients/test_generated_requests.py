@@ -205,7 +205,7 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     document.prefer("batches_retrieve", batches)
     document.prefer("batches_cancel", held_batches + batches)
     document.prefer("batches_progress", batches)
-    for action in ("pause", "resume"):
+    for action in ("pause", "resume", "extend", "priority", "reasons"):
         document.prefer(f"batches_{action}", [running(), *batches])
     files = [file(), file("user_data"), completed.output_file_id]
     document.prefer("files_list", files, name="after")
