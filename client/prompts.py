@@ -115,7 +115,7 @@ def template(text: str, table: Table, what: str) -> "Template":
 
     sandbox = environment()
     try:
-        wanted: set[str] = meta.find_undeclared_variables(sandbox.parse(text)) - set(sandbox.globals)  # type: ignore[no-untyped-call]
+        wanted: set[str] = meta.find_undeclared_variables(sandbox.parse(text)) - set(sandbox.globals)
     except TemplateSyntaxError as error:
         raise Trouble(f"{what}, line {error.lineno}: {error.message}.") from None
     refuse_unknown(wanted, table, what)
