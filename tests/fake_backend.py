@@ -332,7 +332,11 @@ class _Handler(fake_native.NativeRoutes):
         if self.path.startswith("/api/blobs/"):
             self.take_blob()
             return
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        length = int(self.headers["Content-Length"])
+        content = self.rfile.read(length)
+        if len(content) < length:
+            return  # the client has cut its request
+        body = json.loads(content or b"{}")
         if self.fake.is_hung:
             self._stay_silent()
             return

@@ -23,7 +23,6 @@ from batches.api.serializers import (
     PrioritySerializer,
     ProgressSerializer,
     ReasonListSerializer,
-    RetriedBatchSerializer,
     RetrySerializer,
 )
 from batches.following import Following
@@ -83,11 +82,11 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @operation("List batches", BatchSerializer)
     def list(self, request: Request) -> Response:
         page = self.paginate_queryset(self.get_queryset())
-        return self.get_paginated_response([_told(batch) for batch in page or []])
+        return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @operation("Retrieve a batch", BatchSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        return Response(_told(self.get_object()))
+        return Response(BatchSerializer(self.get_object()).data)
 
     @operation("Cancel a batch", BatchSerializer)
     @action(detail=True, methods=["post"])
@@ -149,7 +148,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
     @operation(
         "Ask the failed lines of a batch again",
-        RetriedBatchSerializer,
+        BatchSerializer,
         request=RetrySerializer,
         parameters=[IDEMPOTENCY_KEY],
     )
@@ -170,7 +169,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
             def create() -> Response:
                 batch = retry.create(wish, content, window=window, metadata=metadata)
                 transaction.on_commit(lambda: _wake(batch.pk), robust=True)
-                return Response(RetriedBatchSerializer(batch).data)
+                return Response(BatchSerializer(batch).data)
 
             return idempotency.once(request, text, create)
 
@@ -197,7 +196,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
 
 def _after(request: Request) -> int:
-    text = request.query_params.get("after") or "0"
+    text = request.query_params.get("after", "0")
     try:
         after = int(text)
     except ValueError:
@@ -212,11 +211,6 @@ def _stream(following: Following) -> StreamingHttpResponse:
     answer["X-Incomplete"] = "false" if following.is_whole else "true"
     answer["X-Last-Line"] = str(max(following.after, following.last))
     return answer
-
-
-def _told(batch: Batch) -> Any:
-    """The batch object; that of a retry names its parent."""
-    return (RetriedBatchSerializer if batch.retry_of_id else BatchSerializer)(batch).data
 
 
 def _all_paused(since: datetime | None) -> Response:

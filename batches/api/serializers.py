@@ -184,12 +184,14 @@ class BatchSerializer(serializers.Serializer[Batch]):
     request_counts = RequestCountsSerializer(source="*")
     usage = UsageSerializer(source="*")
     metadata = MetadataField(allow_null=True)
+    # A member of our own, of a retry alone: the batch whose lines it asks again.
+    retry_of = serializers.CharField(source="retry_of_id", required=False)
 
-
-class RetriedBatchSerializer(BatchSerializer):
-    """A batch object with one member of our own: the batch whose lines it asks again."""
-
-    retry_of = serializers.CharField(source="retry_of_id")
+    def to_representation(self, instance: Batch) -> dict[str, Any]:
+        told = super().to_representation(instance)
+        if instance.retry_of_id is None:
+            del told["retry_of"]
+        return told
 
 
 class ExtendSerializer(serializers.Serializer[dict[str, Any]]):

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 
@@ -152,6 +153,8 @@ def _own_terminal():
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A shell that started the tests in the background has had them ignore it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_what_a_running_server_and_the_commands_tell_each_other(client, tmp_path, stack, fake):

@@ -205,8 +205,11 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     document.prefer("batches_retrieve", batches)
     document.prefer("batches_cancel", held_batches + batches)
     document.prefer("batches_progress", batches)
-    for action in ("pause", "resume", "extend", "priority", "reasons"):
+    for action in ("pause", "resume", "extend", "priority", "reasons", "output", "errors"):
         document.prefer(f"batches_{action}", [running(), *batches])
+    document.prefer("batches_retry", [cancelled.id, *batches])
+    document.example("batches_retry", {})
+    document.prefer("batches_destroy", [finish(client, submit(client, [{}]).id).id for _ in range(3)])
     files = [file(), file("user_data"), completed.output_file_id]
     document.prefer("files_list", files, name="after")
     document.prefer("files_retrieve", files)
