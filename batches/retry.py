@@ -13,7 +13,7 @@ from django.utils import timezone
 from batches import creation, lifecycle
 from batches.models import FINAL, UNANSWERED, Batch, LineState, Priority
 from common import strict_json
-from common.errors import ApiError, conflict
+from common.errors import SETTLED, ApiError, conflict
 from files_api.accept import BATCH_FILE_LIFETIME
 from files_api.models import File
 from files_api.storage import MeasuredFile, temporary_file
@@ -26,7 +26,7 @@ _STATES = {
 }
 ERRORS = list(_STATES)
 # The codes of lines that were never finished, with their states; other codes are on the rows.
-_CODES = {"batch_expired": LineState.EXPIRED, "batch_cancelled": LineState.CANCELLED}
+_CODES = {error["code"]: LineState[state.upper()] for state, error in SETTLED.items()}
 PAGE = 2000
 
 

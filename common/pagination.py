@@ -11,6 +11,17 @@ from common import errors
 from common.errors import ApiError
 
 
+def whole_number(param: str, text: str, *, most: int) -> int:
+    """A number of a query string, from 0 to `most`. Raises ApiError."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise errors.not_an_integer(param, text) from None
+    if refusal := errors.out_of_range(param, number, least=0, most=most):
+        raise refusal
+    return number
+
+
 class CursorPagination(BasePagination):
     """OpenAI's list envelope: `after` is an object's id, newest first unless `order=asc`, ties settled by id.
 
@@ -66,13 +77,7 @@ class CursorPagination(BasePagination):
 
     def _limit(self, request: Request) -> int:
         text = request.query_params.get("limit") or str(self.default_limit)
-        try:
-            limit = int(text)
-        except ValueError:
-            raise errors.not_an_integer("limit", text) from None
-        if refusal := errors.out_of_range("limit", limit, least=0, most=self.most_limit):
-            raise refusal
-        return limit
+        return whole_number("limit", text, most=self.most_limit)
 
     def _beyond(self, queryset: QuerySet[Any], after: str, newest_first: bool) -> Q:
         # Looked up among all rows: a cursor stays valid if the file it names is deleted between two pages.

@@ -29,11 +29,11 @@ from batches.following import Following
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
 from batches.status import progress, reasons
-from common import errors, failpoints, idempotency
+from common import failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
-from common.pagination import CursorPagination
+from common.pagination import CursorPagination, whole_number
 
 JSONL = {(200, "application/jsonl"): OpenApiTypes.BINARY}
 MOST_PLACE = 2**63 - 1
@@ -196,14 +196,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
 
 def _after(request: Request) -> int:
-    text = request.query_params.get("after", "0")
-    try:
-        after = int(text)
-    except ValueError:
-        raise errors.not_an_integer("after", text) from None
-    if refusal := errors.out_of_range("after", after, least=0, most=MOST_PLACE):
-        raise refusal
-    return after
+    return whole_number("after", request.query_params.get("after", "0"), most=MOST_PLACE)
 
 
 def _stream(following: Following) -> StreamingHttpResponse:

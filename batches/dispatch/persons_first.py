@@ -51,9 +51,10 @@ class PersonsFirst:
         if gate.newest_person or gate.is_for_persons:
             # The server computes their requests beside our calls, and may fail for it.
             self._calls.mark_shared()
+        is_new = gate.newest_person > self._newest_person
         if gate.is_for_persons:
-            self._make_room(gate)
-        if gate.is_for_persons or gate.newest_person > self._newest_person:
+            self._make_room(is_new=is_new)
+        if gate.is_for_persons or is_new:
             # Their model may have taken the place of ours.
             self._readiness.doubt_loaded()
         self._newest_person = max(self._newest_person, gate.newest_person)
@@ -69,10 +70,10 @@ class PersonsFirst:
         if self._turn is not None:
             retrying(persons.end_share, self._backend)
 
-    def _make_room(self, gate: Gate) -> None:
+    def _make_room(self, *, is_new: bool) -> None:
         self._calls.cut_all(call for call in self._calls.in_flight if _counts_slots(call))
         if not self._kind.begins_all:
-            self._calls.cut_all(self._not_begun(is_new=gate.newest_person > self._newest_person))
+            self._calls.cut_all(self._not_begun(is_new=is_new))
 
     def _not_begun(self, *, is_new: bool) -> Iterator[Call[Any]]:
         """The calls that wait at the server; and if a person has come since the last look, those that may have been

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db.models import F
 from django.utils import timezone
 
-from batches import registry
+from batches import creation, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 
@@ -25,7 +25,6 @@ MOST_PARTS, MOST_OTHERS = 10, 10
 MOST_COUNTED = 100_000
 # Lines that were sent and wait for another try are among the first of those left: lines are sent in order.
 MOST_WAITING = 100
-LONGEST_WINDOW_DAYS = 30
 # Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
 STORING = timedelta(seconds=0.5)
 
@@ -211,7 +210,7 @@ def _warnings(batch: Batch, end: datetime | None) -> list[dict[str, str]]:
 
 def _window_too_short(batch: Batch, end: datetime) -> str:
     # A quarter more than the forecast, which is none of a clock.
-    days = min(LONGEST_WINDOW_DAYS, math.ceil((end - timezone.now()) * 1.25 / timedelta(days=1)))
+    days = min(creation.LONGEST_WINDOW.days, math.ceil((end - timezone.now()) * 1.25 / timedelta(days=1)))
     return (
         f"The completion window ends at {gate.clock(batch.expires_at)}, and at its present speed the batch ends at "
         f"{gate.clock(end)}. Lines that are open when the window ends fail with batch_expired. Extend the window: "
