@@ -1,17 +1,22 @@
-"""Tidy a batch that is over: empty its rows, release its input file, remove result files that were not delivered."""
+"""Tidy a batch that is over: delete its responses, release its input file, remove result files that were not delivered.
+Delete a batch, as a person or RETENTION_DAYS wants it.
+"""
 
 import logging
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import partial
 
+from django.conf import settings
 from django.core.files.storage import default_storage
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from batches import leases, lifecycle, results, steps
 from batches.lifecycle import Outcome
-from batches.models import FINAL, Batch, Status
+from batches.models import FINAL, Batch, Response, Status
 from common import failpoints, ids
 from files_api import retention
 from files_api.models import File, FileHold, stored_name
@@ -19,11 +24,13 @@ from files_api.storage import trouble
 
 logger = logging.getLogger(__name__)
 
+DELETED_AT_ONCE, FILES_AT_ONCE = 10, 1000
+
 
 def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
     """Remove what a batch in a final status does not need any more. Safe to run twice and at once.
 
-    The rows lose their answers, which the result files have; a failed batch loses its lines, the input file its hold.
+    The responses are deleted, which the result files have; a failed batch loses its lines, the input file its hold.
     """
     due = Q(status__in=FINAL, tidied_at=None)
     return steps.run(batch_id, "tidy", due, partial(_tidy, breathe=breathe))
@@ -31,11 +38,9 @@ def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
 
 def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -> Outcome:
     for numbers in results.ranges(batch):
-        lines = batch.lines.filter(number__range=numbers)
+        _delete_responses(batch, numbers)
         if batch.status == Status.FAILED:
-            lines.delete()
-        else:
-            lines.exclude(response="").update(response="")
+            batch.lines.filter(number__range=numbers).delete()
         keeper.keep()
         breathe()
         failpoints.reach("mid_tidy")
@@ -50,16 +55,21 @@ def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -
     return Outcome.DONE
 
 
-def delete(batch_id: str) -> None:
+def delete(batch_id: str, *, breathe: Callable[[], None] = lambda: None) -> None:
     """Delete a batch that is over: its lines, its deliveries and its result files; the input file stays, and so do the
     batches that retry it. Raises a 409 before its end.
 
-    Lines go in pages, so that no other writer waits long. Safe to run again after an end half way.
+    Lines go in pages, so that no other writer waits long; `breathe` is called between them. Safe to run twice, at once,
+    and again after an end half way.
     """
-    batch = Batch.objects.get(pk=batch_id)
+    batch = Batch.objects.filter(pk=batch_id).first()
+    if batch is None:
+        return
     if not batch.is_final:
         raise lifecycle.too_early("delete", batch.status)
     for numbers in results.ranges(batch):
+        breathe()
+        _delete_responses(batch, numbers)  # a batch that ended a moment ago may not be tidied
         batch.lines.filter(number__range=numbers).delete()
     with transaction.atomic():
         files = File.objects.filter(pk__in=[batch.output_file_id, batch.error_file_id], deleted_at=None)
@@ -67,6 +77,36 @@ def delete(batch_id: str) -> None:
         FileHold.objects.filter(holder=batch_id).delete()
         batch.delete()
     logger.info("%s: deleted", batch_id)
+
+
+def outlived() -> list[str]:
+    """The ids of batches that ended more than RETENTION_DAYS ago, the oldest first, DELETED_AT_ONCE at most."""
+    if not settings.RETENTION_DAYS:
+        return []
+    oldest = _oldest_kept()
+    ended_at = Coalesce("completed_at", "failed_at", "expired_at", "cancelled_at")
+    over = Batch.objects.filter(created_at__lt=oldest, status__in=FINAL).alias(ended_at=ended_at)
+    return list(over.filter(ended_at__lt=oldest).order_by("created_at").values_list("pk", flat=True)[:DELETED_AT_ONCE])
+
+
+def delete_outlived_files() -> None:
+    """Delete files that were uploaded more than RETENTION_DAYS ago, and that no batch has any more; FILES_AT_ONCE at
+    most. Safe to run twice."""
+    if not settings.RETENTION_DAYS:
+        return
+    named = Q(input_file=OuterRef("pk")) | Q(output_file=OuterRef("pk")) | Q(error_file=OuterRef("pk"))
+    files = File.objects.all().visible().filter(~Exists(Batch.objects.filter(named)), created_at__lt=_oldest_kept())
+    for file in files[:FILES_AT_ONCE]:
+        logger.info("%s: deleted, for RETENTION_DAYS is over", file.pk)
+        File.objects.filter(pk=file.pk).update(deleted_at=timezone.now())
+
+
+def _oldest_kept() -> datetime:
+    return timezone.now() - timedelta(days=settings.RETENTION_DAYS)
+
+
+def _delete_responses(batch: Batch, numbers: tuple[int, int]) -> None:
+    Response.objects.filter(line__batch=batch, line__number__range=numbers).delete()
 
 
 def _remove_lost_results(batch: Batch) -> None:

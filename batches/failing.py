@@ -18,8 +18,8 @@ from django.utils import timezone
 from batches import leases, reuse, steps
 from batches.backends.replies import LONGEST_CODE, Reply, reason_of
 from batches.lifecycle import Outcome
-from batches.models import Batch, Lease, Line, LineState, Part, Status, last_places
-from common.database import retrying
+from batches.models import Batch, Lease, Line, LineState, Part, Response, Status, last_places
+from common.database import insert, retrying
 
 SLICE_S = 2.0
 # Lines in one transaction: a million would keep all other writers waiting.
@@ -81,11 +81,11 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
         ids = list(numbers)
         if not ids:
             return False
+        insert(Response, ("line", "body"), ((pk, failure["body"]) for pk in ids))
         Line.objects.filter(pk__in=ids).update(
             state=LineState.FAILED,
             finished_at=timezone.now(),
             http_status=failure["status"],
-            response=failure["body"],
             error_code=failure["code"][:LONGEST_CODE],
             error_message=failure["message"],
             place=F("number") + place,

@@ -7,17 +7,20 @@ by then comes in that order. Lines without a place, of batches from before place
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from django.db.models import Case, F, When
-from django.db.models.functions import Length
+from django.conf import settings
+from django.db.models import Case, F, Value, When
+from django.db.models.functions import Coalesce, Length
 
-from batches.models import FINAL, UNANSWERED, Batch, LineState
+from batches.models import FINAL, UNANSWERED, Batch, LineState, Status
 from batches.results import PAGE, chunks, result_line
 from common import ids
 from common.errors import ApiError
 from files_api.models import File
 
+# The names of the result files, as `ids.derived_file_id` takes them.
+FILES = {"output": "output", "errors": "error"}
 STATES = {"output": [LineState.SUCCEEDED], "errors": UNANSWERED}
 
 
@@ -55,7 +58,7 @@ class Following:
         lines = self.batch.lines.filter(state__in=STATES[self.kind]).order_by("place")
         place = self.after
         while page := list(
-            lines.filter(place__gt=place, place__lte=self.last).values_list("place", Length("response"))[:PAGE]
+            lines.filter(place__gt=place, place__lte=self.last).values_list("place", Length(BODY))[:PAGE]
         ):
             for first, last in chunks(page):
                 rows = list(lines.filter(place__range=(first, last)).values_list("pk", "place", *COLUMNS))
@@ -106,7 +109,35 @@ class Following:
                 yield number, without if known is None else known
 
 
-COLUMNS = ("number", "custom_id", "state", "http_status", "response", "error_code", "error_message")
+def early_id(batch: Batch, kind: str) -> str | None:
+    """The id that a result file of this batch will have; None before and after the time in which it is shown, and
+    without EARLY_RESULT_FILES."""
+    if not settings.EARLY_RESULT_FILES or batch.is_final or batch.status == Status.VALIDATING:
+        return None
+    return ids.derived_file_id(batch.pk, FILES[kind])
+
+
+class FollowedFile(NamedTuple):
+    batch: Batch
+    kind: str
+    is_made: bool
+
+
+def followed_file(file_id: str) -> FollowedFile | None:
+    """The batch whose result file this is, or will be; None if it is another file."""
+    for name, kind in (("output_file", "output"), ("error_file", "errors")):
+        if batch := Batch.objects.filter(**{name: file_id}).first():
+            return FollowedFile(batch, kind, is_made=True)
+    if settings.EARLY_RESULT_FILES:
+        for batch in Batch.objects.exclude(status__in=FINAL).iterator():
+            for kind in FILES:
+                if file_id == early_id(batch, kind):
+                    return FollowedFile(batch, kind, is_made=False)
+    return None
+
+
+COLUMNS = ("number", "custom_id", "state", "http_status", "response__body", "error_code", "error_message")
+BODY = Coalesce("response__body", Value(""))
 
 
 def _result_file(batch: Batch, kind: str) -> File | None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Case, F, Q, TextField, Value, When
-from django.db.models.functions import Length
+from django.db.models.functions import Coalesce, Length
 from django.utils import timezone
 
 from batches import leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
-from batches.models import OPEN, Batch, Line, LineState, Status, last_places
+from batches.models import OPEN, Batch, Line, LineState, ResultPage, Status, last_places
 from common import failpoints, ids
-from common.database import DamagedText, readable
+from common.database import DamagedText, insert, readable
 from common.errors import SETTLED, line_error
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
@@ -61,6 +61,7 @@ class _Finalizer:
         self.states: Counter[int] = Counter()
         self.tokens = [0] * len(TOKENS)
         self.files: dict[str, File] = {}
+        self.pages: list[tuple[int, int, int]] = []  # of the ResultPages
 
     def run(self) -> None:
         """Raises CannotGoOn if the files cannot be written now, or LeaseLost; the files are removed then."""
@@ -131,6 +132,9 @@ class _Finalizer:
         succeeded = LineState.SUCCEEDED.value
         unreadable = 0
         for rows in self._pages():
+            if not rows:
+                continue
+            self.pages.append((rows[0][0], output.size, errors.size))
             good: list[str] = []
             bad: list[str] = []
             for row in rows:
@@ -139,7 +143,7 @@ class _Finalizer:
                     text = result_line(self.batch.pk, *row[:8])
                 except ValueError:
                     state, unreadable = LineState.FAILED.value, unreadable + 1
-                    text = result_line(self.batch.pk, row[0], row[1], state, None, "", *UNREADABLE)
+                    text = result_line(self.batch.pk, row[0], row[1], state, None, None, *UNREADABLE)
                 (good if state == succeeded else bad).append(text)
                 self.states[state] += 1
             for column in range(len(TOKENS)):
@@ -163,7 +167,7 @@ class _Finalizer:
                 self._between_pages()
 
     def _rows(self, first: int, last: int, **instead: Any) -> list[tuple[Any, ...]]:
-        names = ("state", "http_status", "response", "error_code", "error_message")
+        names = ("state", "http_status", "response__body", "error_code", "error_message")
         columns = [instead.get(name, self._result_column(name)) for name in names]
         lines = self.batch.lines.filter(number__range=(first, last)).order_by("number")
         rows = lines.values_list("number", "custom_id", *columns, "original", *TOKENS)
@@ -174,11 +178,12 @@ class _Finalizer:
         try:
             return self._rows(number, number)
         except DamagedText:
-            return self._rows(number, number, response=DAMAGED, error_message=DAMAGED)
+            return self._rows(number, number, response__body=DAMAGED, error_message=DAMAGED)
 
     def _sizes(self) -> Iterator[list[tuple[int, int]]]:
         """Pages of the lines in input order: number, and the size of the answer."""
-        size = Length(self._result_column("response")) + Length(self._result_column("error_message"))
+        body = Coalesce(self._result_column("response__body"), Value(""))
+        size = Length(body) + Length(self._result_column("error_message"))
         lines = self.batch.lines.order_by("number").values_list("number", size)
         number = 0
         while page := list(lines.filter(number__gt=number)[:PAGE]):
@@ -233,6 +238,8 @@ class _Finalizer:
             )
             if moved:
                 File.objects.bulk_create(self.files.values())
+                names = ("batch", "number", "output_offset", "error_offset")
+                insert(ResultPage, names, ((self.batch.pk, *page) for page in self.pages))
         failpoints.reach("after_final_move")
         return moved
 
@@ -263,12 +270,14 @@ def result_line(
     custom_id: str,
     state: int,
     http_status: int | None,
-    response: str,
+    response: str | None,
     error_code: str,
     error_message: str,
     original: int | None = None,
 ) -> str:
     """A line of the output or the error file, ASCII, with its line end. Its ids depend on batch and number alone.
+
+    `response` is the JSON of the reply; None or empty if there was none.
 
     A repeat has an `original`, and its state, response and error are those of the original. Raises ValueError if the
     response is not what a drive stores: a row can be damaged.

@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import shared_task
 from django.conf import settings
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import InterfaceError, OperationalError, connection
 from django.db.models import Q
 from django.utils import timezone
@@ -37,6 +38,8 @@ TICK_AT_MOST_EVERY = timedelta(seconds=1)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
 FORECAST_EVERY = timedelta(seconds=15)
+RETENTION_EVERY = timedelta(minutes=1)
+FORGET_EVERY = timedelta(hours=1)
 MESSAGE_LIFE_S = 600
 
 
@@ -51,7 +54,10 @@ def wake(task: Any, *args: str) -> None:
 
 def wake_control(batch_id: str) -> None:
     """Ask the control worker for the step that this batch's status calls for, if any."""
-    status, tidied_at = Batch.objects.values_list("status", "tidied_at").get(pk=batch_id)
+    found = Batch.objects.filter(pk=batch_id).values_list("status", "tidied_at").first()
+    if found is None:
+        return  # deleted meanwhile
+    status, tidied_at = found
     if status == Status.VALIDATING:
         wake(validate, batch_id)
     elif status in (Status.FINALIZING, Status.CANCELLING):
@@ -114,6 +120,11 @@ def finalize(batch_id: str) -> None:
 @shared_task
 def tidy(batch_id: str) -> None:
     _pass_on(batch_id, tidy, cleanup.tidy(batch_id, breathe=tick_between()))
+
+
+@shared_task
+def delete(batch_id: str) -> None:
+    cleanup.delete(batch_id, breathe=tick_between())
 
 
 @shared_task
@@ -182,6 +193,19 @@ def _compare_windows() -> None:
         forecasts.review()
 
 
+def _delete_outlived() -> None:
+    if Pulse.due("retention", RETENTION_EVERY):
+        cleanup.delete_outlived_files()
+        for batch_id in cleanup.outlived():
+            wake(delete, batch_id)
+
+
+def _forget_what_is_over() -> None:
+    if Pulse.due("forget", FORGET_EVERY):
+        webhooks.forget_old()
+        SessionStore.clear_expired()
+
+
 def _wake_drives() -> None:
     """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one."""
     most_drives = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
@@ -211,5 +235,7 @@ DUTIES: dict[str, Callable[[], object]] = {
     "forget holds that ended": persons.forget_ended,
     "forget old uses of models": model_uses.forget_old,
     "forget old answers": reuse.forget_old,
+    "forget old events and sessions": _forget_what_is_over,
+    "delete what RETENTION_DAYS is over for": _delete_outlived,
     "remove files that are not needed": retention.sweep,
 }

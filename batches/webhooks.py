@@ -40,6 +40,8 @@ RESERVED_FOR = timedelta(seconds=60)
 # After the first attempt, the second, and so on; the last value repeats.
 BACKOFF_S = (5, 30, 120, 600, 1800, 3600, 7200)
 GIVEN_UP_AFTER = timedelta(hours=24)
+KEPT_FOR = timedelta(days=30)
+FORGOTTEN_AT_ONCE = 1000
 
 
 def deliver_due() -> None:
@@ -74,6 +76,12 @@ def send_due() -> None:
 def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
     """Make these events due, delivered or not. An event older than GIVEN_UP_AFTER gets a single attempt."""
     deliveries.update(next_at=Now())
+
+
+def forget_old() -> None:
+    """Forget events older than KEPT_FOR that are delivered or given up, FORGOTTEN_AT_ONCE at most."""
+    over = WebhookDelivery.objects.filter(next_at=None, created_at__lt=timezone.now() - KEPT_FOR)
+    WebhookDelivery.objects.filter(pk__in=list(over.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE])).delete()
 
 
 def _reserve() -> WebhookDelivery | None:

@@ -36,5 +36,5 @@ class LineAdmin(LookOnly):
         return format_html('<a href="{}">Line {}</a>', url, line.original.number)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Line]:
-        # The list shows no reply, and a page of long replies would be as large as all of them together.
-        return super().get_queryset(request).defer("response", "error_message")
+        # The list shows no reasons, and a page of long ones would be as large as all of them together.
+        return super().get_queryset(request).defer("error_message")

@@ -20,9 +20,10 @@ from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
 from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
-from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part, last_places
+from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part, Response, last_places
 from batches.scheduling import turns
 from common import failpoints
+from common.database import insert
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class _Group:
         self._tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by batch, by counter
         self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise
         self._answered: list[tuple[Line, str]] = []
+        self._responses: list[tuple[int, str]] = []
 
     def add(self, line: Line, reply: Reply, state: LineState) -> None:
         """Take in a line that was written with this state."""
@@ -139,8 +141,11 @@ class _Group:
             self.missing[line.part] = reply
         if line.digest is not None:
             self._finished[line.pk] = line, counter
+        if reply.body:
+            self._responses.append((line.pk, reply.body))
 
     def write(self, lease: Lease, places: dict[str, int]) -> None:
+        insert(Response, ("line", "body"), self._responses)
         for pk, count in reuse.counts(self._finished).items():
             line, counter = self._finished[pk]
             self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})
@@ -157,12 +162,12 @@ class _Group:
 
 
 ANSWER = (
-    *("state", "http_status", "response", "error_code", "error_message"),
+    *("state", "http_status", "error_code", "error_message"),
     *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "finished_at", "duration_ms", "place"),
 )
 # The ORM would compose this SQL anew for each line, which takes longer than the database's own work.
 WRITE_ANSWER = (
-    "UPDATE batches_line SET state = %s, lease_id = NULL, http_status = %s, response = %s, error_code = %s, "
+    "UPDATE batches_line SET state = %s, lease_id = NULL, http_status = %s, error_code = %s, "
     "error_message = %s, input_tokens = %s, cached_tokens = %s, output_tokens = %s, reasoning_tokens = %s, "
     "finished_at = %s, duration_ms = %s, place = %s WHERE id = %s AND lease_id = %s AND state = %s"
 )

@@ -114,6 +114,5 @@ def _finished(state: LineState, reply: Reply) -> dict[str, Any]:
     return {
         "state": state,
         "http_status": reply.status,
-        "response": reply.body,
         **reason_of(reply),
     }

@@ -3,21 +3,25 @@
 from batches.models.backend import Backend, Hold, ModelUse, PausedModel
 from batches.models.batch import (
     FINAL,
-    NO_ROOM,
-    OPEN,
-    UNANSWERED,
-    Answer,
     Batch,
     BatchQuerySet,
-    Line,
-    LineQuerySet,
-    LineState,
     Part,
     Priority,
     Status,
     last_places,
 )
 from batches.models.lease import Lease, Pulse
+from batches.models.line import (
+    NO_ROOM,
+    OPEN,
+    UNANSWERED,
+    Answer,
+    Line,
+    LineQuerySet,
+    LineState,
+    Response,
+    ResultPage,
+)
 from batches.models.webhook import WebhookDelivery
 
 __all__ = [
@@ -39,6 +43,8 @@ __all__ = [
     "PausedModel",
     "Priority",
     "Pulse",
+    "Response",
+    "ResultPage",
     "Status",
     "WebhookDelivery",
     "last_places",

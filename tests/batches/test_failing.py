@@ -108,9 +108,9 @@ def test_they_fail_in_slices_each_of_which_asks_for_the_next(marked, sent, monke
         sent.clear()
     tasks.fail_lines(marked)
     assert ("fail_lines", marked) not in sent
-    assert set(Line.objects.filter(state=LineState.FAILED).values_list("http_status", "response", "error_code")) == {
-        (500, '{"error":"no room"}', "no_room")
-    }
+    assert set(
+        Line.objects.filter(state=LineState.FAILED).values_list("http_status", "response__body", "error_code")
+    ) == {(500, '{"error":"no room"}', "no_room")}
 
 
 def test_a_batch_that_ends_with_them_is_finalized(create, work, backend, sent):

@@ -5,7 +5,7 @@ import json
 import pytest
 from django.db import connection
 
-from batches.models import Answer, Batch, Line, LineState
+from batches.models import Answer, Batch, Line, LineState, Response
 from common import strict_json
 from tests.batches.conftest import results
 from tests.conftest import CHAT, line
@@ -117,8 +117,8 @@ def test_a_damaged_answer_is_an_error_line_and_so_are_its_copies(create, work, b
     batch = create([line("a"), line("b", body=asked), line("c", body=asked), line("d")])["id"]
     work.validate(batch)
     work.drive()
-    row = Line.objects.get(custom_id="b")
-    Line.objects.filter(pk=row.pk).update(response=damage(row.response))
+    row = Response.objects.get(line__custom_id="b")
+    Response.objects.filter(pk=row.pk).update(body=damage(row.body))
 
     work.finalize(batch)
 
@@ -134,7 +134,7 @@ def test_a_copy_of_an_answer_that_only_looks_whole_is_an_error_line(create, work
     batch = create([line("a", body=asked), line("b", body=asked)])["id"]
     work.validate(batch)
     work.drive()
-    Line.objects.filter(custom_id="a").update(response='{"a":' * 5000 + "1" + "}" * 5000)
+    Response.objects.filter(line__custom_id="a").update(body='{"a":' * 5000 + "1" + "}" * 5000)
     work.finalize(batch)
     output, errors = results_unread(work, batch)
     assert (output, errors) == (1, ["b"])
@@ -148,13 +148,17 @@ def results_unread(work, batch_id):
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="Postgres keeps no text that is not UTF-8")
-@pytest.mark.parametrize("column", ["response", "error_message"])
-def test_a_text_that_is_no_utf_8_in_the_database_is_an_error_line(create, work, backend, column):
+@pytest.mark.parametrize(("table", "column"), [("response", "body"), ("line", "error_message")])
+def test_a_text_that_is_no_utf_8_in_the_database_is_an_error_line(create, work, backend, table, column):
     batch = create([line(name) for name in "abcd"])["id"]
     work.validate(batch)
     work.drive()
     with connection.cursor() as cursor:
-        cursor.execute(f"UPDATE batches_line SET {column} = CAST(x'7bff7d' AS TEXT) WHERE custom_id = 'b'")
+        key = {"line": "id", "response": "line_id"}[table]
+        cursor.execute(
+            f"UPDATE batches_{table} SET {column} = CAST(x'7bff7d' AS TEXT) "
+            f"WHERE {key} = (SELECT id FROM batches_line WHERE custom_id = 'b')"
+        )
 
     work.finalize(batch)
 

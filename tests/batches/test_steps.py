@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from batches import leases, lifecycle, results, tasks
 from batches.lifecycle import Outcome
-from batches.models import Batch, Lease, Line, Status
+from batches.models import Batch, Lease, Line, Response, Status
 from batches.status import health, progress
 from common import ids
 from files_api import storage
@@ -183,7 +183,8 @@ def test_what_was_put_in_place_is_removed_if_the_other_file_cannot_be(create, wo
     batch = create([line(each) for each in "ab"])["id"]
     work.validate(batch)
     work.drive()
-    Line.objects.filter(custom_id="b").update(state=3, response="", error_code="x", error_message="no")
+    Line.objects.filter(custom_id="b").update(state=3, error_code="x", error_message="no")
+    Response.objects.filter(line__custom_id="b").delete()
     errors = stored_name(File(id=ids.derived_file_id(batch, "error")), "")
     directory = (settings.FILES_DIR / errors).parent
     assert directory.name != stored_name(File(id=ids.derived_file_id(batch, "output")), "")[:2]
@@ -198,7 +199,7 @@ def test_without_room_for_all_of_them_none_is_written_again(answered, work, sent
     with files_end_at(4096):
         tasks.finalize(answered)
     is_over()
-    answers = sum(map(len, Line.objects.values_list("response", flat=True)))
+    answers = sum(map(len, Response.objects.values_list("body", flat=True)))
     made = []
     monkeypatch.setattr(results, "result_line", lambda *row: made.append(row) or "")
     monkeypatch.setattr(results, "free_bytes", lambda: answers)  # and nothing for what stands around them

@@ -21,7 +21,7 @@ ROOMS = [
     for rooms in (
         ["api", "admin", "management", "apps"],
         ["tasks"],
-        ["cleanup", "forecasts", "following"],
+        ["cleanup", "forecasts", "following", "line_results"],
         ["dispatch", "validation", "results", "status"],
         ["retry"],
         ["failing", "creation"],
