@@ -1,8 +1,7 @@
 from rest_framework.routers import SimpleRouter
 
-from files_api.views import FileViewSet, UploadViewSet
+from files_api.views import UploadViewSet
 
 router = SimpleRouter(trailing_slash=False)
-router.register("files", FileViewSet, basename="file")
 router.register("uploads", UploadViewSet, basename="upload")
 urlpatterns = router.urls

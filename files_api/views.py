@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from django.conf import settings
-from django.http import FileResponse
+from django.http import FileResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
 from rest_framework import viewsets
@@ -94,6 +94,10 @@ class FileViewSet(viewsets.GenericViewSet[File]):
     @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True)
     def content(self, request: Request, pk: str) -> Any:
+        return self.download(request, pk)
+
+    def download(self, request: Request, pk: str) -> StreamingHttpResponse:
+        """The bytes of a file. Raises a 404 if there is none, and a 400 if its purpose keeps it here."""
         file = self.get_object()
         if file.purpose in NOT_DOWNLOADABLE:
             raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")

@@ -5,15 +5,14 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.http import StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter
 from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from batches import cleanup, creation, forecasts, lifecycle, retry, tasks
+from batches.api.following import place_parameter, stream
 from batches.api.serializers import (
     AllPausedSerializer,
     BatchCreateSerializer,
@@ -25,7 +24,6 @@ from batches.api.serializers import (
     ReasonListSerializer,
     RetrySerializer,
 )
-from batches.following import Following
 from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
 from batches.status import progress, reasons
@@ -33,15 +31,10 @@ from common import failpoints, idempotency
 from common.errors import ApiError
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
-from common.pagination import CursorPagination, whole_number
+from common.pagination import CursorPagination
 
 JSONL = {(200, "application/jsonl"): OpenApiTypes.BINARY}
-MOST_PLACE = 2**63 - 1
-AFTER = OpenApiParameter(
-    "after",
-    {"type": "integer", "minimum": 0, "maximum": MOST_PLACE, "default": 0},
-    description="`X-Last-Line` of the answer before: only lines that finished later are sent.",
-)
+AFTER = place_parameter("after")
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
@@ -176,12 +169,12 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @operation("Stream the lines that are answered so far", JSONL, parameters=[AFTER])
     @action(detail=True)
     def output(self, request: Request, pk: str) -> Any:
-        return _stream(Following.of(self.get_object(), "output", _after(request)))
+        return stream(request, "after", self.get_object(), "output")
 
     @operation("Stream the lines that failed so far", JSONL, parameters=[AFTER])
     @action(detail=True)
     def errors(self, request: Request, pk: str) -> Any:
-        return _stream(Following.of(self.get_object(), "errors", _after(request)))
+        return stream(request, "after", self.get_object(), "errors")
 
     @operation("Delete a batch that is over", BatchDeletedSerializer)
     def destroy(self, request: Request, pk: str) -> Response:
@@ -193,17 +186,6 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @action(detail=True)
     def progress(self, request: Request, pk: str) -> Response:
         return Response(ProgressSerializer(progress.of(self.get_object())).data)
-
-
-def _after(request: Request) -> int:
-    return whole_number("after", request.query_params.get("after", "0"), most=MOST_PLACE)
-
-
-def _stream(following: Following) -> StreamingHttpResponse:
-    answer = StreamingHttpResponse(following.lines(), content_type="application/jsonl")
-    answer["X-Incomplete"] = "false" if following.is_whole else "true"
-    answer["X-Last-Line"] = str(max(following.after, following.last))
-    return answer
 
 
 def _all_paused(since: datetime | None) -> Response:

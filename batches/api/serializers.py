@@ -6,6 +6,7 @@ from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from batches import creation, retry
+from batches.following import early_id
 from batches.lines.jsonl import ENDPOINTS
 from batches.models import Batch, Part, Priority, Status
 from batches.status import reasons
@@ -191,6 +192,8 @@ class BatchSerializer(serializers.Serializer[Batch]):
         told = super().to_representation(instance)
         if instance.retry_of_id is None:
             del told["retry_of"]
+        told["output_file_id"] = told["output_file_id"] or early_id(instance, "output")
+        told["error_file_id"] = told["error_file_id"] or early_id(instance, "errors")
         return told
 
 

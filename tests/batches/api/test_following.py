@@ -5,7 +5,8 @@ import json
 import pytest
 
 from batches import lifecycle, results
-from batches.models import Batch, Line, LineState, Status
+from batches.models import Batch, Line, LineState, Response, Status
+from common import ids
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action
 
@@ -66,7 +67,7 @@ def test_what_was_not_read_before_the_end_comes_from_the_file(api, begun, work):
     output = Reader(api, begun, "output")
     assert output.read() == (["c"], True)
     work.run(begun["id"])
-    assert not Line.objects.exclude(response="").exists()
+    assert not Response.objects.exists()
     assert output.read() == (["a", "a again"], False)
     assert output.read() == ([], False)
     assert Reader(api, begun, "output").read() == (["a", "c", "a again"], False)
@@ -117,3 +118,67 @@ def test_what_cannot_be_read_is_refused(api, begun, work):
     api.delete(f"/v1/files/{over['output_file_id']}")
     assert api.get(address).status_code == 404
     assert api.get("/v1/batches/batch_nope/errors").status_code == 404
+
+
+# /v1/files/{output}/content with an offset
+
+
+class FileReader(Reader):
+    """Reads as autobatcher does: without an offset at first."""
+
+    def __init__(self, api, file_id):
+        super().__init__(api, {"id": ""}, "")
+        self.address = f"/v1/files/{file_id}/content"
+
+    def read(self):
+        answer = self.api.get(self.address, {"offset": self.after} if self.after else {})
+        assert answer.status_code == 200
+        self.got += (lines := [json.loads(each) for each in answer.getvalue().decode().splitlines()])
+        self.after = int(answer["X-Last-Line"])
+        return custom_ids(lines), answer["X-Incomplete"] == "true"
+
+
+def test_a_client_reads_result_files_before_they_are_made(api, begun, work, settings):
+    settings.EARLY_RESULT_FILES = True
+    told = work.batch(begun["id"])
+    output, errors = FileReader(api, told["output_file_id"]), FileReader(api, told["error_file_id"])
+    assert output.read() == (["c"], True)
+    assert errors.read() == (["b"], True)
+    assert output.read() == ([], True)
+    over = work.run(begun["id"])
+    assert (over["output_file_id"], over["error_file_id"]) == (told["output_file_id"], told["error_file_id"])
+    assert output.read() == (["a", "a again"], False)
+    assert output.read() == ([], False)
+    assert sorted(custom_ids(output.got)) == ["a", "a again", "c"]
+
+
+def test_result_files_are_named_at_the_end_alone_as_openai_does(api, begun, work):
+    assert work.batch(begun["id"])["output_file_id"] is None
+    early = ids.derived_file_id(begun["id"], "output")
+    assert api.get(f"/v1/files/{early}/content?offset=0").status_code == 404
+    file_id = work.run(begun["id"])["output_file_id"]
+    assert file_id == early
+    whole = api.get(f"/v1/files/{file_id}/content")
+    assert "X-Last-Line" not in whole
+    followed = api.get(f"/v1/files/{file_id}/content?offset=0")
+    assert (followed.getvalue(), followed["X-Incomplete"]) == (whole.getvalue(), "false")
+
+
+@pytest.mark.parametrize("status", ["validating", "failed", "completed", "cancelled"])
+def test_a_file_that_will_not_be_is_not_named(create, work, settings, status):
+    settings.EARLY_RESULT_FILES = True
+    batch = create([line("a")])
+    Batch.objects.update(status=status)
+    assert work.batch(batch["id"])["output_file_id"] is None
+
+
+@pytest.mark.parametrize("offset", ["-1", "x", "", str(2**63), "1.5"])
+def test_an_offset_that_is_no_place_is_refused(api, begun, work, offset):
+    file_id = work.run(begun["id"])["output_file_id"]
+    answer = api.get(f"/v1/files/{file_id}/content", {"offset": offset})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "offset")
+
+
+def test_an_offset_into_another_file_counts_for_nothing(api, begun):
+    whole = api.get(f"/v1/files/{begun['input_file_id']}/content?offset=3")
+    assert whole.getvalue() == api.get(f"/v1/files/{begun['input_file_id']}/content").getvalue()

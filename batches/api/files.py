@@ -1,0 +1,20 @@
+"""/v1/files, with what batches add: a result file is read from a place on, and before it is made."""
+
+from django.http import StreamingHttpResponse
+from drf_spectacular.utils import extend_schema, extend_schema_view
+from rest_framework.request import Request
+
+from batches.api.following import place_parameter, stream
+from batches.following import followed_file
+from files_api import views
+
+
+@extend_schema_view(content=extend_schema(parameters=[place_parameter("offset")]))
+class FileViewSet(views.FileViewSet):
+    def download(self, request: Request, pk: str) -> StreamingHttpResponse:
+        """The bytes of a file. Of a result file with `offset`, and of one that is not made yet: its lines in the order
+        of finishing, as `/v1/batches/{id}/output` has them."""
+        followed = followed_file(pk)
+        if followed and ("offset" in request.query_params or not followed.is_made):
+            return stream(request, "offset", followed.batch, followed.kind)
+        return super().download(request, pk)
