@@ -77,7 +77,7 @@ def _measure(effort: Effort, lines: int) -> _Run:
         model_server.want(words=1)
         path = request_files.plain(bench.input_file, lines, LINE_BYTES, model_server.models)
         effort.tell(f"scale: {lines:,} lines")
-        cpu, size = {part: bench.cpu_s(part) for part in PARTS}, bench.database_bytes()
+        cpu, size = {part: bench.cpu_s(part) for part in PARTS}, bench.database_bytes()[0]
         batch_id = bench.batch(path)["id"]
         while not bench.is_tidied(batch_id):
             time.sleep(POLL_EVERY_S)
@@ -86,7 +86,7 @@ def _measure(effort: Effort, lines: int) -> _Run:
         used = {part: bench.cpu_s(part) - before for part, before in cpu.items()}
         peaks = {part: max(each) for part, each in bench.peak_memory_mb().items()}
         intake_s, run_s, finalize_s, tidy_s = steps
-        return _Run(lines, intake_s, run_s, finalize_s, tidy_s, used, peaks, bench.database_bytes() - size)
+        return _Run(lines, intake_s, run_s, finalize_s, tidy_s, used, peaks, bench.database_bytes()[0] - size)
 
 
 def _verdicts(largest: _Run, reference: _Run) -> str:

@@ -123,9 +123,12 @@ class Workbench:
     def is_tidied(self, batch_id: str) -> bool:
         return self._of_batch(batch_id, "tidied_at") is not None
 
-    def database_bytes(self) -> int:
-        """The size of the pages of the database, with those that are still in the log."""
-        return int(self._query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"))
+    def database_bytes(self) -> tuple[int, int]:
+        """The size of the pages of the database, with those that are still in the log: of all, and of those in use."""
+        pages = "pragma_page_count, pragma_page_size, pragma_freelist_count"
+        whole = self._query(f"SELECT page_count * page_size FROM {pages}")
+        free = self._query(f"SELECT freelist_count * page_size FROM {pages}")
+        return int(whole), int(whole - free)
 
     def _of_batch(self, batch_id: str, expression: str) -> Any:
         return self._query(f"SELECT {expression} FROM batches_batch WHERE id = ?", batch_id)

@@ -186,6 +186,15 @@ def test_scale(data_dir: Path) -> None:
     assert all(are_positive(row, "web peak MB", "inference worker peak MB") for row in memory)
 
 
+def test_disk(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "disk")
+    assert [row["batch"] for row in rows] == ["1", "2", "3"]
+    for row in rows:
+        assert are_positive(row, "input MB", "results MB", "database MB", "in use bytes/line")
+        assert number(row["in use MB"]) <= number(row["database MB"])
+    assert "Target: another batch adds at most 0.5 of what the first took." in printed
+
+
 def test_latency(data_dir: Path) -> None:
     [rows], printed = measure(data_dir, "latency")
     assert [row["GET"] for row in rows] == ["batch", "batches", "health"]

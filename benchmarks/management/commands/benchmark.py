@@ -16,6 +16,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from benchmarks import effort, report
+from benchmarks.disk import disk
 from benchmarks.effort import Effort
 from benchmarks.intake import intake
 from benchmarks.latency import latency
@@ -32,7 +33,7 @@ Scenario = Callable[[Effort], list[Table]]
 # In the order of the report; a scenario's docstring is its text there.
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (overhead, throughput, prefixes, models, intake, scale, latency, person, money)
+    for scenario in (overhead, throughput, prefixes, models, intake, scale, disk, latency, person, money)
 }
 
 
