@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from batches import cleanup, failing, forecasts, leases, lifecycle, registry, results, reuse, validation, webhooks
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
-from batches.models import FINAL, Backend, Batch, Pulse, Status
+from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
 from common import idempotency
 from files_api import retention
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 shutdown = multiprocessing.Value("b", 0, lock=False)
 
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
+SWEEP_EVERY = timedelta(seconds=10)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
 FORECAST_EVERY = timedelta(seconds=15)
@@ -131,19 +132,22 @@ def delete(batch_id: str) -> None:
 def tick() -> None:
     """Find work that a lost message, a dead process or the clock left behind, and wake its worker. Safe at any time.
 
-    Each duty is done, whether or not the others fail. /health names the duties that fail; each is logged once.
+    Each duty is done, whether or not the others fail. /health names the duties that fail; each is logged once. What
+    nobody waits for is swept once in SWEEP_EVERY.
     """
     try:
         if Pulse.due("tick", TICK_AT_MOST_EVERY):
-            _do_duties()
+            _do(DUTIES, "ticked")
+            if Pulse.due("sweep", SWEEP_EVERY):
+                _do(SWEEPS, "swept")
     except (OperationalError, InterfaceError) as error:
         # /health is "failing" if no tick was done for TICK_MISSING_AFTER.
         logger.warning("no tick: the database does not answer: %s", error)
 
 
-def _do_duties() -> None:
+def _do(duties: dict[str, Callable[[], object]], pulse: str) -> None:
     failed: dict[str, Exception] = {}
-    for name, duty in DUTIES.items():
+    for name, duty in duties.items():
         try:
             duty()
         except Exception as error:  # noqa: BLE001  # any error is told, and the next duty is done
@@ -151,7 +155,7 @@ def _do_duties() -> None:
             what = type(error).__name__ + (f": {reason}" if reason else "")
             failed[f"{name} ({what})"] = error
             connection.close_if_unusable_or_obsolete()
-    before = Pulse.stamp("ticked", error=", ".join(failed))
+    before = Pulse.stamp(pulse, error=", ".join(failed))
     for what in failed:
         if what not in before:
             logger.error("the tick cannot %s", what, exc_info=failed[what])
@@ -214,6 +218,8 @@ def _wake_drives() -> None:
 
 
 def _has_work() -> bool:
+    if not (Batch.objects.all().in_progress().exists() or PausedModel.objects.exists()):
+        return False  # on an idle server, without a question for each backend
     return any(turns.has_work(each) for each in registry.live_backends() if not each.is_paused and _lets_drive(each))
 
 
@@ -223,7 +229,7 @@ def _lets_drive(backend: Backend) -> bool:
     return not closed.reason or (closed.is_for_persons and settings.BATCH_SHARE > 0)
 
 
-# The duties of a tick; /health says "The control worker cannot", and the name.
+# The duties of a tick, and of a sweep; /health says "The control worker cannot", and the name.
 DUTIES: dict[str, Callable[[], object]] = {
     "take back the work of dead processes": _reap,
     "close finished batches": _close_finished,
@@ -231,6 +237,8 @@ DUTIES: dict[str, Callable[[], object]] = {
     "wake drives": _wake_drives,
     "compare windows with forecasts": _compare_windows,
     "send webhooks": webhooks.deliver_due,
+}
+SWEEPS: dict[str, Callable[[], object]] = {
     "forget old idempotency keys": idempotency.forget_old,
     "forget holds that ended": persons.forget_ended,
     "forget old uses of models": model_uses.forget_old,

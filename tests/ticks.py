@@ -15,5 +15,5 @@ def tick():
 
 
 def next_tick():
-    Pulse.objects.filter(pk="tick").delete()
+    Pulse.objects.filter(pk__in=["tick", "sweep"]).delete()
     tasks.tick()

@@ -47,7 +47,9 @@ def _tick_trouble() -> list[str]:
     tick = Pulse.objects.filter(pk="ticked").first()
     if tick is None or tick.at < timezone.now() - TICK_MISSING_AFTER:
         return ["The control worker has not ticked lately."]
-    return [f"The control worker cannot {tick.error}; its log says more."] if tick.error else []
+    errors = Pulse.objects.filter(pk__in=["ticked", "swept"]).exclude(error="").order_by("-pk")
+    failing = ", ".join(errors.values_list("error", flat=True))
+    return [f"The control worker cannot {failing}; its log says more."] if failing else []
 
 
 def _troubles(backend: Backend) -> list[str]:
