@@ -13,7 +13,7 @@ RUN useradd --uid 1000 --create-home batchserver \
     && install --directory --owner=batchserver --group=batchserver --mode=0700 /data
 
 WORKDIR /app
-COPY requirements.txt ./
+COPY requirements*.txt ./
 RUN pip install -r requirements.txt
 # What else gets in is listed in .dockerignore.
 COPY . ./

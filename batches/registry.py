@@ -173,6 +173,18 @@ def known_model(name: str) -> dict[str, Any] | None:
     return next((model | {"id": name} for model in models), None)
 
 
+def context_of(name: str) -> int | None:
+    """The tokens that a line which names this model may take at most, prompt and answer; None if nobody says. Asks the
+    configured model server, which takes some seconds at most."""
+    own = own_backend()
+    model = own.listed_name(backends.resolve_alias(name))
+    state = backends.describe(own.kind, model) if model and own.is_fresh else None
+    if state is None:
+        return None
+    may_have_more = backends.kind_named(own.kind).derives and settings.FIT_CONTEXT
+    return (state.most_context_tokens if may_have_more else 0) or state.context_tokens or None
+
+
 def default_model() -> str:
     """The model of requests that name none, by what the live backends list, or ours listed last."""
     return backends.default_model({name for each in live_backends() or [own_backend()] for name in each.model_names})

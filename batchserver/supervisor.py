@@ -137,6 +137,12 @@ class Supervisor:
         for each in STOPS:
             signal.signal(each, self._on_signal)
 
+    def stop_with(self, parent: int) -> bool:
+        """Stop when the process that started this one ends, by SIGKILL too; False if it has ended already. Linux only:
+        elsewhere this process stays."""
+        _die_with_parent()
+        return os.getppid() == parent
+
     def start(self, *, timeout_s: float = 60.0) -> None:
         """Start the children in order, each when the one before is ready. Raises NotReady."""
         for child in self.children:
@@ -229,7 +235,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes the command: ask the kernel for SIGTERM when the supervisor is gone.
+    """Ask the kernel for SIGTERM when the parent of this process is gone. In a child, before it becomes the command.
 
     So a supervisor that is killed by SIGKILL leaves nothing running. Linux only; elsewhere the children stay.
     """

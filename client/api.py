@@ -25,9 +25,10 @@ FOR_A_MOMENT = (429, 502, 503, 504)
 
 @dataclass(frozen=True)
 class Chunk:
-    """Finished lines of a batch. `last_line` is the `after` of the next request; `is_incomplete`: more will come."""
+    """Finished lines of a batch, read as they come. `last_line` is the `after` of the next request; `is_incomplete`:
+    more will come."""
 
-    lines: list[bytes]
+    lines: Iterator[bytes]
     last_line: int
     is_incomplete: bool
 
@@ -110,6 +111,10 @@ class Server:
         """The bytes of a file. Raises Away if the connection ends before the file does."""
         yield from self._stream(self._ask("GET", f"files/{file_id}/content", stream=True))
 
+    def lines(self, file_id: str | None) -> Iterator[bytes]:
+        """The lines of a result file, one at a time; none for no file."""
+        return iter(()) if file_id is None else _split(self.content(file_id))
+
     def download(self, file_id: str, target: Path) -> None:
         with target.open("wb") as file:
             for chunk in self.content(file_id):
@@ -118,11 +123,12 @@ class Server:
     def finished_lines(self, batch_id: str, what: str = "output", after: int = 0) -> Chunk:
         """The lines of `output` or `errors` that came after the `after`-th, while the batch runs too."""
         response = self._ask("GET", f"batches/{batch_id}/{what}", params={"after": after}, stream=True)
-        lines = b"".join(self._stream(response)).splitlines()
         last = response.headers.get("X-Last-Line", "")
+        if not last.isdecimal():
+            raise Trouble(f"{self.base} does not say how far its lines go. Is it an older version of the server?")
         return Chunk(
-            lines=lines,
-            last_line=int(last) if last.isdecimal() else after + len(lines),
+            lines=_split(self._stream(response)),
+            last_line=int(last),
             is_incomplete=response.headers.get("X-Incomplete", "false") == "true",
         )
 
@@ -179,6 +185,16 @@ def normalized(address: str) -> str:
     if not is_good or parts.query or parts.fragment:
         raise Trouble(f"--server {address!r}: expected an address such as http://localhost:4080.")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines of a stream, without their line ends."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def _checked(response: "requests.Response", base: str) -> "requests.Response":

@@ -22,18 +22,38 @@ class Report:
     lines: int = 0
     endpoint: str = ""
     models: Counter[str] = field(default_factory=Counter)  # "" for lines that name none
-    longest_line: int = 0
-    longest_characters: int = 0
+    longest: dict[str, "Longest"] = field(default_factory=dict)  # of each model
     mistakes: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
-    def longest_tokens(self) -> int:
+    def longest_of_all(self) -> "Longest":
+        return max(self.longest.values(), default=Longest(), key=lambda each: each.characters)
+
+
+@dataclass(frozen=True)
+class Longest:
+    """The longest prompt, and the line that has it."""
+
+    line: int = 0
+    characters: int = 0
+
+    @property
+    def tokens(self) -> int:
         """Roughly."""
-        return self.longest_characters // CHARACTERS_A_TOKEN
+        return self.characters // CHARACTERS_A_TOKEN
 
 
-def check(path: Path, has_model: Callable[[str], bool] | None) -> Report:
-    """Read the whole file. `has_model` asks the server whether lines may name a model; None: it cannot be asked."""
+@dataclass(frozen=True)
+class Models:
+    """What a server says of the models that lines may name."""
+
+    has: Callable[[str], bool]
+    context: Callable[[str], int | None]  # tokens that a line may take, prompt and answer; None: it does not say
+
+
+def check(path: Path, models: Models | None) -> Report:
+    """Read the whole file. `models` asks the server about those that lines name; None: it cannot be asked."""
     report = Report()
     seen: dict[str, int] = {}
     for number, text in input_file.lines(path):
@@ -43,11 +63,26 @@ def check(path: Path, has_model: Callable[[str], bool] | None) -> Report:
             report.mistakes.append({"line": number, "message": problem})
     if not report.lines:
         raise Trouble(f"{path} is empty. Expected one JSON object on each line.")
-    for model in sorted(filter(None, report.models)):
-        if has_model is not None and not has_model(model):
-            told = f"The server does not have the model '{model}' ({report.models[model]:,} lines)."
-            report.mistakes.append({"line": None, "message": told})
+    if models is not None:
+        for model in sorted(filter(None, report.models)):
+            _ask(models, model, report)
     return report
+
+
+def _ask(models: Models, model: str, report: Report) -> None:
+    """Take what the server says of a model into the report."""
+    if not models.has(model):
+        told = f"The server does not have the model '{model}' ({report.models[model]:,} lines)."
+        report.mistakes.append({"line": None, "message": told})
+        return
+    context, longest = models.context(model), report.longest.get(model, Longest())
+    if context is None:
+        report.warnings.append(f"Whether the prompts fit '{model}' is not known: its model server tells no context.")
+    elif longest.tokens > context:
+        report.warnings.append(
+            f"The prompt of line {longest.line} has roughly {longest.tokens:,} tokens, and '{model}' takes "
+            f"{context:,}, prompt and answer. Lines that do not fit fail with context_length_exceeded."
+        )
 
 
 def _look(text: bytes, number: int, report: Report, seen: dict[str, int]) -> str | None:
@@ -74,11 +109,11 @@ def _look(text: bytes, number: int, report: Report, seen: dict[str, int]) -> str
     body = line.get("body")
     if not isinstance(body, dict):
         return "The body of a request must be a JSON object."
-    model = body.get("model")
-    report.models[model if isinstance(model, str) else ""] += 1
+    model = body["model"] if isinstance(body.get("model"), str) else ""
+    report.models[model] += 1
     characters = _characters({name: body.get(name) for name in ("messages", "prompt", "input", "instructions")})
-    if characters > report.longest_characters:
-        report.longest_line, report.longest_characters = number, characters
+    if characters > report.longest.get(model, Longest()).characters:
+        report.longest[model] = Longest(number, characters)
     return None
 
 

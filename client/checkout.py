@@ -1,7 +1,7 @@
-"""The checkout that this client is part of: where its server listens, where its data is. It reads the environment.
+"""The server that is this client's own: where it listens, where its data is. It reads the environment.
 
-The names and defaults are those of batchserver/settings.py, which cannot be imported without Django;
-tests/client/test_checkout.py compares the two.
+The names and defaults are those of batchserver/settings.py and batchserver/installation.py, and nothing of the server
+is imported here; tests/client/test_checkout.py compares the two.
 """
 
 import os
@@ -12,22 +12,25 @@ from pathlib import Path
 from client.trouble import Trouble
 
 DEFAULT_PORT = 4080
+SERVER = "ollama-batch-server"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """`root` is None where the client is installed by itself: then there is no server that it could start."""
+    """`root` is None where the client is installed as a package: then the server is one that the user starts."""
 
     root: Path | None
     environment: dict[str, str]
 
     @classmethod
     def here(cls) -> "Checkout":
-        """The checkout that holds this package, with its `.env`; the real environment wins over the file."""
-        root = Path(__file__).resolve().parent.parent
-        if not (root / "manage.py").is_file():
-            return cls(None, dict(os.environ))
-        return cls(root, _env_file(root) | os.environ)
+        """The checkout that holds this package, or the user's installation, with its `.env`; the real environment wins
+        over the file."""
+        root: Path | None = Path(__file__).resolve().parent.parent
+        if root is not None and not (root / "manage.py").is_file():
+            root = None
+        home = cls(root, dict(os.environ))
+        return cls(root, home._env_file() | os.environ)
 
     def _text(self, name: str, default: str = "") -> str:
         return self.environment.get(name, "").strip() or default
@@ -38,8 +41,12 @@ class Checkout:
         return "script/batch" if self.root else "ollama-batch"
 
     @property
+    def server_command(self) -> str:
+        return "script/server" if self.root else SERVER
+
+    @property
     def address(self) -> str:
-        """Where the server of this checkout listens. Raises Trouble if PORT is no number."""
+        """Where the own server listens. Raises Trouble if PORT is no number."""
         host, port = self._text("HOST", "127.0.0.1"), self._text("PORT", str(DEFAULT_PORT))
         if not port.isdecimal() or not 1 <= int(port) <= 65535:
             raise Trouble(f"PORT={port!r}: expected a whole number from 1 to 65535.")
@@ -58,9 +65,11 @@ class Checkout:
     @cached_property
     def data_dirs(self) -> list[Path]:
         """DATA_DIR, and the one of the stand-in model inside it."""
-        if self.root is None:
-            return []
-        data = (self.root / Path(self._text("DATA_DIR", "data")).expanduser()).resolve()
+        named = self._text("DATA_DIR")
+        if not named and self.root is None:
+            data = self._home("XDG_DATA_HOME", ".local/share") / SERVER
+        else:
+            data = ((self.root or Path.cwd()) / Path(named or "data").expanduser()).resolve()
         return [data, data / "embedded"]
 
     def data_dir_of(self, instance: str | None) -> Path | None:
@@ -77,15 +86,17 @@ class Checkout:
     @property
     def state_dir(self) -> Path:
         """Where this client keeps what it knows of earlier runs (XDG Base Directory Specification)."""
-        named = Path(self._text("XDG_STATE_HOME"))
+        return self._home("XDG_STATE_HOME", ".local/state") / "ollama-batch"
+
+    def _home(self, name: str, default: str) -> Path:
+        named = Path(self._text(name))
         # The specification: a relative path is to be ignored.
-        return (named if named.is_absolute() else Path.home() / ".local" / "state") / "ollama-batch"
+        return named if named.is_absolute() else Path.home() / default
 
+    def _env_file(self) -> dict[str, str]:
+        path = Path(self._text("ENV_FILE") or (self.root or self._home("XDG_CONFIG_HOME", ".config") / SERVER) / ".env")
+        if not path.is_file():
+            return {}
+        from dotenv import dotenv_values
 
-def _env_file(root: Path) -> dict[str, str]:
-    path = Path(os.environ.get("ENV_FILE", "").strip() or root / ".env")
-    if not path.is_file():
-        return {}
-    from dotenv import dotenv_values
-
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}
+        return {name: value for name, value in dotenv_values(path).items() if value is not None}

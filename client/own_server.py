@@ -1,6 +1,5 @@
 """The server that a command uses: the one that runs, or one of this checkout that is started until the command ends."""
 
-import ctypes
 import json
 import os
 import signal
@@ -21,7 +20,6 @@ from client.trouble import Trouble
 START_S = 300.0  # the first start with the embedded model installs it
 STOP_S = 60.0
 LOOK_EVERY_S = 0.1
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -40,17 +38,17 @@ class Found:
 
 @contextmanager
 def found(checkout: Checkout, address: str | None, tell: Callable[[str], None]) -> Iterator[Found]:
-    """The server at `address`; without one, this checkout's own, which is started if it does not run.
+    """The server at `address`; without one, the own server, which a checkout starts if it does not run.
 
-    Raises Trouble if nothing answers at `address`, or if the server at this checkout's address is another's: what a
-    person sends reaches nobody whom they did not name.
+    Raises Trouble if nothing answers at `address`, or if the server at the own address is another's: what a person
+    sends reaches nobody whom they did not name.
     """
     server = Server(address or checkout.address, checkout.api_key, certificates=checkout.certificates)
     health = server.health()
     if health is None and (address or checkout.root is None):
-        raise Trouble(f"No batch server answers at {server.base}. Start one there: script/server.")
+        raise Trouble(f"No batch server answers at {server.base}. Start one there: {checkout.server_command}.")
     if health is not None:
-        if not address and checkout.root is not None:
+        if not address:
             refuse_another(checkout, server, health)
         tell(described(checkout, server, health))
         yield Found(server, health)
@@ -60,12 +58,12 @@ def found(checkout: Checkout, address: str | None, tell: Callable[[str], None]) 
 
 
 def refuse_another(checkout: Checkout, server: Server, health: dict[str, Any]) -> None:
-    """Raises Trouble if the server that answers has its data in none of this checkout's directories."""
+    """Raises Trouble if the server that answers has its data in none of our own directories."""
     if checkout.data_dir_of(health.get("instance")) is None:
         raise Trouble(
-            f"The batch server at {server.base} is not this checkout's: its data is not in {checkout.data_dirs[0]}. "
-            f"Nothing was sent. To use it all the same, name it: --server {server.base}. To run this checkout's own "
-            "beside it, give that another port: PORT=4090."
+            f"The batch server at {server.base} is not your own: its data is not in {checkout.data_dirs[0]}. Nothing "
+            f"was sent. To use it all the same, name it: --server {server.base}. To run your own beside it, give that "
+            "another port: PORT=4090."
         )
 
 
@@ -92,14 +90,14 @@ def started(checkout: Checkout, server: Server, tell: Callable[[str], None]) -> 
     tell(f"Starting a server for this run (log: {log})…")
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*manage, "serve", "--no-admin"],
+            # It stops when this client dies, by SIGKILL too.
+            [*manage, "serve", "--no-admin", "--parent", str(os.getpid())],
             env=os.environ | choice["environment"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             # Ctrl-C in the terminal reaches us alone, and we stop the server in order.
             start_new_session=True,
-            preexec_fn=_die_with_parent,
         )
     before = [(number, signal.signal(number, _interrupt)) for number in (signal.SIGTERM, signal.SIGHUP)]
     try:
@@ -148,9 +146,3 @@ def _tail(log: Path) -> str:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when this client dies, by SIGKILL too. Elsewhere the server stays."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

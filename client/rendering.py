@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+WORTH_TELLING_S = 60.0  # a forecast of less is over before it is read
+
 
 def is_terminal() -> bool:
     return sys.stdout.isatty()
@@ -77,6 +79,25 @@ def speed(progress: dict[str, Any]) -> str:
         left = duration(progress["estimated_end"] - time.time())
         told.append(f"ends about {clock(progress['estimated_end'])} (in {left})")
     return ", ".join(told)
+
+
+def size(count: int) -> str:
+    """`512 MB`, `1.5 GB`."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6)):,} MB"
+
+
+def forecast(progress: dict[str, Any]) -> str:
+    """When it ends and whether its window suffices, what it takes on the disk, and what that is based on; empty if the
+    server cannot tell yet, or if the end is a moment away."""
+    end, window, needed = (progress.get(name) for name in ("estimated_end", "expires_at", "disk_needed_bytes"))
+    if end is None or end - time.time() < WORTH_TELLING_S:
+        return ""
+    told = [f"ends about {clock(end)} (in {duration(end - time.time())})"]
+    if window is not None:
+        told.append(f"its window ends {clock(window)}{'' if end <= window else ', WHICH IS TOO EARLY'}")
+    if needed is not None and progress.get("disk_free_bytes") is not None:
+        told.append(f"takes about {size(needed)} of disk, where {size(progress['disk_free_bytes'])} are free")
+    return f"Forecast: {'; '.join(told)}. {progress['estimated_from'] or ''}".strip()
 
 
 def short(text: str, width: int) -> str:

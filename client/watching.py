@@ -29,8 +29,13 @@ class Display(ABC):
 
     def __init__(self) -> None:
         self.told: set[str] = set()
+        self.has_forecast = False
 
     def show(self, progress: dict[str, Any]) -> None:
+        # The first that there is; later ones stand in each report.
+        if not self.has_forecast and (text := rendering.forecast(progress)):
+            self.has_forecast = True
+            self.note(text)
         for warning in progress.get("warnings") or []:
             self.note(f"Warning: {warning['message']}")
         if progress["waiting_for"]:
@@ -123,8 +128,11 @@ def display(as_json: bool) -> Display:
     return Live() if rendering.is_terminal() else Plain()
 
 
-def until_over(server: Server, batch_id: str, shown: Display) -> dict[str, Any]:
-    """The batch in its final status. A server that does not answer is waited for: a batch may outlive its restarts."""
+def until_over(
+    server: Server, batch_id: str, shown: Display, each: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The batch in its final status. `each` is called after each report. A server that does not answer is waited for: a
+    batch may outlive its restarts."""
     poll_s = FIRST_POLL_S
     try:
         while True:
@@ -133,6 +141,7 @@ def until_over(server: Server, batch_id: str, shown: Display) -> dict[str, Any]:
                 shown.show(progress)
                 if progress["status"] in FINAL:
                     return server.batch(batch_id)
+                each()
             except Away as error:
                 server.while_away()
                 shown.note(f"Waiting: {error.message} It is asked again until it does.")

@@ -71,6 +71,9 @@ def _strict(schema: Any, optional: frozenset[str] = frozenset()) -> Any:
 # What we add: a retry names its parent.
 DOCUMENT["$defs"]["Batch"]["properties"]["retry_of"] = {"type": "string"}
 OPTIONAL["Batch"] = {"retry_of"}
+# And a model its context, if it is asked for.
+DOCUMENT["$defs"]["Model"]["properties"]["context_tokens"] = {"type": ["integer", "null"]}
+OPTIONAL["Model"] = OPTIONAL["Model"] | {"context_tokens"}
 
 _DEFINITIONS = {name: _strict(schema, frozenset(OPTIONAL.get(name, ()))) for name, schema in DOCUMENT["$defs"].items()}
 VALIDATORS = {name: Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": _DEFINITIONS}) for name in _DEFINITIONS}

@@ -7,8 +7,9 @@ from tests.stack import ROOT
 
 # Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests,
 # OLLAMA_BATCH_SERVER is for the command line on other machines, and the others are every program's.
-NOT_IN_ENV_FILE = {"ENV_FILE", "FAILPOINTS", "OLLAMA_BATCH_SERVER", "TMPDIR", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"} | {
-    "XDG_STATE_HOME"
+NOT_IN_ENV_FILE = {
+    *("ENV_FILE", "FAILPOINTS", "OLLAMA_BATCH_SERVER", "TMPDIR", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"),
+    *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"),
 }
 
 
@@ -28,7 +29,7 @@ def settings_keys() -> set[str]:
 def client_keys() -> set[str]:
     """The environment's keys that the command line reads, from its source."""
     source = (ROOT / "client" / "checkout.py").read_text()
-    return set(re.findall(r'_text\("([A-Z_]+)"', source))
+    return set(re.findall(r'_(?:text|home)\("([A-Z_]+)"', source))
 
 
 def interpolated() -> dict[str, str]:

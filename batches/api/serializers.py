@@ -302,6 +302,9 @@ class ProgressSerializer(serializers.Serializer[Progress]):
     tokens_per_second = serializers.FloatField(allow_null=True)
     estimated_end = UnixTimeField(allow_null=True)
     estimated_from = serializers.CharField(allow_null=True)
+    expires_at = UnixTimeField(source="batch.expires_at")
+    disk_needed_bytes = serializers.IntegerField(source="disk.needed_bytes", allow_null=True)
+    disk_free_bytes = serializers.IntegerField(source="disk.free_bytes", allow_null=True)
 
 
 @extend_schema_serializer(component_name="Model")
@@ -310,6 +313,14 @@ class ModelObjectSerializer(serializers.Serializer[dict[str, Any]]):
     object = ConstantField("model")
     created = serializers.IntegerField()
     owned_by = serializers.CharField()
+    # A member of our own, if it is asked for.
+    context_tokens = serializers.IntegerField(required=False, allow_null=True)
+
+    def to_representation(self, instance: dict[str, Any]) -> dict[str, Any]:
+        told = super().to_representation(instance)
+        if "context_tokens" not in instance:
+            del told["context_tokens"]
+        return told
 
 
 @extend_schema_serializer(many=False)

@@ -16,6 +16,7 @@ from django.utils import timezone
 from batches import creation, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
+from batches.status import disk
 
 # The speed is that of the last MOST_MEASURED lines, and unknown for fewer than LEAST_MEASURED.
 MOST_MEASURED, LEAST_MEASURED = 200, 5
@@ -23,6 +24,8 @@ MOST_MEASURED, LEAST_MEASURED = 200, 5
 # several models has MOST_COUNTED open lines.
 MOST_PARTS, MOST_OTHERS = 10, 10
 MOST_COUNTED = 100_000
+# Earlier batches that are looked at for the speed of a model.
+MOST_EARLIER = 3
 # Lines that were sent and wait for another try are among the first of those left: lines are sent in order.
 MOST_WAITING = 100
 # Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
@@ -75,6 +78,7 @@ class Progress:
     tokens_per_second: float | None
     estimated_end: datetime | None
     estimated_from: str | None
+    disk: disk.Disk
 
 
 class Unknown(Exception):
@@ -86,6 +90,7 @@ def of(batch: Batch) -> Progress:
     finished = {part: _last_finished(part) for part in parts[:MOST_PARTS]}
     speed = Speed.of([line for lines in finished.values() for line in lines])
     blocked, turn, end, based_on = batch.stall_reason or None, None, None, None
+    on_disk = disk.of(batch)
     if batch.status in switch.PAUSABLE:
         with_work = _with_work(parts)
         blocked = _blocked(batch, with_work)
@@ -100,7 +105,7 @@ def of(batch: Batch) -> Progress:
         batch=batch,
         lines_open=batch.lines_open,
         waiting_for=blocked or turn,
-        warnings=_warnings(batch, end),
+        warnings=_warnings(batch, end, on_disk),
         contexts=fitted(batch),
         lines_per_minute=round(timedelta(minutes=1) / speed.each, 2) if speed else None,
         # Embeddings write no tokens, and so have no such speed.
@@ -109,6 +114,7 @@ def of(batch: Batch) -> Progress:
         else None,
         estimated_end=end,
         estimated_from=based_on,
+        disk=on_disk,
     )
 
 
@@ -195,29 +201,47 @@ def _unchecked(with_work: list[Part]) -> str | None:
 
 # What a person should know
 
-WINDOW_TOO_SHORT = "window_too_short"
+WINDOW_TOO_SHORT, DISK_TOO_SMALL = "window_too_short", "disk_too_small"
+FORECAST = (WINDOW_TOO_SHORT, DISK_TOO_SMALL)
 
 
-def _warnings(batch: Batch, end: datetime | None) -> list[dict[str, str]]:
-    """The stored warnings, with that of the window as this forecast has it. Without a forecast the last one stands."""
-    if batch.status not in switch.PAUSABLE or end is not None:
-        others = [each for each in batch.warnings if each["code"] != WINDOW_TOO_SHORT]
-        if end is None or end <= batch.expires_at:
-            return others
-        return [*others, {"code": WINDOW_TOO_SHORT, "message": _window_too_short(batch, end)}]
-    return list(batch.warnings)
+def _warnings(batch: Batch, end: datetime | None, on_disk: disk.Disk) -> list[dict[str, str]]:
+    """The stored warnings, with those of the window and the disk as this forecast has them. While no end is known, the
+    last warning about the window stands."""
+    warnings = [each for each in batch.warnings if each["code"] not in FORECAST]
+    if batch.status not in switch.PAUSABLE:
+        return warnings
+    if end is None:
+        warnings += [each for each in batch.warnings if each["code"] == WINDOW_TOO_SHORT]
+    elif end > batch.expires_at:
+        warnings.append({"code": WINDOW_TOO_SHORT, "message": _window_too_short(batch, end)})
+    if on_disk.is_too_small:
+        warnings.append({"code": DISK_TOO_SMALL, "message": _disk_too_small(on_disk)})
+    return warnings
 
 
 def _window_too_short(batch: Batch, end: datetime) -> str:
     # A quarter more than the forecast, which is none of a clock.
     days = min(creation.LONGEST_WINDOW.days, math.ceil((end - timezone.now()) * 1.25 / timedelta(days=1)))
     return (
-        f"The completion window ends at {gate.clock(batch.expires_at)}, and at its present speed the batch ends at "
+        f"The completion window ends at {gate.clock(batch.expires_at)}, and by the forecast the batch ends at "
         f"{gate.clock(end)}. Lines that are open when the window ends fail with batch_expired. Extend the window: "
         f"script/batch extend {batch.pk} {days}d, or POST /v1/batches/{batch.pk}/extend "
         f'{{"completion_window": "{days}d"}}, or '
         "by the admin."
     )
+
+
+def _disk_too_small(on_disk: disk.Disk) -> str:
+    needed, free, kept = map(_size, (on_disk.needed_bytes or 0, on_disk.free_bytes or 0, settings.MIN_FREE_BYTES))
+    return (
+        f"The rest of the batch takes about {needed} on the disk of DATA_DIR, where {free} are free. Make room there, "
+        f"or the batch waits from the moment at which less than {kept} (MIN_FREE_BYTES) are left. No answer is lost."
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6)):,} MB"
 
 
 # When it may end
@@ -241,14 +265,17 @@ def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed |
         raise Unknown("Every line is finished; the result files are next.")
     if len(finished) > MOST_PARTS:
         raise Unknown(f"Not known while lines for more than {MOST_PARTS} models are left.")
-    work, measured = timedelta(), 0
+    work, measured, earlier = timedelta(), 0, []
     for part, to_send in _to_send(batch, list(finished)).items():
         of_part = Speed.of(finished[part])
         if of_part is None:
-            raise Unknown(f"Not known before {LEAST_MEASURED} lines for {part.model} are finished.")
+            of_part, other = _earlier(part, batch.endpoint)
+            earlier.append(other)
         work += to_send * of_part.each
         measured += of_part.lines
-    based_on = f"The speed of the last {measured} lines."
+    based_on = f"The speed of the last {measured} lines"
+    # At the start of a batch there is nothing else to tell by.
+    based_on += f", of {', '.join(earlier)} too: those may be longer or shorter." if earlier else "."
     if others := _others(batch):
         work += _before(batch, work, others, speed)
         based_on += f" {len(others)} more in progress and not paused: their turns are counted in."
@@ -258,6 +285,15 @@ def _estimate(batch: Batch, finished: dict[Part, list[Finished]], speed: Speed |
     if end > batch.expires_at:
         based_on += f" The completion window ends before that, at {gate.clock(batch.expires_at)}."
     return end, based_on
+
+
+def _earlier(part: Part, endpoint: str) -> tuple[Speed, str]:
+    """The speed of the model in another batch, the last one that has any, and the id of that batch. Raises Unknown."""
+    others = Part.objects.filter(model=part.model, batch__endpoint=endpoint).exclude(pk=part.pk)
+    for other in others.order_by(F("turn_at").desc(nulls_last=True), "-pk")[:MOST_EARLIER]:
+        if speed := Speed.of(_last_finished(other)):
+            return speed, other.batch_id
+    raise Unknown(f"Not known before {LEAST_MEASURED} lines for {part.model} are finished.")
 
 
 def _to_send(batch: Batch, parts: list[Part]) -> dict[Part, int]:

@@ -10,7 +10,7 @@ COMPLETE_VAR = "_OLLAMA_BATCH_COMPLETE"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--server", "address", metavar="URL", help="Default: this checkout's own.")
+@click.option("--server", "address", metavar="URL", help="Default: your own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 @click.pass_context
 def cli(context: click.Context, address: str | None, as_json: bool) -> None:

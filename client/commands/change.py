@@ -5,7 +5,7 @@ import sys
 import click
 
 from client import rendering
-from client.commands.look import followed, tell_end
+from client.commands.look import about_end, followed
 from client.commands.session import Session, batch_id, options, window_text
 
 # As metadata.priority has them at the creation of a batch.
@@ -30,10 +30,7 @@ def cancel(session: Session, batches: tuple[str, ...], yes: bool) -> None:
             lines = rendering.counts(server.get(f"batches/{found}/progress"))
             click.confirm(f"Cancel {found} ({lines})? Its answers are kept, the other lines are not asked.", abort=True)
         batch = server.post(f"batches/{found}/cancel")
-        if session.as_json:
-            session.show(batch)
-        else:
-            session.tell(f"{found} is {batch['status']}.")
+        session.end(batch, f"{found} is {batch['status']}.")
 
 
 @click.command()
@@ -64,11 +61,7 @@ def _switch(session: Session, what: str, batches: tuple[str, ...], every: bool) 
         if every
         else [(f"batches/{found}", found) for found in (batch_id(server, named) for named in batches)]
     ):
-        answer = server.post(f"{path}/{what}")
-        if session.as_json:
-            session.show(answer)
-        else:
-            session.tell(f"{done} {name}.")
+        session.end(server.post(f"{path}/{what}"), f"{done} {name}.")
 
 
 @click.command()
@@ -79,10 +72,7 @@ def extend(session: Session, batch: str, window: str) -> None:
     """Move the end of a batch's window to WINDOW from now, such as 7d or 36h. It never ends earlier than before."""
     server = session.server(changes=True)
     found = server.post(f"batches/{batch_id(server, batch)}/extend", {"completion_window": window})
-    if session.as_json:
-        session.show(found)
-    else:
-        session.tell(f"The window of {found['id']} ends {rendering.clock(found['expires_at'])}.")
+    session.end(found, f"The window of {found['id']} ends {rendering.clock(found['expires_at'])}.")
 
 
 @click.command()
@@ -105,15 +95,13 @@ def retry(
     found = server.post(f"batches/{parent}/retry", {name: value for name, value in body.items() if value})
     if and_watch:
         over = followed(session, server, found["id"])
-        session.show(over) if session.as_json else tell_end(session, over)
+        session.end(over, *about_end(session, over))
         return
-    if session.as_json:
-        session.show(found)
-        return
-    session.tell(f"Batch {found['id']} asks the lines of {parent} again.")
-    session.tell(f"Watch it: {session.command} watch {found['id']}")
-    session.tell(
-        f"All answers in one file, once it has ended: {session.command} results {found['id']} --merged -o FILE"
+    session.end(
+        found,
+        f"Batch {found['id']} asks the lines of {parent} again.",
+        f"Watch it: {session.command} watch {found['id']}",
+        f"All answers in one file, once it has ended: {session.command} results {found['id']} --merged -o FILE",
     )
 
 
@@ -131,7 +119,4 @@ def priority(session: Session, batch: str, level: str) -> None:
             raise click.BadParameter(f"{level!r}: expected high, normal, low or a whole number.") from None
     server = session.server(changes=True)
     found = server.post(f"batches/{batch_id(server, batch)}/priority", {"priority": number})
-    if session.as_json:
-        session.show(found)
-    else:
-        session.tell(f"The priority of {found['id']} is {level}.")
+    session.end(found, f"The priority of {found['id']} is {level}.")

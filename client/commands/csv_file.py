@@ -1,26 +1,26 @@
 """`csv FILE`: a table in, the same table with the answers as columns out. Safe to repeat."""
 
-import csv
 import hashlib
-import io
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import click
 
-from client import delivery, own_server, prompts, rendering
+from client import delivery, family, own_server, prompts, rendering, scores
 from client.api import Server
 from client.commands.run import DEFAULT_WINDOW, LONGEST_METADATA, begun, followed
 from client.commands.session import WINDOW_HELP, Session, options, window_text
 from client.memory import DIGEST_KEY
 from client.own_server import Found
 from client.prompts import ENDPOINT, Answers, Recipe
+from client.scores import Partial, Spool
 from client.table import Table, described
-from client.trouble import Trouble
+from client.trouble import Interrupted, Trouble
 
 SHOWN_ROWS = 3
 SECONDS = {"m": 60, "h": 3600, "d": 86400}
@@ -28,14 +28,19 @@ SECONDS = {"m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Order:
-    """What was ordered of one run."""
+    """What was ordered of one run, and the answers that it has so far."""
 
     session: Session
     recipe: Recipe
+    answers: Spool
     output: Path
     force: bool
     window: str
     again: bool
+
+    @cached_property
+    def partial(self) -> Partial:
+        return Partial(self.recipe, self.answers, self.output)
 
     def refuse_existing(self) -> None:
         if self.output.exists() and not self.force:
@@ -84,7 +89,7 @@ def csv_file(
     """Ask a prompt for each row of a CSV file, and write the rows with the answers.
 
     The columns of the answer are the properties of --schema, or `answer`; beside them `error` and `finish_reason`.
-    The same command again asks nothing twice.
+    The same command again asks nothing twice. While it runs, OUTPUT.part has the rows that are answered so far.
     """
     delivery.Destination.of(file, output, force=force)
     if delimiter is not None and len(delimiter) != 1:
@@ -108,18 +113,25 @@ def csv_file(
             f"No row of {file} is asked: {recipe.skipped} have an empty prompt, --where leaves out the others."
         )
     session.tell(f"{total:,} rows are asked; {recipe.skipped:,} with an empty prompt are skipped.")
-    order = Order(session, recipe, output, force, window, again)
-    if again:
-        order.refuse_existing()
-    with own_server.found(session.checkout, session.address, session.tell) as found:
-        batches = list(_run(order, found, limit, total, yes=yes))
-        if not batches:
-            return
-        delivery.put(_scored(order, found.server, batches), output, force=force)
-    if session.as_json:
-        session.show({"object": "list", "data": batches})
-    failed = sum(batch["request_counts"]["total"] - batch["request_counts"]["completed"] for batch in batches)
-    session.tell(f"Results: {output} ({total:,} rows asked, {failed:,} without an answer; see the column error)")
+    with Spool(output.absolute().parent) as answers:
+        order = Order(session, recipe, answers, output, force, window, again)
+        if again:
+            order.refuse_existing()
+        with own_server.found(session.checkout, session.address, session.tell) as found:
+            batches = list(_run(order, found, limit, total, yes=yes))
+            if not batches:
+                return
+            failed = _write(order, found.server, batches)
+    session.end(
+        {"object": "list", "data": batches},
+        f"Results: {output} ({total:,} rows asked, {total - len(answers.with_answer):,} without an answer; see the "
+        "column error)",
+        *(
+            f"Why: {session.command} errors {each}. Ask them again: {session.command} retry {each}, and then the same "
+            "command with --force."
+            for each in failed
+        ),
+    )
 
 
 def _text(path: Path) -> str:
@@ -164,19 +176,56 @@ def _batch(order: Order, found: Found, start: int, end: int) -> dict[str, Any]:
             refuse_existing=order.refuse_existing,
             again=order.again,
         )
-    batch = followed(order.session, found, batch)
+    batch = _followed(order, found, batch)
     if batch["status"] == "failed":
         raise Trouble("Nothing was run, the requests have mistakes:\n" + delivery.mistakes(batch["errors"]["data"]))
     return batch
 
 
+def _write(order: Order, server: Server, batches: list[dict[str, Any]]) -> list[str]:
+    """Write the table; the ids of the batches whose lines have no answer, to be retried."""
+    failed = list(filter(None, [_take(order, server, batch) for batch in batches]))
+    table = scores.table(order.recipe, order.answers, answered_only=False)
+    delivery.put(table, order.output, force=order.force)
+    order.partial.remove()
+    return failed
+
+
+def _take(order: Order, server: Server, batch: dict[str, Any]) -> str | None:
+    """Take the answers of a batch that is over, and of the batches that retried its lines; the id of the last one that
+    has lines without an answer."""
+    if batch["error_file_id"] is None:
+        order.answers.add(server.lines(batch["output_file_id"]), are_answers=True)
+        return None
+    whole = family.of(server, batch)
+    for running in family.running(whole):
+        order.session.tell(f"{running} still asks some rows again. The same command with --force has its answers then.")
+    for each in whole:
+        order.answers.add(server.lines(each["output_file_id"]), are_answers=True)
+    # Why a row has none after all: the last reason.
+    for each in reversed(whole):
+        order.answers.add(server.lines(each["error_file_id"]))
+    return whole[-1]["id"] if whole[-1]["error_file_id"] else None
+
+
+def _followed(order: Order, found: Found, batch: dict[str, Any]) -> dict[str, Any]:
+    """As `run.followed`, with the rows that are answered so far beside the output."""
+    partial = order.partial
+    try:
+        return followed(order.session, found, batch, lambda: partial.look(found.server, batch["id"]))
+    except Interrupted as interrupted:
+        partial.write(found.server, batch["id"])
+        raise Interrupted(f"{interrupted.message} The rows that are answered so far: {partial.path}") from None
+
+
 def _trial(order: Order, server: Server, batch: dict[str, Any], left: int) -> Iterator[str]:
     """A few answers, and how long the other rows take at the speed of these."""
     answers = Answers(order.recipe)
-    for line, _ in zip(_lines(server, batch["output_file_id"]), range(SHOWN_ROWS), strict=False):
-        cells = answers.cells(line)
+    for text, _ in zip(server.lines(batch["output_file_id"]), range(SHOWN_ROWS), strict=False):
+        answer: dict[str, Any] = json.loads(text)
+        cells = answers.cells(answer)
         told = ", ".join(f"{name}: {value}" for name, value in cells.items() if value)
-        yield rendering.short(f"{line['custom_id']} → {told}", 200)
+        yield rendering.short(f"{answer['custom_id']} → {told}", 200)
     failed = batch["request_counts"]["failed"]
     if failed:
         yield f"{failed} of the trial's rows failed: {order.session.command} errors {batch['id']}"
@@ -189,61 +238,3 @@ def _trial(order: Order, server: Server, batch: dict[str, Any], left: int) -> It
     window_s = int(order.window[:-1]) * SECONDS[order.window[-1]]
     if needed_s > window_s:
         yield f"That is longer than the completion window of {order.window}: name a longer one by --window, up to 30d."
-
-
-def _scored(order: Order, server: Server, batches: list[dict[str, Any]]) -> Iterator[bytes]:
-    """The output, row by row in the order of the input. Result files have that order too, so nothing is kept."""
-    recipe, table = order.recipe, order.recipe.table
-    answers = Answers(recipe)
-    heads = [_free(name, table.columns) for name in answers.heads]
-    good = _lines_of(server, [batch["output_file_id"] for batch in batches])
-    bad = _lines_of(server, [batch["error_file_id"] for batch in batches])
-    next_good, next_bad = next(good, None), next(bad, None)
-    yield b"\xef\xbb\xbf" if table.encoding in ("utf-8-sig", "utf-16") else b""
-    yield _row([*table.columns, *heads], table)
-    recipe.seen = {}
-    for number, row in table.rows():
-        skipped = recipe.skipped
-        request = recipe.request(number, row)
-        line = None
-        if request is None:
-            if recipe.skipped == skipped:
-                continue  # --where leaves it out
-            cells = dict.fromkeys(answers.heads, "") | {prompts.ERROR: "skipped: the prompt is empty"}
-        else:
-            if next_good is not None and next_good["custom_id"] == request[0]:
-                line, next_good = next_good, next(good, None)
-            elif next_bad is not None and next_bad["custom_id"] == request[0]:
-                line, next_bad = next_bad, next(bad, None)
-            cells = answers.cells(line)
-        yield _row([*row.values(), *cells.values()], table)
-
-
-def _free(name: str, taken: list[str]) -> str:
-    """The name of a column of the answer, which may be one of the input's."""
-    while name in taken:
-        name = f"answer_{name}"
-    return name
-
-
-def _row(cells: Iterable[str], table: Table) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, delimiter=table.delimiter, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode("utf-8", errors="replace")
-
-
-def _lines_of(server: Server, file_ids: list[str | None]) -> Iterator[dict[str, Any]]:
-    for file_id in file_ids:
-        yield from _lines(server, file_id)
-
-
-def _lines(server: Server, file_id: str | None) -> Iterator[dict[str, Any]]:
-    """The lines of a result file, one at a time; none for no file."""
-    if file_id is None:
-        return
-    rest = b""
-    for chunk in server.content(file_id):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from (json.loads(line) for line in whole)
-    if rest:
-        yield json.loads(rest)

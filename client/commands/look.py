@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import click
 
-from client import checking, delivery, rendering, watching
+from client import checking, delivery, family, rendering, watching
 from client.api import FINAL, Server
 from client.commands.session import LAST, Session, batch_id, options
 from client.trouble import Interrupted, Refused, Trouble
@@ -89,10 +89,7 @@ def watch(session: Session, batch: str, exit_status: bool) -> None:
     server = session.server()
     found = batch_id(server, batch)
     over = followed(session, server, found)
-    if session.as_json:
-        session.show(over)
-    else:
-        tell_end(session, over)
+    session.end(over, *about_end(session, over))
     if exit_status and (over["status"] != "completed" or over["request_counts"]["failed"]):
         sys.exit(1)
 
@@ -109,15 +106,16 @@ def followed(session: Session, server: Server, found: str) -> dict[str, Any]:
         ) from None
 
 
-def tell_end(session: Session, batch: dict[str, Any]) -> None:
+def about_end(session: Session, batch: dict[str, Any]) -> Iterator[str]:
+    """What a person is told of a batch that is over."""
     told = batch["request_counts"]
-    session.tell(f"{batch['id']} is {batch['status']}: {told['completed']:,} of {told['total']:,} lines answered.")
+    yield f"{batch['id']} is {batch['status']}: {told['completed']:,} of {told['total']:,} lines answered."
     if batch["output_file_id"]:
-        session.tell(f"Results: {session.command} results {batch['id']} -o FILE")
+        yield f"Results: {session.command} results {batch['id']} -o FILE"
     if batch["error_file_id"]:
-        session.tell(f"Why lines failed: {session.command} errors {batch['id']}")
+        yield f"Why lines failed: {session.command} errors {batch['id']}"
     if batch["errors"]:
-        session.tell("The file has mistakes:\n" + delivery.mistakes(batch["errors"]["data"]))
+        yield "The file has mistakes:\n" + delivery.mistakes(batch["errors"]["data"])
 
 
 @click.command()
@@ -169,23 +167,11 @@ def _answers(session: Session, server: Server, batch: dict[str, Any], *, follow:
 
 
 def _merged(server: Server, batch: dict[str, Any]) -> Iterator[bytes]:
-    """The answers of the whole family: of the first batch, then of each batch that retried lines of another.
-
-    A line that was answered is never retried, so no custom_id comes twice.
-    """
-    family = [batch]
-    while parent := family[0].get("retry_of"):
-        family.insert(0, server.batch(parent))
-    known = {each["id"] for each in family}
-    # The oldest first: a retry is younger than what it retries.
-    for each in reversed(list(server.objects("batches"))):
-        if each.get("retry_of") in known and each["id"] not in known:
-            known.add(each["id"])
-            family.append(each)
-    running = [each["id"] for each in family if each["status"] not in FINAL]
-    if running:
+    """The answers of the whole family: of the first batch, then of each batch that retried lines of another."""
+    whole = family.of(server, batch)
+    if running := family.running(whole):
         raise Trouble(f"{', '.join(running)} has not ended. Wait for it, or leave out --merged.")
-    for each in family:
+    for each in whole:
         if each["output_file_id"]:
             yield from server.content(each["output_file_id"])
 
@@ -236,31 +222,34 @@ def _reasons(server: Server, batch: dict[str, Any]) -> list[dict[str, Any]]:
 def check(session: Session, file: Path) -> None:
     """Say what is wrong with a file of requests, without a batch. Ends with 1 if anything is.
 
-    If a server answers, it is asked whether it has the models.
+    If a server answers, it is asked whether it has the models, and whether the longest prompts fit them.
     """
-    has_model = _models(session)
-    report = checking.check(file, has_model)
+    models = _models(session)
+    report = checking.check(file, models)
+    longest = report.longest_of_all
     if session.as_json:
         counts = {"lines": report.lines, "endpoint": report.endpoint, "models": dict(report.models)}
-        longest = {"line": report.longest_line, "characters": report.longest_characters}
-        session.show(counts | {"longest": longest, "errors": report.mistakes})
+        told = {"longest": {"line": longest.line, "characters": longest.characters}}
+        session.show(counts | told | {"errors": report.mistakes, "warnings": report.warnings})
     else:
         click.echo(f"{file}: {report.lines:,} lines for {report.endpoint or 'no endpoint'}.")
         for model, count in report.models.most_common():
             click.echo(f"  {count:,} lines for {rendering.printable(model) or 'the default model of the server'}")
         click.echo(
-            f"The longest prompt is that of line {report.longest_line}: {report.longest_characters:,} letters, roughly "
-            f"{report.longest_tokens:,} tokens."
+            f"The longest prompt is that of line {longest.line}: {longest.characters:,} letters, roughly "
+            f"{longest.tokens:,} tokens."
         )
-        if has_model is None:
+        if models is None:
             click.echo("Nobody was asked for these models: no server answers, or it has no model server.")
+        for warning in report.warnings:
+            click.echo(f"Warning: {rendering.printable(warning)}")
         click.echo("Mistakes:\n" + delivery.mistakes(report.mistakes) if report.mistakes else "No mistake was found.")
     if report.mistakes:
         sys.exit(1)
 
 
-def _models(session: Session) -> Callable[[str], bool] | None:
-    """Whether the server has a model, by any name that lines may use; None if no server answers and none was named, or
+def _models(session: Session) -> checking.Models | None:
+    """What the server says of models, by any name that lines may use; None if no server answers and none was named, or
     if the server has no model server to ask."""
     try:
         server = session.server()
@@ -271,7 +260,7 @@ def _models(session: Session) -> Callable[[str], bool] | None:
     if not server.get("models")["data"]:
         return None
 
-    def has_model(name: str) -> bool:
+    def has(name: str) -> bool:
         try:
             server.get(f"models/{quote(name)}")
         except Refused as error:
@@ -280,4 +269,8 @@ def _models(session: Session) -> Callable[[str], bool] | None:
             return False
         return True
 
-    return has_model
+    def context(name: str) -> int | None:
+        told: int | None = server.get(f"models/{quote(name)}", context="true").get("context_tokens")
+        return told
+
+    return checking.Models(has, context)

@@ -50,14 +50,15 @@ def run(
     with own_server.found(session.checkout, session.address, session.tell) as found:
         if detach and found.is_own:
             raise click.UsageError(
-                "--detach needs a server that goes on afterwards: script/server in another terminal."
+                "--detach needs a server that goes on afterwards: "
+                f"{session.checkout.server_command} in another terminal."
             )
         metadata = {DIGEST_KEY: digest, "input_file": file.name[:LONGEST_METADATA]}
         metadata |= {"priority": priority} if priority else {}
         asked = {"endpoint": endpoint, "completion_window": window, "metadata": metadata}
         batch = begun(session, found, file, digest, asked, refuse_existing=destination.refuse_existing, again=again)
         if detach:
-            session.show(batch) if session.as_json else session.tell(f"Watch it: {session.command} watch {batch['id']}")
+            session.end(batch, f"Watch it: {session.command} watch {batch['id']}")
             return
         batch = followed(session, found, batch)
         delivery.deliver(found.server, batch, destination)
@@ -100,12 +101,15 @@ def _made(server: Server, file: Path, digest: str, asked: dict[str, Any]) -> dic
     return server.post("batches", {"input_file_id": uploaded["id"]} | asked)
 
 
-def followed(session: Session, found: Found, batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch when it is over. Raises Interrupted on Ctrl-C: what goes on, and how to come back."""
+def followed(
+    session: Session, found: Found, batch: dict[str, Any], each: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """The batch when it is over; `each` is called now and then until then. Raises Interrupted on Ctrl-C: what goes on,
+    and how to come back."""
     if batch["status"] in FINAL:
         return batch
     try:
-        return watching.until_over(found.server, batch["id"], watching.display(session.as_json))
+        return watching.until_over(found.server, batch["id"], watching.display(session.as_json), each)
     except KeyboardInterrupt:
         kept = f"Interrupted. {batch['id']} is kept, with every finished line."
         if found.is_own:

@@ -26,7 +26,7 @@ class Given:
 
 @dataclass
 class Session:
-    """`address` is what `--server` names; None for the server of this checkout."""
+    """`address` is what `--server` names; None for the own server."""
 
     address: str | None
     as_json: bool
@@ -43,9 +43,10 @@ class Session:
         health = server.health()
         if health is None:
             raise Trouble(
-                f"No batch server answers at {server.base}. Start it: script/server. Or name one: --server URL."
+                f"No batch server answers at {server.base}. Start it: {self.checkout.server_command}. Or name one: "
+                "--server URL."
             )
-        if changes and self.address is None and self.checkout.root is not None:
+        if changes and self.address is None:
             own_server.refuse_another(self.checkout, server, health)
         return server
 
@@ -56,13 +57,19 @@ class Session:
     def show(self, body: Any) -> None:
         click.echo(as_json(body))
 
+    def end(self, body: Any, *sentences: str) -> None:
+        """What a command came to: the sentences for a person, or the body for a program."""
+        if self.as_json:
+            self.show(body)
+            return
+        for each in sentences:
+            self.tell(each)
+
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command `--server` and `--json`; it gets a Session as its first argument."""
 
-    @click.option(
-        "--server", "address", envvar="OLLAMA_BATCH_SERVER", metavar="URL", help="Default: this checkout's own."
-    )
+    @click.option("--server", "address", envvar="OLLAMA_BATCH_SERVER", metavar="URL", help="Default: your own.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
     @wraps(command)
     def with_session(*, address: str | None, as_json: bool, **others: Any) -> None:

@@ -11,6 +11,7 @@ import time
 import pytest
 import requests
 
+from batchserver import program, serve_options
 from tests.fake_backend import MODEL, FakeBackend
 from tests.stack import ROOT, Stack, command_line, eventually, kill
 
@@ -62,6 +63,79 @@ def test_a_second_server_on_the_same_state_is_refused(stack, fake):
     )
     assert second.returncode != 0
     assert "A server is running already" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prot", "4090"], "unrecognized arguments: --prot 4090"),
+        (["4090"], "unrecognized arguments: 4090"),
+        (["--port", "http"], "argument --port: 'http': expected a whole number from 1 to 65535"),
+        (["--port", "65536"], "argument --port: '65536': expected a whole number from 1 to 65535"),
+        (["--port", "-1"], "argument --port"),
+        (["--port"], "argument --port: expected one argument"),
+        (["--data-dir", " "], "argument --data-dir: expected the path of a directory"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_with_those_that_are(arguments, said, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="2"):
+        program.manage(["manage.py", "serve", *arguments])
+    told = capsys.readouterr().err
+    assert said in told
+    for option in ("--host ADDRESS", "--port NUMBER", "--data-dir PATH"):
+        assert option in told
+
+
+def test_the_options_are_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = {"PORT": "1", "HOST": "localhost"}
+    serve_options.apply(["--port=4090", "--no-admin", "--data-dir", "mine", "--other"], environment)
+    assert environment == {"PORT": "4090", "HOST": "localhost", "DATA_DIR": str(tmp_path / "mine")}
+
+
+def test_the_help_lists_them_and_nothing_of_django(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        program.manage(["manage.py", "serve", "--help"])
+    told = capsys.readouterr().out
+    assert "TCP port to listen at (PORT), 4080 unless set" in " ".join(told.split())
+    assert "--settings" not in told
+
+
+WITH_ITS_PARENT = """
+import os, subprocess, sys, time
+from batchserver.supervisor import Supervisor
+if sys.argv[1:]:
+    supervisor = Supervisor()
+    supervisor.listen()
+    print(supervisor.stop_with(int(sys.argv[1])), flush=True)
+    while not supervisor.is_stopping:
+        time.sleep(0.01)
+    print("stopped", flush=True)
+else:
+    subprocess.run([sys.executable, "-c", os.environ["PROGRAM"], str(os.getpid())])
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_server_stops_when_the_process_that_started_it_is_killed():
+    environment = os.environ | {"PROGRAM": WITH_ITS_PARENT}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WITH_ITS_PARENT], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        assert parent.stdout.readline() == "True\n"
+        parent.kill()
+        assert parent.stdout.read() == "stopped\n"
+    # One that is gone already leaves no time to ask the kernel.
+    result = subprocess.run(
+        [sys.executable, "manage.py", "serve", "--parent", str(parent.pid)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "The process that started this server has ended." in result.stderr
 
 
 def test_a_child_that_dies_is_started_again(stack, fake):

@@ -186,7 +186,7 @@ def test_finished_lines_come_with_where_to_go_on(server):
     headers = {"X-Incomplete": "true", "X-Last-Line": "7"}
     server.played.get(f"{BATCH}/output", body=b'{"a": "\xe2\x80\xa8"}\n{}\n', headers=headers)
     chunk = server.finished_lines("batch_1", after=5)
-    assert (chunk.lines, chunk.last_line, chunk.is_incomplete) == ([b'{"a": "\xe2\x80\xa8"}', b"{}"], 7, True)
+    assert (list(chunk.lines), chunk.last_line, chunk.is_incomplete) == ([b'{"a": "\xe2\x80\xa8"}', b"{}"], 7, True)
 
 
 @pytest.mark.parametrize("body", ["<html>", "[]", '{"service": "other"}', '"ollama-batch-server"'])

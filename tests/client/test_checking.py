@@ -5,9 +5,11 @@ import json
 import pytest
 
 from batches.lines import jsonl as server_side
-from client.checking import ENDPOINTS, check
+from client.checking import ENDPOINTS, Longest, Models, check
 from client.trouble import Trouble
 from tests.conftest import jsonl, line
+
+HAS_GEMMA = Models({"gemma3:12b"}.__contains__, lambda name: 8192)
 
 
 @pytest.fixture
@@ -26,16 +28,17 @@ def test_the_endpoints_are_those_of_the_server():
 
 def test_a_good_file_is_summed_up(write):
     lines = [line("a"), line("b", body={"messages": [{"role": "user", "content": "x" * 400}]}), line("c")]
-    report = check(write(lines), {"gemma3:12b"}.__contains__)
+    report = check(write(lines), HAS_GEMMA)
     assert (report.lines, report.endpoint, report.mistakes) == (3, "/v1/chat/completions", [])
     assert report.models == {"gemma3:12b": 3}
-    assert (report.longest_line, report.longest_tokens) == (2, 101)
+    assert (report.longest_of_all, report.longest_of_all.tokens) == (Longest(2, 404), 101)
+    assert report.warnings == []
 
 
 def test_images_are_no_prompt(write):
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9000}}
     report = check(write([line("a", body={"messages": [{"role": "user", "content": [image]}]})]), None)
-    assert report.longest_characters < 100
+    assert report.longest_of_all.characters < 100
 
 
 @pytest.mark.parametrize(
@@ -72,8 +75,28 @@ def test_blank_lines_and_a_bom_are_no_mistakes(write):
 
 def test_a_model_that_the_server_does_not_have_is_a_mistake_and_no_model_is_none(write):
     lines = [line("a", body={"model": "other"}), line("b", body={"model": None})]
-    [mistake] = check(write(lines), {"gemma3:12b"}.__contains__).mistakes
+    [mistake] = check(write(lines), HAS_GEMMA).mistakes
     assert mistake["message"] == "The server does not have the model 'other' (1 lines)."
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [
+        (8192, []),
+        (1000, ["The prompt of line 2 has roughly 2,001 tokens, and 'gemma3:12b' takes 1,000, prompt and answer."]),
+        (None, ["Whether the prompts fit 'gemma3:12b' is not known"]),
+    ],
+)
+def test_the_longest_prompt_of_each_model_is_held_against_its_context(write, context, said):
+    long = {"messages": [{"role": "user", "content": "x" * 8000}]}
+    lines = [line("a"), line("b", body=long), line("c", body=long | {"model": "none"})]
+    report = check(write(lines), Models({"gemma3:12b"}.__contains__, {"gemma3:12b": context}.__getitem__))
+    assert len(report.warnings) == len(said)
+    for warning, expected in zip(report.warnings, said, strict=True):
+        assert warning.startswith(expected)
+    assert [mistake["message"] for mistake in report.mistakes] == [
+        "The server does not have the model 'none' (1 lines)."
+    ]
 
 
 def test_an_empty_file_is_refused(write):
@@ -83,9 +106,11 @@ def test_an_empty_file_is_refused(write):
 
 def test_the_command_tells_it_and_ends_with_1(box, write):
     box.get("models", {"data": [{"id": "gemma3:12b"}]})
-    box.get("models/gemma3%3A12b", {"id": "gemma3:12b"})
+    box.get("models/gemma3%3A12b", {"id": "gemma3:12b", "context_tokens": 4})
     box.get("models/other", {"error": {"message": "No."}}, status=404)
     assert "No mistake was found." in box.type("check", write([line("a")])).output
+    long = line("a", body={"messages": [{"role": "user", "content": "word " * 9}]})
+    assert "Warning: The prompt of line 1 has roughly 12 tokens, and" in box.type("check", write([long])).output
     said = box.type("check", write([line("a"), line("a"), line("a")]), status=1).output
     assert "line 2 and 1 more: The custom_id 'a' is that of line 1 too." in said
     said = box.type("check", write([line("a", body={"model": "other"})]), status=1).output

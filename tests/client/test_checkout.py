@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from batchserver import installation
 from client.checkout import Checkout
 from client.trouble import Trouble
 from tests.stack import ROOT
@@ -66,6 +67,28 @@ def test_the_stand_in_is_ours_too(tmp_path):
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "instance_id").write_text("name\n")
     assert Checkout(ROOT, {"DATA_DIR": str(tmp_path)}).data_dir_of("name") == tmp_path / "embedded"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"XDG_DATA_HOME": "/share", "XDG_CONFIG_HOME": "/etc/xdg"}, {"XDG_DATA_HOME": "share"}, {"DATA_DIR": "mine"}],
+)
+@pytest.mark.parametrize("root", [ROOT, None], ids=["checkout", "installed"])
+def test_state_and_settings_are_where_the_server_has_them(environment, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    data_dir = installation.data_dir(environment.get("DATA_DIR", ""), environment, is_checkout=root is not None)
+    assert Checkout(root, environment).data_dirs[0] == data_dir
+    env_file = installation.env_file("", environment, is_checkout=root is not None)
+    if tmp_path in env_file.parents:
+        env_file.parent.mkdir(parents=True)
+        env_file.write_text("PORT=4999\n")
+        assert Checkout(root, environment)._env_file() == {"PORT": "4999"}
+
+
+def test_installed_it_names_the_commands_of_the_package(tmp_path):
+    ours = Checkout(None, {"HOME": str(tmp_path)})
+    assert (ours.command, ours.server_command) == ("ollama-batch", "ollama-batch-server")
 
 
 def test_a_state_directory_that_is_relative_is_ignored(monkeypatch, tmp_path):

@@ -256,7 +256,7 @@ def test_the_server_of_another_is_not_changed_unless_it_is_named(box, arguments)
     box.monkeypatch.setattr("client.checkout.Checkout.address", BASE)
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 1
-    assert "is not this checkout's" in result.output
+    assert "is not your own" in result.output
     assert not [call for call in box.played.calls if call.request.method == "POST"]
 
 

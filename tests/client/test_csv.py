@@ -20,12 +20,14 @@ class Answering:
         self.files = {}
         self.batches = []
         self.answer = answer
+        self.reports = []  # of the progress of a batch that is not over
         for method, path, call in (
             ("POST", "files", self.upload),
             ("POST", "batches", self.create),
             ("GET", r"batches/batch_\d+/progress", self.progress),
             ("GET", r"batches/batch_\d+", self.batch),
             ("GET", r"files/[a-z]+-\d+/content", self.content),
+            ("GET", r"batches/batch_\d+/(output|errors)", self.finished),
             ("GET", "batches", self.list),
         ):
             box.played.add_callback(method, re.compile(rf"{BASE}/v1/{path}(\?|$)"), call)
@@ -56,16 +58,29 @@ class Answering:
         }
         counts = {"completed": len(good), "failed": len(bad), "total": len(good) + len(bad)}
         self.batches.append(batch(f"batch_{number}", metadata=asked["metadata"], **counts, **names))
-        return 200, {}, json.dumps(self.batches[-1])
+        return 200, {}, json.dumps(self.batches[-1] | ({"status": "in_progress"} if self.reports else {}))
 
     def _named(self, request):
         return self.batches[int(re.search(r"batch_(\d+)", request.url)[1]) - 1]
 
     def progress(self, request):
+        if self.reports:
+            self.reports.pop()()
+            return 200, {}, json.dumps(progress("in_progress", lines_per_minute=60.0))
         return 200, {}, json.dumps(progress("completed", lines_per_minute=60.0))
 
     def batch(self, request):
         return 200, {}, json.dumps(self._named(request))
+
+    def finished(self, request):
+        """Every second line, in another order than that of the input; a later call has no more."""
+        name, after = (
+            {"output": "good", "errors": "bad"}[request.url.split("?")[0].split("/")[-1]],
+            request.params["after"],
+        )
+        lines = self.files[f"{name}-{self._named(request)['id'].removeprefix('batch_')}"].splitlines(keepends=True)
+        headers = {"X-Incomplete": "true", "X-Last-Line": str(len(lines))}
+        return 200, headers, "".join(lines[::-2]) if after == "0" else ""
 
     def content(self, request):
         return 200, {}, self.files[request.url.split("/")[-2]]
@@ -92,6 +107,7 @@ def scored(box, tmp_path):
         return rows, said, server
 
     scored.output = tmp_path / "out.csv"
+    scored.box = box
     return scored
 
 
@@ -215,6 +231,64 @@ def test_the_same_command_again_asks_nothing_and_changes_nothing(scored):
     # Another output of the same input has the same answers.
     _, said, _ = scored("name\na\nc\n", status=1)
     assert "is there already" in said
+    assert len(server.lines) == 1
+
+
+def test_the_rows_that_are_answered_so_far_stand_beside_the_output(scored, monkeypatch, tmp_path):
+    monkeypatch.setattr("client.scores.EVERY_S", 0.0)
+    monkeypatch.setattr("client.scores.PAUSE_FOR_EACH_S", 0.0)
+    part, seen = tmp_path / "out.csv.part", []
+
+    def look():
+        seen.append(part.read_text() if part.exists() else None)
+
+    late = {"code": "batch_expired", "message": "Late."}
+    text = "name\n" + "".join(f"{letter}\n" for letter in "abcdefgh")
+    server = Answering(scored.box, lambda letter: late if letter in "gh" else letter.upper())
+    scored.server, server.reports = server, [look, look, look]
+    rows, _, _ = scored(text)
+    # Of the good lines a to f every second, of the bad ones the last.
+    so_far = "name,answer,error,finish_reason\nb,B,,stop\nd,D,,stop\nf,F,,stop\nh,,batch_expired: Late.,\n"
+    assert seen == [None, so_far, so_far]
+    assert [row[0] for row in rows[1:]] == list("abcdefgh")
+    assert not part.exists()
+
+
+def test_ctrl_c_leaves_what_is_answered_so_far_and_the_same_command_goes_on(scored, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    scored.server = server = Answering(scored.box, str.upper)
+    server.reports = [interrupt]
+    rows, said, _ = scored("name\na\nb\nc\n", status=130)
+    assert rows is None
+    assert f"The rows that are answered so far: {tmp_path}/out.csv.part" in " ".join(said.split())
+    assert (tmp_path / "out.csv.part").read_text().splitlines()[1:] == ["a,A,,stop", "c,C,,stop"]
+    rows, _, _ = scored("name\na\nb\nc\n")
+    assert [row[1] for row in rows[1:]] == ["A", "B", "C"]
+    assert len(server.lines) == 1
+    assert not (tmp_path / "out.csv.part").exists()
+
+
+def test_answers_of_a_retry_are_taken_into_the_table(scored):
+    late = {"code": "batch_expired", "message": "Late."}
+    text = "name\na\nb\nc\n"
+    rows, said, server = scored(text, answer=lambda name: late if name in "bc" else name.upper())
+    assert "retry batch_1, and then the same command with --force" in " ".join(said.split())
+    # What the retry answered: b; c failed again, for another reason.
+    line = {"custom_id": "row-2", "response": {"body": {"choices": [{"message": {"content": "B"}}]}}, "error": None}
+    server.files["good-2"] = json.dumps(line) + "\n"
+    failure = {"code": "request_timeout", "message": "Slow."}
+    server.files["bad-2"] = json.dumps({"custom_id": "row-3", "response": None, "error": failure}) + "\n"
+    retry = batch("batch_2", retry_of="batch_1", output_file_id="good-2", error_file_id="bad-2")
+    server.batches.append(retry)
+    rows, said, _ = scored(text, "--force")
+    assert [row[1:3] for row in rows[1:]] == [["A", ""], ["B", ""], ["", "request_timeout: Slow."]]
+    assert "3 rows asked, 1 without an answer" in said
+    server.batches[-1] = retry | {"status": "in_progress", "output_file_id": None, "error_file_id": None}
+    rows, said, _ = scored(text, "--force")
+    assert [row[1] for row in rows[1:]] == ["A", "", ""]
+    assert "batch_2 still asks some rows again" in said
     assert len(server.lines) == 1
 
 

@@ -1,5 +1,6 @@
 """`script/run` and `script/batch run`: from a file of requests to a file of answers, with real processes."""
 
+import fcntl
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -43,6 +45,7 @@ def client(tmp_path, processes):
         return result
 
     client.environment = environment
+    client.directory = tmp_path
     yield client
     # Whatever state it used, it leaves no process behind.
     for directory in (state, state / "embedded"):
@@ -112,49 +115,65 @@ def test_ctrl_c_stops_the_server_that_was_started_and_the_same_command_goes_on(c
     """In a terminal, as a person types it. The line that was answered is not asked again."""
     fake.always("slow", Action(delay_s=60))
     path = write(tmp_path / "in.jsonl", [line("a"), line("slow")])
-    ours, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "client", "run", str(path)],
-        cwd=tmp_path,
-        env=os.environ | client.environment | {"OLLAMA_BASE_URL": fake.url, "TERM": "xterm", "SHUTDOWN_GRACE_S": "0.1"},
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        preexec_fn=_own_terminal,
-    )
-    os.close(terminal)
-    said = ""
-
-    def read(until):
-        nonlocal said
-        while until not in said:
-            try:
-                part = os.read(ours, 4096).decode(errors="replace")
-            except OSError:  # the other end is closed
-                break
-            said += part
-        assert until in said, said
-
-    read("1/2 lines")
-    os.write(ours, b"\x03")
-    read("type the same command again")
-    assert process.wait(60) == 130
-    os.close(ours)
+    with Terminal(client, "run", path, OLLAMA_BASE_URL=fake.url, SHUTDOWN_GRACE_S="0.1") as terminal:
+        terminal.read("1/2 lines")
+        terminal.type("\x03")
+        terminal.read("type the same command again")
+        assert terminal.process.wait(60) == 130
     fake.always("slow", Action())
     result = client("run", path, OLLAMA_BASE_URL=fake.url)
     assert result.returncode == 0, result.stderr
     assert sorted(fake.arrived()) == ["a", "slow", "slow"]
 
 
-def _own_terminal():
-    """Make the pty the controlling terminal, so that Ctrl-C in it is a signal."""
-    import fcntl
-    import termios
+class Terminal:
+    """A command in a terminal, in front of which somebody sits."""
 
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    # A shell that started the tests in the background has had them ignore it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def __init__(self, client, *arguments, **settings):
+        self.ours, theirs = pty.openpty()
+        self.said = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "client", *map(str, arguments)],
+            cwd=client.directory,
+            env=os.environ | client.environment | {"TERM": "xterm"} | settings,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=self._own,
+        )
+        os.close(theirs)
+
+    @staticmethod
+    def _own():
+        """Make the pty the controlling terminal, so that Ctrl-C in it is a signal."""
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # A shell that started the tests in the background has had them ignore it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def read(self, until=None):
+        """What was said up to these words, or to the end of the command."""
+        while until is None or until not in self.said:
+            try:
+                part = os.read(self.ours, 4096).decode(errors="replace")
+            except OSError:  # the other end is closed
+                part = ""
+            if not part:
+                break
+            self.said += part
+        assert until is None or until in self.said, self.said
+        return self.said
+
+    def type(self, text):
+        os.write(self.ours, text.encode())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
 
 
 def test_what_a_running_server_and_the_commands_tell_each_other(client, tmp_path, stack, fake):
@@ -167,7 +186,7 @@ def test_what_a_running_server_and_the_commands_tell_each_other(client, tmp_path
     # The server is another's: its data is not in our directory.
     refused = client("run", path, PORT=str(server.port))
     assert refused.returncode == 1
-    assert "is not this checkout's" in refused.stderr
+    assert "is not your own" in refused.stderr
     assert fake.arrived() == []
 
     named = {"OLLAMA_BATCH_SERVER": server.base}
@@ -192,18 +211,50 @@ def test_what_a_running_server_and_the_commands_tell_each_other(client, tmp_path
     assert [batch["status"] for batch in listed] == ["completed"]
     assert "in.jsonl" in client("list", **named).stdout
 
-    slow = write(tmp_path / "slow.jsonl", [line("slow")])
+    # The line that failed is asked again, and the answers are given as one.
+    fake.always("b", Action())
+    first = listed[0]["id"]
+    retried = client("retry", first, "--watch", **named)
+    assert "is completed: 1 of 1 lines answered." in retried.stdout
+    merged = client("results", "last", "--merged", **named).stdout.splitlines()
+    assert [json.loads(each)["custom_id"] for each in merged] == ["a", "b"]
+    assert sorted(fake.arrived()) == ["a", "b", "b"]
+
+    slow = write(tmp_path / "slow.jsonl", [line("quick"), line("slow")])
     batch = json.loads(client("run", slow, "--detach", "--json", **named).stdout)
     assert batch["expires_at"] - batch["created_at"] == 7 * 86400
-    assert re.search(r"Status: +(validating|in_progress)", client("show", **named).stdout)
+    # What is finished is there while the rest runs.
+    partial = eventually(lambda: (told := client("results", "last", **named)).stdout and told, what="the quick line")
+    assert [json.loads(each)["custom_id"] for each in partial.stdout.splitlines()] == ["quick"]
+    assert "Incomplete" in partial.stderr
+    assert re.search(r"Status: +in_progress", client("show", **named).stdout)
+    assert client("extend", "last", "14d", **named).stdout.startswith(f"The window of {batch['id']} ends ")
+    later = json.loads(client("show", "--json", **named).stdout)
+    assert later["batch"]["expires_at"] - batch["created_at"] >= 14 * 86400
+    assert later["progress"]["expires_at"] == later["batch"]["expires_at"]
+    assert client("priority", "last", "low", **named).stdout == f"The priority of {batch['id']} is low.\n"
+    with Terminal(client, "list", **named) as terminal:
+        assert "\x1b[1mid" in terminal.read()
+        assert batch["id"] in terminal.said
+    with Terminal(client, "watch", **named) as terminal:
+        terminal.read("1/2 lines, 0 failed")
+        assert "━" in terminal.said
+        terminal.type("\x03")
+        terminal.read(f"{batch['id']} goes on at {server.base}.")
+        assert terminal.process.wait(60) == 130
+    with Terminal(client, "cancel", "last", **named) as terminal:
+        terminal.read(f"Cancel {batch['id']} (1/2 lines, 0 failed)?")
+        terminal.type("n\n")
+        terminal.read("Aborted!")
+        assert terminal.process.wait(60) == 1
     assert client("pause", batch["id"], **named).stdout == f"Paused {batch['id']}.\n"
     assert client("resume", "last", **named).stdout == f"Resumed {batch['id']}.\n"
     assert batch["id"] in client("cancel", "last", **named).stdout
     watched = client("watch", "--exit-status", **named)
     assert watched.returncode == 1
-    assert f"{batch['id']} is cancelled: 0 of 1 lines answered." in watched.stdout
+    assert f"{batch['id']} is cancelled: 1 of 2 lines answered." in watched.stdout
     eventually(lambda: server.health()["status"] == "ok")
-    assert client("results", listed[0]["id"], **named).stdout == (tmp_path / "in.results.jsonl").read_text()
+    assert client("results", first, **named).stdout == (tmp_path / "in.results.jsonl").read_text()
 
 
 @pytest.mark.parametrize(

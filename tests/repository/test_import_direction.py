@@ -170,7 +170,7 @@ RULES = [
 
 @pytest.fixture(scope="module")
 def tree() -> Tree:
-    return Tree.read(ROOT, but=("tests", "examples"))
+    return Tree.read(ROOT, but=("tests", "examples", "build", "dist"))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

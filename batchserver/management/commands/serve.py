@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 
 from batches import backends
-from batchserver import embedded_backend, first_start
+from batchserver import embedded_backend, first_start, installation, serve_options
 from batchserver.supervisor import Child, NotReady, Supervisor
 
 PORT_WAIT_S = 10.0
@@ -23,12 +23,22 @@ PORT_WAIT_S = 10.0
 class Command(BaseCommand):
     help = "Run web, workers and broker (and the embedded backend, if configured) until Ctrl-C; restart what dies."
 
+    # Django's own; whoever mistypes an option is shown those that a server has.
+    suppressed_base_arguments = {  # noqa: RUF012
+        *("--version", "--verbosity", "--settings", "--pythonpath", "--traceback", "--no-color", "--force-color"),
+        "--skip-checks",
+    }
+
     def add_arguments(self, parser: CommandParser) -> None:
+        serve_options.add_arguments(parser)  # what they say is in the settings by now
         parser.add_argument("--no-admin", action="store_true", help="make no administrator; the next `serve` does")
+        parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
 
     def handle(self, *args: Any, **options: Any) -> None:
         supervisor = Supervisor()
         supervisor.listen()
+        if options["parent"] and not supervisor.stop_with(options["parent"]):
+            raise CommandError("The process that started this server has ended.")
         first_start.make_directories()
         lock = self._lock()
         self._wait_for_port()
@@ -67,7 +77,7 @@ class Command(BaseCommand):
         self.stdout.write("Installing the embedded model (once)…")
         self.stdout.flush()
         try:
-            embedded_backend.install(settings.BASE_DIR / "requirements-embedded.txt")
+            embedded_backend.install()
         except RuntimeError as error:
             raise CommandError(str(error)) from None
 
@@ -131,7 +141,8 @@ class Command(BaseCommand):
             ),
         ]
         for child in children:
-            child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
+            if installation.IS_CHECKOUT:
+                child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
         return children
 
     def _greet(self) -> None:

@@ -87,3 +87,27 @@ def test_an_unknown_model_is_a_404(api, reported):
 def test_a_backend_whose_worker_is_gone_lists_nothing(api, reported):
     Backend.objects.update(worker_seen_at=timezone.now() - timedelta(hours=1))
     assert api.get("/v1/models").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("fits", "loaded", "context"),
+    [(True, [], 131_072), (False, ["gemma3:12b"], 4096), (False, [], None)],
+)
+def test_it_tells_the_context_of_a_line_if_it_is_asked(api, backend, settings, fits, loaded, context):
+    """What the model was made for where lines get a context that fits them, or else what it has now."""
+    settings.FIT_CONTEXT = fits
+    backend.models, backend.loaded = ["gemma3:12b"], loaded
+    registry.report_backend()
+    settings.MODEL_ALIASES = {"gpt-4o-mini": "gemma3:12b"}
+    for name in ("gemma3:12b", "gpt-4o-mini"):
+        assert api.get(f"/v1/models/{name}?context=true").json()["context_tokens"] == context
+    assert "context_tokens" not in api.get("/v1/models/gemma3:12b").json()
+
+
+def test_a_context_that_nobody_tells_is_null(api, backend):
+    registry.report_backend()
+    Backend.objects.update(seen_at=timezone.now() - timedelta(hours=1))
+    assert api.get("/v1/models/gemma3:12b?context=true").json()["context_tokens"] is None
+    assert api.get("/v1/models/none?context=true").status_code == 404
+    answer = api.get("/v1/models/gemma3:12b?context=yes")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "context")

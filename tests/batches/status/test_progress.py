@@ -10,11 +10,12 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from batches import leases
+from batches import forecasts, leases
 from batches.models import Backend, Batch, Hold, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 from batches.scheduling.quiet_hours import QuietHours
-from batches.status import progress
+from batches.status import disk, progress
+from files_api.models import File
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
 from tests.quiet import quiet_now
@@ -108,8 +109,96 @@ def test_the_object(api, make, live_backend):
         "lines_per_minute": 30.0,
         "tokens_per_second": 25.0,
         "estimated_from": "The speed of the last 9 lines.",
+        "expires_at": int(batch.expires_at.timestamp()),
+        # No line of these has an answer that could be measured.
+        "disk_needed_bytes": None,
+        "disk_free_bytes": body["disk_free_bytes"],
     }
+    assert body["disk_free_bytes"] > 0
     assert api.get("/v1/batches/batch_nope/progress").status_code == 404
+
+
+def test_before_a_batch_has_a_speed_that_of_another_with_its_model_counts(make, live_backend):
+    make(50, 0, each=9.0, model="another")
+    slower, faster = make(50, 0, each=3.0), make(50, 0, each=1.0)
+    Batch.objects.update(status=Status.COMPLETED)
+    for batch, hours in ((slower, 5), (faster, 4)):
+        batch.parts.update(turn_at=timezone.now() - timedelta(hours=hours))
+    told = progress.of(make(0, 1000))
+    assert ends_in(told) == pytest.approx(1000, abs=2)
+    assert told.estimated_from == (
+        f"The speed of the last 49 lines, of {faster.pk} too: those may be longer or shorter."
+    )
+    assert (told.lines_per_minute, told.tokens_per_second) == (None, None)
+    # From its own fifth line on nothing else counts.
+    Batch.objects.update(status=Status.COMPLETED)
+    assert ends_in(progress.of(make(5, 1000, each=2.0))) == pytest.approx(2000, abs=10)
+
+
+def test_it_warns_of_a_window_by_an_earlier_batch_too(make, live_backend):
+    make(50, 0, each=60.0)
+    Batch.objects.update(status=Status.COMPLETED)
+    told = progress.of(make(0, 3000))
+    assert [each["code"] for each in told.warnings] == ["window_too_short"]
+    assert "by the forecast the batch ends at" in told.warnings[0]["message"]
+
+
+def test_another_endpoint_is_no_evidence(make, live_backend):
+    make(50, 0)
+    Batch.objects.update(endpoint="/v1/embeddings", status=Status.COMPLETED)
+    told = progress.of(make(0, 10))
+    assert told.estimated_from == f"Not known before 5 lines for {MODEL} are finished."
+
+
+# Room on the disk
+
+
+def answered(batch, size):
+    """Give the finished lines answers of this length."""
+    for place, each in enumerate(batch.lines.filter(state=LineState.SUCCEEDED).order_by("number"), start=1):
+        batch.lines.filter(pk=each.pk).update(response="x" * size, place=place)
+    return batch
+
+
+def test_what_the_rest_takes_is_told_by_the_answers_so_far(make, live_backend):
+    told = progress.of(answered(make(10, 30), 1000)).disk
+    # On the row and in the result file; of those that are answered, in the result file alone.
+    assert told.needed_bytes == 1000 * (2 * 30 + 10) + disk.ENVELOPE_BYTES * 40
+    assert told.free_bytes > 0
+
+
+def test_before_the_first_answer_it_is_told_by_the_result_file_of_another_batch(make, live_backend):
+    earlier = make(10, 0)
+    file = File.objects.create(
+        id="file-out", bytes=10 * (500 + disk.ENVELOPE_BYTES), filename="o", purpose="batch_output"
+    )
+    Batch.objects.update(model=MODEL, output_file=file, status=Status.COMPLETED)
+    earlier.refresh_from_db()
+    batch = make(0, 100)
+    assert disk.of(batch).needed_bytes is None  # it names no model yet
+    batch.model = MODEL
+    assert disk.of(batch).needed_bytes == 500 * 200 + disk.ENVELOPE_BYTES * 100
+    file.delete()
+    assert disk.of(batch).needed_bytes is None
+    assert disk.of(earlier).needed_bytes == 0
+
+
+def test_a_disk_without_room_is_told_before_it_is_full(make, live_backend, settings, caplog):
+    batch = answered(make(10, 30), 1000)
+    assert progress.of(batch).warnings == []
+    settings.MIN_FREE_BYTES = disk.of(batch).free_bytes - 50_000
+    told = progress.of(batch).warnings
+    assert [each["code"] for each in told] == ["disk_too_small"]
+    assert "takes about 1 MB on the disk of DATA_DIR" in told[0]["message"]
+    for _ in range(2):
+        forecasts.review()
+    batch.refresh_from_db()
+    assert [each["code"] for each in batch.warnings] == ["disk_too_small"]
+    assert len([each for each in caplog.messages if "The rest of the batch takes" in each]) == 1
+    settings.MIN_FREE_BYTES = 0
+    forecasts.review()
+    batch.refresh_from_db()
+    assert batch.warnings == []
 
 
 def test_the_last_lines_count_and_not_the_first(make, live_backend):
@@ -362,7 +451,7 @@ def test_it_asks_little_of_the_database_whatever_the_size(make, live_backend):
             assert progress.of(batch).estimated_end is not None
         asked.append(len(queries))
         Batch.objects.filter(pk=batch.pk).update(status=Status.COMPLETED)
-    assert asked[0] == asked[1] <= 12
+    assert asked[0] == asked[1] <= 13
     if connection.vendor == "sqlite":
         with connection.cursor() as cursor:
             for query in queries.captured_queries:
