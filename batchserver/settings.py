@@ -107,7 +107,7 @@ FIT_CONTEXT = env.switch(environ, "FIT_CONTEXT", True)
 # Whether a batch that runs names its result files already; OpenAI names them at the end.
 EARLY_RESULT_FILES = env.switch(environ, "EARLY_RESULT_FILES", False)
 # Days that batches are kept after their end, and files after their upload; 0: for ever.
-RETENTION_DAYS = env.whole(environ, "RETENTION_DAYS", 0, least=1, most=36500)
+RETENTION_DAYS = env.whole(environ, "RETENTION_DAYS", 0, most=36500)
 ANSWER_ONCE_ACROSS_BATCHES = env.switch(environ, "ANSWER_ONCE_ACROSS_BATCHES", False)
 SHUTDOWN_GRACE_S = env.seconds(environ, "SHUTDOWN_GRACE_S") or 5.0
 _interactive_hold_s = env.seconds(environ, "INTERACTIVE_HOLD_S", may_be_0=True)
