@@ -21,8 +21,8 @@ from batches.lines.jsonl import ENDPOINTS
 from batches.models import Hold
 from common.models import ApiKey
 from tests.conftest import CHAT, line
-from tests.fake_backend import MODEL, Action, answer, error_body, events
-from tests.stack import eventually, free_port
+from tests.fake_backend import MODEL, Action, FakeBackend, answer, error_body, events
+from tests.stack import Stack, eventually, free_port
 
 PLACES = 8  # MAX_PASS_THROUGH here
 
@@ -418,6 +418,25 @@ def test_the_connection_is_left_as_it_was(api, transactional_db, backend):
 # Whole servers
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, processes):
+    """A server and its fake model server, for tests that leave both as they were: a start takes longer than most."""
+    with FakeBackend() as fake:
+        environment = {"OLLAMA_BASE_URL": fake.url, "INTERACTIVE_HOLD_S": "0", "MAX_PASS_THROUGH": str(PLACES)}
+        server = Stack(tmp_path_factory.mktemp("shared") / "data", environment)
+        server.start()
+        yield server, fake
+        server.stop()
+
+
+@pytest.fixture
+def shared(pair):
+    server, fake = pair
+    eventually(lambda: not held_until(server), within_s=10, what="the end of the holds of the test before")
+    fake.seen.clear()
+    return server, fake
+
+
 def post(server, text="hello", *, timeout=60, stream=False):
     body = line(text, body={"stream": stream})["body"]
     return requests.post(f"{server.base}{CHAT}", json=body, timeout=timeout, stream=stream)
@@ -430,8 +449,8 @@ def held_until(server):
     return sorted(seconds for (seconds,) in rows if seconds > 0)
 
 
-def test_events_come_as_they_are_made(stack, fake, official):
-    server = stack(OLLAMA_BASE_URL=fake.url)
+def test_events_come_as_they_are_made(shared, official):
+    server, fake = shared
     client = official(server)
     fake.on("hello", Action(pause_s=0.5))
     times = []
@@ -458,8 +477,8 @@ def test_events_come_as_they_are_made(stack, fake, official):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_goes_away_ends_the_call(stack, fake, stream):
-    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0")
+def test_who_goes_away_ends_the_call(shared, stream):
+    server, fake = shared
     # Before a header came, and in the middle of a stream that is silent for long.
     for action in [Action(hang=True)] + [Action(pause_s=60)] * stream:
         fake.on("hello", action)
@@ -474,8 +493,8 @@ def test_who_goes_away_ends_the_call(stack, fake, stream):
     assert requests.get(f"{server.base}/v1/batches", timeout=5).status_code == 200
 
 
-def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url, INTERACTIVE_HOLD_S="0", MAX_PASS_THROUGH=str(PLACES))
+def test_a_client_that_takes_nothing_keeps_its_place_no_longer(shared):
+    server, fake = shared
     # More than all buffers on the way to it hold.
     events = b'data: {"choices": []}\n\n' * 1_000_000
     stream = Action(body=events, headers={"Content-Type": pass_through.EVENT_STREAM})
@@ -488,8 +507,8 @@ def test_a_client_that_takes_nothing_keeps_its_place_no_longer(stack, fake):
         eventually(lambda: post(server).status_code == 200, within_s=within_s, what="a free place")
 
 
-def test_there_is_always_room_to_poll(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url, MAX_PASS_THROUGH=str(PLACES))
+def test_there_is_always_room_to_poll(shared):
+    server, fake = shared
     fake.always("long", Action(hang=True))
     with ThreadPoolExecutor(PLACES) as pool:
         calls = [pool.submit(post, server, "long", timeout=8) for _ in range(PLACES)]
@@ -523,8 +542,8 @@ def test_a_killed_web_process_holds_nothing_for_long(stack, fake):
     eventually(lambda: fake.seen[0].gone, within_s=2, what="the end of the call")
 
 
-def test_chunked_bodies_arrive_whole(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url)
+def test_chunked_bodies_arrive_whole(shared):
+    server, fake = shared
     content = json.dumps(line("a" * 3 * 2**20)["body"]).encode()
     pieces = (content[start : start + 2**16] for start in range(0, len(content), 2**16))
     response = requests.post(
