@@ -147,14 +147,13 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "drf_spectacular",
-    "django_prometheus",
     # For `manage.py benchmark`. Nothing else needs it, and the image does not have it.
     *(["benchmarks"] if (BASE_DIR / "benchmarks").is_dir() else []),
 ]
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
     "common.middleware.KnownCharset",
-    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "batchserver.monitors.PagesForMonitors",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -163,7 +162,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
 ]
 ROOT_URLCONF = "batchserver.urls"
 WSGI_APPLICATION = "batchserver.wsgi.application"

@@ -17,6 +17,7 @@ from batches.models.batch import (
     Status,
     last_places,
 )
+from batches.models.figures import Figures
 from batches.models.lease import Lease, Pulse
 from batches.models.webhook import WebhookDelivery
 
@@ -29,6 +30,7 @@ __all__ = [
     "Backend",
     "Batch",
     "BatchQuerySet",
+    "Figures",
     "Hold",
     "Lease",
     "Line",

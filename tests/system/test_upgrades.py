@@ -225,6 +225,7 @@ RELEASED = {
     "batches/0010_fitted_contexts": "83fe472378131e51",
     "batches/0011_retries_and_reasons": "dfcbc2be2c2f1448",
     "batches/0012_order_of_finishing": "4ecdf53e0e712ef3",
+    "batches/0015_figures": "1fece4f94d82fca6",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
     "files_api/0001_initial": "16ce9eefd037e6b9",
