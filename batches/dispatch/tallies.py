@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_EVERY_S = 5.0
 TELL_EVERY_S = 300.0
+LEAST_LOAD_S = 0.1  # a model that is loaded faster was loaded already, and has been given our keep-alive
 MOST_TOLD = 5  # reasons in one line of the log
 
 
@@ -83,7 +84,7 @@ class Tallies:
         if question.purpose is Purpose.UNLOAD and call.verdict is not Verdict.CUT:
             self._is_empty = False
             self._others["model_swaps"][""] += 1
-        elif question.purpose is Purpose.LOAD and call.verdict is Verdict.ANSWERED:
+        elif question.purpose is Purpose.LOAD and call.verdict is Verdict.ANSWERED and call.duration_s > LEAST_LOAD_S:
             self._is_empty = False
             self._others["model_loads"][question.model] += 1
             self._others["model_load_seconds"][question.model] += call.duration_s

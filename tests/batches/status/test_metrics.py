@@ -57,6 +57,7 @@ def an_old_batch(model=MODEL, status=Status.COMPLETED, *, days=0, **counts):
 
 
 def test_what_a_batch_did_is_counted(work, create, backend, api):
+    backend.on_load.append(Action(delay_s=0.3))  # a load takes some time
     backend.on("b", Action(status=400))
     backend.on("c", Action(status=503), Action())
     once = {"temperature": 0, "messages": [{"role": "user", "content": "d"}]}
@@ -74,7 +75,8 @@ def test_what_a_batch_did_is_counted(work, create, backend, api):
     assert value(samples, "line_output_tokens_count", model=MODEL) == 3
     assert value(samples, "failures_total", code="http_400") == 1
     assert value(samples, "retries_total", reason="busy") == 1
-    assert value(samples, "model_loads_total", model=MODEL) >= 1
+    assert value(samples, "model_loads_total", model=MODEL) == 1
+    assert value(samples, "model_load_seconds_total", model=MODEL) > 0.2
     assert value(samples, "batches_finished_total", status="completed") == 1
     assert value(samples, "calls_in_flight", backend=backend.url) == 0
     assert value(samples, "backend_up", backend=backend.url) == 1
