@@ -25,7 +25,7 @@ from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
-from common import idempotency
+from common import idempotency, signs_of_life
 from files_api import retention
 
 logger = logging.getLogger(__name__)
@@ -133,6 +133,7 @@ def tick() -> None:
 def _do_duties() -> None:
     failed: dict[str, Exception] = {}
     for name, duty in DUTIES.items():
+        signs_of_life.alive()
         try:
             duty()
         except Exception as error:  # noqa: BLE001  # any error is told, and the next duty is done

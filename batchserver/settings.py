@@ -124,6 +124,9 @@ WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
     WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
+# The pipe for signs of life, set by the supervisor for the workers that it starts; 0: nobody watches.
+SIGNS_OF_LIFE_FD = env.whole(environ, "SIGNS_OF_LIFE_FD", 0)
+
 # For tests (docs/reliability.md); never set it on a server.
 FAILPOINTS = env.failpoints(environ, "FAILPOINTS")
 
@@ -222,6 +225,7 @@ CELERY_TASK_ROUTES = {"batches.tasks.drive": {"queue": "inference"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # A prefetched message would wait behind a busy drive while another worker idles.
 CELERY_WORKER_DISABLE_PREFETCH = True
+CELERY_WORKER_CONSUMER = "batchserver.worker:Consumer"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_WORKER_SEND_TASK_EVENTS = False

@@ -18,6 +18,9 @@ from batchserver import embedded_backend, first_start
 from batchserver.supervisor import Child, NotReady, Supervisor
 
 PORT_WAIT_S = 10.0
+# A drive that has been silent for longer than its lease lives has lost its lines anyway. A step of the control worker
+# may wait longer for one call of the system, such as an fsync of gigabytes; a request may wait for all threads.
+INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 120.0
 
 
 class Command(BaseCommand):
@@ -117,17 +120,30 @@ class Command(BaseCommand):
         host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
         gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
         gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(settings.WEB_THREADS)]
-        gunicorn += ["--timeout", "120", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
+        gunicorn += ["--timeout", "60", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
         celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
         celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
         inference_grace_s = settings.SHUTDOWN_GRACE_S + 10.0
         children += [
-            Child("web", gunicorn, ready=lambda: not _is_free(settings.HOST, settings.PORT)),
-            Child("control worker", [*celery, "-Q", "control", "-c", "1", "-n", "control@%h"]),
+            Child(
+                "web",
+                gunicorn,
+                ready=lambda: not _is_free(settings.HOST, settings.PORT),
+                address=(_reachable(settings.HOST), settings.PORT),
+                hung_after_s=WEB_HUNG_AFTER_S,
+            ),
+            Child(
+                "control worker",
+                [*celery, "-Q", "control", "-c", "1", "-n", "control@%h"],
+                gives_signs=True,
+                hung_after_s=CONTROL_HUNG_AFTER_S,
+            ),
             Child(
                 "inference worker",
                 [*celery, "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", "inference@%h"],
                 grace_s=inference_grace_s,
+                gives_signs=True,
+                hung_after_s=INFERENCE_HUNG_AFTER_S,
             ),
         ]
         for child in children:
@@ -160,6 +176,11 @@ def _backend_line() -> str:
         hint = backends.missing_model_hint(state.kind, model, state.names)
         line += f"\n           It does not have {model}. {hint}"
     return line
+
+
+def _reachable(host: str) -> str:
+    """An address at which a server that listens on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _is_free(host: str, port: int) -> bool:
