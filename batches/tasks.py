@@ -25,6 +25,7 @@ from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
+from batches.status import reasons
 from common import idempotency, signs_of_life
 from files_api import retention
 
@@ -38,6 +39,7 @@ NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
 FORECAST_EVERY = timedelta(seconds=15)
 MESSAGE_LIFE_S = 600
+MOST_TOLD = 5  # reasons in one line of the log
 
 
 def wake(task: Any, *args: str) -> None:
@@ -108,7 +110,18 @@ def fail_lines(batch_id: str) -> None:
 
 @shared_task
 def finalize(batch_id: str) -> None:
-    _pass_on(batch_id, finalize, results.finalize(batch_id, breathe=tick_between()))
+    outcome = results.finalize(batch_id, breathe=tick_between())
+    if outcome is Outcome.DONE:
+        _tell_end(batch_id)
+    _pass_on(batch_id, finalize, outcome)
+
+
+def _tell_end(batch_id: str) -> None:
+    """A line in the log: how many lines have an answer, and why the others have none."""
+    batch = Batch.objects.get(pk=batch_id)
+    if batch.status in FINAL and batch.tidied_at is None:
+        why = ", ".join(f"{each.count} × {each.code}" for each in reasons.of(batch)[:MOST_TOLD])
+        logger.info("%s: %d of %d lines answered%s", batch_id, batch.completed, batch.total, why and f"; {why}")
 
 
 @shared_task

@@ -15,7 +15,7 @@ import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batchserver import env, kept
+from batchserver import env, kept, supervisor
 from batchserver.version import read_version
 
 django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
@@ -279,21 +279,21 @@ def _is_bug(record: logging.LogRecord) -> bool:
     return getattr(record, "status_code", 500) == 500
 
 
+# Lines for people, or one JSON object a line.
+LOG_FORMAT = env.choice(environ, "LOG_FORMAT", "line", "json")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {
-            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s%(request_id)s",
-            "datefmt": "%Y-%m-%d %H:%M:%S",
-        }
+        "line": {"()": "common.middleware.LineFormatter", **supervisor.LINE},
+        "json": {"()": "pythonjsonlogger.json.JsonFormatter", **supervisor.JSON},
     },
     # A 503 or 507 is an answer on purpose; only a 500 is a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
         "request_id": {"()": "common.middleware.RequestIdFilter"},
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["request_id"]}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
         "batchserver": {"level": "INFO"},

@@ -57,9 +57,17 @@ class KnownCharset:
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives each log record the id of its request, as ` [req_…]`; without a request an empty text."""
+    """Gives each log record that is written during a request the id of that request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        request_id = _current.get()
-        record.request_id = f" [{request_id}]" if request_id else ""
+        if request_id := _current.get():
+            record.request_id = request_id
         return True
+
+
+class LineFormatter(logging.Formatter):
+    """A line for people, with the id of the request as ` [req_…]`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        request_id = getattr(record, "request_id", "")
+        return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")

@@ -7,6 +7,7 @@ import socket
 import stat
 import sys
 import time
+from pathlib import Path
 from typing import IO, Any
 
 from django.conf import settings
@@ -30,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--no-admin", action="store_true", help="make no administrator; the next `serve` does")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        supervisor = Supervisor()
+        supervisor = Supervisor(log_format=settings.LOG_FORMAT, own_log=_own_log())
         supervisor.listen()
         first_start.make_directories()
         lock = self._lock()
@@ -121,6 +122,7 @@ class Command(BaseCommand):
         gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
         gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(settings.WEB_THREADS)]
         gunicorn += ["--timeout", "60", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
+        gunicorn += ["--logger-class", "batchserver.gunicorn_log.Log"]
         celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
         celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
         inference_grace_s = settings.SHUTDOWN_GRACE_S + 10.0
@@ -176,6 +178,15 @@ def _backend_line() -> str:
         hint = backends.missing_model_hint(state.kind, model, state.names)
         line += f"\n           It does not have {model}. {hint}"
     return line
+
+
+def _own_log() -> Path | None:
+    """The file in DATA_DIR/logs to which this process writes, as that of `script/run`; None if it is another's."""
+    try:
+        log = Path("/proc/self/fd/2").resolve(strict=True)
+    except OSError:
+        return None
+    return log if log.parent == settings.DATA_DIR / "logs" else None
 
 
 def _reachable(host: str) -> str:
