@@ -17,6 +17,7 @@ from django.utils import timezone
 from batches import leases, lifecycle, results, steps
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Response, Status
+from batches.status import totals
 from common import failpoints, ids
 from files_api import retention
 from files_api.models import File, FileHold, stored_name
@@ -72,6 +73,7 @@ def delete(batch_id: str, *, breathe: Callable[[], None] = lambda: None) -> None
         _delete_responses(batch, numbers)  # a batch that ended a moment ago may not be tidied
         batch.lines.filter(number__range=numbers).delete()
     with transaction.atomic():
+        totals.keep(Batch.objects.filter(pk=batch_id))
         files = File.objects.filter(pk__in=[batch.output_file_id, batch.error_file_id], deleted_at=None)
         files.update(deleted_at=timezone.now())
         FileHold.objects.filter(holder=batch_id).delete()

@@ -12,6 +12,7 @@ from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Least, Now
 
 from batches.models import Backend, Batch, Lease, Line, LineState
+from common import signs_of_life
 from common.database import from_now, retrying
 
 LIFETIME = timedelta(seconds=30)
@@ -69,6 +70,7 @@ class Keeper:
 
     def keep(self) -> None:
         """Cheap to call often: the database is asked every RENEW_EVERY_S."""
+        signs_of_life.alive()
         now = time.monotonic()
         if now < self._renewed_at + RENEW_EVERY_S:
             return

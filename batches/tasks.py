@@ -26,7 +26,8 @@ from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
-from common import idempotency
+from batches.status import reasons
+from common import idempotency, signs_of_life
 from files_api import retention
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ FORECAST_EVERY = timedelta(seconds=15)
 RETENTION_EVERY = timedelta(minutes=1)
 FORGET_EVERY = timedelta(hours=1)
 MESSAGE_LIFE_S = 600
+MOST_TOLD = 5  # reasons in one line of the log
 
 
 def wake(task: Any, *args: str) -> None:
@@ -115,7 +117,18 @@ def fail_lines(batch_id: str) -> None:
 
 @shared_task
 def finalize(batch_id: str) -> None:
-    _pass_on(batch_id, finalize, results.finalize(batch_id, breathe=tick_between()))
+    outcome = results.finalize(batch_id, breathe=tick_between())
+    if outcome is Outcome.DONE:
+        _tell_end(batch_id)
+    _pass_on(batch_id, finalize, outcome)
+
+
+def _tell_end(batch_id: str) -> None:
+    """A line in the log: how many lines have an answer, and why the others have none."""
+    batch = Batch.objects.get(pk=batch_id)
+    if batch.status in FINAL and batch.tidied_at is None:
+        why = ", ".join(f"{each.count} × {each.code}" for each in reasons.of(batch)[:MOST_TOLD])
+        logger.info("%s: %d of %d lines answered%s", batch_id, batch.completed, batch.total, why and f"; {why}")
 
 
 @shared_task
@@ -148,6 +161,7 @@ def tick() -> None:
 def _do(duties: dict[str, Callable[[], object]], pulse: str) -> None:
     failed: dict[str, Exception] = {}
     for name, duty in duties.items():
+        signs_of_life.alive()
         try:
             duty()
         except Exception as error:  # noqa: BLE001  # any error is told, and the next duty is done

@@ -26,6 +26,12 @@ app.autodiscover_tasks()
 app.set_default()
 
 
+def ask_broker() -> None:
+    """Raises an error if the broker does not answer. Opens a connection of its own: the pool's may be in use."""
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+
+
 @signals.setup_logging.connect
 def _use_django_logging(**kwargs: Any) -> None:
     """Settings.LOGGING is in place already; having a receiver keeps Celery from adding its own."""

@@ -84,6 +84,14 @@ def switch(environment: Environment, name: str, default: bool) -> bool:
     return value == "True"
 
 
+def choice(environment: Environment, name: str, *allowed: str) -> str:
+    """One of these words; the first if none is given."""
+    value = text(environment, name, allowed[0])
+    if value not in allowed:
+        raise ImproperlyConfigured(f"{name}={value!r}: expected {' or '.join(allowed)}.")
+    return value
+
+
 def pairs(environment: Environment, name: str) -> dict[str, str]:
     """`alias=model,…` as a dict from alias to model."""
     found = {}

@@ -15,7 +15,7 @@ import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batchserver import env, installation, kept
+from batchserver import env, installation, kept, supervisor
 from batchserver.version import VERSION
 
 django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
@@ -127,6 +127,9 @@ WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
     WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
+# The pipe for signs of life, set by the supervisor for the workers that it starts; 0: nobody watches.
+SIGNS_OF_LIFE_FD = env.whole(environ, "SIGNS_OF_LIFE_FD", 0)
+
 # For tests (docs/reliability.md); never set it on a server.
 FAILPOINTS = env.failpoints(environ, "FAILPOINTS")
 
@@ -150,14 +153,13 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "drf_spectacular",
-    "django_prometheus",
     # For `manage.py benchmark`. Nothing else needs it, and the image does not have it.
     *(["benchmarks"] if (BASE_DIR / "benchmarks").is_dir() else []),
 ]
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
     "common.middleware.KnownCharset",
-    "django_prometheus.middleware.PrometheusBeforeMiddleware",
+    "batchserver.monitors.PagesForMonitors",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -166,7 +168,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_prometheus.middleware.PrometheusAfterMiddleware",
 ]
 ROOT_URLCONF = "batchserver.urls"
 WSGI_APPLICATION = "batchserver.wsgi.application"
@@ -227,6 +228,7 @@ CELERY_TASK_ROUTES = {"batches.tasks.drive": {"queue": "inference"}}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # A prefetched message would wait behind a busy drive while another worker idles.
 CELERY_WORKER_DISABLE_PREFETCH = True
+CELERY_WORKER_CONSUMER = "batchserver.worker:Consumer"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
@@ -280,21 +282,21 @@ def _is_bug(record: logging.LogRecord) -> bool:
     return getattr(record, "status_code", 500) == 500
 
 
+# Lines for people, or one JSON object a line.
+LOG_FORMAT = env.choice(environ, "LOG_FORMAT", "line", "json")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {
-            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s%(request_id)s",
-            "datefmt": "%Y-%m-%d %H:%M:%S",
-        }
+        "line": {"()": "common.middleware.LineFormatter", **supervisor.LINE},
+        "json": {"()": "pythonjsonlogger.json.JsonFormatter", **supervisor.JSON},
     },
     # A 503 or 507 is an answer on purpose; only a 500 is a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
         "request_id": {"()": "common.middleware.RequestIdFilter"},
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["request_id"]}},
     "root": {"handlers": ["stderr"], "level": "WARNING"},
     "loggers": {
         "batchserver": {"level": "INFO"},

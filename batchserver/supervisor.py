@@ -1,5 +1,7 @@
 """Keeps the processes of one server alive: started in order, restarted with backoff, stopped in order.
 
+A process that is there and does nothing is killed and started again, like one that died (`Vitals`).
+
 Nothing here knows Django, or what the commands of the processes do. Once all is started, the process becomes this file
 alone (`Supervisor.become_alone`), which takes a sixth of the memory that `manage.py serve` takes.
 """
@@ -8,7 +10,9 @@ import ctypes
 import json
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,8 +29,31 @@ FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
 STEADY_AFTER_S = 20.0  # after this time alive, the backoff of a child begins anew
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # killed from outside: it need not die again
 LOOK_EVERY_S = 0.2
+# The silence of a child counts while we look: of the time between two looks so much at most. A machine that slept, or
+# that had no time for us, had none for the child either.
+MOST_BETWEEN_LOOKS_S = 1.0
+AWAY_AFTER_S = 10.0  # so long between two looks: we stood still, and may have missed that a child was done
+STARTUP_S = 60.0  # before its first sign of life a child has so much more time
+ASK_EVERY_S = 10.0
+MOST_LOG_BYTES = 5 * 2**20
+# How all processes write their logs (LOG_FORMAT), with the time zone in each stamp.
+LINE: dict[str, Any] = {"fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S%z"}
+JSON: dict[str, Any] = {
+    "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
+    "datefmt": "%Y-%m-%dT%H:%M:%S%z",
+    "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
+}
 STOPS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
+
+
+def formatter(log_format: str) -> logging.Formatter:
+    """The formatter for LOG_FORMAT, `line` or `json`."""
+    if log_format == "json":
+        from pythonjsonlogger.json import JsonFormatter  # imported only where it is used: it costs memory
+
+        return JsonFormatter(**JSON)
+    return logging.Formatter(**LINE)
 
 
 class Adopted:
@@ -53,11 +80,134 @@ class Adopted:
         return self.returncode
 
 
+class Question:
+    """Asks a web server over and over whether it lives, in steps that never wait."""
+
+    REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._address = address
+        self._socket: socket.socket | None = None
+        self._is_sent = False
+        self._next_at = 0.0
+        self.unanswered_s = -STARTUP_S
+
+    def look(self, step_s: float) -> None:
+        """Take the next step. `unanswered_s` counts while a question is open; the next one comes after ASK_EVERY_S."""
+        if self._socket is None and time.monotonic() < self._next_at:
+            return
+        self.unanswered_s += step_s
+        try:
+            if self._take_a_step():
+                self._close()
+                self.unanswered_s, self._next_at = 0.0, time.monotonic() + ASK_EVERY_S
+        except (BlockingIOError, InterruptedError):
+            pass  # the same step at the next look
+        except OSError:
+            self._close()  # nobody listens: asked again at the next look
+
+    def _take_a_step(self) -> bool:
+        """Whether there is an answer."""
+        if self._socket is None:
+            family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+            self._socket.setblocking(False)
+            self._is_sent = False
+            self._socket.connect(self._address)
+        if not self._is_sent:
+            self._socket.send(self.REQUEST)
+            self._is_sent = True
+        if not self._socket.recv(4096):
+            raise ConnectionResetError
+        return True
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class Vitals:
+    """Tells whether a child hangs: from outside, and without a clock that can jump.
+
+    `signs` is the pipe through which it, and what it forks, give signs of life (common/signs_of_life.py); at `address`
+    it answers requests. Any child hangs that somebody has stopped.
+    """
+
+    def __init__(self, pid: int, hung_after_s: float, signs: int | None, address: tuple[str, int] | None) -> None:
+        self._pid = pid
+        self._hung_after_s = hung_after_s
+        self._signs = signs
+        self._rest = b""
+        self._silent_s = {pid: -STARTUP_S} if signs is not None else {}
+        self._question = Question(address) if address else None
+        self._stopped_s = 0.0
+
+    def look(self, step_s: float, *, was_away: bool) -> str:
+        """What the child has not done for too long; empty if it lives. Call often; `step_s` counts as silence."""
+        self._listen()
+        if was_away:
+            self._silent_s = {pid: 0.0 for pid in self._silent_s if pid == self._pid}
+        for pid in list(self._silent_s):
+            self._silent_s[pid] += step_s
+            if self._silent_s[pid] > self._hung_after_s:
+                if self._is_ours(pid):
+                    return self._hung(f"process {pid} gave no sign of life")
+                del self._silent_s[pid]  # it has died, and its parent sees to that
+        self._stopped_s = self._stopped_s + step_s if _is_stopped(self._pid) else 0.0
+        if self._stopped_s > self._hung_after_s:
+            return self._hung("it was stopped")
+        if self._question is not None:
+            self._question.look(step_s)
+            if self._question.unanswered_s > self._hung_after_s:
+                return self._hung("it answered no request")
+        return ""
+
+    def _hung(self, what: str) -> str:
+        # Whoever kills it for that, and does not succeed at once, is told again after the same time.
+        self._silent_s = dict.fromkeys(self._silent_s, 0.0)
+        self._stopped_s = 0.0
+        if self._question is not None:
+            self._question.unanswered_s = 0.0
+        return f"{what} for {self._hung_after_s:.0f} s"
+
+    def _listen(self) -> None:
+        if self._signs is None:
+            return
+        with suppress(BlockingIOError):
+            while given := os.read(self._signs, 65536):
+                *lines, self._rest = (self._rest + given).split(b"\n")
+                for line in lines:
+                    pid, _, what = line.partition(b" ")
+                    if what == b"done":
+                        self._silent_s.pop(int(pid), None)
+                    else:
+                        self._silent_s[int(pid)] = 0.0
+
+    def _is_ours(self, pid: int) -> bool:
+        """The process is there and of the child's group; its id was not given to another."""
+        try:
+            return os.getpgid(pid) == self._pid
+        except ProcessLookupError:
+            return False
+
+
+def _is_stopped(pid: int) -> bool:
+    """Somebody has stopped the process, as SIGSTOP does. Linux only; elsewhere never."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] in (b"T", b"t")
+
+
 @dataclass
 class Child:
     """A process to keep alive. `ready` is asked before the next one starts; it may take `grace_s` to stop.
 
-    A child that `serves_others` is stopped last: the other processes need it while they finish.
+    A child that `serves_others` is stopped last: the other processes need it while they finish. One that `gives_signs`
+    is told by SIGNS_OF_LIFE_FD where to; at `address` (host, port) a web server answers `/livez`. One that does not for
+    `hung_after_s` is killed. `log` is kept below MOST_LOG_BYTES, with as much again in a second file.
     """
 
     name: str
@@ -68,6 +218,11 @@ class Child:
     environment: dict[str, str] = field(default_factory=dict)
     directory: Path | None = None
     log: Path | None = None
+    gives_signs: bool = False
+    address: tuple[str, int] | None = None
+    hung_after_s: float = 60.0
+    signs: int | None = None
+    vitals: Vitals | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -79,10 +234,12 @@ class Child:
 
     def start(self) -> None:
         output = self.log.open("ab") if self.log else None
+        told = self._open_signs() if self.gives_signs else None
         try:
             self.process = subprocess.Popen(
                 self.command,
-                env=os.environ | self.environment,
+                env=os.environ | self.environment | ({"SIGNS_OF_LIFE_FD": str(told)} if told else {}),
+                pass_fds=(told,) if told else (),
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -94,7 +251,24 @@ class Child:
         finally:
             if output is not None:
                 output.close()
+            if told is not None:
+                os.close(told)
         self.started_at = time.monotonic()
+        self._watch()
+
+    def _open_signs(self) -> int:
+        """A new pipe for signs of life; the end for the child."""
+        if self.signs is not None:
+            os.close(self.signs)
+        self.signs, told = os.pipe()
+        # Neither of the two ever waits for the other.
+        os.set_blocking(self.signs, False)
+        os.set_blocking(told, False)
+        return told
+
+    def _watch(self) -> None:
+        if self.process is not None:
+            self.vitals = Vitals(self.process.pid, self.hung_after_s, self.signs, self.address)
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.is_alive:
@@ -102,7 +276,8 @@ class Child:
 
     def described(self) -> dict[str, Any]:
         """As JSON, for `adopted`: without `ready`, which is asked at the first start alone."""
-        kept = ("name", "command", "grace_s", "serves_others", "environment", "started_at")
+        kept = [*("name", "command", "grace_s", "serves_others", "environment", "started_at")]
+        kept += ["gives_signs", "address", "hung_after_s", "signs"]
         paths = {name: path and str(path) for name, path in (("directory", self.directory), ("log", self.log))}
         pid = self.process.pid if self.process is not None and self.is_alive else None
         return {name: getattr(self, name) for name in kept} | paths | {"pid": pid}
@@ -115,7 +290,22 @@ class Child:
         }
         pid = described.pop("pid")
         process = cast("subprocess.Popen[bytes]", Adopted(pid)) if pid else None
-        return cls(**described, **paths, process=process)
+        address = described.pop("address")
+        child = cls(**described, **paths, process=process, address=tuple(address) if address else None)
+        child._watch()
+        return child
+
+
+def keep_short(log: Path) -> None:
+    """Move what a log has to a second file, in the place of what is there, if it has grown beyond MOST_LOG_BYTES.
+
+    Copied and cut, because others go on appending to the file that they have open.
+    """
+    with suppress(OSError):  # there is none yet
+        if log.stat().st_size > MOST_LOG_BYTES:
+            with suppress(OSError):  # a full disk
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
 
 
 class NotReady(Exception):
@@ -123,9 +313,13 @@ class NotReady(Exception):
 
 
 class Supervisor:
-    def __init__(self) -> None:
+    """`own_log` is the file to which this process and its children write, if it is one of the server's own."""
+
+    def __init__(self, *, log_format: str = "line", own_log: Path | None = None) -> None:
         self.children: list[Child] = []
         self.stop_signals = 0
+        self.log_format = log_format
+        self.own_log = own_log
 
     @property
     def is_stopping(self) -> bool:
@@ -165,10 +359,15 @@ class Supervisor:
         return not self.is_stopping
 
     def watch(self) -> None:
-        """Restart children that die, until SIGTERM or SIGINT."""
+        """Restart children that die or hang, until SIGTERM or SIGINT."""
+        looked_at = time.monotonic()
         while not self.is_stopping:
+            now = time.monotonic()
+            passed_s, looked_at = now - looked_at, now
             for child in self.children:
-                self._look_after(child)
+                self._look_after(child, passed_s)
+            for log in filter(None, [self.own_log, *(child.log for child in self.children)]):
+                keep_short(log)
             time.sleep(LOOK_EVERY_S)
 
     def become_alone(self, *, keep_open: int) -> NoReturn:
@@ -177,9 +376,10 @@ class Supervisor:
         # A signal that comes now waits until the new program listens.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         state = {"children": [child.described() for child in self.children], "stop_signals": self.stop_signals}
+        state |= {"log_format": self.log_format, "own_log": self.own_log and str(self.own_log)}
         read_end, write_end = os.pipe()
         os.write(write_end, json.dumps(state).encode())  # shorter than a pipe holds
-        for each in (read_end, keep_open):
+        for each in (read_end, keep_open, *(child.signs for child in self.children if child.signs is not None)):
             os.set_inheritable(each, True)
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-I", __file__, str(read_end)])
@@ -200,8 +400,12 @@ class Supervisor:
                 if child.process is not None:
                     child.process.wait()
 
-    def _look_after(self, child: Child) -> None:
+    def _look_after(self, child: Child, passed_s: float) -> None:
         if child.is_alive:
+            was_away = passed_s > AWAY_AFTER_S
+            if child.vitals and (hung := child.vitals.look(min(passed_s, MOST_BETWEEN_LOOKS_S), was_away=was_away)):
+                logger.error("%s hangs (%s); it is killed", child.name, hung)
+                _kill_group(child)
             return
         now = time.monotonic()
         if not child.restart_at:
@@ -245,12 +449,12 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     """Go on where `Supervisor.become_alone` stopped."""
-    logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%Y-%m-%d %H:%M:%S", level=logging.INFO
-    )
     with os.fdopen(int(sys.argv[1])) as pipe:
         state = json.load(pipe)
-    supervisor = Supervisor()
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(state["log_format"]))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    supervisor = Supervisor(own_log=state["own_log"] and Path(state["own_log"]))
     supervisor.listen()
     supervisor.stop_signals = state["stop_signals"]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

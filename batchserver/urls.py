@@ -2,7 +2,6 @@
 
 from django.contrib import admin
 from django.urls import include, path
-from django_prometheus.exports import ExportToDjangoView
 from drf_spectacular.renderers import OpenApiJsonRenderer2
 from drf_spectacular.views import SpectacularAPIView
 
@@ -18,7 +17,10 @@ urlpatterns = [
     path("api/", include("batches.api.ollama_urls")),
     path("admin/", admin.site.urls),
     path("health", views.show_health),
-    path("metrics", ExportToDjangoView),
+    # A middleware answers these; here they have their addresses.
+    path("livez", views.show_liveness),
+    path("readyz", views.show_readiness),
+    path("metrics", views.show_metrics),
     path("", views.show_home),
 ]
 

@@ -1,5 +1,6 @@
-"""`/health` and `/`."""
+"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`."""
 
+from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
@@ -7,10 +8,16 @@ from django.db import DatabaseError
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.shortcuts import redirect
 from django.views.decorators.http import require_safe
+from prometheus_client.exposition import choose_encoder
 
 from batches import registry
 from batches.status import health
+from batches.status.conditions import Conditions
+from batchserver.celery import ask_broker
 from common import schema
+from common.metrics import REGISTRY
+
+_conditions = Conditions(ask_broker)
 
 
 @require_safe
@@ -28,6 +35,27 @@ def show_health(request: HttpRequest) -> JsonResponse:
     except DatabaseError as error:
         body |= {"status": "failing", "reason": schema.explain(error) or "The database does not answer."}
     return JsonResponse(body, status=503 if body["status"] == "failing" else 200)
+
+
+@require_safe
+def show_liveness(request: HttpRequest) -> JsonResponse:
+    """200 while this process answers, whatever else is out of order: a new web process would mend none of it."""
+    return JsonResponse({"status": "ok"})
+
+
+@require_safe
+def show_readiness(request: HttpRequest) -> JsonResponse:
+    """200 while all parts of the server do their work; 503 with the reasons if one does not."""
+    failed = _conditions.failed()
+    body = {"status": "failing" if failed else "ok", "failed": [asdict(each) for each in failed]}
+    return JsonResponse(body, status=503 if failed else 200)
+
+
+@require_safe
+def show_metrics(request: HttpRequest) -> HttpResponse:
+    """The figures for Prometheus. Without a database, those of this process alone."""
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return HttpResponse(encode(REGISTRY), content_type=content_type)
 
 
 def _instance() -> str | None:

@@ -1,4 +1,5 @@
-"""What a worker's main process does on a timer, and how its children learn that they should stop.
+"""What a worker's main process does on a timer, how its children learn that they should stop, and how whoever watches
+over the worker learns that it lives.
 
 The tick comes from a timer in the control worker's main process, not from celery beat. An embedded beat outlives a
 worker that is killed by SIGKILL, ticks beside its successor's beat, and keeps its schedule in a file that a kill can
@@ -6,9 +7,15 @@ damage.
 """
 
 import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.worker import consumer
+from django.conf import settings
 from django.db import DatabaseError, connection
 from kombu.exceptions import OperationalError
 
@@ -16,18 +23,78 @@ from batches.registry import report_backend
 from batches.scheduling.others import Others
 from batches.tasks import shutdown, tick
 from batchserver.celery import app
-from common import schema
+from common import schema, signs_of_life
 
 logger = logging.getLogger(__name__)
 
 TICK_EVERY_S = 2.0
 REPORT_EVERY_S = 3.0
 
+LOOP_SILENT_AFTER_S = 60.0
+
 others = Others()
 
 
+class LoopWatch:
+    """Gives signs of life for a worker's main process while its loop goes round.
+
+    From a thread, since the loop stands still for good reasons too: it waits for the database, or for hours for a
+    broker that is away, while the worker's child goes on with its lines.
+    """
+
+    def __init__(self, *, silent_after_s: float = LOOP_SILENT_AFTER_S) -> None:
+        self._silent_after_s = silent_after_s
+        self._went_round_at = time.monotonic()
+        self._is_excused = False
+
+    def start(self) -> None:
+        signs_of_life.begin()
+        threading.Thread(target=self._watch, name="signs of life", daemon=True).start()
+
+    def go_round(self) -> None:
+        """The loop is here: call it often."""
+        self._went_round_at = time.monotonic()
+
+    def excuse(self) -> None:
+        """The loop does not go round any more, and the process ends by itself."""
+        self._is_excused = True
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """The block may take any time, and is not deadlocked."""
+        self._is_excused = True
+        try:
+            yield
+        finally:
+            self.go_round()
+            self._is_excused = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._is_excused or time.monotonic() < self._went_round_at + self._silent_after_s
+
+    def _watch(self) -> None:
+        while True:
+            if self.is_alive:
+                signs_of_life.alive()
+            time.sleep(signs_of_life.EVERY_S)
+
+
+loop = LoopWatch()
+signs_of_life.give_to(settings.SIGNS_OF_LIFE_FD)
+
+
+class Consumer(consumer.Consumer):
+    """Celery's own, which blocks the loop while it connects to a broker that is away."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        with loop.excused():
+            return super().ensure_connected(conn)
+
+
 class Timers(bootsteps.StartStopStep):
-    """What a worker's main process does on a timer, idle or busy: ask for a tick, or probe its backend."""
+    """What a worker's main process does on a timer, idle or busy: show that it lives, ask for a tick, probe its
+    backend."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -35,6 +102,8 @@ class Timers(bootsteps.StartStopStep):
         self.timers: list[Any] = []
 
     def start(self, worker: Any) -> None:
+        loop.start()
+        self._repeat(worker, signs_of_life.EVERY_S, loop.go_round)
         queues = set(worker.app.amqp.queues.consume_from)
         if "control" in queues:
             self._repeat(worker, TICK_EVERY_S, _ask_for_tick)
@@ -87,4 +156,15 @@ def _leave_another_schema_alone(**kwargs: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _stop_drives(**kwargs: Any) -> None:
+    loop.excuse()
     shutdown.value = 1
+
+
+@signals.task_prerun.connect
+def _begin(**kwargs: Any) -> None:
+    signs_of_life.begin()
+
+
+@signals.task_postrun.connect
+def _done(**kwargs: Any) -> None:
+    signs_of_life.done()

@@ -12,7 +12,7 @@ from django.db.models import DateTimeField, ExpressionWrapper, Model
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
-from common import schema
+from common import schema, signs_of_life
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -131,4 +131,5 @@ def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
                 raise
             logger.warning("the database did not answer, trying again: %s", error)
             connection.close_if_unusable_or_obsolete()
+            signs_of_life.alive()
             time.sleep(0.5)

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-from common import ids
+from common import ids, metrics
 from common.charset import REFUSED, charset_of
 from common.errors import ApiError
 
@@ -34,7 +34,9 @@ class OpenAIHeaders:
         finally:
             _current.reset(token)
         response["x-request-id"] = request_id
-        response["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
+        took_s = time.monotonic() - started
+        metrics.note_request(response.status_code, took_s)
+        response["openai-processing-ms"] = str(int(took_s * 1000))
         response["openai-version"] = API_VERSION
         return response
 
@@ -55,9 +57,17 @@ class KnownCharset:
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives each log record the id of its request, as ` [req_…]`; without a request an empty text."""
+    """Gives each log record that is written during a request the id of that request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        request_id = _current.get()
-        record.request_id = f" [{request_id}]" if request_id else ""
+        if request_id := _current.get():
+            record.request_id = request_id
         return True
+
+
+class LineFormatter(logging.Formatter):
+    """A line for people, with the id of the request as ` [req_…]`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        request_id = getattr(record, "request_id", "")
+        return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")

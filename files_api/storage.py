@@ -117,6 +117,19 @@ def no_room_hint() -> str:
     )
 
 
+def why_not_writable() -> str:
+    """Why no file can be stored now, and what to do; empty if one can. Writes a byte, and removes it."""
+    if hint := no_room_hint():
+        return hint
+    try:
+        with temporary_file() as file:
+            file.write(b"\n")
+            file.flush()
+    except OSError as error:
+        return f"Files cannot be stored: {trouble(error)}"
+    return ""
+
+
 @contextmanager
 def temporary_file() -> Iterator[MeasuredFile]:
     """A file to write to and hand to a FileField inside the block; removed at the end of the block if still there.

@@ -8,7 +8,7 @@ declared dead meanwhile and the line is another's: the result is dropped.
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import connection, transaction
@@ -91,11 +91,18 @@ def hand_back(lease: Lease, lines: list[Line]) -> None:
     claimed.filter(pk__in=[line.pk for line in lines]).update(state=LineState.PENDING, lease=None)
 
 
-def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list[str]:
+def store(
+    lease: Lease,
+    calls: list[Call[Line]],
+    *,
+    busy_s: float = 0.0,
+    note: Callable[[Call[Line], LineState], None] = lambda call, state: None,
+) -> list[str]:
     """Store what became of the calls, in one transaction. Results of lines that `lease` lost are dropped.
 
-    `busy_s` is how long the backend has been busy: the next try waits as long again. A missing endpoint fails the
-    lines that wait for it too; returns the ids of their batches, for which the caller wakes the control worker.
+    `busy_s` is how long the backend has been busy: the next try waits as long again. `note` is called for each line
+    that was stored, after the commit. A missing endpoint fails the lines that wait for it too; returns the ids of their
+    batches, for which the caller wakes the control worker.
     """
     group = _Group()
     with transaction.atomic():
@@ -110,10 +117,23 @@ def store(lease: Lease, calls: list[Call[Line]], *, busy_s: float = 0.0) -> list
                 places[line.batch_id] = values["place"] = places.get(line.batch_id, 0) + 1
             if _write(lease, line, values):
                 group.add(line, reply, values["state"])
+                group.written.append((call, values["state"]))
             else:
-                logger.warning("%s line %s: the result came too late and was dropped", line.batch_id, line.number)
+                group.late.append(line)
         group.write(lease, places)
+    for call, state in group.written:
+        note(call, state)
+    _tell_late(group.late)
     return sorted({part.batch_id for part in group.missing})
+
+
+def _tell_late(lines: list[Line]) -> None:
+    """Of a batch that was cancelled or overdue, the finalizer has settled the lines: nothing is wrong with that."""
+    running = Batch.objects.all().in_progress().filter(pk__in={line.batch_id for line in lines}) if lines else []
+    ids = {batch.pk for batch in running}
+    if lost := [line for line in lines if line.batch_id in ids]:
+        first = f"{lost[0].batch_id} line {lost[0].number}"
+        logger.warning("%d results came too late and were dropped, the first of %s", len(lost), first)
 
 
 class _Group:
@@ -121,6 +141,8 @@ class _Group:
 
     def __init__(self) -> None:
         self.cut: list[Line] = []
+        self.written: list[tuple[Call[Line], LineState]] = []
+        self.late: list[Line] = []  # another process has them: their results are dropped
         self.missing: dict[Part, Reply] = {}  # parts whose endpoint is missing
         self._tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by batch, by counter
         self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise

@@ -17,6 +17,7 @@ Each piece of state has one owner:
     persons     room for persons, and the share of the time that lines have in spite of them
     own_use     which models are used by us
     gap         when nothing may be in flight for a moment
+    tallies     what is counted for /metrics and the log
     checks      the periodic checks, which tell the others what has changed around them
 """
 
@@ -43,6 +44,7 @@ from batches.dispatch.persons_first import PersonsFirst
 from batches.dispatch.questions import Purpose, Question
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
+from batches.dispatch.tallies import Tallies
 from batches.models import Backend, Lease, Line, Status
 from common import failpoints
 from common.database import relaxed_commits, retrying
@@ -76,6 +78,7 @@ class Dispatcher:
             finally:
                 self.calls.close()
                 self.line_calls.close()
+            self.tallies.close()
 
     def _open(self, keeper: leases.Keeper) -> None:
         backend, kind = self.backend, backends.kind_named(self.backend.kind)
@@ -90,9 +93,11 @@ class Dispatcher:
         self.answers = AnswerBuffer()
         self.persons = PersonsFirst(backend, kind, self.calls, self.shared, self.admission, self.readiness)
         self.own_use = OwnUse(backend)
+        self.tallies = Tallies(backend, keeper.lease)
         self.gap = Gap(time.monotonic()) if kind.loads_on_demand and settings.NOTICE_OTHERS else None
         owners = (self.calls, self.shared, self.admission, self.readiness, self.lines, self.persons, self.own_use)
-        self.checks = PeriodicChecks(backend, keeper, *owners, self.should_stop, self.wake_control)
+        around = (self.tallies, self.should_stop, self.wake_control)
+        self.checks = PeriodicChecks(backend, keeper, *owners, *around)
 
     def _loop(self) -> None:
         while True:
@@ -219,6 +224,7 @@ class Dispatcher:
     def _note(self, call: Call[Subject]) -> None:
         if is_question(call):
             self.shared.note_answer(call)
+            self.tallies.note_answer(call)
             for settled in self.readiness.note_answer(call):
                 self._note_judged(settled)
             self._claim_anew_if_refitted()
@@ -252,7 +258,7 @@ class Dispatcher:
         group = self.answers.take()
         started = time.monotonic()
         failpoints.reach("after_answer")
-        failed = retrying(claims.store, self.lease, group, busy_s=self.admission.busy_s)
+        failed = retrying(claims.store, self.lease, group, busy_s=self.admission.busy_s, note=self.tallies.note)
         failpoints.reach("after_store")
         self.answers.stored(time.monotonic() - started)
         self.lines.answered(len(group))

@@ -16,6 +16,7 @@ from batches.dispatch.own_use import OwnUse
 from batches.dispatch.persons_first import PersonsFirst
 from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
+from batches.dispatch.tallies import Tallies
 from batches.models import Backend, Batch, Line
 from common.database import retrying
 
@@ -37,6 +38,7 @@ class PeriodicChecks:
     lines: LineBuffer
     persons_first: PersonsFirst
     own_use: OwnUse
+    tallies: Tallies
     should_stop: Callable[[], bool]
     wake_control: Callable[[str], None]
     looked_at: float = float("-inf")
@@ -71,6 +73,7 @@ class PeriodicChecks:
         self.lines.choose_turn(_lines(self.calls.in_flight))
         if self.should_stop():
             self.admission.stop()
+        self.tallies.look(len(self.calls.computing))
         if self.admission.grace_is_over:
             self.calls.cut_all(self.calls.in_flight)
 

@@ -10,6 +10,7 @@ from batches.models.batch import (
     Status,
     last_places,
 )
+from batches.models.figures import Figures
 from batches.models.lease import Lease, Pulse
 from batches.models.line import (
     NO_ROOM,
@@ -33,6 +34,7 @@ __all__ = [
     "Backend",
     "Batch",
     "BatchQuerySet",
+    "Figures",
     "Hold",
     "Lease",
     "Line",

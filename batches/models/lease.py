@@ -29,6 +29,7 @@ class Lease(models.Model):
     stands_by = models.BooleanField(
         default=False, help_text="A drive with nothing in flight, which sends nothing while another is `alone`."
     )
+    in_flight = models.PositiveIntegerField(default=0, help_text="A drive's calls, as it last said.")
 
     def __str__(self) -> str:
         return f"{self.purpose} by {self.pid} on {self.host}"

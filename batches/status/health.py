@@ -23,7 +23,7 @@ def summary() -> dict[str, Any]:
     `batch_share_had` is the part of the last ten minutes that lines had of a backend, if persons kept them back then.
     """
     backends = registry.live_backends()
-    failing = _tick_trouble()
+    failing = tick_trouble()
     waiting = [] if failing or backends else [registry.NO_WORKER]
     waiting += [trouble for backend in backends for trouble in _troubles(backend)]
     waiting += _stalled_reasons()
@@ -43,7 +43,8 @@ def summary() -> dict[str, Any]:
     }
 
 
-def _tick_trouble() -> list[str]:
+def tick_trouble() -> list[str]:
+    """Why the control worker does not do its duties, in sentences for a person; empty if it does."""
     tick = Pulse.objects.filter(pk="ticked").first()
     if tick is None or tick.at < timezone.now() - TICK_MISSING_AFTER:
         return ["The control worker has not ticked lately."]

@@ -7,6 +7,7 @@ import socket
 import stat
 import sys
 import time
+from pathlib import Path
 from typing import IO, Any
 
 from django.conf import settings
@@ -18,6 +19,9 @@ from batchserver import embedded_backend, first_start, installation, serve_optio
 from batchserver.supervisor import Child, NotReady, Supervisor
 
 PORT_WAIT_S = 10.0
+# A drive that has been silent for longer than its lease lives has lost its lines anyway. A step of the control worker
+# may wait longer for one call of the system, such as an fsync of gigabytes; a request may wait for all threads.
+INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 120.0
 
 
 class Command(BaseCommand):
@@ -35,7 +39,7 @@ class Command(BaseCommand):
         parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        supervisor = Supervisor()
+        supervisor = Supervisor(log_format=settings.LOG_FORMAT, own_log=_own_log())
         supervisor.listen()
         if options["parent"] and not supervisor.stop_with(options["parent"]):
             raise CommandError("The process that started this server has ended.")
@@ -127,17 +131,31 @@ class Command(BaseCommand):
         host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
         gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
         gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(settings.WEB_THREADS)]
-        gunicorn += ["--timeout", "120", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
+        gunicorn += ["--timeout", "60", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
+        gunicorn += ["--logger-class", "batchserver.gunicorn_log.Log"]
         celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
         celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
         inference_grace_s = settings.SHUTDOWN_GRACE_S + 10.0
         children += [
-            Child("web", gunicorn, ready=lambda: not _is_free(settings.HOST, settings.PORT)),
-            Child("control worker", [*celery, "-Q", "control", "-c", "1", "-n", "control@%h"]),
+            Child(
+                "web",
+                gunicorn,
+                ready=lambda: not _is_free(settings.HOST, settings.PORT),
+                address=(_reachable(settings.HOST), settings.PORT),
+                hung_after_s=WEB_HUNG_AFTER_S,
+            ),
+            Child(
+                "control worker",
+                [*celery, "-Q", "control", "-c", "1", "-n", "control@%h"],
+                gives_signs=True,
+                hung_after_s=CONTROL_HUNG_AFTER_S,
+            ),
             Child(
                 "inference worker",
                 [*celery, "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", "inference@%h"],
                 grace_s=inference_grace_s,
+                gives_signs=True,
+                hung_after_s=INFERENCE_HUNG_AFTER_S,
             ),
         ]
         for child in children:
@@ -171,6 +189,20 @@ def _backend_line() -> str:
         hint = backends.missing_model_hint(state.kind, model, state.names)
         line += f"\n           It does not have {model}. {hint}"
     return line
+
+
+def _own_log() -> Path | None:
+    """The file in DATA_DIR/logs to which this process writes, as that of `script/run`; None if it is another's."""
+    try:
+        log = Path("/proc/self/fd/2").resolve(strict=True)
+    except OSError:
+        return None
+    return log if log.parent == settings.DATA_DIR / "logs" else None
+
+
+def _reachable(host: str) -> str:
+    """An address at which a server that listens on `host` is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _is_free(host: str, port: int) -> bool:

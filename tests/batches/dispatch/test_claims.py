@@ -1,11 +1,14 @@
 """Who may claim a line and write its answer."""
 
+import logging
 from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 
-from batches import leases, registry
+from batches import leases, lifecycle, registry
+from batches.backends.calls import Call
+from batches.backends.replies import Reply, Verdict
 from batches.dispatch import claims
 from batches.models import Batch, Lease, Line, LineState, Response
 from batches.scheduling import turns
@@ -65,3 +68,40 @@ def test_two_claims_share_no_line(create, work):
     work.validate(batch["id"])
     first, second = (claims.claim(leases.acquire("drive"), turn(), 3) for _ in range(2))
     assert [each.number for each in first + second] == [1, 2, 3, 4, 5]
+
+
+def answered(lines):
+    return [Call(each, "", {}, 1.0, reply=Reply(Verdict.ANSWERED, 200, "{}")) for each in lines]
+
+
+def test_answers_that_come_after_a_cancel_are_dropped_without_a_warning(create, work, caplog):
+    batch = create([line("a"), line("b"), line("c")])
+    work.validate(batch["id"])
+    lease = leases.acquire("drive")
+    lines = claims.claim(lease, turn(), 3)
+    lifecycle.cancel(batch["id"])
+    work.finalize(batch["id"])
+    noted = []
+
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        claims.store(lease, answered(lines), note=lambda call, state: noted.append(call))
+
+    assert caplog.messages == []
+    assert noted == []
+    assert set(Line.objects.values_list("state", flat=True)) == {LineState.CANCELLED}
+
+
+def test_answers_that_come_after_the_lease_was_lost_are_told_once(create, work, caplog):
+    batch = create([line("a"), line("b"), line("c")])
+    work.validate(batch["id"])
+    lease = leases.acquire("drive")
+    lines = claims.claim(lease, turn(), 3)
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    leases.reap()
+
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        claims.store(lease, answered(lines))
+
+    assert caplog.messages == [f"3 results came too late and were dropped, the first of {batch['id']} line 1"]

@@ -1,0 +1,70 @@
+"""What batches add to the counters of `/metrics`: read from their rows, and kept when the rows are deleted."""
+
+from collections import defaultdict
+
+from django.db.models import Count, Min, QuerySet, Sum
+
+from batches.models import FINAL, Batch, Figures, Status, WebhookDelivery
+from batches.models.figures import OTHER, labels
+
+SEVERAL = "several"  # the model of a batch whose lines name more than one
+TOKENS = ("input", "cached", "output", "reasoning")
+
+Totals = dict[str, dict[str, float]]
+
+
+def of(batches: QuerySet[Batch], models: list[str] | None = None) -> Totals:
+    """The sums over these batches: counter -> labels -> sum. `models` (`known_models()`) have names of their own."""
+    models = known_models() if models is None else models
+    totals: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    sums = ["total", "completed", "failed", "repeated_finished", *(f"{kind}_tokens" for kind in TOKENS)]
+    rows = batches.order_by().values_list("model", "status").annotate(*map(Sum, sums))
+    lines = totals["lines"]
+    for name, status, total, completed, failed, repeated, *tokens in rows:
+        model = named(name, models)
+        lines[labels(model, "completed")] += completed
+        lines[labels(model, "failed")] += failed
+        if status in (Status.CANCELLED, Status.EXPIRED):
+            # The rest of its lines: those that the end of the batch settled.
+            lines[labels(model, status)] += max(0, total - completed - failed)
+        totals["lines_repeated"][model] += repeated
+        for kind, count in zip(TOKENS, tokens, strict=True):
+            totals["tokens"][labels(model, kind)] += count
+    for status, count in batches.order_by().filter(status__in=FINAL).values_list("status").annotate(Count("pk")):
+        totals["batches_finished"][status] += count
+    deliveries = WebhookDelivery.objects.filter(batch__in=batches).order_by()
+    sent = deliveries.aggregate(attempts=Sum("attempts", default=0), delivered=Count("delivered_at"))
+    totals["webhook_attempts"][""] += sent["attempts"]
+    totals["webhooks_delivered"][""] += sent["delivered"]
+    return {name: dict(sums_of) for name, sums_of in totals.items()}
+
+
+def named(model: str | None, models: list[str]) -> str:
+    """The label of a batch's model: SEVERAL for none, OTHER for what is not among these."""
+    model = model or SEVERAL
+    return model if model in models else OTHER
+
+
+def known_models() -> list[str]:
+    """The models with sums of their own: the first that the server had lines for, Figures.MOST_LABELS at most.
+
+    The list does not change when batches are deleted (`keep`), so no sum moves from one name to another.
+    """
+    deleted = dict(Figures.objects.values_list("pk", "values")).get(Figures.DELETED, {}).get("models", {})
+    first = Batch.objects.filter(total__gt=0).order_by().values("model").annotate(first=Min("created_at"))
+    alive = [row["model"] or SEVERAL for row in sorted(first, key=lambda row: (row["first"], row["model"] or ""))]
+    names = dict.fromkeys([*sorted(deleted, key=lambda name: int(deleted[name])), *alive])
+    return list(names)[: Figures.MOST_LABELS]
+
+
+def keep(batches: QuerySet[Batch]) -> None:
+    """Keep what these batches have added, since they are deleted in the caller's transaction."""
+    models = known_models()
+    gone = {each or SEVERAL for each in batches.values_list("model", flat=True)}
+    Figures.add(Figures.DELETED, of(batches, models))
+    with_order = Figures.objects.select_for_update().get(pk=Figures.DELETED)
+    order = with_order.values.setdefault("models", {})
+    for model in models:
+        if model in gone:
+            order.setdefault(model, len(order))
+    with_order.save(update_fields=["values"])

@@ -1,0 +1,83 @@
+"""The form of the log: for people or as JSON, with the time zone, in every process."""
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+from django.conf import settings as configured
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+from gunicorn.config import Config
+
+from batchserver import env, supervisor
+from batchserver.gunicorn_log import Log
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4}"
+
+
+def formatter(name):
+    options = dict(configured.LOGGING["formatters"][name])
+    return import_string(options.pop("()"))(**options)
+
+
+def record(message, *arguments, exc_info=None, **extra):
+    made = logging.LogRecord("batches.lifecycle", logging.INFO, "x.py", 1, message, arguments, exc_info)
+    vars(made).update(extra)
+    return made
+
+
+@pytest.mark.parametrize("make", [lambda: formatter("line"), lambda: supervisor.formatter("line")])
+def test_a_line_has_the_time_zone(make):
+    assert re.fullmatch(
+        STAMP + r" INFO batches\.lifecycle: batch_1: completed", make().format(record("batch_1: completed"))
+    )
+
+
+def test_a_line_has_the_id_of_its_request():
+    told = formatter("line").format(record("busy", request_id="req_1"))
+    assert told.endswith("busy [req_1]")
+
+
+@pytest.mark.parametrize("make", [lambda: formatter("json"), lambda: supervisor.formatter("json")])
+@pytest.mark.parametrize("message", ["plain", 'a "quote"', "two\nlines", "ünïcode ×", "\x1b[0m\x00", "{}%"])
+def test_json_is_one_object_on_one_line(make, message):
+    text = make().format(record("%s", message))
+    assert len(text.splitlines()) == 1
+    told = json.loads(text)
+    assert re.fullmatch(STAMP.replace(" ", "T"), told.pop("time"))
+    assert told == {"level": "INFO", "logger": "batches.lifecycle", "message": message}
+
+
+def test_json_has_errors_and_the_id_of_the_request():
+    try:
+        raise ValueError("no")
+    except ValueError:
+        text = formatter("json").format(record("failed", exc_info=sys.exc_info(), request_id="req_1"))
+    told = json.loads(text)
+    assert told["request_id"] == "req_1"
+    assert "ValueError: no" in told["exc_info"]
+
+
+@pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("line", False), ("", False), (" json ", True)])
+def test_gunicorn_writes_in_the_same_form(monkeypatch, log_format, is_json):
+    monkeypatch.setenv("LOG_FORMAT", log_format)
+    before = list(logging.getLogger("gunicorn.error").handlers)
+    log = Log(Config())
+    try:
+        text = log.error_log.handlers[0].format(record("Worker exiting"))
+    finally:
+        for each in ("gunicorn.error", "gunicorn.access"):
+            logging.getLogger(each).handlers[:] = before
+            logging.getLogger(each).propagate = True
+    assert text.startswith("{") is is_json
+    assert is_json or re.match(STAMP, text)
+
+
+def test_a_choice_is_one_of_the_words():
+    assert env.choice({}, "LOG_FORMAT", "line", "json") == "line"
+    assert env.choice({"LOG_FORMAT": " json "}, "LOG_FORMAT", "line", "json") == "json"
+    for value in ("JSON", "xml", "line,json"):
+        with pytest.raises(ImproperlyConfigured, match=f"LOG_FORMAT='{value}': expected line or json."):
+            env.choice({"LOG_FORMAT": value}, "LOG_FORMAT", "line", "json")
