@@ -10,11 +10,13 @@ from pathlib import Path
 
 from django.conf import settings
 
+from benchmarks import figures
+
 PATH = "docs/benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 Written by `python manage.py benchmark --write`. Only figures of one table can be compared with each other: they come
-from one run on one machine. The sections behind `money` are written by hand.
+from one run on one machine. The sections behind `money` are written by hand. The figures show the tables below them.
 """
 
 
@@ -39,10 +41,34 @@ def write(name: str, text: str, order: Iterable[str]) -> None:
 
     Those that are no scenario's were written by hand and stay last.
     """
-    path = settings.BASE_DIR / PATH
-    texts = dict(re.findall(r"^## (\S+)\n+(.*?)\n*(?=^## |\Z)", path.read_text() if path.exists() else "", re.M | re.S))
-    texts[name] = f"{text}\n{machine()}\n{versions()}"
+    texts = _sections()
+    texts[name] = _illustrated(name, f"{text}\n{machine()}\n{versions()}")
+    _store(texts, order)
+
+
+def redraw(order: Iterable[str]) -> None:
+    """Draw the figures of all sections anew, from the tables that are there."""
+    _store({name: _illustrated(name, text) for name, text in _sections().items()}, order)
+
+
+def _path() -> Path:
+    return Path(settings.BASE_DIR / PATH)
+
+
+def _sections() -> dict[str, str]:
+    """The texts of the report by their headings."""
+    text = _path().read_text() if _path().exists() else ""
+    return dict(re.findall(r"^## (\S+)\n+(.*?)\n*(?=^## |\Z)", text, re.M | re.S))
+
+
+def _illustrated(name: str, text: str) -> str:
+    """The text of a section below its figures, in place of those that it had."""
+    plain = re.sub(r"\A(?:!\[[^\n]*\n+)+", "", text)
+    return "\n\n".join([*figures.draw(name, plain, _path().parent), plain])
+
+
+def _store(texts: dict[str, str], order: Iterable[str]) -> None:
     names = [each for each in order if each in texts]
     sections = [f"## {each}\n\n{texts[each]}\n" for each in dict.fromkeys([*names, *texts])]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([INTRODUCTION, *sections]))
+    _path().parent.mkdir(exist_ok=True)
+    _path().write_text("\n".join([INTRODUCTION, *sections]))

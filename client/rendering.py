@@ -86,17 +86,23 @@ def size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6)):,} MB"
 
 
+def disk(progress: dict[str, Any]) -> str:
+    """What the rest of a batch takes on the server's disk; empty if nobody knows, or if nothing is left to write."""
+    needed, free = progress.get("disk_needed_bytes"), progress.get("disk_free_bytes")
+    return f"about {size(needed)} of disk, where {size(free)} are free" if needed and free is not None else ""
+
+
 def forecast(progress: dict[str, Any]) -> str:
     """When it ends and whether its window suffices, what it takes on the disk, and what that is based on; empty if the
     server cannot tell yet, or if the end is a moment away."""
-    end, window, needed = (progress.get(name) for name in ("estimated_end", "expires_at", "disk_needed_bytes"))
+    end, window = progress.get("estimated_end"), progress.get("expires_at")
     if end is None or end - time.time() < WORTH_TELLING_S:
         return ""
     told = [f"ends about {clock(end)} (in {duration(end - time.time())})"]
     if window is not None:
         told.append(f"its window ends {clock(window)}{'' if end <= window else ', WHICH IS TOO EARLY'}")
-    if needed is not None and progress.get("disk_free_bytes") is not None:
-        told.append(f"takes about {size(needed)} of disk, where {size(progress['disk_free_bytes'])} are free")
+    if room := disk(progress):
+        told.append(f"takes {room}")
     return f"Forecast: {'; '.join(told)}. {progress['estimated_from'] or ''}".strip()
 
 

@@ -64,6 +64,7 @@ def show(session: Session, batch: str) -> None:
         "Lines": rendering.counts(progress),
         "Speed": rendering.speed(progress),
         "Waits for": progress["waiting_for"],
+        "Takes": rendering.disk(progress),
         "Model": found["model"],
         "File": (found["metadata"] or {}).get("input_file"),
         "Retry of": found.get("retry_of"),

@@ -1,6 +1,7 @@
 """What each command sends and says. tests/client/test_run.py has their truth, against a real server."""
 
 import json
+import time
 
 import pytest
 import requests
@@ -73,6 +74,50 @@ def test_watch_tells_each_reason_once_and_ends_with_the_batch(box):
     assert said.count("Waiting: Quiet hours.") == 2
     assert "batch_1 is completed: 1 of 1 lines answered." in said
     assert "results batch_1 -o FILE" in said
+
+
+def test_the_forecast_is_told_once_with_the_window_and_the_disk(box, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now)
+    first = progress(
+        estimated_end=now + 9 * 3600,
+        expires_at=now + 8 * 3600,
+        disk_needed_bytes=1_500_000_000,
+        disk_free_bytes=20_000_000,
+        estimated_from="The speed of the last 49 lines, of batch_0 too: those may be longer or shorter.",
+    )
+    for each in (progress(), first, first | {"estimated_end": now + 10 * 3600}, progress("completed", completed=1)):
+        box.get("batches/batch_1/progress", each)
+    box.get("batches/batch_1", batch())
+    said = box.type("watch", "batch_1").output
+    assert said.count("Forecast: ") == 1
+    assert "(in 9 h); its window ends " in said
+    assert ", WHICH IS TOO EARLY; takes about 1.5 GB of disk, where 20 MB are free. The speed of the last 49" in said
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {},
+        {"estimated_from": "Not known before 5 lines for m are finished."},
+        {"estimated_end": 1_700_000_000, "expires_at": 1_700_000_000},  # over already
+    ],
+)
+def test_what_is_no_forecast_is_not_told(box, others):
+    for each in (progress(**others), progress("completed", completed=1)):
+        box.get("batches/batch_1/progress", each)
+    box.get("batches/batch_1", batch())
+    assert "Forecast" not in box.type("watch", "batch_1").output
+
+
+def test_an_older_server_tells_no_window_and_no_disk(box):
+    soon = time.time() + 7200
+    for each in (progress(estimated_end=soon), progress("completed", completed=1)):
+        box.get("batches/batch_1/progress", each)
+    box.get("batches/batch_1", batch())
+    said = box.type("watch", "batch_1").output
+    assert "Forecast: ends about" in said
+    assert "window" not in said.partition("Forecast")[2].partition("\n")[0]
 
 
 def test_watch_waits_for_a_server_that_restarts(box):

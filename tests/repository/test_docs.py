@@ -27,11 +27,13 @@ from tests.stack import ROOT
 
 # Not the changelog: it tells of what was.
 PAGES = sorted(page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if page.name != "CHANGELOG.md")
-LEFT_OUT = {".git", ".venv", "node_modules", "data", "__pycache__"}
+LEFT_OUT = {".git", ".venv", "node_modules", "data", "__pycache__", "build", "dist"}
 # What a server makes in DATA_DIR, which is `data` unless it is set.
 MADE_IN_DATA_DIR = {"data", "data/logs", "data/logs/run.log", "data/embedded"}
 # What `script/batch run FILE` makes beside FILE.
 MADE_BY_RUN = {"FILE.results.jsonl", "FILE.results.errors.jsonl"}
+# What a page shows and its reader writes.
+WRITTEN_BY_READERS = {"answer.json"}
 # Settings of other programs, each read by the one that is named.
 FOREIGN = {
     "OLLAMA_HOST": "Ollama's own; ours never sets it but for `pull` in docker-compose.yml",
@@ -45,6 +47,7 @@ PROGRAMS = {
     "curl": "the README's are run by tests/repository/test_readme.py; others need the server of docker compose",
     ".venv/bin/python": "manage.py: parsed by the command's own parser",
     ".venv/bin/pre-commit": "changes the hooks of the checkout",
+    "ollama": "fetches gigabytes, and needs a card",
     "docker": "needs a daemon, and a card",
     "gzip": "makes a backup",
     "gunzip": "restores one",
@@ -153,7 +156,7 @@ def paths(page: Path) -> list[str]:
 
 def is_there(path: str) -> bool:
     path = path.rstrip("/")
-    if path in MADE_BY_RUN:
+    if path in MADE_BY_RUN | WRITTEN_BY_READERS:
         return True
     if "*" in path:
         return any(ROOT.glob(path))

@@ -72,8 +72,9 @@ def test_the_first_command(tmp_path):
 @pytest.mark.usefixtures("processes")
 def test_the_server_and_the_curl_commands(tmp_path, fake):
     needs(shutil.which("curl"), "curl")
-    server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url})
-    server.start(command=["script/server"])
+    # Its options win over the environment.
+    server = Stack(tmp_path / "data", {"OLLAMA_BASE_URL": fake.url, "PORT": "1"})
+    server.start(command=["script/server", "--port", str(server.port)])
     try:
         ids = {"file": "", "batch": "", "output": ""}
         for typed in (each for each in commands() if each.startswith("curl")):

@@ -15,7 +15,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from benchmarks import effort, report
+from benchmarks import effort, figures, report
 from benchmarks.disk import disk
 from benchmarks.effort import Effort
 from benchmarks.intake import intake
@@ -43,13 +43,24 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         names = ", ".join(SCENARIOS)
         parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"of {names} (default: all)")
-        parser.add_argument("--write", action="store_true", help=f"put the figures into {report.PATH} too")
+        parser.add_argument(
+            "--write", action="store_true", help=f"put the figures into {report.PATH} too, and draw them"
+        )
+        parser.add_argument("--draw", action="store_true", help=f"measure nothing; draw what {report.PATH} says")
         effort.add_arguments(parser)
 
     def handle(self, *args: Any, **options: Any) -> None:
         names = options["scenarios"] or list(SCENARIOS)
         if unknown := [name for name in names if name not in SCENARIOS]:
             raise CommandError(f"There is no scenario {unknown[0]!r}; there are {', '.join(SCENARIOS)}.")
+        if options["write"] or options["draw"]:
+            try:
+                figures.library()
+            except figures.NoLibrary as error:
+                raise CommandError(str(error)) from None
+        if options["draw"]:
+            report.redraw(SCENARIOS)
+            return
         chosen = Effort.chosen(options, self._tell)
         try:
             with _ended_by_signals():
