@@ -15,7 +15,7 @@ import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batchserver import env, kept
+from batchserver import admin_theme, env, kept
 from batchserver.version import read_version
 
 django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
@@ -139,12 +139,14 @@ INSTALLED_APPS = [
     "batchserver",
     "files_api",
     "batches",
+    "unfold",  # before the admin, whose templates it replaces, and behind ours, which extend them
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
     "rest_framework",
     "drf_spectacular",
     "django_prometheus",
@@ -241,6 +243,8 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 2**20  # JSON bodies and form fields; file parts h
 DATA_UPLOAD_MAX_NUMBER_FILES = 1
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step
+
+UNFOLD = admin_theme.OPTIONS
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
