@@ -275,6 +275,7 @@ SPECTACULAR_SETTINGS = {
 USE_TZ = True
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+DATETIME_FORMAT = "Y-m-d H:i:s"
 
 
 def _is_bug(record: logging.LogRecord) -> bool:

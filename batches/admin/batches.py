@@ -9,7 +9,7 @@ from django.contrib.admin import helpers
 from django.contrib.admin.utils import quote, unquote
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import Case, OuterRef, QuerySet, Subquery, When
+from django.db.models import Case, DateTimeField, F, OuterRef, QuerySet, SmallIntegerField, Subquery, When
 from django.db.models.functions import Coalesce
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect, render
@@ -46,9 +46,8 @@ class BatchList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """With a forecast for the first batches that are not over: each costs some queries."""
         super().get_results(request)
-        open_ = [batch for batch in self.result_list if not batch.is_final]
-        for batch in self.result_list:
-            batch.shown = Shown(batch, progress.of(batch) if batch in open_[:MOST_FORECAST] else None)
+        for batch, shown in zip(self.result_list, _shown(list(self.result_list)), strict=True):
+            batch.shown = shown
 
 
 @admin.register(Batch)
@@ -58,16 +57,25 @@ class BatchAdmin(LookOnly):
     search_fields = ("id", "model", "filename", "metadata", "input_file__id")
     search_help_text = "Name of the file, id, model or metadata"
     list_per_page = 25
-    show_full_result_count = False
-    ordering = (Case(When(status__in=FINAL, then=1), default=0), "-created_at")
+    # What runs is on top, in the order in which most batches come to their turns; then what is over, the newest first.
+    ordering = (
+        Case(When(status__in=FINAL, then=1), default=0),
+        Case(When(status__in=FINAL, then=0), default=F("priority"), output_field=SmallIntegerField()).desc(),
+        Case(When(status__in=FINAL, then=None), default=F("created_at"), output_field=DateTimeField()),
+        "-created_at",
+    )
     list_before_template = "batches/batch_list_poll.html"
     change_form_template = "batches/batch.html"
     fieldsets = (
         (
             "More about this batch",
-            {"fields": ("id", "model", "endpoint", "priority", "metadata", "completion_window", "expires_at")},
+            {
+                "fields": (
+                    *("id", ("endpoint", "priority"), ("completion_window", "expires_at"), "told_metadata"),
+                    *(("input_tokens", "cached_tokens"), ("output_tokens", "reasoning_tokens")),
+                )
+            },
         ),
-        ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
         (
             "Inner state, for maintainers",
             {
@@ -76,6 +84,12 @@ class BatchAdmin(LookOnly):
             },
         ),
     )
+
+    readonly_fields = ("told_metadata",)
+
+    @admin.display(description="Metadata", empty_value="-")
+    def told_metadata(self, batch: Batch) -> str | None:
+        return "; ".join(f"{name}: {value}" for name, value in (batch.metadata or {}).items()) or None
 
     # The list
 
@@ -114,12 +128,8 @@ class BatchAdmin(LookOnly):
         if not self.has_view_permission(request):
             raise PermissionDenied
         batches = Batch.objects.filter(pk__in=request.GET.getlist("id")[: self.list_per_page]).defer("errors")
-        found = sorted(batches, key=lambda batch: (batch.is_final, -batch.created_at.timestamp()))
-        shown = [
-            Shown(batch, None if batch.is_final or index >= MOST_FORECAST else progress.of(batch))
-            for index, batch in enumerate(found)
-        ]
-        return render(request, "batches/batch_list_moves.html", {"batches": shown, "cells": CELLS})
+        found = sorted(batches, key=lambda batch: (batch.is_final, -batch.priority, batch.created_at))
+        return render(request, "batches/batch_list_moves.html", {"batches": _shown(found)})
 
     # A batch
 
@@ -229,7 +239,11 @@ class BatchAdmin(LookOnly):
         ]
 
 
-CELLS = ("state", "how_far", "ends", "window")
+def _shown(batches: list[Batch]) -> list[Shown]:
+    """With forecasts for the first ones that are not over."""
+    open_ = [batch for batch in batches if not batch.is_final]
+    made = {each.batch.pk: each for each in progress.of_each(open_[:MOST_FORECAST])}
+    return [Shown(batch, made.get(batch.pk)) for batch in batches]
 
 
 def _cell(name: str, shown: Shown) -> str:

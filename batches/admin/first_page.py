@@ -47,10 +47,10 @@ def show_banner(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def show_now(request: HttpRequest) -> HttpResponse:
-    """The moving part of the first page."""
+    """The moving parts of the first page."""
     if not request.user.has_perm(MAY_LOOK):
         raise PermissionDenied
-    return render(request, "batches/now.html", _now(request))
+    return render(request, "batches/now_moves.html", _now(request))
 
 
 @require_POST
@@ -105,6 +105,7 @@ def _chart() -> str:
                     "borderColor": "var(--color-primary-500)",
                     "backgroundColor": "var(--color-primary-500)",
                     "maxTicksXLimit": 7,
+                    "displayYAxis": True,
                 }
             ],
         }

@@ -41,9 +41,9 @@ class LineAdmin(LookOnly):
             "More about this line",
             {
                 "fields": (
-                    *("number", "custom_id", "model_name", "http_status", "error_code", "error_message"),
-                    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "duration_ms"),
-                    *("finished_at", "original_line"),
+                    *(("number", "custom_id"), ("model_name", "original_line"), ("finished_at", "duration_ms")),
+                    *(("http_status", "error_code"), "error_message"),
+                    *(("input_tokens", "cached_tokens"), ("output_tokens", "reasoning_tokens")),
                 )
             },
         ),

@@ -67,10 +67,11 @@ def now() -> Overview:
 
 def _teller(sending: list[Batch], waiting: list[Batch]) -> Callable[[list[Batch]], list[Told]]:
     first = [*sending, *waiting][:MOST_TOLD]
+    made = {each.batch.pk: each for each in progress.of_each(first)}
 
     def tell(batches: list[Batch]) -> list[Told]:
         names = filenames(batches)
-        return [Told(each, names[each.pk], progress.of(each) if each in first else None) for each in batches]
+        return [Told(each, names[each.pk], made.get(each.pk)) for each in batches]
 
     return tell
 
