@@ -12,7 +12,7 @@ from django.db.models import Q
 from batches.models import UNANSWERED, Batch, Line, LineQuerySet, LineState
 from common.errors import SETTLED
 
-MOST = 50
+MOST = 25
 UNKNOWN = "unknown"  # what a reason without a code is called (status.reasons)
 # The states of lines that were never finished, by the codes that their result lines have.
 _SETTLED = {error["code"]: LineState[state.upper()] for state, error in SETTLED.items()}
