@@ -17,9 +17,9 @@ from django.utils import timezone
 
 from batches import leases, lifecycle, reuse, steps
 from batches.lifecycle import Outcome
-from batches.models import OPEN, Batch, Line, LineState, ResultPage, Status, last_places
+from batches.models import OPEN, Batch, Line, LineState, Status, last_places
 from common import failpoints, ids
-from common.database import DamagedText, insert, readable
+from common.database import DamagedText, readable
 from common.errors import SETTLED, line_error
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
@@ -61,7 +61,6 @@ class _Finalizer:
         self.states: Counter[int] = Counter()
         self.tokens = [0] * len(TOKENS)
         self.files: dict[str, File] = {}
-        self.pages: list[tuple[int, int, int]] = []  # of the ResultPages
 
     def run(self) -> None:
         """Raises CannotGoOn if the files cannot be written now, or LeaseLost; the files are removed then."""
@@ -132,9 +131,6 @@ class _Finalizer:
         succeeded = LineState.SUCCEEDED.value
         unreadable = 0
         for rows in self._pages():
-            if not rows:
-                continue
-            self.pages.append((rows[0][0], output.size, errors.size))
             good: list[str] = []
             bad: list[str] = []
             for row in rows:
@@ -238,8 +234,6 @@ class _Finalizer:
             )
             if moved:
                 File.objects.bulk_create(self.files.values())
-                names = ("batch", "number", "output_offset", "error_offset")
-                insert(ResultPage, names, ((self.batch.pk, *page) for page in self.pages))
         failpoints.reach("after_final_move")
         return moved
 

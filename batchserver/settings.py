@@ -15,7 +15,7 @@ import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
-from batchserver import env, installation, kept, supervisor
+from batchserver import admin_theme, env, installation, kept, supervisor
 from batchserver.version import VERSION
 
 django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
@@ -145,12 +145,14 @@ INSTALLED_APPS = [
     "batchserver",
     "files_api",
     "batches",
+    "unfold",  # before the admin, whose templates it replaces, and behind ours, which extend them
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
     "rest_framework",
     "drf_spectacular",
     # For `manage.py benchmark`. Nothing else needs it, and the image does not have it.
@@ -247,6 +249,8 @@ DATA_UPLOAD_MAX_NUMBER_FILES = 1
 STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step
 
+UNFOLD = admin_theme.OPTIONS
+
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
@@ -276,6 +280,7 @@ SPECTACULAR_SETTINGS = {
 USE_TZ = True
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+DATETIME_FORMAT = "Y-m-d H:i:s"
 
 
 def _is_bug(record: logging.LogRecord) -> bool:

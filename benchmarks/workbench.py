@@ -173,7 +173,7 @@ def workbench(model_server: ModelServer, **environment: str) -> Iterator[Workben
         }
         log = directory / "server.log"
         command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve", "--no-admin"]
-        child = Child("server", command, environment=dict.fromkeys(_settings(), "") | ours | environment, log=log)
+        child = Child("server", command, environment=dict.fromkeys(settings_names(), "") | ours | environment, log=log)
         server = stack.enter_context(processes.running(child))
         client = Server(f"http://127.0.0.1:{port}")
         _wait(server, lambda: _is_up(client), lambda: str((client.health() or {}).get("reason")))
@@ -244,6 +244,6 @@ def _is_up(client: Server) -> bool:
     return health is not None and health["status"] == "ok" and bool(health["backends"])
 
 
-def _settings() -> list[str]:
+def settings_names() -> list[str]:
     """The names of all settings: a user's own values would change the figures, or lead to a real database."""
     return [name for name in dir(settings) if name.isupper()]

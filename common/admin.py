@@ -1,21 +1,31 @@
-"""What the admin pages have in common; and API keys, listed and revoked. API keys are made on the command line, where
-the secret can be shown once."""
+"""What the admin pages have in common; and who may come in: users, groups, and API keys, listed and revoked. API keys
+are made on the command line, where the secret can be shown once."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group, User
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from common.models import ApiKey
 
-admin.site.site_header = admin.site.site_title = "Ollama Batch Server"
-admin.site.site_url = None
-admin.site.index_title = "What is going on"
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Any]  # the theme has no types; its class has Django's methods
+else:
+    from unfold.admin import ModelAdmin
+
+admin.site.index_title = "Now"
 
 
-class LookOnly(admin.ModelAdmin[Any]):
+class LookOnly(ModelAdmin):
     """Rows that only the server itself writes."""
+
+    list_filter_sheet = False
+    list_fullwidth = True
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -41,3 +51,20 @@ class ApiKeyAdmin(LookOnly):
         for key in queryset:
             key.revoke()
             self.message_user(request, f"Revoked {key}.", messages.SUCCESS)
+
+
+# Django's own pages of users and groups, in the theme.
+admin.site.unregister(User)
+admin.site.unregister(Group)
+
+
+@admin.register(User)
+class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg]  # Django's is no generic at run time
+    form = UserChangeForm
+    add_form = UserCreationForm
+    change_password_form = AdminPasswordChangeForm
+
+
+@admin.register(Group)
+class GroupAdmin(DjangoGroupAdmin, ModelAdmin):
+    pass

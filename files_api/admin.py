@@ -1,6 +1,7 @@
 """Files in the admin: to look at, not to change."""
 
 from django.contrib import admin
+from django.template.defaultfilters import filesizeformat
 
 from common.admin import LookOnly
 from files_api.models import File, Upload
@@ -8,17 +9,21 @@ from files_api.models import File, Upload
 
 @admin.register(File)
 class FileAdmin(LookOnly):
-    list_display = ("id", "filename", "purpose", "bytes", "created_at", "expires_at", "deleted_at")
+    list_display = ("filename", "purpose", "size", "created_at", "expires_at", "deleted_at")
     list_filter = ("purpose",)
     search_fields = ("id", "filename")
     ordering = ("-created_at",)
-    date_hierarchy = "created_at"
+    search_help_text = "Name or id"
     fields = ("id", "filename", "purpose", "bytes", "sha256", "created_at", "expires_at", "deleted_at")
+
+    @admin.display(description="Size", ordering="bytes")
+    def size(self, file: File) -> str:
+        return filesizeformat(file.bytes)
 
 
 @admin.register(Upload)
 class UploadAdmin(LookOnly):
-    list_display = ("id", "filename", "purpose", "bytes", "status", "created_at", "file")
+    list_display = ("filename", "purpose", "bytes", "status", "created_at", "file")
     search_fields = ("id", "filename")
     ordering = ("-created_at",)
     fields = ("id", "filename", "purpose", "bytes", "status", "created_at", "expires_at", "cancelled_at", "file")

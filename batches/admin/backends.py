@@ -13,15 +13,35 @@ def _named(backend: Backend, name: str) -> str:
     return f"{derived.origin} with a context of {derived.tokens:,}" if derived else name
 
 
+def loaded(backend: Backend) -> str:
+    """The models that it has loaded, as persons know them."""
+    return ", ".join(_named(backend, name) for name in backend.loaded_names)
+
+
 @admin.register(Backend)
 class BackendAdmin(LookOnly):
     list_display = ("url", "kind", "version", "seen_at", "worker", "pause_reason")
-    exclude = ("loaded_names", "loaded_model")
-    readonly_fields = ("loaded", "made_ready")
+    readonly_fields = ("loaded", "made_ready", "models")
+    fieldsets = (
+        (None, {"fields": ("name", "url", "kind", "version", "seen_at", "worker", "worker_seen_at")}),
+        ("Models", {"fields": ("models", "loaded", "made_ready")}),
+        ("Pause", {"fields": ("paused_at", "pause_reason", "resume_at")}),
+        (
+            "Inner state, for maintainers",
+            {
+                "classes": ["collapse"],
+                "fields": ("parallel", "counted_slots", "concurrency_limit", "share_had", "alone", "listed"),
+            },
+        ),
+    )
+
+    @admin.display(description="Models")
+    def models(self, backend: Backend) -> str:
+        return ", ".join(backend.model_names) or "-"
 
     @admin.display(description="Loaded names")
     def loaded(self, backend: Backend) -> str:
-        return ", ".join(_named(backend, name) for name in backend.loaded_names) or "-"
+        return loaded(backend) or "-"
 
     @admin.display(description="Loaded model")
     def made_ready(self, backend: Backend) -> str:

@@ -1,242 +1,258 @@
-"""Batches in the admin: to look at, to pause, to cancel and to try again, not to edit."""
+"""Batches in the admin: to look at, to pause, to extend, to cancel, to try again and to download, not to edit."""
 
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from django.contrib import admin, messages
-from django.contrib.admin.utils import quote
+from django.contrib import admin
+from django.contrib.admin import helpers
+from django.contrib.admin.utils import quote, unquote
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.db.models import Case, DateTimeField, F, OuterRef, QuerySet, SmallIntegerField, Subquery, When
+from django.db.models.functions import Coalesce
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
-from django.utils.text import Truncator
-from django.views.decorators.http import require_POST
 
-from batches import forecasts, lifecycle, retry, tasks
-from batches.models import Batch
-from batches.scheduling import gate, switch
-from batches.status import health, progress, reasons
+from batches.admin import downloads, first_page
+from batches.admin.actions import ACTIONS, Action, may_act, run, suiting
+from batches.admin.fragments import fragment
+from batches.admin.reading import Exchange
+from batches.admin.shown import Shown
+from batches.models import FINAL, Batch
+from batches.status import progress, reasons
+from batches.status.overview import filenames
 from common.admin import LookOnly
-from common.errors import ApiError
+from files_api.models import File
 
-MOST_CHARACTERS = 60  # of a reason in the list
-EXTENSION = timedelta(days=7)
+MOST_FORECAST = 8  # batches of a list for which a forecast is made: the first that are not over
+MOST_ANSWERS = 5
+STAMPS = {
+    "created_at": "Created",
+    "in_progress_at": "Validated; the lines are being sent since",
+    "cancelling_at": "Cancelled by a person",
+    "finalizing_at": "The last line finished",
+    "completed_at": "Completed",
+    "failed_at": "Failed",
+    "expired_at": "Expired",
+    "cancelled_at": "The results of the cancelled batch are there",
+}
+
+
+class BatchList(ChangeList):
+    def get_results(self, request: HttpRequest) -> None:
+        """With a forecast for the first batches that are not over: each costs some queries."""
+        super().get_results(request)
+        for batch, shown in zip(self.result_list, _shown(list(self.result_list)), strict=True):
+            batch.shown = shown
 
 
 @admin.register(Batch)
 class BatchAdmin(LookOnly):
-    list_display = (
-        "id",
-        "status",
-        "waits_for_in_short",
-        "paused_since",
-        "progress",
-        "failed",
-        "model",
-        "created_at",
-        "finished_at",
-    )
-    ordering = ("-created_at",)
+    list_display = ("name", "state", "how_far", "ends", "window")
     list_filter = ("status", "endpoint")
-    search_fields = ("id", "model", "input_file__id", "metadata")
-    date_hierarchy = "created_at"
-    actions = ("cancel", "pause", "resume", "extend", "retry", "try_again")
+    search_fields = ("id", "model", "filename", "metadata", "input_file__id")
+    search_help_text = "Name of the file, id, model or metadata"
+    list_per_page = 25
+    # What runs is on top, in the order in which most batches come to their turns; then what is over, the newest first.
+    ordering = (
+        Case(When(status__in=FINAL, then=1), default=0),
+        Case(When(status__in=FINAL, then=0), default=F("priority"), output_field=SmallIntegerField()).desc(),
+        Case(When(status__in=FINAL, then=None), default=F("created_at"), output_field=DateTimeField()),
+        "-created_at",
+    )
+    list_before_template = "batches/batch_list_poll.html"
+    change_form_template = "batches/batch.html"
     fieldsets = (
-        (None, {"fields": ("id", "status", "progress", "lines_link", "model", "endpoint", "priority", "metadata")}),
-        ("Outlook", {"fields": ("waits_for", "told_warnings", "contexts", "estimated_end", "estimated_from")}),
-        ("Files", {"fields": ("input", "output", "error_output")}),
-        ("Errors of the input file", {"fields": ("error_count", "listed_errors")}),
-        ("Lines without an answer", {"fields": ("told_reasons", "parent")}),
-        ("Tokens", {"fields": ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")}),
         (
-            "Times",
+            "More about this batch",
             {
                 "fields": (
-                    "created_at",
-                    "completion_window",
-                    "expires_at",
-                    "in_progress_at",
-                    "finalizing_at",
-                    "completed_at",
-                    "failed_at",
-                    "expired_at",
-                    "cancelling_at",
-                    "cancelled_at",
+                    *("id", ("endpoint", "priority"), ("completion_window", "expires_at"), "told_metadata"),
+                    *(("input_tokens", "cached_tokens"), ("output_tokens", "reasoning_tokens")),
                 )
+            },
+        ),
+        (
+            "Inner state, for maintainers",
+            {
+                "classes": ["collapse"],
+                "fields": ("lease", "nudged_at", "tidied_at", "stalls", "retry_at", "last_place", "validated_bytes"),
             },
         ),
     )
 
-    def has_cancel_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("batches.change_batch")
+    readonly_fields = ("told_metadata",)
 
-    @admin.action(description="Cancel selected batches", permissions=["cancel"])
-    def cancel(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        """Finished lines are delivered, as with POST /v1/batches/{id}/cancel."""
-        for batch in self._each(request, queryset, lifecycle.cancel):
-            tasks.wake_control(batch.pk)
-            self.message_user(request, f"Cancelling {batch.pk}.", messages.SUCCESS)
+    @admin.display(description="Metadata", empty_value="-")
+    def told_metadata(self, batch: Batch) -> str | None:
+        return "; ".join(f"{name}: {value}" for name, value in (batch.metadata or {}).items()) or None
 
-    @admin.action(description="Extend the window of selected batches to 7 days from now", permissions=["cancel"])
-    def extend(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        for batch in self._each(request, queryset, lambda batch_id: forecasts.extend(batch_id, EXTENSION)):
-            self.message_user(request, f"Extended {batch.pk}.", messages.SUCCESS)
+    # The list
 
-    @admin.action(description="Retry the failed lines of selected batches", permissions=["cancel"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        """The failed, expired and cancelled lines of each become a new batch, as with POST /v1/batches/{id}/retry."""
-        made: list[str] = []
-        for batch in self._each(request, queryset, lambda batch_id: made.append(_retry(batch_id))):
-            tasks.wake_control(made[-1])
-            self.message_user(request, f"{made[-1]} asks the lines of {batch.pk} again.", messages.SUCCESS)
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return BatchList
 
-    @admin.action(description="Pause selected batches", permissions=["cancel"])
-    def pause(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        for batch in self._each(request, queryset, switch.pause):
-            self.message_user(request, f"Paused {batch.pk}.", messages.SUCCESS)
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Batch]:
+        """With the name of the input file, whose row need not be there."""
+        names = File.objects.filter(pk=OuterRef("input_file_id")).values("filename")[:1]
+        batches = super().get_queryset(request).defer("errors")
+        named: QuerySet[Batch] = batches.annotate(filename=Coalesce(Subquery(names), "input_file_id"))
+        return named
 
-    @admin.action(description="Resume selected batches", permissions=["cancel"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        for batch in self._each(request, queryset, switch.resume):
-            tasks.wake(tasks.drive)
-            self.message_user(request, f"Resumed {batch.pk}.", messages.SUCCESS)
+    @admin.display(description="Batch")
+    def name(self, batch: Any) -> str:
+        return render_to_string("batches/cell_name.html", {"batch": batch, "filename": batch.filename})
 
-    @admin.action(description="Try again now what is stalled", permissions=["cancel"])
-    def try_again(self, request: HttpRequest, queryset: QuerySet[Batch]) -> None:
-        """End the backoff of the stalled batches of the selection. The other batches are left as they are."""
-        for batch in queryset.filter(stalled_at__isnull=False):
-            lifecycle.try_again(batch.pk)
-            tasks.wake_control(batch.pk)
-            tasks.wake(tasks.drive)
-            self.message_user(request, f"Trying {batch.pk} again.", messages.SUCCESS)
-
-    def _each(self, request: HttpRequest, batches: QuerySet[Batch], do: Callable[[str], None]) -> Iterator[Batch]:
-        """Do it to each batch and yield those that it was done to; for each other batch, tell the person why not."""
-        for batch in batches:
-            try:
-                do(batch.pk)
-            except ApiError as refusal:
-                self.message_user(request, f"{refusal.message} ({batch.pk})", messages.WARNING)
-            else:
-                yield batch
-
-    # The switch for all batches: a button above the list (templates/admin/batches/batch/change_list.html).
-
-    def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(require_POST(self.switch_all))
-        return [path("switch/", view, name="batches_switch"), *super().get_urls()]
-
-    def switch_all(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_cancel_permission(request):
-            raise PermissionDenied
-        if "pause" in request.POST:
-            switch.pause_all()
-            self.message_user(request, "Paused all batches.", messages.SUCCESS)
-        else:
-            switch.resume_all()
-            tasks.wake(tasks.drive)
-            self.message_user(request, "Resumed all batches.", messages.SUCCESS)
-        return redirect("admin:batches_batch_changelist")
-
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        if request.method == "GET":
-            for reason in health.closed_reasons():
-                self.message_user(request, reason, messages.WARNING)
-        context = {"may_switch": self.has_cancel_permission(request), "all_paused": switch.all_paused_at()}
-        return super().changelist_view(request, context | (extra_context or {}))
-
-    @admin.display(description="Paused since")
-    def paused_since(self, batch: Batch) -> datetime | None:
-        return batch.paused_at if switch.is_paused(batch) else None
-
-    @admin.display(description="Waits for")
-    def waits_for(self, batch: Batch) -> str:
-        return progress.waiting_for(batch) or "-"
-
-    @admin.display(description="Waits for")
-    def waits_for_in_short(self, batch: Batch) -> str:
-        """For the list, whose columns are narrow; the whole sentence shows under the mouse."""
-        reason = progress.waiting_for(batch)
-        if not reason:
-            return "-"
-        short = Truncator(reason).chars(MOST_CHARACTERS)
-        return format_html('<span title="{}" style="display:inline-block;min-width:14em">{}</span>', reason, short)
-
-    @admin.display(description="May end")
-    def estimated_end(self, batch: Batch) -> str:
-        end = progress.of(batch).estimated_end
-        return gate.clock(end) if end else "-"
-
-    @admin.display(description="Estimated from")
-    def estimated_from(self, batch: Batch) -> str:
-        return progress.of(batch).estimated_from or "-"
-
-    @admin.display(description="Lines done")
-    def progress(self, batch: Batch) -> str:
-        return f"{batch.completed + batch.failed} / {batch.total}"
+    @admin.display(description="State")
+    def state(self, batch: Any) -> str:
+        return _cell("state", batch.shown)
 
     @admin.display(description="Lines")
-    def lines_link(self, batch: Batch) -> str:
-        return format_html(
-            '<a href="{}?batch__id__exact={}">Show</a>', reverse("admin:batches_line_changelist"), batch.pk
-        )
+    def how_far(self, batch: Any) -> str:
+        return _cell("how_far", batch.shown)
 
-    @admin.display(description="Input file")
-    def input(self, batch: Batch) -> str:
-        return _file_link(batch.input_file_id)
+    @admin.display(description="Ends")
+    def ends(self, batch: Any) -> str:
+        return _cell("ends", batch.shown)
 
-    @admin.display(description="Output file")
-    def output(self, batch: Batch) -> str:
-        return _file_link(batch.output_file_id)
+    @admin.display(description="Window left")
+    def window(self, batch: Any) -> str:
+        return _cell("window", batch.shown)
 
-    @admin.display(description="Error file")
-    def error_output(self, batch: Batch) -> str:
-        return _file_link(batch.error_file_id)
+    def move_list(self, request: HttpRequest) -> HttpResponse:
+        """The moving cells of the rows that the page has, in their places."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        batches = Batch.objects.filter(pk__in=request.GET.getlist("id")[: self.list_per_page]).defer("errors")
+        found = sorted(batches, key=lambda batch: (batch.is_final, -batch.priority, batch.created_at))
+        return render(request, "batches/batch_list_moves.html", {"batches": _shown(found)})
 
-    @admin.display(description="Warnings")
-    def told_warnings(self, batch: Batch) -> str:
-        return _paragraphs([warning["message"] for warning in batch.warnings])
+    # A batch
 
-    @admin.display(description="Contexts chosen")
-    def contexts(self, batch: Batch) -> str:
-        parts = progress.fitted(batch)
-        return _paragraphs([f"{part.model}: {part.fitted_tokens:,} tokens. {part.fit_reason}" for part in parts])
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        batch = Batch.objects.filter(pk=unquote(object_id or "")).first()
+        context = self._page(request, batch) if batch and self.has_view_permission(request, batch) else {}
+        return super().changeform_view(request, object_id, form_url, context | (extra_context or {}))
 
-    @admin.display(description="Errors")
-    def listed_errors(self, batch: Batch) -> str:
-        lines = [f"line {error['line'] or '-'}: {error['message']} ({error['code']})" for error in batch.errors]
-        return _paragraphs(lines)
+    def show_moving(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """The part of a batch's page that moves."""
+        return render(request, "batches/batch_moves.html", self._page(request, self._batch(request, object_id)))
 
-    @admin.display(description="Reasons")
-    def told_reasons(self, batch: Batch) -> str:
-        found = reasons.of(batch)
-        return _paragraphs(
-            [f"{each.count:,} x {each.code}: {each.message} (first: {', '.join(each.first)})" for each in found]
-        )
+    def show_answers(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """The last answers of a batch beside their prompts."""
+        batch = self._batch(request, object_id)
+        return render(request, "batches/batch_answers.html", {"exchanges": _last_exchanges(batch)})
 
-    @admin.display(description="Retries the lines of")
-    def parent(self, batch: Batch) -> str:
-        return batch.retry_of_id or "-"
+    def download(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponseBase:
+        return downloads.of(request, self._batch(request, object_id), kind)
 
-    @admin.display(description="Finished")
-    def finished_at(self, batch: Batch) -> Any:
-        return batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at
+    def _page(self, request: HttpRequest, batch: Batch) -> dict[str, Any]:
+        shown = Shown(batch, progress.of(batch))
+        return {
+            "shown": shown,
+            "batch": batch,
+            "filename": filenames([batch])[batch.pk],
+            "buttons": suiting(batch) if may_act(request) else [],
+            "downloads": downloads.there_are(batch),
+            "timeline": [(name, at) for stamp, name in STAMPS.items() if (at := getattr(batch, stamp))],
+            "reasons": reasons.of(batch),
+            "file_errors": batch.errors[:20],
+            "retries": batch.retries.order_by("created_at")[:20],
+        }
+
+    def _batch(self, request: HttpRequest, object_id: str) -> Batch:
+        batch = Batch.objects.filter(pk=unquote(object_id)).first()
+        if batch is None:
+            raise Http404
+        if not self.has_view_permission(request, batch):
+            raise PermissionDenied
+        return batch
+
+    # What a person does to batches: a button of the page, or an action of the list
+
+    def act(self, request: HttpRequest, object_id: str, name: str) -> HttpResponse:
+        """A GET asks the person, where the action asks; a POST does it."""
+        batch, action = self._batch(request, object_id), ACTIONS.get(name)
+        if not may_act(request):
+            raise PermissionDenied
+        if action is None or (request.method != "POST" and not action.asks):
+            raise Http404
+        page = reverse("admin:batches_batch_change", args=[quote(batch.pk)])
+        if request.method != "POST":
+            return self._ask(request, action, [batch], back=page)
+        run(request, action, [batch.pk])
+        return redirect(page)
+
+    def get_actions(self, request: HttpRequest) -> dict[str, tuple[Callable[..., Any], str, str] | None]:
+        """Those of the table, for who may change batches."""
+        if not may_act(request):
+            return {}
+        return {
+            name: (partial(self._act_on_chosen, action=action), name, action.label) for name, action in ACTIONS.items()
+        }
+
+    def _act_on_chosen(
+        self, _: Any, request: HttpRequest, chosen: QuerySet[Batch], *, action: Action
+    ) -> HttpResponse | None:
+        if action.asks and "yes" not in request.POST:
+            back = reverse("admin:batches_batch_changelist")
+            return self._ask(request, action, list(chosen), back=back, is_list=True)
+        run(request, action, [batch.pk for batch in chosen])
+        return None
+
+    def _ask(
+        self, request: HttpRequest, action: Action, batches: list[Batch], *, back: str, is_list: bool = False
+    ) -> HttpResponse:
+        context = self.admin_site.each_context(request) | {
+            "opts": self.opts,
+            "title": f"{action.label}?",
+            "action": action,
+            "batches": [Shown(batch) for batch in batches],
+            "back": back,
+            "checkbox": helpers.ACTION_CHECKBOX_NAME if is_list else "",
+        }
+        return render(request, "batches/ask.html", context)
+
+    def get_urls(self) -> list[URLPattern]:
+        inside, part = self.admin_site.admin_view, fragment
+        one = "<path:object_id>"
+        return [
+            path("now/", part(first_page.show_now), name="batches_now"),
+            path("banner/", part(first_page.show_banner), name="batches_banner"),
+            path("switch/", inside(first_page.switch_all), name="batches_switch"),
+            path("moves/", part(self.move_list), name="batches_list_moves"),
+            path(f"{one}/moves/", part(self.show_moving), name="batches_batch_moves"),
+            path(f"{one}/answers/", part(self.show_answers), name="batches_batch_answers"),
+            path(f"{one}/do/<slug:name>/", inside(self.act), name="batches_batch_do"),
+            path(f"{one}/download/<slug:kind>/", inside(self.download), name="batches_batch_download"),
+            *super().get_urls(),
+        ]
 
 
-def _retry(batch_id: str) -> str:
-    wish = retry.Wish(Batch.objects.get(pk=batch_id))
-    with retry.input_of(wish) as content:
-        return retry.create(wish, content, window=None, metadata=None).pk
+def _shown(batches: list[Batch]) -> list[Shown]:
+    """With forecasts for the first ones that are not over."""
+    open_ = [batch for batch in batches if not batch.is_final]
+    made = {each.batch.pk: each for each in progress.of_each(open_[:MOST_FORECAST])}
+    return [Shown(batch, made.get(batch.pk)) for batch in batches]
 
 
-def _paragraphs(lines: list[str]) -> str:
-    return format_html('<pre style="margin:0;white-space:pre-wrap">{}</pre>', "\n".join(lines)) if lines else "-"
+def _cell(name: str, shown: Shown) -> str:
+    """A cell that moves: it has an id of its own, by which it is replaced."""
+    inner = render_to_string(f"batches/cell_{name}.html", {"shown": shown, "batch": shown.batch})
+    return format_html('<div id="{}-{}">{}</div>', name, shown.batch.pk, inner)
 
 
-def _file_link(file_id: str | None) -> str:
-    if not file_id or not file_id.isprintable():
-        return file_id or "-"  # as an earlier version took it: no address can hold it
-    return format_html('<a href="{}">{}</a>', reverse("admin:files_api_file_change", args=[quote(file_id)]), file_id)
+def _last_exchanges(batch: Batch) -> list[Exchange]:
+    lines = batch.lines.select_related("batch", "part", "original")
+    last = lines.filter(place__gt=0).order_by("-place")[:MOST_ANSWERS]
+    return [Exchange.of(line) for line in last]

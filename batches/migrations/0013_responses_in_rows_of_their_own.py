@@ -25,17 +25,4 @@ class Migration(migrations.Migration):
             model_name='line',
             name='response',
         ),
-        migrations.CreateModel(
-            name='ResultPage',
-            fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('number', models.PositiveIntegerField(help_text='Of its first line.')),
-                ('output_offset', models.PositiveBigIntegerField()),
-                ('error_offset', models.PositiveBigIntegerField()),
-                ('batch', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='result_pages', to='batches.batch')),
-            ],
-            options={
-                'constraints': [models.UniqueConstraint(fields=('batch', 'number'), name='result_page_once')],
-            },
-        ),
     ]

@@ -21,7 +21,6 @@ from batches.models.line import (
     LineQuerySet,
     LineState,
     Response,
-    ResultPage,
 )
 from batches.models.webhook import WebhookDelivery
 
@@ -46,7 +45,6 @@ __all__ = [
     "Priority",
     "Pulse",
     "Response",
-    "ResultPage",
     "Status",
     "WebhookDelivery",
     "last_places",

@@ -1,10 +1,11 @@
-"""Line, its Response until the result files hold it, where they hold it, and Answers that another batch may reuse."""
+"""Line, its Response until the result files hold it, and Answers that another batch may reuse."""
 
 from datetime import timedelta
 from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -39,6 +40,10 @@ class LineQuerySet(models.QuerySet["Line"]):
         not count."""
         due = Q(not_before=None) | Q(not_before__lte=Now()) | Q(not_before__gt=from_now(LONGEST_WAIT))
         return self.filter(due, state=LineState.PENDING)
+
+    def unanswered(self) -> "LineQuerySet":
+        """Finished without an answer, in the very words of the index of these lines: SQLite uses it for no others."""
+        return self.filter(RawSQL("batches_line.state IN (3, 4, 5)", (), output_field=models.BooleanField()))
 
     def claimed_by(self, lease: Lease) -> "LineQuerySet":
         return self.filter(lease=lease, state=LineState.RUNNING)
@@ -153,23 +158,6 @@ class Response(models.Model):
 
     def __str__(self) -> str:
         return f"response to {self.line}"
-
-
-class ResultPage(models.Model):
-    """Where the lines from `number` on begin in the two result files, which are in the order of the input."""
-
-    batch = models.ForeignKey("Batch", models.CASCADE, related_name="result_pages", db_index=False)
-    number = models.PositiveIntegerField(help_text="Of its first line.")
-    output_offset = models.PositiveBigIntegerField()
-    error_offset = models.PositiveBigIntegerField()
-
-    class Meta:
-        constraints: ClassVar = [
-            models.UniqueConstraint(fields=["batch", "number"], name="result_page_once"),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.batch_id} from line {self.number}"
 
 
 class Answer(models.Model):

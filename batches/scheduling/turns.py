@@ -33,6 +33,8 @@ FIRST_TURN_WITHIN_S = 5.0
 # A part that had a turn waits at most this time while new parts keep coming.
 FIRST_TURNS_FOR = timedelta(minutes=1)
 SUSPICIOUS_CLAIMS = 3
+# Parts that are put in the order of their turns to be shown: each turn is chosen among all that wait.
+MOST_ORDERED = 200
 # A turn that began later than this from now was stamped before the clock went back.
 MOST_AHEAD = timedelta(minutes=1)
 
@@ -148,6 +150,30 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     if turn is not None and new.is_like(turn) and turn.age_s < TURN_S + BORDER_S:
         return turn
     return new
+
+
+def order(backend: Backend, most: int) -> list[Part]:
+    """The first `most` parts with a line to send, in the order in which their turns come, as it looks now: what comes,
+    ends or fails meanwhile changes it."""
+    parts = _open_parts(backend).order_by("-batch__priority", "turn_at", "pk")
+    waiting = list(_with_work(parts, are_lost=False).select_related("batch")[:MOST_ORDERED])
+    loaded = _loaded(backend, "", waiting)
+    found: list[Part] = []
+    while waiting and len(found) < most:
+        part = choose(
+            waiting,
+            loaded=loaded,
+            stayed_s=0,
+            turn=None,
+            is_at_border=_is_at_border,
+            now=timezone.now(),
+            base_of=backend.base_of,
+        )
+        assert part is not None  # one of those that wait
+        waiting.remove(part)
+        found.append(part)
+        loaded = part.served_model
+    return found
 
 
 def _turn_of(part: Part) -> Turn:

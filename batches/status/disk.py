@@ -47,7 +47,7 @@ def _needed(batch: Batch) -> int | None:
 def _answer_bytes(batch: Batch) -> float | None:
     """The mean length of the answers that came last."""
     last = batch.lines.filter(place__isnull=False).order_by("-place")
-    lengths = [length for length in last.values_list(Length("response"), flat=True)[:MOST_MEASURED] if length]
+    lengths = [length for length in last.values_list(Length("response__body"), flat=True)[:MOST_MEASURED] if length]
     return sum(lengths) / len(lengths) if lengths else None
 
 

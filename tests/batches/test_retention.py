@@ -1,15 +1,14 @@
 """What takes disk for a while: responses until the result files have them, and all that RETENTION_DAYS is over for."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from django.contrib.sessions.models import Session
 from django.db import connection
 from django.utils import timezone
 
-from batches import cleanup, results, tasks
-from batches.models import Batch, Line, Response, ResultPage, WebhookDelivery
+from batches import cleanup, tasks
+from batches.models import Batch, Line, Response, WebhookDelivery
 from files_api import retention
 from files_api.models import File, FileHold
 from tests.conftest import custom_ids, line
@@ -54,22 +53,6 @@ def test_failed_lines_keep_their_reasons_and_lose_their_responses(create, work, 
     assert not Response.objects.exists()
 
 
-def test_the_pages_of_the_result_files_are_kept_once(create, work, backend, monkeypatch):
-    monkeypatch.setattr(results, "PAGE", 3)
-    backend.always("id-4", Action(400, {"error": {"message": "no"}}))
-    batch = work.run(create([line(name) for name in NAMES[:8]])["id"])
-    pages = list(ResultPage.objects.order_by("number").values_list("number", "output_offset", "error_offset"))
-    output, errors = (
-        Path(File.objects.get(pk=batch[name]).content.path).read_bytes().splitlines(keepends=True)
-        for name in ("output_file_id", "error_file_id")
-    )
-    assert pages == [
-        (1, 0, 0),
-        (4, sum(map(len, output[:3])), 0),
-        (7, sum(map(len, output[:5])), len(errors[0])),
-    ]
-
-
 # RETENTION_DAYS
 
 
@@ -103,7 +86,6 @@ def test_batches_go_with_their_files_when_their_days_are_over(api, create, work,
     assert sweep(sent) == ["delete"]
     assert not Batch.objects.exists()
     assert not Line.objects.exists()
-    assert not ResultPage.objects.exists()
     sweep(sent)  # now no batch has the input file any more
     assert not FileHold.objects.exists()
     for kind in ("input", "output"):

@@ -213,6 +213,13 @@ def test_person(data_dir: Path) -> None:
     assert "Target: the first byte within one line and 0.5 s more than alone." in printed
 
 
+def test_pages(data_dir: Path) -> None:
+    ([first, *others],), printed = measure(data_dir, "pages")
+    assert first["page"] == "first page"
+    assert all(are_positive(row, "first ms", "ms", "KiB") for row in [first, *others])
+    assert "Target: each page in less than 300 ms." in printed
+
+
 @needs_embedded_model
 def test_money_has_no_price_of_its_own(data_dir: Path) -> None:
     (speeds, worth), printed = measure(data_dir, "money")

@@ -21,7 +21,7 @@ ROOMS = [
     for rooms in (
         ["api", "admin", "management", "apps"],
         ["tasks"],
-        ["cleanup", "forecasts", "following", "line_results"],
+        ["cleanup", "forecasts", "following"],
         ["dispatch", "validation", "results", "status"],
         ["retry"],
         ["failing", "creation"],

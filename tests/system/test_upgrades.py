@@ -225,7 +225,7 @@ RELEASED = {
     "batches/0010_fitted_contexts": "83fe472378131e51",
     "batches/0011_retries_and_reasons": "dfcbc2be2c2f1448",
     "batches/0012_order_of_finishing": "4ecdf53e0e712ef3",
-    "batches/0013_responses_in_rows_of_their_own": "956bf8ed7402e0ba",
+    "batches/0013_responses_in_rows_of_their_own": "33d8e25017e4d182",
     "batches/0014_figures": "2f387184458fa397",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",

@@ -22,6 +22,7 @@ from benchmarks.intake import intake
 from benchmarks.latency import latency
 from benchmarks.money import money
 from benchmarks.overhead import overhead
+from benchmarks.pages import pages
 from benchmarks.person import person
 from benchmarks.prefixes import prefixes
 from benchmarks.scale import scale
@@ -33,7 +34,7 @@ Scenario = Callable[[Effort], list[Table]]
 # In the order of the report; a scenario's docstring is its text there.
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (overhead, throughput, prefixes, models, intake, scale, disk, latency, person, money)
+    for scenario in (overhead, throughput, prefixes, models, intake, scale, disk, latency, person, pages, money)
 }
 
 

@@ -1,0 +1,54 @@
+"""Files of a batch for a person who is logged in: its input, its results, and what there is of them while it runs."""
+
+from django.core.exceptions import PermissionDenied
+from django.http import FileResponse, Http404, HttpRequest, HttpResponseBase, StreamingHttpResponse
+
+from batches.following import Following
+from batches.models import Batch
+from common.errors import ApiError
+from files_api.models import File
+
+MAY_READ = "files_api.view_file"
+BYTES = "application/octet-stream"  # no browser shows it or runs it
+
+
+def there_are(batch: Batch) -> list[tuple[str, str]]:
+    """What can be downloaded: kind and label."""
+    found = [("input", "Input")]
+    if batch.is_final:
+        found += [("output", "Answers")] if batch.output_file_id else []
+        found += [("errors", "Errors")] if batch.error_file_id else []
+    else:
+        found += [("output", "Answers so far")] if batch.completed else []
+        found += [("errors", "Errors so far")] if batch.failed else []
+    return found
+
+
+def of(request: HttpRequest, batch: Batch, kind: str) -> HttpResponseBase:
+    """`kind`: input, output or errors. Streamed, as an attachment. Raises Http404 for a file that is not there."""
+    if not request.user.has_perm(MAY_READ):
+        raise PermissionDenied
+    if kind not in ("input", "output", "errors"):
+        raise Http404
+    if kind == "input":
+        return _whole(batch.input_file_id)
+    if batch.is_final:
+        return _whole(batch.output_file_id if kind == "output" else batch.error_file_id)
+    try:
+        lines = Following.of(batch, kind, 0).lines()
+    except ApiError as error:
+        raise Http404(error.message) from None
+    name = f"{batch.pk}_{kind}_so_far.jsonl"
+    disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingHttpResponse(lines, content_type=BYTES, headers=disposition)
+
+
+def _whole(file_id: str | None) -> HttpResponseBase:
+    file = File.objects.all().visible().filter(pk=file_id).first()
+    if file is None:
+        raise Http404("This file is deleted.")
+    try:
+        stream = file.content.open("rb")
+    except (FileNotFoundError, ValueError):
+        raise Http404("This file is deleted.") from None
+    return FileResponse(stream, as_attachment=True, filename=file.filename, content_type=BYTES)
