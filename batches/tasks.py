@@ -125,8 +125,8 @@ def finalize(batch_id: str) -> None:
 
 def _tell_end(batch_id: str) -> None:
     """A line in the log: how many lines have an answer, and why the others have none."""
-    batch = Batch.objects.get(pk=batch_id)
-    if batch.status in FINAL and batch.tidied_at is None:
+    batch = Batch.objects.filter(pk=batch_id, status__in=FINAL, tidied_at=None).first()
+    if batch is not None:
         why = ", ".join(f"{each.count} × {each.code}" for each in reasons.of(batch)[:MOST_TOLD])
         logger.info("%s: %d of %d lines answered%s", batch_id, batch.completed, batch.total, why and f"; {why}")
 

@@ -107,7 +107,8 @@ def test_each_line_of_a_large_file_is_found(db, monkeypatch, size):
 
 
 def test_a_damaged_answer_is_told(create, work, backend):
-    work.run(create([line("a")])["id"])
+    work.validate(create([line("a")])["id"])
+    work.drive()
     Response.objects.update(body="{")
     assert line_texts.answer_of(of("a")).why_not == "The stored answer is damaged."
 
