@@ -50,7 +50,6 @@ OPTIONS: dict[str, Any] = {
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_HISTORY": False,
     "SHOW_BACK_BUTTON": False,
-    "LOGIN": {"redirect_after": reverse_lazy("admin:index")},
     "COLORS": {"primary": _PRIMARY},
     "STYLES": [_file("batches/admin.css")],
     "SCRIPTS": [_file("batches/admin.js")],

@@ -250,6 +250,7 @@ STATIC_URL = "/static/"
 WHITENOISE_USE_FINDERS = True  # the admin's own files, straight from the packages: no collectstatic step
 
 UNFOLD = admin_theme.OPTIONS
+LOGIN_REDIRECT_URL = "admin:index"
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
@@ -280,7 +281,7 @@ SPECTACULAR_SETTINGS = {
 USE_TZ = True
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
-DATETIME_FORMAT = "Y-m-d H:i:s"
+FORMAT_MODULE_PATH = "batchserver.formats"
 
 
 def _is_bug(record: logging.LogRecord) -> bool:

@@ -18,6 +18,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from batches import lifecycle
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Pulse, Status
 from batches.results import result_line
 from files_api.models import RESULTS, File
@@ -50,13 +51,13 @@ def _fill(lines: int, batches: int) -> dict[str, Batch]:
         seen_at=now + timedelta(hours=1),
     )
     Pulse.objects.create(name="ticked", at=now + timedelta(hours=1))
-    running = _batch(lines // 2, done=lines // 4, hours=20, status=Status.IN_PROGRESS)
-    ended = _batch(lines * 4 // 10, done=lines * 4 // 10, hours=60, status=Status.COMPLETED)
+    running = _batch(lines // 2, done=lines // 4, hours=20, is_over=False)
+    ended = _batch(lines * 4 // 10, done=lines * 4 // 10, hours=60, is_over=True)
     _write_results(ended)
     each = max(2, (lines - running.total - ended.total) // max(1, batches - 2))
     for number in range(batches - 2):
         is_open = number < SMALL_OPEN
-        _batch(each, done=0 if is_open else each, hours=100, status=Status.IN_PROGRESS if is_open else Status.COMPLETED)
+        _batch(each, done=0 if is_open else each, hours=100, is_over=not is_open)
     lease = Lease.objects.create(purpose="drive", host="here", pid=1, started="", expires_at=now, backend=backend)
     sent = running.lines.filter(state=LineState.PENDING).order_by("number").values_list("pk", flat=True)[:8]
     Line.objects.filter(pk__in=list(sent)).update(state=LineState.RUNNING, lease=lease)
@@ -64,19 +65,24 @@ def _fill(lines: int, batches: int) -> dict[str, Batch]:
     return {"running": running, "ended": ended}
 
 
-def _batch(lines: int, *, done: int, hours: int, status: Status) -> Batch:
+def _batch(lines: int, *, done: int, hours: int, is_over: bool) -> Batch:
     now = timezone.now()
     file = _input_file()
     failed = done // EVERY_FAILED
-    ended = now - timedelta(hours=hours / 2) if status == Status.COMPLETED else None
+    ended = now - timedelta(hours=hours / 2) if is_over else None
     began = now - timedelta(hours=hours)
-    fields = {
+    batch = Batch.objects.create(
         **{"input_file": file, "endpoint": "/v1/chat/completions", "completion_window": "7d", "model": "model0:12b"},
-        **{"status": status, "created_at": began, "in_progress_at": began, "expires_at": now + timedelta(days=7)},
-        **{"completed_at": ended, "finalizing_at": ended, "tidied_at": ended, "output_tokens": 100 * done},
+        **{"created_at": began, "expires_at": now + timedelta(days=7), "output_tokens": 100 * done},
         **{"total": lines, "completed": done - failed, "failed": failed, "last_place": done},
-    }
-    batch = Batch.objects.create(**fields)
+    )
+    ways = [Status.IN_PROGRESS, Status.FINALIZING, Status.COMPLETED] if is_over else [Status.IN_PROGRESS]
+    for status in ways:
+        lifecycle.move(batch.pk, status)
+    # The moves were stamped just now.
+    stamps = {"completed_at": ended, "finalizing_at": ended, "tidied_at": ended, "in_progress_at": began}
+    Batch.objects.filter(pk=batch.pk).update(**stamps)
+    batch.refresh_from_db()
     part = Part.objects.create(batch=batch, model="model0:12b", turn_at=now if done else None)
     end = ended or now
     _insert(_rows(batch, part, lines, done, began, end))

@@ -158,7 +158,7 @@ def _table(lines: list[Line], keep: str, *, with_batch: bool) -> dict[str, Any]:
 def _row(line: Line, keep: str) -> list[Any]:
     state, address = LineState(line.state), reverse("admin:batches_line_change", args=[line.pk])
     link = format_html(
-        '<a class="font-semibold text-primary-600 underline" href="{}{}">{}</a>',
+        '<a class="font-semibold text-primary-600 underline dark:text-primary-500" href="{}{}">{}</a>',
         *(address, f"?{keep}" if keep else "", f"{line.number:,}"),
     )
     return [

@@ -1,6 +1,7 @@
 """`manage.py time_pages`: one half of `manage.py benchmark pages`, in a process whose DATA_DIR is empty."""
 
 import json
+import logging
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -21,5 +22,6 @@ class Command(BaseCommand):
         first_start.prepare()
         if Batch.objects.exists():
             raise CommandError("There are batches in this database: this is for an empty one. Use: benchmark pages")
+        logging.getLogger("batches").setLevel(logging.WARNING)  # not each move of 2,000 batches
         found = page_times.measure(options["lines"], options["batches"], options["rounds"])
         self.stdout.write(json.dumps(found))

@@ -104,7 +104,7 @@ def test_batches_that_run_stand_above_those_that_are_over(admin_client, create, 
 def test_a_window_that_will_be_missed_is_red(admin_client, running):
     warning = {"code": "window_too_short", "message": "It ends too soon."}
     Batch.objects.update(warnings=[warning])
-    assert re.search(r'text-red-600"[^>]*>\s*\d+\s+hours', admin_client.get(LIST).content.decode().replace("\xa0", " "))
+    assert re.search(r"text-red-600[^>]*>\s*\d+\s+hours", admin_client.get(LIST).content.decode().replace("\xa0", " "))
 
 
 def test_the_page_of_a_batch(admin_client, running):

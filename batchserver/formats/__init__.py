@@ -1,0 +1,1 @@
+"""How dates are written for persons: FORMAT_MODULE_PATH."""
