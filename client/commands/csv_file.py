@@ -150,9 +150,11 @@ def _run(order: Order, found: Found, limit: int | None, total: int, *, yes: bool
     for told in _trial(order, found.server, trial, total - limit):
         order.session.tell(told)
     if not yes and not click.confirm(f"Go on with the other {total - limit:,} rows?", err=order.session.as_json):
+        order.partial.remove()
         order.session.tell("Nothing was written. The same command again does not ask the trial's rows again.")
         return
     yield trial
+    _take(order, found.server, trial)  # for the table that grows
     yield _batch(order, found, limit, total)
 
 
@@ -214,6 +216,7 @@ def _followed(order: Order, found: Found, batch: dict[str, Any]) -> dict[str, An
     try:
         return followed(order.session, found, batch, lambda: partial.look(found.server, batch["id"]))
     except Interrupted as interrupted:
+        found.server.patience_s = 0.0  # whoever typed Ctrl-C waits for nothing
         partial.write(found.server, batch["id"])
         raise Interrupted(f"{interrupted.message} The rows that are answered so far: {partial.path}") from None
 
