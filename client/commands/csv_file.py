@@ -215,10 +215,11 @@ def _followed(order: Order, found: Found, batch: dict[str, Any]) -> dict[str, An
     partial = order.partial
     try:
         return followed(order.session, found, batch, lambda: partial.look(found.server, batch["id"]))
-    except Interrupted as interrupted:
-        found.server.patience_s = 0.0  # whoever typed Ctrl-C waits for nothing
+    except Interrupted:
+        order.session.tell(f"Writing the rows that are answered so far to {partial.path}…")
+        found.server.patience_s = 0.0  # whoever typed Ctrl-C waits for nothing else
         partial.write(found.server, batch["id"])
-        raise Interrupted(f"{interrupted.message} The rows that are answered so far: {partial.path}") from None
+        raise
 
 
 def _trial(order: Order, server: Server, batch: dict[str, Any], left: int) -> Iterator[str]:
