@@ -47,8 +47,10 @@ class Spool:
             custom_id = json.loads(line)["custom_id"]
             if custom_id in (self.with_answer if are_answers else self.places):
                 continue
-            self.places[custom_id] = (end, len(line))
-            end += self.file.write(line)
+            # Ctrl-C may come between any two of these.
+            length = self.file.write(line)
+            self.places[custom_id] = (end, length)
+            end += length
             if are_answers:
                 self.with_answer.add(custom_id)
 

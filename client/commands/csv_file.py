@@ -150,9 +150,11 @@ def _run(order: Order, found: Found, limit: int | None, total: int, *, yes: bool
     for told in _trial(order, found.server, trial, total - limit):
         order.session.tell(told)
     if not yes and not click.confirm(f"Go on with the other {total - limit:,} rows?", err=order.session.as_json):
+        order.partial.remove()
         order.session.tell("Nothing was written. The same command again does not ask the trial's rows again.")
         return
     yield trial
+    _take(order, found.server, trial)  # for the table that grows
     yield _batch(order, found, limit, total)
 
 
@@ -213,9 +215,11 @@ def _followed(order: Order, found: Found, batch: dict[str, Any]) -> dict[str, An
     partial = order.partial
     try:
         return followed(order.session, found, batch, lambda: partial.look(found.server, batch["id"]))
-    except Interrupted as interrupted:
+    except Interrupted:
+        order.session.tell(f"Writing the rows that are answered so far to {partial.path}…")
+        found.server.patience_s = 0.0  # whoever typed Ctrl-C waits for nothing else
         partial.write(found.server, batch["id"])
-        raise Interrupted(f"{interrupted.message} The rows that are answered so far: {partial.path}") from None
+        raise
 
 
 def _trial(order: Order, server: Server, batch: dict[str, Any], left: int) -> Iterator[str]:

@@ -254,6 +254,22 @@ def test_the_rows_that_are_answered_so_far_stand_beside_the_output(scored, monke
     assert not part.exists()
 
 
+def test_the_rows_of_the_trial_stand_there_too(scored, monkeypatch, tmp_path):
+    monkeypatch.setattr("client.scores.EVERY_S", 0.0)
+    monkeypatch.setattr("client.scores.PAUSE_FOR_EACH_S", 0.0)
+    seen = []
+    scored.server = server = Answering(scored.box, str.upper)
+
+    def confirm(*_, **__):
+        server.reports = [lambda: seen.append((tmp_path / "out.csv.part").read_text()), lambda: None]
+        return True
+
+    monkeypatch.setattr("click.confirm", confirm)
+    scored("name\na\nb\nc\nd\ne\n", "--limit", 2)
+    # Of the trial all, of the others every second.
+    assert [line.partition(",")[0] for line in seen[0].splitlines()] == ["name", "a", "b", "c", "e"]
+
+
 def test_ctrl_c_leaves_what_is_answered_so_far_and_the_same_command_goes_on(scored, tmp_path):
     def interrupt():
         raise KeyboardInterrupt
@@ -262,7 +278,7 @@ def test_ctrl_c_leaves_what_is_answered_so_far_and_the_same_command_goes_on(scor
     server.reports = [interrupt]
     rows, said, _ = scored("name\na\nb\nc\n", status=130)
     assert rows is None
-    assert f"The rows that are answered so far: {tmp_path}/out.csv.part" in " ".join(said.split())
+    assert f"Writing the rows that are answered so far to {tmp_path}/out.csv.part…" in said
     assert (tmp_path / "out.csv.part").read_text().splitlines()[1:] == ["a,A,,stop", "c,C,,stop"]
     rows, _, _ = scored("name\na\nb\nc\n")
     assert [row[1] for row in rows[1:]] == ["A", "B", "C"]
@@ -294,8 +310,10 @@ def test_answers_of_a_retry_are_taken_into_the_table(scored):
 
 def test_a_trial_tells_how_long_all_rows_take_and_asks(scored):
     text = "name\n" + "".join(f"n{number}\n" for number in range(1200))
+    (scored.output.parent / "out.csv.part").write_text("of a trial that took minutes")
     rows, said, server = scored(text, "--limit", 20, typed="n\n")
     assert rows is None
+    assert not (scored.output.parent / "out.csv.part").exists()
     assert "row-1 → answer: N0" in said
     assert "At 60.0 rows a minute the other 1,180 rows take 19 min 40 s." in said
     assert [len(lines) for lines in server.lines] == [20]
