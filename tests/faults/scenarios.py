@@ -244,6 +244,15 @@ def _sleeps_past_its_lease(failpoint: str, queue: str) -> Callable[[World], None
     return act
 
 
+def _hangs_for_good(world: World) -> None:
+    """It is stopped in mid-line and nobody wakes it: the supervisor kills it and what it forked, as a kill -9 does."""
+    batch = world.submit(8)
+    world.await_failpoint("after_answer")
+    world.stops += 1
+    eventually(lambda: "it is killed" in world.server.log.read_text(), within_s=100, what="the end of what hangs")
+    world.await_status("completed", batch)
+
+
 def _three_drives(world: World) -> None:
     """They share the window and the loaded model; each is killed at a step of its own."""
     world.lines_per_kill = 4
@@ -436,6 +445,7 @@ ALL = [
         _sleeps_past_its_lease("after_result_file", "control"),
         "after_result_file:stop",
     ),
+    Scenario("inference worker hangs for good", _hangs_for_good, "after_answer:stop@3"),
     Scenario("two inference workers, one backend", _two_workers, quick=True),
     Scenario(
         "three drives, kill -9 at every step",

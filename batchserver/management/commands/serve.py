@@ -236,6 +236,7 @@ def _broker_command() -> list[str]:
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
+        "log-timestamp-format": "iso8601",
     }
     command = [str(_binary.get_binary_path())]
     for name, value in options.items():
