@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from batches import forecasts, leases
-from batches.models import Backend, Batch, Hold, Line, LineState, Part, PausedModel, Status
+from batches.models import Backend, Batch, Hold, Line, LineState, Part, PausedModel, Response, Status
 from batches.scheduling import gate, switch
 from batches.scheduling.quiet_hours import QuietHours
 from batches.status import disk, progress
