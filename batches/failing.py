@@ -19,6 +19,7 @@ from batches import leases, reuse, steps
 from batches.backends.replies import LONGEST_CODE, Reply, reason_of
 from batches.lifecycle import Outcome
 from batches.models import Batch, Figures, Lease, Line, LineState, Part, Response, Status, last_places
+from batches.models.figures import labels
 from common.database import insert, retrying
 
 SLICE_S = 2.0
@@ -99,5 +100,5 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
         ours = Batch.objects.filter(pk=part.batch_id, status=Status.IN_PROGRESS, lease=lease)
         if not ours.update(**counters):
             raise leases.LeaseLost
-        Figures.add(Figures.CONTROL, {"failures": {failure["code"] or "unknown": len(ids)}})
+        Figures.add(Figures.CONTROL, {"failures": {labels(failure["code"] or "unknown"): len(ids)}})
     return len(ids) == FAILED_AT_ONCE

@@ -75,7 +75,7 @@ class Tallies:
             self._tokens[model].note(reply.usage.output_tokens)
         else:
             code = reason_of(reply)["error_code"] or "unknown"
-            self._others["failures"][code] += 1
+            self._others["failures"][labels(code)] += 1
             self._told[code] += 1
 
     def note_answer(self, call: Call[Question]) -> None:
@@ -86,8 +86,8 @@ class Tallies:
             self._others["model_swaps"][""] += 1
         elif question.purpose is Purpose.LOAD and call.verdict is Verdict.ANSWERED and call.duration_s > LEAST_LOAD_S:
             self._is_empty = False
-            self._others["model_loads"][question.model] += 1
-            self._others["model_load_seconds"][question.model] += call.duration_s
+            self._others["model_loads"][labels(question.model)] += 1
+            self._others["model_load_seconds"][labels(question.model)] += call.duration_s
             logger.info("loaded %s in %.1f s", question.served_model, call.duration_s)
 
     def look(self, in_flight: int) -> None:
@@ -117,7 +117,7 @@ class Tallies:
         for name, histograms in zip(BOUNDS, (self._seconds, self._tokens), strict=True):
             for model, histogram in histograms.items():
                 sums.setdefault(name, {}).update(histogram.sums(model))
-                sums.setdefault(f"{name}_sum", {})[model] = histogram.sum
+                sums.setdefault(f"{name}_sum", {})[labels(model)] = histogram.sum
         return sums
 
     def _tell(self) -> None:

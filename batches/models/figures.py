@@ -9,8 +9,8 @@ Counts = Mapping[str, Mapping[str, float]]
 OTHER = "other"
 # The upper bounds of histograms; what is above the last one has a bucket too. A monitor keeps each for every model.
 BOUNDS: dict[str, tuple[float, ...]] = {
-    "line_seconds": (0.5, 2, 5, 15, 60, 300),
-    "line_output_tokens": (16, 64, 256, 1024, 4096),
+    "line_seconds": (0.5, 2.0, 5.0, 15.0, 60.0, 300.0),
+    "line_output_tokens": (16.0, 64.0, 256.0, 1024.0, 4096.0),
 }
 
 
@@ -51,7 +51,7 @@ class Figures(models.Model):
 
 def labels(*values: str) -> str:
     """The key of a sum: the values of its counter's labels, in the counter's order."""
-    return "\t".join(values)
+    return "\t".join(value.replace("\t", " ") for value in values)
 
 
 def _add(totals: dict[str, float], sums: Mapping[str, float], *, most: int) -> None:

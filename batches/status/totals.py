@@ -27,7 +27,7 @@ def of(batches: QuerySet[Batch], models: list[str] | None = None) -> Totals:
         if status in (Status.CANCELLED, Status.EXPIRED):
             # The rest of its lines: those that the end of the batch settled.
             lines[labels(model, status)] += max(0, total - completed - failed)
-        totals["lines_repeated"][model] += repeated
+        totals["lines_repeated"][labels(model)] += repeated
         for kind, count in zip(TOKENS, tokens, strict=True):
             totals["tokens"][labels(model, kind)] += count
     for status, count in batches.order_by().filter(status__in=FINAL).values_list("status").annotate(Count("pk")):

@@ -287,3 +287,18 @@ def test_a_log_is_kept_short(monkeypatch, tmp_path):
     assert max(files.values()) < 1100
     older = log.with_name("chatty.log.1").read_bytes()
     assert (older + log.read_bytes()).endswith(b"".join(b"%050d\n" % number for number in range(80, 100)))
+
+
+def test_the_file_that_it_writes_to_itself_is_kept_short_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(supervisor, "MOST_LOG_BYTES", 100)
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.01)
+    log = tmp_path / "run.log"
+    log.write_text("x" * 101)
+    watching = Supervisor(own_log=log)
+    thread = threading.Thread(target=watching.watch)
+    thread.start()
+    try:
+        eventually(lambda: log.stat().st_size == 0, what="a short log")
+    finally:
+        watching.stop_signals = 1
+        thread.join()

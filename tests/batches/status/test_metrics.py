@@ -7,6 +7,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from batches import cleanup, forecasts
@@ -162,6 +163,26 @@ def test_the_labels_of_what_drives_count_are_bounded(db, monkeypatch):
     values = Figures.objects.get().values
     assert values["failures"] == {"code0": 1, "code1": 1, "other": 3}
     assert values["lines"] == {"m0\tx": 2, "m1\tx": 2, "other\tx": 6}
+
+
+@pytest.mark.parametrize("model", ["a\tb", 'quo"te', "back\\slash", "new\nline", "ünïcode", " ", "x" * 255])
+def test_any_name_of_a_model_is_a_label(transactional_db, api, model):
+    batch = an_old_batch(model, status=Status.CANCELLED, total=3, completed=1)
+    Figures.add("backend 1", {"line_seconds_sum": {labels(model): 2.0}, "line_seconds": {labels(model, "5.0"): 1}})
+    before = counters(scraped(api))
+    told = model.replace("\t", " ")
+    assert value(before, "lines_total", model=told, result="cancelled") == 2
+    assert value(before, "line_seconds_bucket", model=told, le="15.0") == 1
+    assert value(before, "line_seconds_bucket", model=told, le="2.0") == 0
+    cleanup.delete(batch.pk)
+    assert counters(scraped(api)) == before
+
+
+def test_prometheus_may_ask_for_openmetrics(work, create, backend, api):
+    work.run(create([line("a")])["id"])
+    answer = api.get("/metrics", HTTP_ACCEPT="application/openmetrics-text;version=1.0.0")
+    assert answer["Content-Type"].startswith("application/openmetrics-text")
+    assert list(openmetrics.text_string_to_metric_families(answer.content.decode()))
 
 
 def test_what_waits_is_told(transactional_db, api, live_backend):
