@@ -161,6 +161,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
     "common.middleware.KnownCharset",
+    "common.metrics.BeforeMiddleware",
     "batchserver.monitors.PagesForMonitors",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -170,6 +171,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "common.metrics.AfterMiddleware",
 ]
 ROOT_URLCONF = "batchserver.urls"
 WSGI_APPLICATION = "batchserver.wsgi.application"
@@ -287,6 +289,9 @@ FORMAT_MODULE_PATH = "batchserver.formats"
 def _is_bug(record: logging.LogRecord) -> bool:
     return getattr(record, "status_code", 500) == 500
 
+
+# Few: each is a line of /metrics.
+PROMETHEUS_LATENCY_BUCKETS = (0.05, 0.25, 1.0, 5.0, 30.0, float("inf"))
 
 # Lines for people, or one JSON object a line.
 LOG_FORMAT = env.choice(environ, "LOG_FORMAT", "line", "json")

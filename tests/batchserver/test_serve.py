@@ -32,7 +32,7 @@ def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
     assert (ready.status_code, ready.json()) == (200, {"status": "ok", "failed": []})
     metrics = requests.get(f"{server.base}/metrics", timeout=10)
     assert 'ollama_batch_server_batches{status="in_progress"} 0.0' in metrics.text
-    assert "ollama_batch_server_http_requests_total" in metrics.text
+    assert "django_http_responses_total_by_status_total" in metrics.text
     page = requests.get(f"{server.base}/", headers={"Accept": "text/html"}, timeout=10)
     assert page.url.endswith("/admin/login/?next=/admin/")
     assert requests.get(f"{server.base}/static/admin/css/base.css", timeout=10).status_code == 200
