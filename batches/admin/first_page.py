@@ -87,9 +87,18 @@ def _shown(told: list[overview.Told]) -> list[Shown]:
     return [Shown(each.batch, each.progress, each.filename) for each in told]
 
 
+HOLDS = {
+    Hold.Reason.PERSON: "A person's request is at the model server",
+    Hold.Reason.AFTER_PERSON: "A person's request was just answered",
+    Hold.Reason.OTHERS: "Somebody uses the model server directly",
+    Hold.Reason.PAUSED: "A person paused the lines",
+    Hold.Reason.SHARE: "Lines have their share of the time, beside persons' requests",
+    Hold.Reason.SHARE_BETWEEN: "Lines have their share of the time, between persons' requests",
+}
+
+
 def _hold(hold: Hold) -> str:
-    end = f" until {gate.clock(hold.until)}" if hold.until else ""
-    return f"{hold.get_reason_display().replace('_', ' ').capitalize()}, since {gate.clock(hold.created_at)}{end}"
+    return f"{HOLDS[Hold.Reason(hold.reason)]}, since {gate.clock(hold.created_at)}"
 
 
 def _chart() -> str:
