@@ -20,14 +20,15 @@ from typing import Any
 
 import requests
 from django.conf import settings
-from django.db import Error, connection
+from django.db import Error, connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
-from batches.models import WebhookDelivery
+from batches.models import Figures, WebhookDelivery
+from batches.models.figures import NO_LABELS
 from common.database import from_now, retrying
 from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
 
@@ -95,8 +96,13 @@ def _reserve() -> WebhookDelivery | None:
 
 
 def _store(delivery: WebhookDelivery, values: dict[str, Any]) -> None:
-    """Store the result of an attempt, unless another sender has reserved the event since: its result is newer."""
-    WebhookDelivery.objects.filter(pk=delivery.pk, attempts=delivery.attempts).update(**values)
+    """Store the result of an attempt, unless another sender has reserved the event since: its result is newer. Counts
+    the attempt in Figures, since old deliveries are deleted."""
+    with transaction.atomic():
+        stored = WebhookDelivery.objects.filter(pk=delivery.pk, attempts=delivery.attempts).update(**values)
+        delivered = int(bool(stored and values.get("delivered_at")))
+        counts = {"webhook_attempts": {NO_LABELS: 1}, "webhooks_delivered": {NO_LABELS: delivered}}
+        Figures.add(Figures.WEBHOOKS, counts)
 
 
 def _send(delivery: WebhookDelivery) -> dict[str, Any]:

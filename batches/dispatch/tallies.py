@@ -13,7 +13,7 @@ from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict, reason_of
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Figures, Lease, Line, LineState
-from batches.models.figures import BOUNDS, labels
+from batches.models.figures import BOUNDS, NO_LABELS, labels
 from common.database import retrying
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Tallies:
         question = call.subject
         if question.purpose is Purpose.UNLOAD and call.verdict is not Verdict.CUT:
             self._is_empty = False
-            self._others["model_swaps"][""] += 1
+            self._others["model_swaps"][NO_LABELS] += 1
         elif question.purpose is Purpose.LOAD and call.verdict is Verdict.ANSWERED and call.duration_s > LEAST_LOAD_S:
             self._is_empty = False
             self._others["model_loads"][labels(question.model)] += 1

@@ -7,6 +7,7 @@ from django.db import models, transaction
 
 Counts = Mapping[str, Mapping[str, float]]
 OTHER = "other"
+NO_LABELS = ""  # the key of the one sum of a counter without labels
 # The upper bounds of histograms; what is above the last one has a bucket too. A monitor keeps each for every model.
 BOUNDS: dict[str, tuple[float, ...]] = {
     "line_seconds": (0.5, 2.0, 5.0, 15.0, 60.0, 300.0),
@@ -28,7 +29,7 @@ class Figures(models.Model):
     # thinks up names of models would fill the row, and the monitor's memory.
     MOST_LABELS = 50
     # Sources
-    DELETED, FORECASTS, CONTROL = "deleted batches", "forecasts", "control worker"
+    DELETED, FORECASTS, CONTROL, WEBHOOKS = "deleted batches", "forecasts", "control worker", "webhooks"
 
     class Meta:
         verbose_name_plural = "figures"

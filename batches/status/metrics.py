@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from batches.models import Backend, Batch, Figures, Hold, Lease, PausedModel, Pulse, Status, WebhookDelivery
-from batches.models.figures import BOUNDS, labels
+from batches.models.figures import BOUNDS, NO_LABELS, labels
 from batches.scheduling import switch
 from batches.status import progress, totals
 from common.bounded import Bounded
@@ -88,7 +88,7 @@ def _counters() -> Iterator[Metric]:
                     sums[name][key] += value
     for name, (named, told) in COUNTERS.items():
         counter = CounterMetricFamily(f"{PREFIX}_{name}", told, labels=named)
-        for key, value in sorted(sums[name].items()) or ([] if named else [("", 0.0)]):
+        for key, value in sorted(sums[name].items()) or ([] if named else [(NO_LABELS, 0.0)]):
             counter.add_metric(key.split("\t") if named else [], value)
         yield counter
     for name, told in HISTOGRAMS.items():

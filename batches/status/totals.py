@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from django.db.models import Count, Min, QuerySet, Sum
 
-from batches.models import FINAL, Batch, Figures, Status, WebhookDelivery
+from batches.models import FINAL, Batch, Figures, Status
 from batches.models.figures import OTHER, labels
 
 SEVERAL = "several"  # the model of a batch whose lines name more than one
@@ -32,10 +32,6 @@ def of(batches: QuerySet[Batch], models: list[str] | None = None) -> Totals:
             totals["tokens"][labels(model, kind)] += count
     for status, count in batches.order_by().filter(status__in=FINAL).values_list("status").annotate(Count("pk")):
         totals["batches_finished"][status] += count
-    deliveries = WebhookDelivery.objects.filter(batch__in=batches).order_by()
-    sent = deliveries.aggregate(attempts=Sum("attempts", default=0), delivered=Count("delivered_at"))
-    totals["webhook_attempts"][""] += sent["attempts"]
-    totals["webhooks_delivered"][""] += sent["delivered"]
     return {name: dict(sums_of) for name, sums_of in totals.items()}
 
 

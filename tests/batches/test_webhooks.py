@@ -458,6 +458,21 @@ def _permissions(codename):
     return Permission.objects.filter(codename=codename)
 
 
+def test_the_metrics_count_attempts_and_what_was_delivered(failed, hook, api):
+    def told(name):
+        lines = api.get("/metrics").content.decode().splitlines()
+        return [each.rpartition(" ")[2] for each in lines if each.startswith(f"ollama_batch_server_{name}_total ")]
+
+    assert told("webhook_attempts") == told("webhooks_delivered") == ["0.0"]
+    hook.answers = [Answer(503)]
+    webhooks.send_due()
+    assert (told("webhook_attempts"), told("webhooks_delivered")) == (["1.0"], ["0.0"])
+    send_again_now()
+    assert (told("webhook_attempts"), told("webhooks_delivered")) == (["2.0"], ["1.0"])
+    WebhookDelivery.objects.all().delete()  # as old ones are
+    assert (told("webhook_attempts"), told("webhooks_delivered")) == (["2.0"], ["1.0"])
+
+
 def test_the_metrics_tell_how_many_wait(failed, hook, api):
     assert "ollama_batch_server_webhooks_waiting 1.0" in api.get("/metrics").content.decode()
     webhooks.send_due()
