@@ -66,7 +66,6 @@ FIGURES: dict[str, list[Figure]] = {
 
 def library() -> Any:
     """The library that draws. Raises NoLibrary: ask before anything is measured for an hour."""
-    before = list(sys.meta_path)
     try:
         import pygal
         import pygal.style
@@ -75,7 +74,7 @@ def library() -> Any:
             "The figures are drawn by pygal, which is not installed: pip install -r requirements-dev.txt"
         ) from None
     # It looks for plugins of its own at every import from then on, in a way of which Python 3.11 warns.
-    sys.meta_path[:] = before
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, pygal.PluginImportFixer)]
     return pygal
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import metadata
 from xml.etree import ElementTree
 
 import pytest
@@ -69,6 +70,13 @@ def test_drawing_again_changes_nothing(tmp_path, settings):
     assert once.count("![") == 1
     report.redraw(SCENARIOS)
     assert (tmp_path / report.PATH).read_text() == once
+
+
+def test_imports_are_looked_for_as_before():
+    """Those of pygal's plugins alone are not; what else it needs to find packages by their metadata stays."""
+    figures.library()
+    assert metadata.version("pygal")
+    assert "PluginImportFixer" not in {type(finder).__name__ for finder in sys.meta_path}
 
 
 def test_without_its_library_it_is_said_what_to_install(monkeypatch):
