@@ -131,7 +131,7 @@ def test_the_batch_server_is_told_of_slots_by_parallel_alone() -> None:
     assert Effort.chosen(USUAL, print).told == {}
 
 
-def test_the_report_keeps_sections_that_are_no_scenarios(tmp_path: Path, settings: Any) -> None:
+def test_the_report_keeps_sections_that_are_no_scenarios(tmp_path: Path, settings: Any, processes: None) -> None:
     settings.BASE_DIR = tmp_path
     (tmp_path / "docs").mkdir()
     page = tmp_path / report.PATH
