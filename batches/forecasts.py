@@ -9,7 +9,7 @@ from datetime import timedelta
 from django.db import transaction
 from django.utils import timezone
 
-from batches import lifecycle
+from batches import lifecycle, webhooks
 from batches.models import Batch, Figures
 from batches.scheduling import gate
 from batches.status import progress
@@ -26,7 +26,9 @@ _told: dict[str, tuple[int, float]] = {}
 
 def review() -> None:
     """Store the warnings of a forecast (`progress.FORECAST`) on batches in progress for which they hold, and remove
-    them where they do not hold any more. Logs each once, and keeps the forecasts for /metrics. Safe to run twice."""
+    them where they do not hold any more. Logs and sends each once, and keeps the forecasts for /metrics.
+
+    Safe to run twice."""
     ends = []
     for batch in Batch.objects.all().runnable().order_by("expires_at")[:MOST_BATCHES]:
         told = progress.of(batch)
@@ -47,10 +49,13 @@ def _store(batch: Batch, told: progress.Progress) -> None:
     if told.warnings == batch.warnings:
         return
     found = [each for each in told.warnings if each["code"] in progress.FORECAST]
-    before = _replace(batch.pk, found, progress.FORECAST)
-    for each in found:
-        if each["code"] not in before:
-            logger.warning("%s: %s", batch.pk, each["message"])
+    with transaction.atomic():
+        before = _replace(batch.pk, found, progress.FORECAST)
+        new = [each for each in found if each["code"] not in before]
+        for each in new:
+            webhooks.warn(batch.pk, each["code"], about=batch.expires_at.isoformat())
+    for each in new:
+        logger.warning("%s: %s", batch.pk, each["message"])
 
 
 def _tell(told: progress.Progress) -> None:

@@ -29,12 +29,14 @@ from urllib3.exceptions import HTTPError
 
 from batches.models import Figures, WebhookDelivery
 from batches.models.figures import NO_LABELS
+from common import ids
 from common.database import from_now, retrying
 from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
 
 logger = logging.getLogger(__name__)
 
 THREAD = "webhooks"
+WARNING = "batch.warning"
 DEADLINE_S = 20.0
 # How long an event is reserved for one sender: longer than any attempt takes.
 RESERVED_FOR = timedelta(seconds=60)
@@ -77,6 +79,21 @@ def send_due() -> None:
 def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
     """Make these events due, delivered or not. An event older than GIVEN_UP_AFTER gets a single attempt."""
     deliveries.update(next_at=Now())
+
+
+def warn(batch_id: str, code: str, about: str) -> None:
+    """Make the event batch.warning due, in the caller's transaction, if WEBHOOK_WARNINGS asks for it. Safe to run
+    twice: there is one event for each code and what it is `about`, such as the end of the window."""
+    if not (settings.WEBHOOK_URL and settings.WEBHOOK_WARNINGS):
+        return
+    event = WebhookDelivery(
+        id=ids.derived_id(ids.EVENT, batch_id, WARNING, code, about),
+        batch_id=batch_id,
+        event=WARNING,
+        created_at=timezone.now(),
+        next_at=Now(),
+    )
+    WebhookDelivery.objects.bulk_create([event], ignore_conflicts=True)
 
 
 def forget_old() -> None:

@@ -127,6 +127,9 @@ WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
     WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
+# Whether a warning of a forecast is an event too, batch.warning, which OpenAI does not have.
+WEBHOOK_WARNINGS = env.switch(environ, "WEBHOOK_WARNINGS", False)
+
 # The pipe for signs of life, set by the supervisor for the workers that it starts; 0: nobody watches.
 SIGNS_OF_LIFE_FD = env.whole(environ, "SIGNS_OF_LIFE_FD", 0)
 

@@ -20,7 +20,7 @@ from django.db import IntegrityError, connection
 from django.urls import reverse
 from django.utils import timezone
 
-from batches import lifecycle, webhooks
+from batches import forecasts, lifecycle, webhooks
 from batches.models import Batch, Status, WebhookDelivery
 from common import ids
 from tests.conftest import line
@@ -197,6 +197,41 @@ def test_another_secret_or_body_is_refused(failed, hook):
     request.body = request.body.replace(b"failed", b"completed")
     with pytest.raises(openai.InvalidWebhookSignatureError):
         unwrap(request)
+
+
+@pytest.fixture
+def too_large(create, work, backend):
+    """A batch in progress, whose answers the disk has no room for."""
+    batch_id = create([line("a")])["id"]
+    work.validate(batch_id)
+    work.drive()
+    Batch.objects.update(status=Status.IN_PROGRESS, total=10**9)
+    return Batch.objects.get()
+
+
+def test_a_warning_is_told_once_if_it_is_wanted(hook, too_large, settings):
+    settings.WEBHOOK_WARNINGS = True
+    for _ in range(2):
+        forecasts.review()
+    assert [each["code"] for each in Batch.objects.get().warnings] == ["disk_too_small"]
+    webhooks.send_due()
+    [request] = hook.seen
+    event = json.loads(request.body)
+    assert (event["type"], event["data"]) == ("batch.warning", {"id": too_large.pk})
+    # It holds no more, and then it holds again: nothing new for the same window.
+    for total in (2, 10**9):
+        Batch.objects.update(total=total)
+        forecasts.review()
+    assert WebhookDelivery.objects.count() == 1
+    Batch.objects.update(warnings=[], expires_at=too_large.expires_at + timedelta(days=1))
+    forecasts.review()
+    assert WebhookDelivery.objects.count() == 2
+
+
+def test_a_warning_is_not_told_if_nobody_asked_for_it(hook, too_large):
+    forecasts.review()
+    assert Batch.objects.get().warnings
+    assert not WebhookDelivery.objects.exists()
 
 
 def test_without_an_address_nothing_is_stored_or_sent(create, work, receiver):
