@@ -3,6 +3,7 @@ Delete a batch, as a person or RETENTION_DAYS wants it.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,7 +26,8 @@ from files_api.storage import trouble
 
 logger = logging.getLogger(__name__)
 
-DELETED_AT_ONCE, FILES_AT_ONCE = 10, 1000
+SLICE_S = 2.0
+DELETED_AT_ONCE, FILES_AT_ONCE = 10, 500
 
 
 def tidy(batch_id: str, *, breathe: Callable[[], None]) -> Outcome:
@@ -56,29 +58,34 @@ def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -
     return Outcome.DONE
 
 
-def delete(batch_id: str, *, breathe: Callable[[], None] = lambda: None) -> None:
+def delete(batch_id: str, *, slice_s: float = float("inf")) -> Outcome:
     """Delete a batch that is over: its lines, its deliveries and its result files; the input file stays, and so do the
-    batches that retry it. Raises a 409 before its end.
+    batches that retry it. MORE if `slice_s` ended before. Raises a 409 before the batch's end.
 
-    Lines go in pages, so that no other writer waits long; `breathe` is called between them. Safe to run twice, at once,
-    and again after an end half way.
+    Lines go in pages, so that no other writer waits long. Safe to run twice, at once, and again after an end half way.
     """
+    ends_at = time.monotonic() + slice_s
     batch = Batch.objects.filter(pk=batch_id).first()
     if batch is None:
-        return
+        return Outcome.DONE
     if not batch.is_final:
         raise lifecycle.too_early("delete", batch.status)
     for numbers in results.ranges(batch):
-        breathe()
         _delete_responses(batch, numbers)  # a batch that ended a moment ago may not be tidied
         batch.lines.filter(number__range=numbers).delete()
+        if time.monotonic() > ends_at:
+            return Outcome.MORE
     with transaction.atomic():
+        # Of two at once, one counts the batch among the deleted ones.
+        if not Batch.objects.select_for_update().filter(pk=batch_id).exists():
+            return Outcome.DONE
         totals.keep(Batch.objects.filter(pk=batch_id))
         files = File.objects.filter(pk__in=[batch.output_file_id, batch.error_file_id], deleted_at=None)
         files.update(deleted_at=timezone.now())
         FileHold.objects.filter(holder=batch_id).delete()
         batch.delete()
     logger.info("%s: deleted", batch_id)
+    return Outcome.DONE
 
 
 def outlived() -> list[str]:
@@ -97,10 +104,12 @@ def delete_outlived_files() -> None:
     if not settings.RETENTION_DAYS:
         return
     named = Q(input_file=OuterRef("pk")) | Q(output_file=OuterRef("pk")) | Q(error_file=OuterRef("pk"))
-    files = File.objects.all().visible().filter(~Exists(Batch.objects.filter(named)), created_at__lt=_oldest_kept())
-    for file in files[:FILES_AT_ONCE]:
-        logger.info("%s: deleted, for RETENTION_DAYS is over", file.pk)
-        File.objects.filter(pk=file.pk).update(deleted_at=timezone.now())
+    free = ~Exists(Batch.objects.filter(named)) & ~Exists(FileHold.objects.filter(file=OuterRef("pk")))
+    files = File.objects.all().visible().filter(free, created_at__lt=_oldest_kept())
+    ids = list(files.values_list("pk", flat=True)[:FILES_AT_ONCE])
+    # A batch may have been made of one of them meanwhile.
+    if count := File.objects.filter(free, pk__in=ids, deleted_at=None).update(deleted_at=timezone.now()):
+        logger.info("%d files deleted that no batch has, for RETENTION_DAYS is over", count)
 
 
 def _oldest_kept() -> datetime:

@@ -20,7 +20,7 @@ from batches.backends.replies import LONGEST_CODE, Reply, reason_of
 from batches.lifecycle import Outcome
 from batches.models import Batch, Figures, Lease, Line, LineState, Part, Response, Status, last_places
 from batches.models.figures import labels
-from common.database import insert, retrying
+from common.database import retrying
 
 SLICE_S = 2.0
 # Lines in one transaction: a million would keep all other writers waiting.
@@ -82,7 +82,7 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
         ids = list(numbers)
         if not ids:
             return False
-        insert(Response, ("line", "body"), ((pk, failure["body"]) for pk in ids))
+        Response.store((pk, failure["body"]) for pk in ids)
         Line.objects.filter(pk__in=ids).update(
             state=LineState.FAILED,
             finished_at=timezone.now(),

@@ -128,8 +128,8 @@ def followed_file(file_id: str) -> FollowedFile | None:
     for name, kind in (("output_file", "output"), ("error_file", "errors")):
         if batch := Batch.objects.filter(**{name: file_id}).first():
             return FollowedFile(batch, kind, is_made=True)
-    if settings.EARLY_RESULT_FILES:
-        for batch in Batch.objects.exclude(status__in=FINAL).iterator():
+    if settings.EARLY_RESULT_FILES and not File.objects.filter(pk=file_id).exists():
+        for batch in Batch.objects.exclude(status__in=FINAL).only("pk", "status").iterator():
             for kind in FILES:
                 if file_id == early_id(batch, kind):
                     return FollowedFile(batch, kind, is_made=False)

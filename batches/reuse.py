@@ -22,7 +22,7 @@ from common import ids, strict_json
 from common.database import readable
 
 KEPT_FOR = timedelta(days=30)
-FORGOTTEN_AT_ONCE = 1000  # by one tick: other writers must not wait long for it
+FORGOTTEN_AT_ONCE = 5000  # by one sweep: other writers must not wait long for it
 
 
 def originals(part: Part, digests: Collection[bytes]) -> dict[bytes, int]:
@@ -99,7 +99,7 @@ def recall(line: Line) -> str | None:
 
 
 def forget_old() -> None:
-    """Forget answers older than KEPT_FOR, FORGOTTEN_AT_ONCE at most. Each tick calls it."""
+    """Forget answers older than KEPT_FOR, FORGOTTEN_AT_ONCE at most. Each sweep calls it."""
     old = Answer.objects.filter(created_at__lt=timezone.now() - KEPT_FOR).order_by("created_at")
     if digests := list(old.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
         Answer.objects.filter(pk__in=digests).delete()

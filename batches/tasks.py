@@ -138,7 +138,9 @@ def tidy(batch_id: str) -> None:
 
 @shared_task
 def delete(batch_id: str) -> None:
-    cleanup.delete(batch_id, breathe=tick_between())
+    if cleanup.delete(batch_id, slice_s=cleanup.SLICE_S) is Outcome.MORE:
+        Batch.objects.filter(pk=batch_id).update(nudged_at=timezone.now())  # or the tick would ask for it too
+        wake(delete, batch_id)
 
 
 @shared_task
@@ -199,11 +201,15 @@ def tick_between() -> Callable[[], None]:
 
 def _nudge_control() -> None:
     waiting = Batch.objects.all().waiting_for_control()
-    long_ago = Q(nudged_at=None) | Q(nudged_at__lte=timezone.now() - NUDGE_AGAIN_AFTER)
+    long_ago = _long_ago()
     for batch_id in waiting.filter(long_ago).order_by("created_at").values_list("pk", flat=True)[:100]:
         # One message for a batch in NUDGE_AGAIN_AFTER, however many ticks see it, or messages would multiply.
         if Batch.objects.filter(long_ago, pk=batch_id).update(nudged_at=timezone.now()):
             wake_control(batch_id)
+
+
+def _long_ago() -> Q:
+    return Q(nudged_at=None) | Q(nudged_at__lte=timezone.now() - NUDGE_AGAIN_AFTER)
 
 
 def _compare_windows() -> None:
@@ -214,8 +220,10 @@ def _compare_windows() -> None:
 def _delete_outlived() -> None:
     if Pulse.due("retention", RETENTION_EVERY):
         cleanup.delete_outlived_files()
+        long_ago = _long_ago()
         for batch_id in cleanup.outlived():
-            wake(delete, batch_id)
+            if Batch.objects.filter(long_ago, pk=batch_id).update(nudged_at=timezone.now()):
+                wake(delete, batch_id)
 
 
 def _forget_what_is_over() -> None:

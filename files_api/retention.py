@@ -63,7 +63,7 @@ def _discard_hidden(most: int) -> OSError | None:
     return failed
 
 
-def sweep(most: int = 100) -> None:
+def sweep(most: int = 500) -> None:
     """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and what killed
     processes left: temporary files, and bytes whose row was never committed.
 

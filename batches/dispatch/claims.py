@@ -23,7 +23,6 @@ from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahea
 from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part, Response, last_places
 from batches.scheduling import turns
 from common import failpoints
-from common.database import insert
 
 logger = logging.getLogger(__name__)
 
@@ -121,19 +120,23 @@ def store(
             else:
                 group.late.append(line)
         group.write(lease, places)
+        lost = _lost(group.late)
     for call, state in group.written:
         note(call, state)
-    _tell_late(group.late)
+    if lost:
+        first = f"{lost[0].batch_id} line {lost[0].number}"
+        logger.warning("%d results came too late and were dropped, the first of %s", len(lost), first)
     return sorted({part.batch_id for part in group.missing})
 
 
-def _tell_late(lines: list[Line]) -> None:
-    """Of a batch that was cancelled or overdue, the finalizer has settled the lines: nothing is wrong with that."""
-    running = Batch.objects.all().in_progress().filter(pk__in={line.batch_id for line in lines}) if lines else []
-    ids = {batch.pk for batch in running}
-    if lost := [line for line in lines if line.batch_id in ids]:
-        first = f"{lost[0].batch_id} line {lost[0].number}"
-        logger.warning("%d results came too late and were dropped, the first of %s", len(lost), first)
+def _lost(lines: list[Line]) -> list[Line]:
+    """Those that another process has. Of a batch that was cancelled or overdue, the finalizer has settled the lines:
+    nothing is wrong with that."""
+    if not lines:
+        return []
+    running = Batch.objects.all().in_progress().filter(pk__in={line.batch_id for line in lines})
+    ids = set(running.values_list("pk", flat=True))
+    return [line for line in lines if line.batch_id in ids]
 
 
 class _Group:
@@ -163,11 +166,10 @@ class _Group:
             self.missing[line.part] = reply
         if line.digest is not None:
             self._finished[line.pk] = line, counter
-        if reply.body:
-            self._responses.append((line.pk, reply.body))
+        self._responses.append((line.pk, reply.body))
 
     def write(self, lease: Lease, places: dict[str, int]) -> None:
-        insert(Response, ("line", "body"), self._responses)
+        Response.store(self._responses)
         for pk, count in reuse.counts(self._finished).items():
             line, counter = self._finished[pk]
             self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})

@@ -1,5 +1,6 @@
 """Line, its Response until the result files hold it, and Answers that another batch may reuse."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches.models.lease import Lease
-from common.database import from_now
+from common.database import from_now, insert
 
 # Longer than any backoff, of a line or of a stalled batch.
 LONGEST_WAIT = timedelta(minutes=6)
@@ -158,6 +159,12 @@ class Response(models.Model):
 
     def __str__(self) -> str:
         return f"response to {self.line}"
+
+    @classmethod
+    def store(cls, bodies: Iterable[tuple[int, str]]) -> None:
+        """Insert the bodies of lines, given by the lines' ids; an empty body is no response."""
+        if rows := [(line_id, body) for line_id, body in bodies if body]:
+            insert(cls, ("line", "body"), rows)
 
 
 class Answer(models.Model):

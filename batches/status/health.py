@@ -58,9 +58,14 @@ def tick_trouble() -> list[str]:
     tick = Pulse.objects.filter(pk="ticked").first()
     if tick is None or tick.at < timezone.now() - TICK_MISSING_AFTER:
         return ["The control worker has not ticked lately."]
-    errors = Pulse.objects.filter(pk__in=["ticked", "swept"]).exclude(error="").order_by("-pk")
-    failing = ", ".join(errors.values_list("error", flat=True))
+    failing = failed_duties()
     return [f"The control worker cannot {failing}; its log says more."] if failing else []
+
+
+def failed_duties() -> str:
+    """The duties that failed in the last tick and in the last sweep, and how; empty if none did."""
+    errors = Pulse.objects.filter(pk__in=["ticked", "swept"]).exclude(error="").order_by("-pk")
+    return ", ".join(errors.values_list("error", flat=True))
 
 
 def _troubles(backend: Backend) -> list[str]:

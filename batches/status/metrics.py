@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from batches.models import Backend, Batch, Figures, Hold, Lease, PausedModel, Pulse, Status, WebhookDelivery
 from batches.models.figures import BOUNDS, NO_LABELS, labels
 from batches.scheduling import switch
-from batches.status import progress, totals
+from batches.status import health, progress, totals
 from common.bounded import Bounded
 from common.metrics import PREFIX, REGISTRY
 from files_api import storage
@@ -198,7 +198,7 @@ def _server() -> Iterator[Metric]:
         yield _gauge(
             "tick_age_seconds", "Time since the control worker's last tick, which comes every 2 s.", _age(tick.at)
         )
-        yield _gauge("tick_failing", "1 if a duty of the last tick failed.", 1 if tick.error else 0)
+        yield _gauge("tick_failing", "1 if a duty of the last tick failed.", 1 if health.failed_duties() else 0)
     holds = GaugeMetricFamily(
         f"{PREFIX}_holds", "What keeps lines back, or lets them go beside persons.", labels=["reason"]
     )

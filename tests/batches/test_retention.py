@@ -7,7 +7,7 @@ from django.contrib.sessions.models import Session
 from django.db import connection
 from django.utils import timezone
 
-from batches import cleanup, tasks
+from batches import cleanup, results, tasks
 from batches.models import Batch, Line, Response, WebhookDelivery
 from files_api import retention
 from files_api.models import File, FileHold
@@ -64,6 +64,7 @@ def kept_for_10_days(settings):
 def age(days, **more):
     """All batches ended, and all files came, so many days ago."""
     then = timezone.now() - timedelta(days=days)
+    Batch.objects.update(nudged_at=then)
     Batch.objects.exclude(completed_at=None).update(created_at=then - timedelta(days=1), completed_at=then)
     Batch.objects.filter(completed_at=None).update(created_at=then - timedelta(days=1))
     File.objects.update(created_at=then)
@@ -95,6 +96,47 @@ def test_batches_go_with_their_files_when_their_days_are_over(api, create, work,
     assert sweep(sent) == []
 
 
+def test_a_large_batch_goes_in_slices_that_ask_for_the_next(create, work, backend, sent, kept_for_10_days, monkeypatch):
+    monkeypatch.setattr(results, "PAGE", 2)
+    monkeypatch.setattr(cleanup, "SLICE_S", -1.0)
+    batch = work.run(create([line(name) for name in "abcde"])["id"])["id"]
+    age(11)
+    sent.clear()
+    tick()
+    left = []
+    while ("delete", batch) in sent:
+        sent.clear()
+        tasks.delete(batch)
+        left.append(Line.objects.count())
+        tick()  # the slices go on by themselves: it asks for none beside them
+        assert sent.count(("delete", batch)) <= 1
+    assert left == [3, 1, 0, 0]
+    assert not Batch.objects.exists()
+
+
+def test_two_deletes_at_once_count_the_batch_once(create, work, backend, monkeypatch):
+    """The second begins while the first is about to end."""
+    batch = work.run(create([line("a"), line("b")])["id"])["id"]
+    keep = cleanup.totals.keep
+    counted = []
+
+    def overtaken(batches):
+        counted.append(batches)
+        keep(batches)
+
+    monkeypatch.setattr(cleanup.totals, "keep", overtaken)
+    ranges = results.ranges
+
+    def second_meanwhile(found):
+        monkeypatch.setattr(results, "ranges", ranges)
+        cleanup.delete(batch)
+        return iter(())
+
+    monkeypatch.setattr(results, "ranges", second_meanwhile)
+    cleanup.delete(batch)
+    assert len(counted) == 1
+
+
 def test_what_runs_or_waits_is_kept(create, work, sent, kept_for_10_days):
     create([line("a")])
     age(100)
@@ -113,7 +155,8 @@ def test_batches_go_however_they_ended(create, sent, kept_for_10_days, ended):
     create([line("a")])
     long_ago = timezone.now() - timedelta(days=11)
     status = ended.removesuffix("_at")
-    Batch.objects.update(status=status, created_at=long_ago, tidied_at=long_ago, **{ended: long_ago})
+    stamps = {"created_at": long_ago, "tidied_at": long_ago, "nudged_at": long_ago, ended: long_ago}
+    Batch.objects.update(status=status, **stamps)
     assert sweep(sent) == ["delete"]
     assert not Batch.objects.exists()
 
