@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from batches import cleanup, creation, forecasts, lifecycle, retry, tasks
-from batches.api.following import place_parameter, stream
+from batches.api.following import place_of, place_parameter, stream
 from batches.api.serializers import (
     AllPausedSerializer,
     BatchCreateSerializer,
@@ -169,12 +169,12 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
     @operation("Stream the lines that are answered so far", JSONL, parameters=[AFTER])
     @action(detail=True)
     def output(self, request: Request, pk: str) -> Any:
-        return stream(request, "after", self.get_object(), "output")
+        return stream(self.get_object(), "output", place_of(request, "after"))
 
     @operation("Stream the lines that failed so far", JSONL, parameters=[AFTER])
     @action(detail=True)
     def errors(self, request: Request, pk: str) -> Any:
-        return stream(request, "after", self.get_object(), "errors")
+        return stream(self.get_object(), "errors", place_of(request, "after"))
 
     @operation("Delete a batch that is over", BatchDeletedSerializer)
     def destroy(self, request: Request, pk: str) -> Response:

@@ -4,8 +4,9 @@ from django.http import StreamingHttpResponse
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework.request import Request
 
-from batches.api.following import place_parameter, stream
+from batches.api.following import place_of, place_parameter, stream
 from batches.following import followed_file
+from common.errors import ApiError
 from files_api import views
 
 
@@ -14,7 +15,9 @@ class FileViewSet(views.FileViewSet):
     def download(self, request: Request, pk: str) -> StreamingHttpResponse:
         """The bytes of a file. Of a result file with `offset`, and of one that is not made yet: its lines in the order
         of finishing, as `/v1/batches/{id}/output` has them."""
-        followed = followed_file(pk)
+        place, followed = place_of(request, "offset"), followed_file(pk)
         if followed and ("offset" in request.query_params or not followed.is_made):
-            return stream(request, "offset", followed.batch, followed.kind)
+            return stream(followed.batch, followed.kind, place, "application/octet-stream")
+        if place and self.get_object():
+            raise ApiError(f"Invalid 'offset': '{place}'. The file {pk} is no result file of a batch.", param="offset")
         return super().download(request, pk)

@@ -20,11 +20,16 @@ def place_parameter(name: str) -> OpenApiParameter:
     )
 
 
-def stream(request: Request, name: str, batch: Batch, kind: str) -> StreamingHttpResponse:
-    """The lines (`kind`: output or errors) after the place that the query's `name` gives, as JSONL. `X-Incomplete` says
+def place_of(request: Request, name: str) -> int:
+    """The place that the query's `name` gives, 0 without one. Raises a 400."""
+    return whole_number(name, request.query_params.get(name, "0"), most=MOST_PLACE)
+
+
+def stream(batch: Batch, kind: str, after: int, content_type: str = "application/jsonl") -> StreamingHttpResponse:
+    """The lines (`kind`: output or errors) after this place, as JSONL. `X-Incomplete` says
     whether more may come, and `X-Last-Line` is the place to go on after."""
-    following = Following.of(batch, kind, whole_number(name, request.query_params.get(name, "0"), most=MOST_PLACE))
-    answer = StreamingHttpResponse(following.lines(), content_type="application/jsonl")
+    following = Following.of(batch, kind, after)
+    answer = StreamingHttpResponse(following.lines(), content_type=content_type)
     answer["X-Incomplete"] = "false" if following.is_whole else "true"
     answer["X-Last-Line"] = str(max(following.after, following.last))
     return answer

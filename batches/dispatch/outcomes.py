@@ -1,5 +1,6 @@
 """What becomes of a line's row, by the reply to its call: finished, or pending again with what it was charged."""
 
+import logging
 import random
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,8 @@ from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict, reason_of
 from batches.models import NO_ROOM, Backend, Line, LineState
 from common.database import from_now
+
+logger = logging.getLogger(__name__)
 
 # More than a person or the system's memory killer would hit the same line by chance while others are sent as well.
 MOST_BACKEND_CRASHES = 4
@@ -66,6 +69,7 @@ def _unchecked(line: Line, reply: Reply, call: Call[Line]) -> dict[str, Any]:
     if line.error_code == reply.code:
         backoff = _jittered(min(MOST_UNCHECKED_S, max(MOST_BACKOFF_S, UNCHECKED_SHARE * call.duration_s)))
     else:
+        logger.warning("%s line %s: its answer is not used: %s", line.batch_id, line.number, reply.message)
         backoff = _backoff(1)
     return _again(backoff) | {"error_code": reply.code, "error_message": reply.message}
 

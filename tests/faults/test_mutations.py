@@ -15,12 +15,11 @@ from tests.stack import ROOT
 
 @dataclass(frozen=True)
 class Mutation:
-    """`guarded` in the file at `path` becomes `unguarded`; then the scenario has to end with `seen`."""
+    """In the file at `path` each key of `changes` becomes its value; then the scenario has to end with `seen`."""
 
     name: str
     path: str
-    guarded: str
-    unguarded: str
+    changes: dict[str, str]
     scenario: str
     seen: str
 
@@ -29,8 +28,10 @@ class Mutation:
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "manage.py", root)
         source = (root / self.path).read_text()
-        assert source.count(self.guarded) == 1, "the guard looks different now: mutate it as it is"
-        (root / self.path).write_text(source.replace(self.guarded, self.unguarded))
+        for guarded, unguarded in self.changes.items():
+            assert source.count(guarded) == 1, "the guard looks different now: mutate it as it is"
+            source = source.replace(guarded, unguarded)
+        (root / self.path).write_text(source)
         return scenarios.run(scenarios.BY_NAME[self.scenario], None, root=root)
 
 
@@ -38,16 +39,19 @@ MUTATIONS = [
     Mutation(
         "no lease check in the write",
         "batches/dispatch/claims.py",
-        "WHERE id = %s AND lease_id = %s AND state = %s",
-        "WHERE id = %s AND %s IS NOT NULL AND %s IS NOT NULL",
+        {
+            "WHERE id = %s AND lease_id = %s AND state = %s": "WHERE id = %s AND %s IS NOT NULL AND %s IS NOT NULL",
+            # The key of the responses would refuse a second one for the same line.
+            "Response.store(self._responses)": "Response.objects.bulk_create("
+            "[Response(line_id=pk, body=body) for pk, body in self._responses], ignore_conflicts=True)",
+        },
         "zombie writes a line",
         "again: written again",
     ),
     Mutation(
         "no fence in the final move",
         "batches/results.py",
-        "self.batch.pk, final, lease=self.keeper.lease, output_file",
-        "self.batch.pk, final, output_file",
+        {"self.batch.pk, final, lease=self.keeper.lease, output_file": "self.batch.pk, final, output_file"},
         "zombie finalizes",
         "declared dead moved the batch to completed",
     ),

@@ -179,6 +179,9 @@ def test_an_offset_that_is_no_place_is_refused(api, begun, work, offset):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "offset")
 
 
-def test_an_offset_into_another_file_counts_for_nothing(api, begun):
-    whole = api.get(f"/v1/files/{begun['input_file_id']}/content?offset=3")
-    assert whole.getvalue() == api.get(f"/v1/files/{begun['input_file_id']}/content").getvalue()
+def test_an_offset_into_another_file_is_refused(api, begun):
+    address = f"/v1/files/{begun['input_file_id']}/content"
+    assert api.get(f"{address}?offset=0").getvalue() == api.get(address).getvalue()
+    for offset in ("3", "-1", "x"):
+        refused = api.get(address, {"offset": offset})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "offset")
