@@ -164,8 +164,8 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
     "common.middleware.KnownCharset",
+    "batchserver.monitors.PagesForMonitors",  # before the figures of requests, in which no monitor counts
     "common.metrics.BeforeMiddleware",
-    "batchserver.monitors.PagesForMonitors",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
