@@ -29,7 +29,7 @@ class Bounded(Generic[T]):
         self._asked_at = 0.0
 
     def ask(self) -> T:
-        """Raises TimeoutError if there is no answer in time, or no thread for the question; and whatever `work` raises."""
+        """Raises TimeoutError if there is no answer in time, or no thread to ask; and whatever `work` raises."""
         return self.begin()()
 
     def begin(self) -> Callable[[], T]:
