@@ -303,7 +303,7 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {
         "line": {"()": "common.middleware.LineFormatter", **supervisor.LINE},
-        "json": {"()": "pythonjsonlogger.json.JsonFormatter", **supervisor.JSON},
+        "json": {"()": "batchserver.supervisor.JsonFormatter"},
     },
     # A 503 or 507 is an answer on purpose; only a 500 is a bug.
     "filters": {

@@ -38,22 +38,32 @@ ASK_EVERY_S = 10.0
 MOST_LOG_BYTES = 5 * 2**20
 # How all processes write their logs (LOG_FORMAT), with the time zone in each stamp.
 LINE: dict[str, Any] = {"fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S%z"}
-JSON: dict[str, Any] = {
-    "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
-    "datefmt": "%Y-%m-%dT%H:%M:%S%z",
-    "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
-}
 STOPS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 
 
+class JsonFormatter(logging.Formatter):
+    """A record as a JSON object on one line, with these members alone.
+
+    What libraries add to their records holds the arguments of tasks, or a request with its query, which may hold a key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S%z")
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": self.formatTime(record, self.datefmt), "level": record.levelname, "logger": record.name}
+        told["message"] = record.getMessage()
+        if request_id := getattr(record, "request_id", ""):
+            told["request_id"] = request_id
+        if record.exc_info:
+            told["exc_info"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
 def formatter(log_format: str) -> logging.Formatter:
     """The formatter for LOG_FORMAT, `line` or `json`."""
-    if log_format == "json":
-        from pythonjsonlogger.json import JsonFormatter  # imported only where it is used: it costs memory
-
-        return JsonFormatter(**JSON)
-    return logging.Formatter(**LINE)
+    return JsonFormatter() if log_format == "json" else logging.Formatter(**LINE)
 
 
 class Adopted:
