@@ -164,8 +164,8 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
     "common.middleware.KnownCharset",
+    "batchserver.monitors.PagesForMonitors",  # before the figures of requests, in which no monitor counts
     "common.metrics.BeforeMiddleware",
-    "batchserver.monitors.PagesForMonitors",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -303,7 +303,7 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {
         "line": {"()": "common.middleware.LineFormatter", **supervisor.LINE},
-        "json": {"()": "pythonjsonlogger.json.JsonFormatter", **supervisor.JSON},
+        "json": {"()": "batchserver.supervisor.JsonFormatter"},
     },
     # A 503 or 507 is an answer on purpose; only a 500 is a bug.
     "filters": {

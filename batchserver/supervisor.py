@@ -7,12 +7,12 @@ alone (`Supervisor.become_alone`), which takes a sixth of the memory that `manag
 """
 
 import ctypes
+import fcntl
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,28 +32,37 @@ LOOK_EVERY_S = 0.2
 # The silence of a child counts while we look: of the time between two looks so much at most. A machine that slept, or
 # that had no time for us, had none for the child either.
 MOST_BETWEEN_LOOKS_S = 1.0
-AWAY_AFTER_S = 10.0  # so long between two looks: we stood still, and may have missed that a child was done
+FULL = 0.9  # of the size of a pipe: each of its pages may have room left, too short for the next sign
 STARTUP_S = 60.0  # before its first sign of life a child has so much more time
-ASK_EVERY_S = 10.0
 MOST_LOG_BYTES = 5 * 2**20
 # How all processes write their logs (LOG_FORMAT), with the time zone in each stamp.
 LINE: dict[str, Any] = {"fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S%z"}
-JSON: dict[str, Any] = {
-    "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s",
-    "datefmt": "%Y-%m-%dT%H:%M:%S%z",
-    "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger"},
-}
 STOPS = (signal.SIGTERM, signal.SIGINT)
 PR_SET_PDEATHSIG = 1
 
 
+class JsonFormatter(logging.Formatter):
+    """A record as a JSON object on one line, with these members alone.
+
+    What libraries add to their records holds the arguments of tasks, or a request with its query, which may hold a key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S%z")
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = {"time": self.formatTime(record, self.datefmt), "level": record.levelname, "logger": record.name}
+        told["message"] = record.getMessage()
+        if request_id := getattr(record, "request_id", ""):
+            told["request_id"] = request_id
+        if record.exc_info:
+            told["exc_info"] = self.formatException(record.exc_info)
+        return json.dumps(told)
+
+
 def formatter(log_format: str) -> logging.Formatter:
     """The formatter for LOG_FORMAT, `line` or `json`."""
-    if log_format == "json":
-        from pythonjsonlogger.json import JsonFormatter  # imported only where it is used: it costs memory
-
-        return JsonFormatter(**JSON)
-    return logging.Formatter(**LINE)
+    return JsonFormatter() if log_format == "json" else logging.Formatter(**LINE)
 
 
 class Adopted:
@@ -80,73 +89,25 @@ class Adopted:
         return self.returncode
 
 
-class Question:
-    """Asks a web server over and over whether it lives, in steps that never wait."""
-
-    REQUEST = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self._address = address
-        self._socket: socket.socket | None = None
-        self._is_sent = False
-        self._next_at = 0.0
-        self.unanswered_s = -STARTUP_S
-
-    def look(self, step_s: float) -> None:
-        """Take the next step. `unanswered_s` counts while a question is open; the next one comes after ASK_EVERY_S."""
-        if self._socket is None and time.monotonic() < self._next_at:
-            return
-        self.unanswered_s += step_s
-        try:
-            if self._take_a_step():
-                self._close()
-                self.unanswered_s, self._next_at = 0.0, time.monotonic() + ASK_EVERY_S
-        except (BlockingIOError, InterruptedError):
-            pass  # the same step at the next look
-        except OSError:
-            self._close()  # nobody listens: asked again at the next look
-
-    def _take_a_step(self) -> bool:
-        """Whether there is an answer."""
-        if self._socket is None:
-            family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
-            self._socket = socket.socket(family, socket.SOCK_STREAM)
-            self._socket.setblocking(False)
-            self._is_sent = False
-            self._socket.connect(self._address)
-        if not self._is_sent:
-            self._socket.send(self.REQUEST)
-            self._is_sent = True
-        if not self._socket.recv(4096):
-            raise ConnectionResetError
-        return True
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
 class Vitals:
     """Tells whether a child hangs: from outside, and without a clock that can jump.
 
-    `signs` is the pipe through which it, and what it forks, give signs of life (common/signs_of_life.py); at `address`
-    it answers requests. Any child hangs that somebody has stopped.
+    `signs` is the pipe through which it, and what it forks, give signs of life (common/signs_of_life.py). Any child
+    hangs that somebody has stopped.
     """
 
-    def __init__(self, pid: int, hung_after_s: float, signs: int | None, address: tuple[str, int] | None) -> None:
+    def __init__(self, pid: int, hung_after_s: float, signs: int | None) -> None:
         self._pid = pid
         self._hung_after_s = hung_after_s
         self._signs = signs
         self._rest = b""
         self._silent_s = {pid: -STARTUP_S} if signs is not None else {}
-        self._question = Question(address) if address else None
         self._stopped_s = 0.0
 
-    def look(self, step_s: float, *, was_away: bool) -> str:
+    def look(self, step_s: float) -> str:
         """What the child has not done for too long; empty if it lives. Call often; `step_s` counts as silence."""
-        self._listen()
-        if was_away:
+        if self._listen():
+            # The pipe was full: that a forked process is done may be lost. It is watched again from its next sign on.
             self._silent_s = {pid: 0.0 for pid in self._silent_s if pid == self._pid}
         for pid in list(self._silent_s):
             self._silent_s[pid] += step_s
@@ -157,25 +118,22 @@ class Vitals:
         self._stopped_s = self._stopped_s + step_s if _is_stopped(self._pid) else 0.0
         if self._stopped_s > self._hung_after_s:
             return self._hung("it was stopped")
-        if self._question is not None:
-            self._question.look(step_s)
-            if self._question.unanswered_s > self._hung_after_s:
-                return self._hung("it answered no request")
         return ""
 
     def _hung(self, what: str) -> str:
         # Whoever kills it for that, and does not succeed at once, is told again after the same time.
         self._silent_s = dict.fromkeys(self._silent_s, 0.0)
         self._stopped_s = 0.0
-        if self._question is not None:
-            self._question.unanswered_s = 0.0
         return f"{what} for {self._hung_after_s:.0f} s"
 
-    def _listen(self) -> None:
+    def _listen(self) -> bool:
+        """Whether the pipe was full, so that signs may be lost: nobody has looked for many minutes."""
         if self._signs is None:
-            return
+            return False
+        heard = 0
         with suppress(BlockingIOError):
             while given := os.read(self._signs, 65536):
+                heard += len(given)
                 *lines, self._rest = (self._rest + given).split(b"\n")
                 for line in lines:
                     pid, _, what = line.partition(b" ")
@@ -183,6 +141,7 @@ class Vitals:
                         self._silent_s.pop(int(pid), None)
                     else:
                         self._silent_s[int(pid)] = 0.0
+        return heard >= FULL * _size(self._signs)
 
     def _is_ours(self, pid: int) -> bool:
         """The process is there and of the child's group; its id was not given to another."""
@@ -190,6 +149,11 @@ class Vitals:
             return os.getpgid(pid) == self._pid
         except ProcessLookupError:
             return False
+
+
+def _size(pipe: int) -> int:
+    """How many bytes a pipe holds; where the system does not tell, the least that one does."""
+    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) if sys.platform == "linux" else 4096
 
 
 def _is_stopped(pid: int) -> bool:
@@ -206,8 +170,8 @@ class Child:
     """A process to keep alive. `ready` is asked before the next one starts; it may take `grace_s` to stop.
 
     A child that `serves_others` is stopped last: the other processes need it while they finish. One that `gives_signs`
-    is told by SIGNS_OF_LIFE_FD where to; at `address` (host, port) a web server answers `/livez`. One that does not for
-    `hung_after_s` is killed. `log` is kept below MOST_LOG_BYTES, with as much again in a second file.
+    is told by SIGNS_OF_LIFE_FD where to; one that gives none for `hung_after_s` is killed. `log` is kept below
+    MOST_LOG_BYTES, with as much again in a second file.
     """
 
     name: str
@@ -219,7 +183,6 @@ class Child:
     directory: Path | None = None
     log: Path | None = None
     gives_signs: bool = False
-    address: tuple[str, int] | None = None
     hung_after_s: float = 60.0
     signs: int | None = None
     vitals: Vitals | None = None
@@ -268,7 +231,7 @@ class Child:
 
     def _watch(self) -> None:
         if self.process is not None:
-            self.vitals = Vitals(self.process.pid, self.hung_after_s, self.signs, self.address)
+            self.vitals = Vitals(self.process.pid, self.hung_after_s, self.signs)
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.is_alive:
@@ -277,7 +240,7 @@ class Child:
     def described(self) -> dict[str, Any]:
         """As JSON, for `adopted`: without `ready`, which is asked at the first start alone."""
         kept = [*("name", "command", "grace_s", "serves_others", "environment", "started_at")]
-        kept += ["gives_signs", "address", "hung_after_s", "signs"]
+        kept += ["gives_signs", "hung_after_s", "signs"]
         paths = {name: path and str(path) for name, path in (("directory", self.directory), ("log", self.log))}
         pid = self.process.pid if self.process is not None and self.is_alive else None
         return {name: getattr(self, name) for name in kept} | paths | {"pid": pid}
@@ -290,8 +253,7 @@ class Child:
         }
         pid = described.pop("pid")
         process = cast("subprocess.Popen[bytes]", Adopted(pid)) if pid else None
-        address = described.pop("address")
-        child = cls(**described, **paths, process=process, address=tuple(address) if address else None)
+        child = cls(**described, **paths, process=process)
         child._watch()
         return child
 
@@ -402,8 +364,7 @@ class Supervisor:
 
     def _look_after(self, child: Child, passed_s: float) -> None:
         if child.is_alive:
-            was_away = passed_s > AWAY_AFTER_S
-            if child.vitals and (hung := child.vitals.look(min(passed_s, MOST_BETWEEN_LOOKS_S), was_away=was_away)):
+            if child.vitals and (hung := child.vitals.look(min(passed_s, MOST_BETWEEN_LOOKS_S))):
                 logger.error("%s hangs (%s); it is killed", child.name, hung)
                 _kill_group(child)
             return

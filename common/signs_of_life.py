@@ -13,16 +13,20 @@ from contextlib import suppress
 EVERY_S = 1.0
 
 _pipe: int | None = None
+_of: int | None = None
 _is_at_work = False
 _given_at = float("-inf")
 
 
-def give_to(descriptor: int) -> None:
-    """Give signs there from now on, in children that are forked too; nowhere if it is no pipe."""
-    global _pipe
-    _pipe = None
+def give_to(descriptor: int, *, of: int | None = None) -> None:
+    """Give signs there from now on, in children that are forked too; nowhere if it is 0 or no pipe.
+
+    The signs are those of the process `of`; of each process its own if it is None.
+    """
+    global _pipe, _of
+    _pipe, _of = None, of
     with suppress(OSError):
-        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        if descriptor and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             os.set_inheritable(descriptor, False)
             _pipe = descriptor
 
@@ -53,4 +57,4 @@ def _tell(what: str) -> None:
     if _pipe is not None:
         # The watcher is gone, or has stood still for so long that the pipe is full.
         with suppress(OSError):
-            os.write(_pipe, f"{os.getpid()} {what}\n".encode())
+            os.write(_pipe, f"{_of or os.getpid()} {what}\n".encode())

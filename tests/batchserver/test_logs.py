@@ -1,8 +1,10 @@
 """The form of the log: for people or as JSON, with the time zone, in every process."""
 
+import builtins
 import json
 import logging
 import re
+import runpy
 import sys
 
 import pytest
@@ -58,6 +60,30 @@ def test_json_has_errors_and_the_id_of_the_request():
     told = json.loads(text)
     assert told["request_id"] == "req_1"
     assert "ValueError: no" in told["exc_info"]
+
+
+@pytest.mark.parametrize("make", [lambda: formatter("json"), lambda: supervisor.formatter("json")])
+@pytest.mark.parametrize("name", ["request", "data", "server_time", "taskName", "context", "args_of_task", "stack"])
+def test_json_has_nothing_that_a_library_adds(make, name):
+    """Django adds the request, whose text has the query; Celery adds the arguments of a task."""
+    text = make().format(record("failed", **{name: "<WSGIRequest: GET '/v1/files?key=hunter2'>", "status_code": 500}))
+    assert json.loads(text).keys() == {"time", "level", "logger", "message"}
+    assert "hunter2" not in text
+
+
+def test_what_watches_over_the_processes_needs_the_standard_library_alone(monkeypatch):
+    """It runs apart from all packages (`python -I`), and must not miss one in any format of its log."""
+    importing = builtins.__import__
+
+    def refuse_packages(name, *arguments, **named):
+        assert name.partition(".")[0] in sys.stdlib_module_names
+        return importing(name, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "__import__", refuse_packages)
+        alone = runpy.run_path(supervisor.__file__)
+        told = [alone["formatter"](log_format).format(record("busy")) for log_format in ("line", "json")]
+    assert all("busy" in each for each in told)
 
 
 @pytest.mark.parametrize(("log_format", "is_json"), [("json", True), ("line", False), ("", False), (" json ", True)])

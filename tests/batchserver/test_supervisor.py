@@ -1,17 +1,22 @@
 """What watches over the processes: who hangs, and who does not."""
 
+import logging
 import os
+import select
+import selectors
 import signal
-import socket
 import sys
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
+from gunicorn.config import Config
 
 from batchserver import supervisor
-from batchserver.supervisor import STARTUP_S, Child, Question, Supervisor, Vitals, keep_short
+from batchserver.gunicorn_worker import Worker
+from batchserver.supervisor import STARTUP_S, Child, Supervisor, Vitals, keep_short
 from batchserver.worker import LoopWatch
 from common import signs_of_life
 from tests.stack import eventually
@@ -26,15 +31,15 @@ class Watched:
         self.signs, self.told = os.pipe()
         os.set_blocking(self.signs, False)
         self.pid = os.getpgid(0)
-        self.vitals = Vitals(self.pid, HUNG_AFTER_S, self.signs, None)
+        self.vitals = Vitals(self.pid, HUNG_AFTER_S, self.signs)
 
     def says(self, what, pid=None):
         os.write(self.told, f"{pid or self.pid} {what}\n".encode())
 
-    def look(self, *, for_s=0.0, was_away=False):
+    def look(self, *, for_s=0.0):
         """What it is told at the first look that tells something within so many seconds of looking."""
         for _ in range(int(for_s) or 1):
-            if told := self.vitals.look(1.0, was_away=was_away):
+            if told := self.vitals.look(1.0):
                 return told
         return ""
 
@@ -97,16 +102,40 @@ def test_another_process_with_the_id_of_a_dead_one_does_not_count(watched):
         assert watched.look() == ""
 
 
-def test_signs_that_came_while_nobody_looked_are_not_taken_for_silence(watched):
-    """We stood still: the pipe is full, and what else was said is lost."""
+def test_that_a_process_is_done_may_be_lost_while_nobody_looked(watched):
+    """We stood still for so long that the pipe is full."""
+    child = os.getpid()
     os.set_blocking(watched.told, False)
     with suppress(BlockingIOError):
         while True:
-            watched.says("alive", pid=os.getpid())
-    assert watched.look(was_away=True) == ""
+            watched.says("alive", pid=child)
+    assert watched.look() == ""
     for _ in range(100):
         watched.says("alive")
         assert watched.look() == ""
+
+
+@pytest.mark.parametrize("absence_s", [10.5, 60.0, 3600.0])
+def test_a_forked_process_that_hangs_while_nobody_looks_is_found_afterwards(watched, monkeypatch, absence_s):
+    """The machine slept, or had no time for us."""
+    monkeypatch.setattr(watched.vitals, "_is_ours", lambda pid: True)
+    killed = []
+    monkeypatch.setattr(supervisor, "_kill_group", killed.append)
+    process = SimpleNamespace(pid=watched.pid, poll=lambda: None)
+    child = Child("worker", [], process=process, vitals=watched.vitals)
+    watching = Supervisor()
+    fork = watched.pid + 1
+    watched.says("alive", pid=fork)
+    watching._look_after(child, 0.2)
+    watching._look_after(child, absence_s)
+    for _ in range(57):
+        watched.says("alive")
+        watching._look_after(child, 1.0)
+    assert not killed
+    for _ in range(5):
+        watched.says("alive")
+        watching._look_after(child, 1.0)
+    assert killed == [child]
 
 
 def test_a_message_may_come_in_two_pieces(watched):
@@ -130,6 +159,19 @@ def test_a_sign_is_given_once_a_second_while_at_work(watched, monkeypatch):
     signs_of_life.alive()
     assert os.read(watched.signs, 1000).decode() == f"{os.getpid()} alive\n" * 2 + f"{os.getpid()} done\n"
     os.close(signs_of_life._pipe)
+
+
+def test_0_means_that_nobody_watches_and_not_the_standard_input(watched, monkeypatch):
+    """Which is a pipe in `command | worker`."""
+    monkeypatch.setattr(signs_of_life, "_pipe", None)
+    kept = os.dup(0)
+    os.dup2(watched.told, 0)
+    try:
+        signs_of_life.give_to(0)
+        assert signs_of_life._pipe is None
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
 
 
 @pytest.mark.parametrize("descriptor", [0, 10**6, -1])
@@ -177,54 +219,51 @@ def test_a_loop_that_waits_for_the_broker_is_not_silent():
 
 
 @pytest.fixture
-def listener():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(1)
-        yield listening
+def web_worker(watched, monkeypatch, settings):
+    """gunicorn's worker as it is before it takes connections; what gunicorn's main process would do is left out."""
+    monkeypatch.setattr(signs_of_life, "_pipe", None)
+    monkeypatch.setattr(signs_of_life, "_of", None)
+    monkeypatch.setattr(signs_of_life, "_is_at_work", False)
+    config = Config()
+    config.set("threads", 2)
+    made = Worker(1, watched.pid, [], None, 60, config, logging.getLogger("gunicorn.error"))
+    settings.SIGNS_OF_LIFE_FD = os.dup(watched.told)
+    made.tpool, made.poller = made.get_thread_pool(), selectors.DefaultSelector()
+    made.method_queue.init()
+    monkeypatch.setattr(made, "is_parent_alive", lambda: True)
+    yield made
+    made.tmp.close()
+    os.close(settings.SIGNS_OF_LIFE_FD)
 
 
-def asked(question, times=50):
-    for _ in range(times):
-        question.look(1.0)
-        time.sleep(0.005)
+def test_a_web_server_whose_threads_are_all_busy_gives_signs(watched, web_worker, monkeypatch):
+    """As with chats and uploads that take minutes, or a database that hangs."""
+    monkeypatch.setattr(signs_of_life, "EVERY_S", 0.0)
+    monkeypatch.setattr(web_worker, "wait_for_and_dispatch_events", lambda timeout: time.sleep(0.01))
+    end = threading.Event()
+    busy = [web_worker.tpool.submit(end.wait, 60) for _ in range(5)]
+    thread = threading.Thread(target=web_worker.run)
+    thread.start()
+    try:
+        for _ in range(200):
+            eventually(lambda: select.select([watched.signs], [], [], 0)[0], what="a sign")
+            assert watched.look() == ""
+        assert not any(each.done() for each in busy)
+        # The signs are those of gunicorn's main process, which is the one that is watched.
+        assert watched.vitals._silent_s.keys() == {watched.pid}
+    finally:
+        web_worker.alive = False
+        end.set()
+        thread.join()
 
 
-def test_a_web_server_that_answers_is_asked_again_after_a_pause(listener, monkeypatch):
-    question = Question(listener.getsockname())
-    asked(question, 3)
-    connection, _ = listener.accept()
-    assert connection.recv(1000).startswith(b"GET /livez HTTP/1.1\r\n")
-    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    eventually(lambda: question.look(1.0) or question.unanswered_s == 0.0, what="an answer")
-    asked(question)
-    assert question.unanswered_s == 0.0
-    question._next_at = 0.0
-    asked(question, 3)
-    assert question.unanswered_s == 3.0
-    connection.close()
-    question._close()
-
-
-def test_a_web_server_that_does_not_answer_is_waited_for(listener):
-    """Its kernel takes the connection, and nobody reads from it."""
-    question = Question(listener.getsockname())
-    asked(question)
-    assert question.unanswered_s == 50 - STARTUP_S
-    question._close()
-
-
-def test_a_web_server_that_does_not_listen_or_hangs_up_does_not_answer(listener):
-    address = listener.getsockname()
-    question = Question(address)
-    asked(question, 2)
-    connection, _ = listener.accept()
-    connection.close()
-    asked(question, 10)
-    listener.close()
-    asked(question, 10)
-    assert question.unanswered_s == 22 - STARTUP_S
-    question._close()
+def test_a_web_server_whose_loop_stands_still_is_silent(watched, web_worker):
+    signs_of_life.give_to(os.dup(watched.told), of=watched.pid)
+    signs_of_life.begin()
+    web_worker.notify()
+    assert watched.look(for_s=60) == ""
+    assert watched.look(for_s=2) == f"process {watched.pid} gave no sign of life for 60 s"
+    os.close(signs_of_life._pipe)
 
 
 # Real processes

@@ -20,7 +20,8 @@ from batchserver.supervisor import Child, NotReady, Supervisor
 
 PORT_WAIT_S = 10.0
 # A drive that has been silent for longer than its lease lives has lost its lines anyway. A step of the control worker
-# may wait longer for one call of the system, such as an fsync of gigabytes; a request may wait for all threads.
+# may wait longer for one call of the system, such as an fsync of gigabytes. gunicorn itself starts a web worker again
+# whose loop has stood still for 60 s.
 INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 120.0
 
 
@@ -129,7 +130,14 @@ class Command(BaseCommand):
             )
         host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
         gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
-        gunicorn += ["--worker-class", "gthread", "--workers", "1", "--threads", str(settings.WEB_THREADS)]
+        gunicorn += [
+            "--worker-class",
+            "batchserver.gunicorn_worker.Worker",
+            "--workers",
+            "1",
+            "--threads",
+            str(settings.WEB_THREADS),
+        ]
         gunicorn += ["--timeout", "60", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
         gunicorn += ["--logger-class", "batchserver.gunicorn_log.Log"]
         celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
@@ -140,7 +148,7 @@ class Command(BaseCommand):
                 "web",
                 gunicorn,
                 ready=lambda: not _is_free(settings.HOST, settings.PORT),
-                address=(_reachable(settings.HOST), settings.PORT),
+                gives_signs=True,
                 hung_after_s=WEB_HUNG_AFTER_S,
             ),
             Child(
@@ -197,11 +205,6 @@ def _own_log() -> Path | None:
     except OSError:
         return None
     return log if log.parent == settings.DATA_DIR / "logs" else None
-
-
-def _reachable(host: str) -> str:
-    """An address at which a server that listens on `host` is reached from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _is_free(host: str, port: int) -> bool:

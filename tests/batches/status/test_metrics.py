@@ -247,6 +247,23 @@ def test_a_scrape_reads_no_lines_and_asks_as_much_for_many_batches(work, create,
     assert queries() == few
 
 
+def test_pages_for_monitors_count_in_no_figure_of_requests(transactional_db, api):
+    def of_requests():
+        return {key: found for key, found in scraped(api).items() if key[0].startswith("django_")}
+
+    before = of_requests()
+    for page in ("/livez", "/readyz", "/metrics", "/livez"):
+        api.get(page)
+    assert of_requests() == before
+    assert api.get("/v1/batches").status_code == 200
+    after = of_requests()
+    for name in ("requests_latency_including_middlewares_seconds_count", "responses_total_by_status_total"):
+        counted = [
+            sum(found for key, found in each.items() if key[0] == f"django_http_{name}") for each in (before, after)
+        ]
+        assert counted[1] == counted[0] + 1, name
+
+
 def test_without_a_database_the_page_says_so(transactional_db, api, monkeypatch):
     def away(*_, **__):
         raise OperationalError("away")
