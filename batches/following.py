@@ -1,6 +1,6 @@
 """The lines of a batch in the order in which they finish, while it runs and after its end.
 
-Each finished line has a place (`Line.place`), and a reader goes on after the last one that it has. The rows have the
+Each finished line has a place (`Line.place`), and a reader goes on after the last one that it has. Responses have the
 answers until the batch is over; then the result file has them, in the order of the input. So what a reader has not got
 by then comes in that order. Lines without a place, of batches from before places, come last.
 """
@@ -54,7 +54,7 @@ class Following:
         yield from self._from_file(place)
 
     def _from_rows(self) -> Iterator[tuple[int, str]]:
-        """Place and text of each line whose answer is still on its row; ends once the batch is over."""
+        """Place and text of each finished line, with its answer from its Response; ends once the batch is over."""
         lines = self.batch.lines.filter(state__in=STATES[self.kind]).order_by("place")
         place = self.after
         while page := list(
@@ -62,7 +62,7 @@ class Following:
         ):
             for first, last in chunks(page):
                 rows = list(lines.filter(place__range=(first, last)).values_list("pk", "place", *COLUMNS))
-                # Tidying empties rows only after the final move, so rows that were read before it are whole.
+                # Tidying deletes Responses only after the final move, so those that were read before it are whole.
                 if Batch.objects.filter(pk=self.batch.pk, status__in=FINAL).exists():
                     return
                 for pk, place, *columns in rows:

@@ -30,8 +30,9 @@ def review() -> None:
 
     Safe to run twice."""
     ends = []
-    for batch in Batch.objects.all().runnable().order_by("expires_at")[:MOST_BATCHES]:
-        told = progress.of(batch)
+    batches = Batch.objects.all().runnable().order_by("expires_at")[:MOST_BATCHES]
+    for told in progress.of_each(batches):
+        batch = told.batch
         _store(batch, told)
         _tell(told)
         if told.estimated_end is not None:

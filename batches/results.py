@@ -15,9 +15,10 @@ from django.db.models import Case, F, Q, TextField, Value, When
 from django.db.models.functions import Coalesce, Length
 from django.utils import timezone
 
-from batches import leases, lifecycle, reuse, steps
+from batches import leases, lifecycle, model_labels, reuse, steps
 from batches.lifecycle import Outcome
-from batches.models import OPEN, Batch, Line, LineState, Status, last_places
+from batches.models import OPEN, Batch, Figures, Line, LineState, Status, last_places
+from batches.models.figures import labels
 from common import failpoints, ids
 from common.database import DamagedText, readable
 from common.errors import SETTLED, line_error
@@ -228,14 +229,24 @@ class _Finalizer:
         }
         output, errors = self.files.get("output"), self.files.get("error")
         with transaction.atomic():
+            told = Batch.objects.values_list("completed", flat=True).get(pk=self.batch.pk)
             # The move first: its fence keeps a loser from colliding with the winner's rows.
             moved = lifecycle.move(
                 self.batch.pk, final, lease=self.keeper.lease, output_file=output, error_file=errors, **counts
             )
             if moved:
                 File.objects.bulk_create(self.files.values())
+                self._keep_completed(told - counts["completed"])
         failpoints.reach("after_final_move")
         return moved
+
+    def _keep_completed(self, lost: int) -> None:
+        """Keep `lost` lines as completed for `/metrics`, which were told so and whose answers are damaged. A monitor
+        takes a counter that falls for one that began anew, and adds the whole sum once more. So these lines stay
+        counted as completed, and count as failed too."""
+        if lost > 0:
+            model = model_labels.named(self.batch.model, model_labels.known_models())
+            Figures.add(Figures.DELETED, {"lines": {labels(model, "completed"): lost}})
 
 
 def ranges(batch: Batch) -> Iterator[tuple[int, int]]:

@@ -65,6 +65,11 @@ class Call(Generic[S_co]):
         return self.reply.verdict if self.reply is not None else Verdict.CUT
 
     @property
+    def was_sent(self) -> bool:
+        """It was submitted and is over: a line that has its reply without the server has a call that was never sent."""
+        return self.finished > 0
+
+    @property
     def is_overdue(self) -> bool:
         since = self.answered or self.running_since
         return since is not None and time.monotonic() > since + self.timeout_s

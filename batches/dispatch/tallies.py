@@ -67,16 +67,21 @@ class Tallies:
         if state is LineState.PENDING:
             self._others["retries"][reply.verdict.value] += 1
             return
+        if call.was_sent:
+            self._note_work(call, reply, state)
+        if state is not LineState.SUCCEEDED:
+            code = reason_of(reply)["error_code"] or "unknown"
+            self._others["failures"][labels(code)] += 1
+            self._told[code] += 1
+
+    def _note_work(self, call: Call[Line], reply: Reply, state: LineState) -> None:
+        """What the server did for a line: a line that was answered or refused without it is no work of a server."""
         model = call.subject.model
         if model not in self._seconds:
             self._seconds[model], self._tokens[model] = map(_Histogram, BOUNDS)
         self._seconds[model].note(call.duration_s)
         if state is LineState.SUCCEEDED:
             self._tokens[model].note(reply.usage.output_tokens)
-        else:
-            code = reason_of(reply)["error_code"] or "unknown"
-            self._others["failures"][labels(code)] += 1
-            self._told[code] += 1
 
     def note_answer(self, call: Call[Question]) -> None:
         """A question was answered: a load and a swap count."""
@@ -116,6 +121,10 @@ class Tallies:
         sums: dict[str, dict[str, float]] = {name: dict(counts) for name, counts in self._others.items()}
         for name, histograms in zip(BOUNDS, (self._seconds, self._tokens), strict=True):
             for model, histogram in histograms.items():
+                # Figures names the first models of each counter. Both counters name the same ones, since none has a
+                # model before the other: a sum without a bucket would be ahead.
+                if not any(histogram.counts):
+                    continue
                 sums.setdefault(name, {}).update(histogram.sums(model))
                 sums.setdefault(f"{name}_sum", {})[labels(model)] = histogram.sum
         return sums

@@ -58,8 +58,8 @@ class Line(models.Model):
     """One line of the input file, and what became of it.
 
     The request itself stays in the input file, at `offset`; the reply is in a row of its own, a Response, until the
-    result files have it. `lease` is the claim: the UPDATE that stores an answer
-    names it, so a worker whose lease expired cannot write.
+    result files have it. `lease` is the claim: the UPDATE that stores an answer names it, so a worker whose lease
+    expired cannot write.
     """
 
     # No index of its own: the indexes of the two constraints begin with it.

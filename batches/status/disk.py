@@ -1,13 +1,15 @@
-"""What the rest of a batch will take on the disk of DATA_DIR, told before it is full. Reads rows and writes none.
+"""What the rest of open batches will take on the disk of DATA_DIR, told before it is full. Reads rows and writes none.
 
-An answer is on the disk twice at the end: on its row, and in the result file. All numbers are rough.
+An answer is on the disk twice at the end: in a row of SQLite, and in the result file. Postgres has its rows elsewhere.
+All numbers are rough.
 """
 
 from dataclasses import dataclass
 
+from django.db import connection
 from django.db.models.functions import Length
 
-from batches.models import Batch, Status
+from batches.models import FINAL, Batch, Status
 from files_api import storage
 from files_api.models import File
 
@@ -15,33 +17,82 @@ from files_api.models import File
 MOST_MEASURED = 50
 # What a line of a result file has beside its answer.
 ENVELOPE_BYTES = 200
+# Open batches that are added up: those whose windows end first.
+MOST_BATCHES = 20
 
 
 @dataclass(frozen=True)
 class Disk:
-    """`needed_bytes` is None while nothing tells how long answers are; `free_bytes` where files are on no own disk."""
+    """`needed_bytes` is what this batch takes, and `needed_by_all_bytes` what all open ones take together, as far as it
+    is known; both are None while nothing tells how long its answers are. `free_bytes` is None where files are on no own
+    disk."""
 
     needed_bytes: int | None
+    needed_by_all_bytes: int | None
     free_bytes: int | None
 
     @property
     def is_too_small(self) -> bool:
-        return self.needed_bytes is not None and storage.missing_bytes(self.needed_bytes) > 0
+        return self.needed_by_all_bytes is not None and storage.missing_bytes(self.needed_by_all_bytes) > 0
+
+
+@dataclass(frozen=True)
+class _Need:
+    rows: float
+    files: float
+
+
+class Needs:
+    """What batches need, each read once for all forecasts that are made together."""
+
+    def __init__(self) -> None:
+        self._needs: dict[str, _Need | None] = {}
+        self._open: list[Batch] | None = None
+        self._unused: int | None = None
+
+    def disk(self, batch: Batch) -> Disk:
+        need, free = self._of(batch), storage.free_bytes()
+        if need is None:
+            return Disk(None, None, free)
+        if self._open is None:
+            self._open = list(Batch.objects.exclude(status__in=FINAL).order_by("expires_at", "pk")[:MOST_BATCHES])
+        others = [self._of(each) for each in self._open if each.pk != batch.pk]
+        return Disk(self._bytes([need]), self._bytes([need, *(each for each in others if each is not None)]), free)
+
+    def _of(self, batch: Batch) -> _Need | None:
+        if batch.pk not in self._needs:
+            self._needs[batch.pk] = _need(batch)
+        return self._needs[batch.pk]
+
+    def _bytes(self, needs: list[_Need]) -> int:
+        rows = sum(need.rows for need in needs) if connection.vendor == "sqlite" else 0
+        if rows and self._unused is None:
+            self._unused = unused_bytes()
+        return round(max(0, rows - (self._unused or 0)) + sum(need.files for need in needs))
 
 
 def of(batch: Batch) -> Disk:
-    return Disk(_needed(batch), storage.free_bytes())
+    return Needs().disk(batch)
 
 
-def _needed(batch: Batch) -> int | None:
+def unused_bytes() -> int:
+    """Pages of SQLite's file that new rows take before the file grows."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size")
+        return int(cursor.fetchone()[0])
+
+
+def _need(batch: Batch) -> _Need | None:
     if batch.is_final:
-        return 0
+        return _Need(0, 0)
     if batch.status == Status.VALIDATING or not batch.total:
         return None
     each = _answer_bytes(batch) if batch.completed or batch.failed else _earlier_answer_bytes(batch)
     if each is None:
         return None
-    return round(each * (2 * batch.lines_open + batch.completed) + ENVELOPE_BYTES * batch.total)
+    files = each * (batch.lines_open + batch.completed) + ENVELOPE_BYTES * batch.total
+    # A repeat has no answer of its own in the rows.
+    return _Need(rows=each * batch.lines_to_send, files=files)
 
 
 def _answer_bytes(batch: Batch) -> float | None:

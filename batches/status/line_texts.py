@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from batches.models import Batch, Line, LineState, Response
 from common import strict_json
+from common.database import DamagedText, readable
 from common.errors import SETTLED, line_error
 from files_api.models import File
 
@@ -23,6 +24,9 @@ class Found:
 
     value: Any = None
     why_not: str = ""
+
+
+DAMAGED = Found(why_not="The stored answer is damaged.")
 
 
 def prompt_of(line: Line) -> Found:
@@ -41,8 +45,15 @@ def prompt_of(line: Line) -> Found:
 
 
 def answer_of(line: Line) -> Found:
-    """The body of the answer, or the error that the error file has; before the end of the batch from the row, then from
-    the result file. Raises nothing."""
+    """The body of the answer, or the error that the error file has; before the end of the batch from the rows, then
+    from the result file. Raises DatabaseError while the database is locked or away, and nothing else."""
+    try:
+        return readable(lambda: _answer_of(line))
+    except DamagedText:
+        return DAMAGED
+
+
+def _answer_of(line: Line) -> Found:
     source = line.original or line
     if source.state in (LineState.PENDING, LineState.RUNNING):
         return Found(why_not="There is no answer yet.")
@@ -54,8 +65,11 @@ def answer_of(line: Line) -> Found:
     if not line.batch.is_final or source.http_status is None:
         # A line that failed without a reply, or was failed by us.
         return Found(line_error(source.error_code, source.error_message)) if source.error_code else _nothing()
-    kind = "output_file_id" if source.state == LineState.SUCCEEDED else "error_file_id"
-    found = _in_file(getattr(line.batch, kind), line)
+    files = [line.batch.output_file_id, line.batch.error_file_id]
+    if source.state != LineState.SUCCEEDED:
+        files.reverse()
+    # A line that succeeded is in the error file if its stored answer was damaged when the files were written.
+    found = next((each for each in (_in_file(file, line) for file in files) if each is not None), None)
     if found is None:
         return Found(why_not="The result file is deleted, so that the answer is not there any more.")
     response = found.get("response")
@@ -66,7 +80,7 @@ def _parsed(text: str) -> Found:
     try:
         return Found(json.loads(text))
     except ValueError:
-        return Found(why_not="The stored answer is damaged.")
+        return DAMAGED
 
 
 def _nothing() -> Found:

@@ -17,6 +17,7 @@ from django.utils import timezone
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from batches.model_labels import known_models, named
 from batches.models import Backend, Batch, Figures, Hold, Lease, PausedModel, Pulse, Status, WebhookDelivery
 from batches.models.figures import BOUNDS, NO_LABELS, labels
 from batches.scheduling import switch
@@ -80,31 +81,38 @@ def _gauge(name: str, told: str, value: float) -> Metric:
 
 
 def _counters() -> Iterator[Metric]:
+    added = _added()
+    if added is None:
+        return
     sums: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for counts in _added():
+    for counts in added:
         for name, by_labels in counts.items():
             if name != "models":
                 for key, value in by_labels.items():
                     sums[name][key] += value
-    for name, (named, told) in COUNTERS.items():
-        counter = CounterMetricFamily(f"{PREFIX}_{name}", told, labels=named)
-        for key, value in sorted(sums[name].items()) or ([] if named else [(NO_LABELS, 0.0)]):
-            counter.add_metric(key.split("\t") if named else [], value)
+    for name, (names, told) in COUNTERS.items():
+        counter = CounterMetricFamily(f"{PREFIX}_{name}", told, labels=names)
+        for key, value in sorted(sums[name].items()) or ([] if names else [(NO_LABELS, 0.0)]):
+            counter.add_metric(key.split("\t") if names else [], value)
         yield counter
     for name, told in HISTOGRAMS.items():
         yield _histogram(name, told, sums[name], sums[f"{name}_sum"])
 
 
-def _added() -> list[totals.Totals]:
-    """What batches, deleted batches and drives have added. Each batch counts once, if it is deleted meanwhile too."""
+def _added() -> list[totals.Totals] | None:
+    """What batches, deleted batches and drives have added. Each batch counts once, if it is deleted meanwhile too.
+
+    None if batches are deleted during each of MOST_READS readings: then one could count twice or not at all, and a
+    scrape without counters does no harm, while one that falls does.
+    """
     figures = Figures.objects.exclude(pk=Figures.FORECASTS).values_list("pk", "values")
-    found, of_batches = dict(figures.all()), totals.of(Batch.objects.all())
+    before = dict(figures.all())
     for _ in range(MOST_READS):
-        deleted_before, found = found.get(Figures.DELETED), dict(figures.all())
-        if deleted_before == found.get(Figures.DELETED):
-            break
-        of_batches = totals.of(Batch.objects.all())
-    return [of_batches, *found.values()]
+        of_batches, after = totals.of(Batch.objects.all()), dict(figures.all())
+        if before.get(Figures.DELETED) == after.get(Figures.DELETED):
+            return [of_batches, *after.values()]
+        before = after
+    return None
 
 
 def _histogram(name: str, told: str, counts: dict[str, float], of_models: dict[str, float]) -> Metric:
@@ -133,14 +141,14 @@ def _batches() -> Iterator[Metric]:
         for warnings in waiting.exclude(warnings=[]).values_list("warnings", flat=True)
     )
     yield _gauge("batches_window_too_short", "Batches that end after their completion window, as forecast.", too_short)
-    models = totals.known_models()
+    models = known_models()
     lines = GaugeMetricFamily(
         f"{PREFIX}_lines_open", "Lines of batches in progress without a result.", labels=["model"]
     )
     left: defaultdict[str, float] = defaultdict(float)
     open_ = Sum(F("total") - F("completed") - F("failed"))
     for model, count in Batch.objects.all().in_progress().order_by().values_list("model").annotate(left=open_):
-        left[totals.named(model, models)] += count
+        left[named(model, models)] += count
     for model, count in sorted(left.items()):
         lines.add_metric([model], count)
     yield lines

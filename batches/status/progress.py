@@ -86,11 +86,13 @@ class Unknown(Exception):
 
 
 class _Read:
-    """The parts of batches and their last lines, each read once for all forecasts that are made together."""
+    """The parts of batches, their last lines and their needs on the disk, each read once for all forecasts that are
+    made together."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[Part]] = {}
         self._finished: dict[int, list[Finished]] = {}
+        self.needs = disk.Needs()
 
     def parts(self, batch: Batch) -> list[Part]:
         if batch.pk not in self._parts:
@@ -118,7 +120,7 @@ def _of(batch: Batch, read: _Read) -> Progress:
     finished = {part: read.last_finished(part) for part in parts[:MOST_PARTS]}
     speed = Speed.of([line for lines in finished.values() for line in lines])
     blocked, turn, end, based_on = batch.stall_reason or None, None, None, None
-    on_disk = disk.of(batch)
+    on_disk = read.needs.disk(batch)
     if batch.status in switch.PAUSABLE:
         with_work = _with_work(parts)
         blocked = _blocked(batch, with_work)
@@ -261,9 +263,12 @@ def _window_too_short(batch: Batch, end: datetime) -> str:
 
 
 def _disk_too_small(on_disk: disk.Disk) -> str:
-    needed, free, kept = map(_size, (on_disk.needed_bytes or 0, on_disk.free_bytes or 0, settings.MIN_FREE_BYTES))
+    needed, free, kept = map(
+        _size, (on_disk.needed_by_all_bytes or 0, on_disk.free_bytes or 0, settings.MIN_FREE_BYTES)
+    )
+    whose = "the batch" if on_disk.needed_by_all_bytes == on_disk.needed_bytes else "the batch and of other open ones"
     return (
-        f"The rest of the batch takes about {needed} on the disk of DATA_DIR, where {free} are free. Make room there, "
+        f"The rest of {whose} takes about {needed} on the disk of DATA_DIR, where {free} are free. Make room there, "
         f"or the batch waits from the moment at which less than {kept} (MIN_FREE_BYTES) are left. No answer is lost."
     )
 

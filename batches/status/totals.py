@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 
-from django.db.models import Count, Min, QuerySet, Sum
+from django.db.models import Count, QuerySet, Sum
 
+from batches.model_labels import known_models, named
 from batches.models import FINAL, Batch, Figures, Status
-from batches.models.figures import OTHER, labels
+from batches.models.figures import labels
 
-SEVERAL = "several"  # the model of a batch whose lines name more than one
 TOKENS = ("input", "cached", "output", "reasoning")
 
 Totals = dict[str, dict[str, float]]
@@ -35,28 +35,10 @@ def of(batches: QuerySet[Batch], models: list[str] | None = None) -> Totals:
     return {name: dict(sums_of) for name, sums_of in totals.items()}
 
 
-def named(model: str | None, models: list[str]) -> str:
-    """The label of a batch's model: SEVERAL for none, OTHER for what is not among these."""
-    model = model or SEVERAL
-    return model if model in models else OTHER
-
-
-def known_models() -> list[str]:
-    """The models with sums of their own: the first that the server had lines for, Figures.MOST_LABELS at most.
-
-    The list does not change when batches are deleted (`keep`), so no sum moves from one name to another.
-    """
-    deleted = dict(Figures.objects.values_list("pk", "values")).get(Figures.DELETED, {}).get("models", {})
-    first = Batch.objects.filter(total__gt=0).order_by().values("model").annotate(first=Min("created_at"))
-    alive = [row["model"] or SEVERAL for row in sorted(first, key=lambda row: (row["first"], row["model"] or ""))]
-    names = dict.fromkeys([*sorted(deleted, key=lambda name: int(deleted[name])), *alive])
-    return list(names)[: Figures.MOST_LABELS]
-
-
 def keep(batches: QuerySet[Batch]) -> None:
     """Keep what these batches have added, since they are deleted in the caller's transaction."""
     models = known_models()
-    gone = {each or SEVERAL for each in batches.values_list("model", flat=True)}
+    gone = set(batches.values_list("model", flat=True))
     Figures.add(Figures.DELETED, of(batches, models))
     with_order = Figures.objects.select_for_update().get(pk=Figures.DELETED)
     order = with_order.values.setdefault("models", {})

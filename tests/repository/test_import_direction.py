@@ -26,7 +26,7 @@ ROOMS = [
         ["retry"],
         ["failing", "creation"],
         ["steps"],
-        ["scheduling", "reuse", "registry", "leases", "lifecycle", "webhooks"],
+        ["scheduling", "reuse", "registry", "leases", "lifecycle", "model_labels", "webhooks"],
         ["models", "migrations", "schema_drift"],
         ["backends", "lines"],
     )

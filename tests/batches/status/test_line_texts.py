@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from batches import results
@@ -111,6 +112,33 @@ def test_a_damaged_answer_is_told(create, work, backend):
     work.drive()
     Response.objects.update(body="{")
     assert line_texts.answer_of(of("a")).why_not == "The stored answer is damaged."
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="Postgres stores no text that is not UTF-8")
+@pytest.mark.parametrize("column", ["response", "error"])
+def test_a_text_that_is_no_text_is_told(create, work, backend, column):
+    work.validate(create([line("a")])["id"])
+    work.drive()
+    found = of("a")
+    with connection.cursor() as cursor:
+        if column == "response":
+            cursor.execute("UPDATE batches_response SET body = CAST(X'7bff7d' AS TEXT)")
+        else:  # of the line that another one repeats
+            cursor.execute("UPDATE batches_line SET error_message = CAST(X'ff' AS TEXT)")
+            found.original_id = found.pk
+    assert line_texts.answer_of(found).why_not == "The stored answer is damaged."
+
+
+def test_an_answer_that_was_damaged_before_the_end_is_found_in_the_error_file(create, work, backend):
+    batch = create([line("a"), line("b")])
+    work.validate(batch["id"])
+    work.drive()
+    Response.objects.filter(line__custom_id="a").update(body="damaged")
+    work.fail_lines(batch["id"])
+    work.finalize(batch["id"])
+    Response.objects.all().delete()
+    assert line_texts.answer_of(of("a")).value["code"] == "answer_unreadable"
+    assert content(line_texts.answer_of(of("b")))
 
 
 def test_nothing_of_another_file_is_taken_for_the_answer(over):

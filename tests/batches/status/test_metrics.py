@@ -11,7 +11,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from batches import cleanup, forecasts, webhooks
-from batches.models import Backend, Batch, Figures, Hold, Lease, Pulse, Status, WebhookDelivery
+from batches.models import Backend, Batch, Figures, Hold, Lease, Pulse, Response, Status, WebhookDelivery
 from batches.models.figures import labels
 from batches.status import metrics, totals
 from common.database import from_now
@@ -154,6 +154,62 @@ def test_the_names_of_models_are_bounded_and_keep_their_sums(transactional_db, a
         assert counters(scraped(api)) == before
     an_old_batch("m9", total=1, completed=1)
     assert value(scraped(api), "lines_total", model="other", result="completed") == 16
+
+
+def test_a_model_that_is_counted_later_takes_no_name_of_another(transactional_db, api, monkeypatch):
+    monkeypatch.setattr(Figures, "MOST_LABELS", 2)
+    slow = an_old_batch(None, status=Status.VALIDATING, total=5, days=5)
+    now = timezone.now()
+    for name, hours in (("first", 3), ("second", 2)):
+        an_old_batch(name, total=1, completed=1, in_progress_at=now - timedelta(hours=hours))
+    an_old_batch(None, status=Status.CANCELLED, total=4, completed=1, days=9)  # before it had a model
+    before = counters(scraped(api))
+    # Its file was validated for days, and its first line is sent now.
+    Batch.objects.filter(pk=slow.pk).update(status=Status.IN_PROGRESS, model="slow", completed=2, in_progress_at=now)
+    after = scraped(api)
+    assert {key: after[key] for key in before} == before
+    assert value(after, "lines_total", model="other", result="completed") == 2
+    assert value(after, "lines_total", model="several", result="cancelled") == 3
+
+
+def test_counters_are_left_out_while_batches_are_deleted_all_the_time(transactional_db, api, monkeypatch):
+    an_old_batch(total=1, completed=1)
+    read = totals.of
+
+    def read_and_delete(*arguments):
+        Figures.add(Figures.DELETED, {"lines": {labels(MODEL, "completed"): 1}})
+        return read(*arguments)
+
+    monkeypatch.setattr(metrics.totals, "of", read_and_delete)
+    samples = scraped(api)
+    assert not [key for key in counters(samples) if key[0].startswith("ollama_batch_server_")]
+    assert value(samples, "database_up") == 1
+    assert value(samples, "batches", status="completed") == 1
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_no_counter_falls_when_a_stored_answer_is_damaged(work, create, backend, api, same):
+    body = {"temperature": 0, "messages": [{"role": "user", "content": "x"}]} if same else {}
+    batch = create([line("a", body=body), line("b", body=body), line("c")])
+    work.validate(batch["id"])
+    work.drive()
+    before = counters(scraped(api))
+    assert value(before, "lines_total", model=MODEL, result="completed") == 3
+    damaged = Response.objects.filter(line__custom_id="a")
+    damaged.update(body="damaged")
+
+    work.fail_lines(batch["id"])
+    work.finalize(batch["id"])
+    over = work.batch(batch["id"])
+
+    lost = 2 if same else 1
+    assert over["request_counts"]["completed"] == 3 - lost
+    after = counters(scraped(api))
+    assert {key for key in before if after[key] < before[key]} == set()
+    assert value(after, "lines_total", model=MODEL, result="completed") == 3
+    assert value(after, "lines_total", model=MODEL, result="failed") == lost
+    cleanup.delete(batch["id"])
+    assert counters(scraped(api)) == after
 
 
 def test_the_labels_of_what_drives_count_are_bounded(db, monkeypatch):

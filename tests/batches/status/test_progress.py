@@ -161,10 +161,15 @@ def answered(batch, size):
     return batch
 
 
+def in_rows(count):
+    """What rows of so many bytes take on the disk of DATA_DIR."""
+    return max(0, count - disk.unused_bytes()) if connection.vendor == "sqlite" else 0
+
+
 def test_what_the_rest_takes_is_told_by_the_answers_so_far(make, live_backend):
     told = progress.of(answered(make(10, 30), 1000)).disk
-    # On the row and in the result file; of those that are answered, in the result file alone.
-    assert told.needed_bytes == 1000 * (2 * 30 + 10) + disk.ENVELOPE_BYTES * 40
+    # In a row and in the result file; of those that are answered, in the result file alone.
+    assert told.needed_bytes == in_rows(1000 * 30) + 1000 * 40 + disk.ENVELOPE_BYTES * 40
     assert told.free_bytes > 0
 
 
@@ -178,7 +183,7 @@ def test_before_the_first_answer_it_is_told_by_the_result_file_of_another_batch(
     batch = make(0, 100)
     assert disk.of(batch).needed_bytes is None  # it names no model yet
     batch.model = MODEL
-    assert disk.of(batch).needed_bytes == 500 * 200 + disk.ENVELOPE_BYTES * 100
+    assert disk.of(batch).needed_bytes == in_rows(500 * 100) + 500 * 100 + disk.ENVELOPE_BYTES * 100
     file.delete()
     assert disk.of(batch).needed_bytes is None
     assert disk.of(earlier).needed_bytes == 0
@@ -200,6 +205,48 @@ def test_a_disk_without_room_is_told_before_it_is_full(make, live_backend, setti
     forecasts.review()
     batch.refresh_from_db()
     assert batch.warnings == []
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="Postgres has its rows elsewhere")
+def test_unused_pages_of_the_database_are_taken_first(make, live_backend):
+    batch = answered(make(20, 1000), 10_000)
+    before, unused = disk.of(batch).needed_bytes, disk.unused_bytes()
+    Response.objects.filter(line__number__lt=10).delete()
+    freed = disk.unused_bytes() - unused
+    assert freed >= 9 * 10_000
+    assert disk.of(batch).needed_bytes == before - freed
+
+
+def test_rows_of_another_database_take_nothing_here(make, live_backend, monkeypatch):
+    batch = answered(make(10, 30), 1000)
+    monkeypatch.setattr(disk, "connection", SimpleNamespace(vendor="postgresql"))
+    assert disk.of(batch).needed_bytes == 1000 * 40 + disk.ENVELOPE_BYTES * 40
+
+
+def test_repeats_take_no_rows(make, live_backend, monkeypatch):
+    monkeypatch.setattr(disk, "unused_bytes", lambda: 0)
+    monkeypatch.setattr(disk, "connection", SimpleNamespace(vendor="sqlite"))
+    batch = answered(make(10, 30, repeated=25, repeated_finished=5), 1000)
+    assert disk.of(batch).needed_bytes == 1000 * (10 + 40) + disk.ENVELOPE_BYTES * 40
+
+
+def test_open_batches_need_room_together(make, live_backend, settings, monkeypatch):
+    monkeypatch.setattr(disk, "unused_bytes", lambda: 0)
+    batches = [answered(make(10, 990), 10_000) for _ in range(3)]
+    alone = disk.of(batches[0]).needed_bytes
+    assert disk.of(batches[0]).needed_by_all_bytes == 3 * alone
+    free = disk.of(batches[0]).free_bytes
+    monkeypatch.setattr(disk.storage, "free_bytes", lambda: free)
+    settings.MIN_FREE_BYTES = free - 2 * alone  # enough for each, and for two
+    forecasts.review()
+    for batch in batches:
+        batch.refresh_from_db()
+        assert [each["code"] for each in batch.warnings] == ["disk_too_small"]
+        assert "The rest of the batch and of other open ones takes" in batch.warnings[0]["message"]
+    # One of them is over.
+    Batch.objects.filter(pk=batches[0].pk).update(status=Status.COMPLETED)
+    forecasts.review()
+    assert Batch.objects.get(pk=batches[1].pk).warnings == []
 
 
 def test_the_last_lines_count_and_not_the_first(make, live_backend):

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from batches import failing, leases
 from batches.models import Batch, Line, LineState, Part, Status
 from batches.status import speed
 
@@ -80,3 +81,27 @@ def test_the_work_does_not_grow_with_the_batch(ran, django_assert_max_num_querie
     ran([100 - index / 100 for index in range(5000)])
     with django_assert_max_num_queries(3):
         speed.last_hours()
+
+
+def test_lines_of_a_failed_part_are_told(ran, monkeypatch):
+    """Some lines are answered, the rest fails page by page, not in the order of the input."""
+    monkeypatch.setattr(failing, "FAILED_AT_ONCE", 30)
+    batch = ran([60.0] * 100)
+    answered = Line.objects.filter(number__lte=10)
+    Line.objects.filter(number__gt=10).update(state=LineState.PENDING, finished_at=None, place=None)
+    for each in Line.objects.all():
+        each.order_key = bytes([each.number % 7])
+        each.save(update_fields=["order_key"])
+    lease = leases.acquire("test")
+    Batch.objects.filter(pk=batch.pk).update(completed=10, last_place=10, lease=lease)
+    part = batch.parts.get()
+    while failing._fail_page(part, {"status": 400, "body": "{}", "code": "gone", "message": "Gone."}, lease):
+        pass
+    assert answered.count() == 10
+    assert sorted(Line.objects.values_list("place", flat=True)) == list(range(1, 101))
+    in_order = Line.objects.filter(place__gt=10).order_by("place").values_list("number", flat=True)
+    assert list(in_order) == sorted(in_order, key=lambda number: (number % 7, number))
+    batch.refresh_from_db()
+    assert (batch.last_place, batch.failed) == (100, 90)
+    Line.objects.filter(place__gt=10).update(finished_at=timezone.now() - timedelta(minutes=20))
+    assert lines_in(speed.last_hours(), 30, 10) == pytest.approx(90, rel=0.05)
