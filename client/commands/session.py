@@ -38,9 +38,7 @@ class Session:
 
     def server(self, *, changes: bool = False) -> Server:
         """The server, which answers. Raises Trouble if it does not, or if `changes` are meant for another's server."""
-        address = self.address or self.checkout.address
-        server = Server(address, self.checkout.api_key, certificates=self.checkout.certificates)
-        health = server.health()
+        server, health = own_server.asked(self.checkout, self.address)
         if health is None:
             raise Trouble(
                 f"No batch server answers at {server.base}. Start it: {self.checkout.server_command}. Or name one: "

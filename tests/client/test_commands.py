@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from client.commands import cli
 from tests.client.conftest import BASE, batch, progress
+from tests.conftest import jsonl, line
 
 
 def test_list_shows_the_newest_batches_as_columns(box):
@@ -303,6 +304,37 @@ def test_the_server_of_another_is_not_changed_unless_it_is_named(box, arguments)
     assert result.exit_code == 1
     assert "is not your own" in result.output
     assert not [call for call in box.played.calls if call.request.method == "POST"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["show"], ["errors"], ["watch", "batch_1"], ["check", "FILE"]])
+def test_the_key_is_kept_from_a_server_that_is_neither_named_nor_ours(box, tmp_path, command):
+    box.monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    box.monkeypatch.setattr("client.checkout.Checkout.address", BASE)
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a")]))
+    for path in ("batches", "batches/batch_1/progress", "models"):
+        box.get(path, {"error": {"message": "Incorrect API key."}}, status=401)
+    result = CliRunner().invoke(cli, [str(tmp_path / "in.jsonl") if word == "FILE" else word for word in command])
+    assert result.exit_code == 1
+    assert "no key was sent: this server's data is in none of your own directories. To send OPENAI_API_KEY to it, " in (
+        result.output
+    )
+    assert f"name it: --server {BASE}" in result.output
+    assert len(box.played.calls) == 2
+    assert not any("Authorization" in call.request.headers for call in box.played.calls)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_key_is_sent_to_a_server_that_is_named_or_ours_but_not_for_its_health(box, tmp_path, is_named):
+    box.monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    if not is_named:
+        box.monkeypatch.setattr("client.checkout.Checkout.address", BASE)
+        box.monkeypatch.setenv("DATA_DIR", str(tmp_path))
+        (tmp_path / "instance_id").write_text("one")
+    box.get("batches", {"data": [], "has_more": False})
+    result = CliRunner().invoke(cli, ["list", *(["--server", BASE] if is_named else [])])
+    assert result.exit_code == 0, result.output
+    sent = [call.request.headers.get("Authorization") for call in box.played.calls]
+    assert sent == [None, "Bearer sk-secret"]
 
 
 def test_options_may_stand_before_the_command(box):
