@@ -99,9 +99,10 @@ class Server:
     def delete(self, path: str) -> dict[str, Any]:
         return _json(self._ask("DELETE", path))
 
-    def upload(self, path: Path, *, digest: str = "") -> dict[str, Any]:
-        """The file object. Raises Trouble if the file's sha256 is not `digest`: it changed since it was read."""
-        form = _Form(path)
+    def upload(self, path: Path, *, digest: str = "", name: str = "") -> dict[str, Any]:
+        """The file object; `name` is what the server calls it, that of the path if empty. Raises Trouble if the file's
+        sha256 is not `digest`: it changed since it was read."""
+        form = _Form(path, name or path.name)
         headers = {"Content-Type": f"multipart/form-data; boundary={form.boundary}"}
         file = _json(self._ask("POST", "files", data=lambda: iter(form), headers=headers))
         if digest and form.digest != digest:
@@ -257,16 +258,15 @@ class _Form:
 
     boundary = "ollama-batch-server-4b1d7c0e9f2a"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str) -> None:
         self.path = path
+        self.name = name
         self.digest = ""
 
     def __iter__(self) -> Iterator[bytes]:
         edge = b"--" + self.boundary.encode()
         # As browsers write a name that holds quotes or line ends.
-        name = (
-            self.path.name.encode(errors="replace").replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")
-        )
+        name = self.name.encode(errors="replace").replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")
         yield edge + b'\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
         yield edge + b'\r\nContent-Disposition: form-data; name="file"; filename="' + name + b'"\r\n\r\n'
         digest = hashlib.sha256()
