@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from client import own_server
+from client import own_server, rendering
 from client.api import Server, as_json
 from client.checkout import Checkout
 from client.trouble import Trouble
@@ -50,7 +50,7 @@ class Session:
 
     def tell(self, text: str) -> None:
         """Say something to a person; it never gets between the JSON that a program reads."""
-        click.echo(text, err=self.as_json)
+        click.echo(rendering.printable_lines(text), err=self.as_json)
 
     def show(self, body: Any) -> None:
         click.echo(as_json(body))

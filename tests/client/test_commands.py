@@ -1,6 +1,7 @@
 """What each command sends and says. tests/client/test_run.py has their truth, against a real server."""
 
 import json
+import re
 import time
 
 import pytest
@@ -33,6 +34,77 @@ def test_a_name_that_would_steer_the_terminal_is_made_harmless(box):
     page = {"data": [batch(metadata={"input_file": "a\x1b[2J\nb"})], "has_more": False}
     box.get("batches", page)
     assert "\x1b" not in box.type("list").output
+
+
+STEERING = "a\x1b]0;x\x07\x1b[2J\x9b31m\rb"
+
+
+def harmless(said):
+    return not set(said) & set("\x1b\x07\x9b\r")
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "errors", "list"])
+def test_no_message_of_a_server_steers_the_terminal(box, command):
+    error = {"code": "invalid", "message": STEERING, "line": 3, "param": None}
+    failed = batch(status="failed", errors={"data": [error]})
+    box.get("batches/batch_1", failed)
+    box.get("batches", {"error": {"message": STEERING}}, status=500)
+    box.get("batches/batch_1/progress", progress("failed", waiting_for=STEERING, warnings=[{"message": STEERING}]))
+    reason = {"code": STEERING, "message": STEERING, "count": 1, "first": [STEERING]}
+    box.get("batches/batch_1/reasons", {"object": "list", "data": [reason]})
+    arguments = ["list"] if command == "list" else [command, "batch_1"]
+    said = box.type(*arguments, status=command == "list").output
+    assert harmless(said)
+    assert "[2J" in said
+
+
+@pytest.fixture
+def narrow(box):
+    """A terminal of 80 columns; gives what it shows of some output, without colours and movements."""
+    box.monkeypatch.setattr("client.rendering.is_terminal", lambda: True)
+    box.monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal then
+    box.monkeypatch.setenv("TERM", "xterm")
+    box.monkeypatch.setenv("COLUMNS", "80")
+    return lambda said: re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).replace("\r", "\n").splitlines()
+
+
+def test_a_list_is_readable_in_80_columns(box, narrow):
+    long = batch(
+        "batch_" + "0" * 32,
+        "in_progress",
+        completed=123456,
+        total=170000,
+        model="gemma3:12b-it-qat",
+        metadata={"input_file": "profiles.csv"},
+    )
+    box.get("batches", {"data": [long], "has_more": False})
+    heads, row, below = narrow(box.type("list").output)
+    assert heads.split() == ["id", "status", "lines", "failed"]
+    assert row.split() == [long["id"], "in_progress", "123456/170000", "0"]
+    assert below.startswith("    model: gemma3:12b-it-qat, created: ")
+    assert below.endswith(", file: profiles.csv")
+
+
+def test_watching_is_readable_in_80_columns(box, narrow):
+    now = time.time()
+    far = progress(
+        completed=160000,
+        failed=123456,
+        total=987654,
+        tokens_per_second=1234.0,
+        lines_per_minute=12.3,
+        estimated_end=now + 180000,
+    )
+    for each in (far, progress("finalizing", completed=1), progress("completed", completed=1)):
+        box.get("batches/batch_1/progress", each)
+    box.get("batches/batch_1", batch())
+    shown = narrow(box.type("watch", "batch_1").output)
+    bar = next(number for number, text in enumerate(shown) if "283,456/987,654 lines" in text)
+    assert shown[bar].startswith("━━━")
+    assert shown[bar].rstrip().endswith("123,456 failed")
+    assert shown[bar + 1].startswith("1,234 tokens/s, 12.3 lines/min, ends about ")
+    assert shown[bar + 1].rstrip().endswith("(in 2 d 2 h)")
+    assert "writing the result files" in "\n".join(shown)
 
 
 def test_no_batch_is_no_error(box):
