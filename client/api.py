@@ -50,17 +50,26 @@ class Server:
         # No proxy and no password of the machine's: the address is one of the person's own network.
         self.session.trust_env = False
         self.session.verify = certificates or True
+        self.send_key(api_key)
+
+    def send_key(self, api_key: str) -> None:
+        """Send this key with each request under /v1 from now on; none if it is empty."""
+        self.about_key = "the key is read from OPENAI_API_KEY"  # for who is refused
         if api_key:
             self.session.headers["Authorization"] = f"Bearer {api_key}"
 
     # What there is
 
     def health(self) -> dict[str, Any] | None:
-        """What the server says of itself; None if no batch server answers there."""
+        """What the server says of itself; None if no batch server answers there. It is asked without the key: whose
+        server it is shows in the answer."""
         import requests
 
         try:
-            body = self.session.get(f"{self.base}/health", timeout=10, allow_redirects=False).json()
+            # A header of None leaves out the session's own.
+            without_key: dict[str, Any] = {"Authorization": None}
+            address = f"{self.base}/health"
+            body = self.session.get(address, headers=without_key, timeout=10, allow_redirects=False).json()
         except (requests.RequestException, ValueError):
             return None
         return body if isinstance(body, dict) and body.get("service") == SERVICE else None
@@ -90,9 +99,10 @@ class Server:
     def delete(self, path: str) -> dict[str, Any]:
         return _json(self._ask("DELETE", path))
 
-    def upload(self, path: Path, *, digest: str = "") -> dict[str, Any]:
-        """The file object. Raises Trouble if the file's sha256 is not `digest`: it changed since it was read."""
-        form = _Form(path)
+    def upload(self, path: Path, *, digest: str = "", name: str = "") -> dict[str, Any]:
+        """The file object; `name` is what the server calls it, that of the path if empty. Raises Trouble if the file's
+        sha256 is not `digest`: it changed since it was read."""
+        form = _Form(path, name or path.name)
         headers = {"Content-Type": f"multipart/form-data; boundary={form.boundary}"}
         file = _json(self._ask("POST", "files", data=lambda: iter(form), headers=headers))
         if digest and form.digest != digest:
@@ -157,7 +167,7 @@ class Server:
                 url = f"{self.base}/v1/{path}"
                 response = self.session.request(method, url, timeout=READ_TIMEOUT_S, allow_redirects=False, **options)
                 if response.status_code not in FOR_A_MOMENT or _is_final_answer(response):
-                    return _checked(response, self.base)
+                    return self._checked(response)
                 wait_s = _retry_after_s(response)
             except (requests.exceptions.InvalidURL, requests.exceptions.SSLError) as error:
                 raise Trouble(f"{self.base} cannot be used: {_reason(error)}") from None
@@ -167,10 +177,22 @@ class Server:
                     raise Away(f"The server at {self.base} ended the connection during the upload.") from None
             if time.monotonic() + wait_s > ends_at:
                 if response is not None:
-                    return _checked(response, self.base)
+                    return self._checked(response)
                 raise Away(f"The server at {self.base} does not answer.")
             self.while_away()
             time.sleep(wait_s)
+
+    def _checked(self, response: "requests.Response") -> "requests.Response":
+        """The answer itself, if it is a good one. Raises Refused for an error of the server, Trouble for a redirect."""
+        if response.is_redirect:
+            raise Trouble(f"{self.base} redirects to {response.headers['Location']}. Name that address with --server.")
+        if response.ok:
+            return response
+        error = _envelope(response)
+        message = str(error.get("message") or f"{self.base} answered with status {response.status_code}.")
+        if response.status_code == 401:
+            message += f" ({self.about_key})"
+        raise Refused(message, status=response.status_code, code=error.get("code"))
 
 
 def normalized(address: str) -> str:
@@ -195,18 +217,6 @@ def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield from whole
     if rest:
         yield rest
-
-
-def _checked(response: "requests.Response", base: str) -> "requests.Response":
-    if response.is_redirect:
-        raise Trouble(f"{base} redirects to {response.headers['Location']}. Name that address with --server.")
-    if response.ok:
-        return response
-    error = _envelope(response)
-    message = str(error.get("message") or f"{base} answered with status {response.status_code}.")
-    if response.status_code == 401:
-        message += " (the key is read from OPENAI_API_KEY)"
-    raise Refused(message, status=response.status_code, code=error.get("code"))
 
 
 def _envelope(response: "requests.Response") -> dict[str, Any]:
@@ -248,16 +258,15 @@ class _Form:
 
     boundary = "ollama-batch-server-4b1d7c0e9f2a"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str) -> None:
         self.path = path
+        self.name = name
         self.digest = ""
 
     def __iter__(self) -> Iterator[bytes]:
         edge = b"--" + self.boundary.encode()
         # As browsers write a name that holds quotes or line ends.
-        name = (
-            self.path.name.encode(errors="replace").replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")
-        )
+        name = self.name.encode(errors="replace").replace(b'"', b"%22").replace(b"\r", b"%0D").replace(b"\n", b"%0A")
         yield edge + b'\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
         yield edge + b'\r\nContent-Disposition: form-data; name="file"; filename="' + name + b'"\r\n\r\n'
         digest = hashlib.sha256()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client import input_file
+from client import input_file, rendering
 from client.trouble import Trouble
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -72,7 +72,7 @@ def check(path: Path, models: Models | None) -> Report:
 def _ask(models: Models, model: str, report: Report) -> None:
     """Take what the server says of a model into the report."""
     if not models.has(model):
-        told = f"The server does not have the model '{model}' ({report.models[model]:,} lines)."
+        told = f"The server does not have the model '{model}' ({rendering.lines(report.models[model])})."
         report.mistakes.append({"line": None, "message": told})
         return
     context, longest = models.context(model), report.longest.get(model, Longest())

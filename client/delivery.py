@@ -126,7 +126,7 @@ def tell(batch: dict[str, Any], destination: Destination, *, requests: Path | No
     if batch["output_file_id"] is not None:
         for question, answer in _sample(requests, destination.results) if requests else ():
             click.echo(f"\n{question}\n  → {answer}")
-        click.echo(f"\nResults: {destination.results} ({batch['request_counts']['completed']} lines)")
+        click.echo(f"\nResults: {destination.results} ({rendering.lines(batch['request_counts']['completed'])})")
     if batch["error_file_id"] is not None:
         with destination.errors.open("rb") as lines:
             found = reasons(lines)
@@ -144,6 +144,7 @@ def mistakes(errors: list[dict[str, Any]]) -> str:
     shown = []
     for message, numbers in lines_with.items():
         more = f" and {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        message = rendering.printable(message)  # it quotes names out of the file
         shown.append(f"  line {numbers[0]}{more}: {message}" if numbers else f"  {message}")
     return "\n".join(shown)
 
@@ -177,7 +178,7 @@ def _reason(result: dict[str, Any]) -> tuple[str, str]:
 def summed_up(found: list[dict[str, Any]], *, command: str, batch_id: str) -> Iterator[str]:
     """`48 × context_length_exceeded: … (first: a, b)`, and below each what helps."""
     for reason in found[:MOST_REASONS]:
-        named = f"{reason['code']}: " if reason["code"] else ""
+        named = f"{rendering.short(reason['code'], 80)}: " if reason["code"] else ""
         first = ", ".join(rendering.short(each, 40) for each in reason["first"][:SAMPLE_LINES])
         yield f"  {reason['count']:,} × {named}{rendering.short(reason['message'], 300)} (first: {first})"
         if helps := hint(reason["code"], command=command, batch_id=batch_id):

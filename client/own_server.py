@@ -43,8 +43,7 @@ def found(checkout: Checkout, address: str | None, tell: Callable[[str], None]) 
     Raises Trouble if nothing answers at `address`, or if the server at the own address is another's: what a person
     sends reaches nobody whom they did not name.
     """
-    server = Server(address or checkout.address, checkout.api_key, certificates=checkout.certificates)
-    health = server.health()
+    server, health = asked(checkout, address)
     if health is None and (address or checkout.root is None):
         raise Trouble(f"No batch server answers at {server.base}. Start one there: {checkout.server_command}.")
     if health is not None:
@@ -54,7 +53,30 @@ def found(checkout: Checkout, address: str | None, tell: Callable[[str], None]) 
         yield Found(server, health)
         return
     with started(checkout, server, tell) as health:
+        _allow_key(checkout, server, health, is_named=False)
         yield Found(server, health, is_own=True)
+
+
+def asked(checkout: Checkout, address: str | None) -> tuple[Server, dict[str, Any] | None]:
+    """The server at `address`, or at the own one, and its health; None if no batch server answers.
+
+    It gets the key only if a person named it, or if it is our own: another program may listen at the own address, and
+    the key may be one of OpenAI's.
+    """
+    server = Server(address or checkout.address, certificates=checkout.certificates)
+    health = server.health()
+    _allow_key(checkout, server, health, is_named=bool(address))
+    return server, health
+
+
+def _allow_key(checkout: Checkout, server: Server, health: dict[str, Any] | None, *, is_named: bool) -> None:
+    if is_named or (health is not None and checkout.data_dir_of(health.get("instance")) is not None):
+        server.send_key(checkout.api_key)
+    else:
+        server.about_key = (
+            "no key was sent: this server's data is in none of your own directories. To send OPENAI_API_KEY to it, "
+            f"name it: --server {server.base}"
+        )
 
 
 def refuse_another(checkout: Checkout, server: Server, health: dict[str, Any]) -> None:

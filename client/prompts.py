@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 ENDPOINT = "/v1/chat/completions"
-# Beside the columns of the answer.
+# Beside the columns of the answer, unless the names are taken.
 ERROR, FINISH_REASON = "error", "finish_reason"
 
 
@@ -118,7 +118,7 @@ def template(text: str, table: Table, what: str) -> "Template":
         wanted: set[str] = meta.find_undeclared_variables(sandbox.parse(text)) - set(sandbox.globals)
     except TemplateSyntaxError as error:
         raise Trouble(f"{what}, line {error.lineno}: {error.message}.") from None
-    refuse_unknown(wanted, table, what)
+    refuse_unknown(wanted - {"row"}, table, what)
     found: Template = sandbox.from_string(text)
     return found
 
@@ -130,7 +130,7 @@ def condition(text: str, table: Table) -> Any:
 
 
 def refuse_unknown(wanted: set[str], table: Table, what: str) -> None:
-    unknown = sorted(wanted - {"row", *table.columns})
+    unknown = sorted(wanted - set(table.columns))
     if unknown:
         raise Trouble(f"{what} names the column {unknown[0]!r}. There are: {', '.join(table.columns)}.")
 
@@ -154,12 +154,21 @@ def schema(path: Path) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Cells:
+    """What one row gets. `answer` is by the names that the schema has for it, which may be those of our own columns."""
+
+    answer: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    finish_reason: str = ""
+
+
 class Answers:
     """Answer lines as cells: the columns of the answer, what went wrong, and why the model stopped."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.columns = recipe.columns
-        self.schema = recipe.schema
+        self.heads = _free([*self.columns, ERROR, FINISH_REASON], recipe.table.columns)
         self.validator: Any = None
         if recipe.schema is not None:
             from jsonschema import Draft202012Validator
@@ -169,42 +178,57 @@ class Answers:
             self.validator = Draft202012Validator(recipe.schema, registry=Registry())
 
     @property
-    def heads(self) -> list[str]:
-        return [*self.columns, ERROR, FINISH_REASON]
+    def error_head(self) -> str:
+        """The name of the column that tells what went wrong."""
+        return self.heads[len(self.columns)]
 
-    def cells(self, line: dict[str, Any] | None) -> dict[str, str]:
+    def row(self, cells: Cells) -> list[str]:
+        """The cells in the order of `heads`."""
+        return [*(cells.answer.get(name, "") for name in self.columns), cells.error, cells.finish_reason]
+
+    def cells(self, line: dict[str, Any] | None) -> Cells:
         """Of the line of an output or error file; None: there is none."""
-        empty = dict.fromkeys(self.heads, "")
         if line is None:
-            return empty | {ERROR: "no answer"}
+            return Cells(error="no answer")
         body = (line.get("response") or {}).get("body") or {}
         choices = body.get("choices") if isinstance(body, dict) else None
         if not choices:
             error = line.get("error") or (body.get("error") if isinstance(body, dict) else None) or {}
             told = f"{error.get('code') or ''}: {error.get('message') or ''}" if isinstance(error, dict) else str(error)
-            return empty | {ERROR: told.removeprefix(": ") or "no answer"}
-        text = choices[0]["message"].get("content") or ""
-        reason = choices[0].get("finish_reason") or ""
-        return empty | self._answer(text) | {FINISH_REASON: reason}
+            return Cells(error=told.removeprefix(": ") or "no answer")
+        answer = self._answer(choices[0]["message"].get("content") or "")
+        return replace(answer, finish_reason=choices[0].get("finish_reason") or "")
 
-    def _answer(self, text: str) -> dict[str, str]:
+    def _answer(self, text: str) -> Cells:
         if self.validator is None:
-            return {self.columns[0]: text}
+            return Cells({self.columns[0]: text})
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError):
-            return {ERROR: f"the answer is no JSON: {text}"}
+            return Cells(error=f"the answer is no JSON: {text}")
         from referencing.exceptions import Unresolvable
 
         try:
             problem = next(iter(self.validator.iter_errors(answer)), None)
         except Unresolvable as error:
-            return {ERROR: f"the schema refers to {error.ref}, which is not in its file: {text}"}
+            return Cells(error=f"the schema refers to {error.ref}, which is not in its file: {text}")
         if problem is not None:
-            return {ERROR: f"the answer does not fit the schema ({problem.message}): {text}"}
+            return Cells(error=f"the answer does not fit the schema ({problem.message}): {text}")
         if not isinstance(answer, dict):
-            return {self.columns[0]: _cell(answer)}
-        return {name: _cell(answer[name]) for name in self.columns if name in answer}
+            return Cells({self.columns[0]: _cell(answer)})
+        return Cells({name: _cell(answer[name]) for name in self.columns if name in answer})
+
+
+def _free(names: list[str], taken: list[str]) -> list[str]:
+    """The names, each as the head of a column of its own: `answer_` stands before one that is taken already. The first
+    of two equal names keeps it."""
+    heads: list[str] = []
+    for number, name in enumerate(names):
+        head = name
+        while head in taken or head in heads or (head != name and head in names[number:]):
+            head = f"answer_{head}"
+        heads.append(head)
+    return heads
 
 
 def _cell(value: Any) -> str:

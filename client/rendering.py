@@ -1,9 +1,11 @@
-"""What a person reads: tables, times, counts. In a terminal by rich, elsewhere as plain text."""
+"""What a person reads: tables, times, counts."""
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import click
@@ -16,30 +18,39 @@ def is_terminal() -> bool:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows under their heads. Plain columns keep every letter, so that a pipe can read them."""
-    if is_terminal():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        shown = Table(box=None, pad_edge=False, header_style="bold")
-        for head in heads:
-            # An id is there to be copied.
-            shown.add_column(head, no_wrap=head == "id", overflow="fold")
-        for row in rows:
-            shown.add_row(*(Text(printable(cell)) for cell in row))
-        Console().print(shown)
-        return
+    """Print rows under their heads, each cell whole. In a terminal the columns that fit stand side by side, and what
+    the others have stands below each row. Elsewhere all are side by side, so that a pipe can read them."""
     cells = [list(heads), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    for row in cells:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+    beside = _fitting(widths) if is_terminal() else len(heads)
+    for number, row in enumerate(cells):
+        padded = (cell.ljust(width) for cell, width in zip(row[:beside], widths, strict=False))
+        line = "  ".join(padded).rstrip()
+        click.echo(line if number or not is_terminal() else click.style(line, bold=True))
+        rest = zip(heads[beside:], row[beside:], strict=True)
+        if number and (told := ", ".join(f"{head}: {cell}" for head, cell in rest if cell)):
+            click.echo(f"    {told}")
+
+
+def _fitting(widths: Sequence[int]) -> int:
+    """How many of the columns, one at least, the terminal is wide enough for."""
+    ends = list(accumulate(widths, lambda end, width: end + 2 + width))
+    return max(1, sum(end <= shutil.get_terminal_size().columns for end in ends))
 
 
 def printable(text: str) -> str:
     """On one line and without what would steer a terminal: names and messages come from others."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, with the ends of lines as they are."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def lines(count: int) -> str:
+    """`1 line`, `1,200 lines`."""
+    return f"{count:,} line{'' if count == 1 else 's'}"
 
 
 def clock(seconds: float | None) -> str:

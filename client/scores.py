@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from client import delivery, prompts
+from client import delivery
 from client.api import Server
-from client.prompts import Answers, Recipe
+from client.prompts import Answers, Cells, Recipe
 from client.table import Table
 from client.trouble import Trouble
 
@@ -70,7 +70,7 @@ def table(recipe: Recipe, found: Spool, *, answered_only: bool) -> Iterator[byte
     source = recipe.table
     answers = Answers(recipe)
     yield b"\xef\xbb\xbf" if source.encoding in ("utf-8-sig", "utf-16") else b""
-    yield _row([*source.columns, *(_free(name, source.columns) for name in answers.heads)], source)
+    yield _row([*source.columns, *answers.heads], source)
     recipe.seen = {}
     for number, row in source.rows():
         skipped = recipe.skipped
@@ -78,20 +78,13 @@ def table(recipe: Recipe, found: Spool, *, answered_only: bool) -> Iterator[byte
         if request is None:
             if recipe.skipped == skipped:
                 continue  # --where leaves it out
-            cells = dict.fromkeys(answers.heads, "") | {prompts.ERROR: "skipped: the prompt is empty"}
+            cells = Cells(error="skipped: the prompt is empty")
         else:
             line = found.get(request[0])
             if line is None and answered_only:
                 continue
             cells = answers.cells(line)
-        yield _row([*row.values(), *cells.values()], source)
-
-
-def _free(name: str, taken: list[str]) -> str:
-    """The name of a column of the answer, which may be one of the input's."""
-    while name in taken:
-        name = f"answer_{name}"
-    return name
+        yield _row([*row.values(), *answers.row(cells)], source)
 
 
 def _row(cells: Iterable[str], table: Table) -> bytes:

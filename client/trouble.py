@@ -2,9 +2,15 @@
 
 import click
 
+from client import rendering
+
 
 class Trouble(click.ClickException):
     """Printed as `Error: …`; the exit status is 1."""
+
+    def format_message(self) -> str:
+        # Much of it is what a server says, or what a file has.
+        return rendering.printable_lines(self.message)
 
 
 class Refused(Trouble):

@@ -51,6 +51,10 @@ class Display(ABC):
             self.write(text)
 
     def write(self, text: str) -> None:
+        """Print a line that stays. Names and messages in it come from others."""
+        self.print(rendering.printable(text))
+
+    def print(self, text: str) -> None:
         click.echo(text)
 
     @abstractmethod
@@ -63,7 +67,7 @@ class Display(ABC):
 class Silent(Display):
     """For `--json`: what is printed is JSON alone, so notes go to the error output."""
 
-    def write(self, text: str) -> None:
+    def print(self, text: str) -> None:
         click.echo(text, err=True)
 
     def report(self, progress: dict[str, Any]) -> None:
@@ -88,37 +92,43 @@ class Plain(Display):
 
 
 class Live(Display):
-    """A bar that moves, in a terminal."""
+    """A bar that moves, in a terminal: how far it is, and below it how fast and when it ends."""
+
+    BAR_WIDTH = 30  # with the longest counts beside it, that is 80 letters at most
 
     def __init__(self) -> None:
         super().__init__()
+        from rich.live import Live as Screen
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
+        columns = (BarColumn(self.BAR_WIDTH), TaskProgressColumn(), TextColumn("{task.description}", markup=False))
         self.bar: Bar = Progress(*columns, auto_refresh=False)
         self.task = self.bar.add_task("", total=None)
-        self.bar.start()
+        self.screen = Screen(self.bar, auto_refresh=False)
+        self.screen.start()
 
-    def write(self, text: str) -> None:
+    def print(self, text: str) -> None:
         from rich.text import Text
 
-        self.bar.console.print(Text(rendering.printable(text)))
+        self.screen.console.print(Text(text))
 
     def report(self, progress: dict[str, Any]) -> None:
-        told = progress["request_counts"]
-        status = WORDS.get(progress["status"], progress["status"])
-        words = [] if progress["status"] == "in_progress" else [status]
-        words += filter(None, [rendering.counts(progress), rendering.speed(progress)])
+        from rich.console import Group
+        from rich.text import Text
+
+        told, status = progress["request_counts"], progress["status"]
+        words = [] if status == "in_progress" else [WORDS.get(status, rendering.printable(status))]
         self.bar.update(
             self.task,
             total=told["total"] or None,
             completed=told["completed"] + told["failed"],
-            description=", ".join(dict.fromkeys(words)),
-            refresh=True,
+            description=rendering.counts(progress),
         )
+        below = ", ".join(filter(None, [*words, rendering.speed(progress)]))
+        self.screen.update(Group(self.bar, Text(below)) if below else self.bar, refresh=True)
 
     def close(self) -> None:
-        self.bar.stop()
+        self.screen.stop()
 
 
 def display(as_json: bool) -> Display:

@@ -17,7 +17,7 @@ def cli(context: click.Context, address: str | None, as_json: bool) -> None:
     """Run files of requests as batches, and look after the batches of a server.
 
     BATCH is the id of a batch, or `last` for the newest one. With --server URL (or OLLAMA_BATCH_SERVER) every command
-    works from another machine too; OPENAI_API_KEY is sent if it is set.
+    works from another machine too. OPENAI_API_KEY is sent to the server that is named, or to your own.
     """
     context.obj = Given(address, as_json)
 

@@ -88,7 +88,9 @@ def csv_file(
 ) -> None:
     """Ask a prompt for each row of a CSV file, and write the rows with the answers.
 
-    The columns of the answer are the properties of --schema, or `answer`; beside them `error` and `finish_reason`.
+    The columns of the answer are the properties of --schema, or `answer`; beside them `error` and `finish_reason`. A
+    name that is taken gets `answer_` before it.
+
     The same command again asks nothing twice. While it runs, OUTPUT.part has the rows that are answered so far.
     """
     delivery.Destination.of(file, output, force=force)
@@ -97,7 +99,7 @@ def csv_file(
     table = Table.of(file, encoding=encoding, delimiter=delimiter)
     session.tell(described(table))
     if id_column is not None:
-        prompts.refuse_unknown({id_column} - {"row"}, table, "--id")
+        prompts.refuse_unknown({id_column}, table, "--id")
     recipe = Recipe(
         table,
         prompt=prompts.template(_text(prompt), table, str(prompt)),
@@ -109,9 +111,7 @@ def csv_file(
     )
     total = sum(1 for _ in recipe.requests())
     if not total:
-        raise Trouble(
-            f"No row of {file} is asked: {recipe.skipped} have an empty prompt, --where leaves out the others."
-        )
+        raise Trouble(_none_asked(recipe))
     session.tell(f"{total:,} rows are asked; {recipe.skipped:,} with an empty prompt are skipped.")
     with Spool(output.absolute().parent) as answers:
         order = Order(session, recipe, answers, output, force, window, again)
@@ -125,13 +125,24 @@ def csv_file(
     session.end(
         {"object": "list", "data": batches},
         f"Results: {output} ({total:,} rows asked, {total - len(answers.with_answer):,} without an answer; see the "
-        "column error)",
+        f"column {Answers(recipe).error_head})",
         *(
             f"Why: {session.command} errors {each}. Ask them again: {session.command} retry {each}, and then the same "
             "command with --force."
             for each in failed
         ),
     )
+
+
+def _none_asked(recipe: Recipe) -> str:
+    """Why no row is left to ask."""
+    rows = sum(1 for _ in recipe.table.rows())
+    if not rows:
+        return f"{recipe.table.path} has no rows, only the names of its columns."
+    left_out = rows - recipe.skipped
+    told = [f"{recipe.skipped:,} with an empty prompt"] if recipe.skipped else []
+    told += [f"{left_out:,} that --where leaves out"] if left_out else []
+    return f"No row of {recipe.table.path} is asked. There are {' and '.join(told)}."
 
 
 def _text(path: Path) -> str:
@@ -177,6 +188,7 @@ def _batch(order: Order, found: Found, start: int, end: int) -> dict[str, Any]:
             asked,
             refuse_existing=order.refuse_existing,
             again=order.again,
+            name=f"{order.recipe.table.path.name}.requests.jsonl",
         )
     batch = _followed(order, found, batch)
     if batch["status"] == "failed":
@@ -227,8 +239,8 @@ def _trial(order: Order, server: Server, batch: dict[str, Any], left: int) -> It
     answers = Answers(order.recipe)
     for text, _ in zip(server.lines(batch["output_file_id"]), range(SHOWN_ROWS), strict=False):
         answer: dict[str, Any] = json.loads(text)
-        cells = answers.cells(answer)
-        told = ", ".join(f"{name}: {value}" for name, value in cells.items() if value)
+        cells = zip(answers.heads, answers.row(answers.cells(answer)), strict=True)
+        told = ", ".join(f"{name}: {value}" for name, value in cells if value)
         yield rendering.short(f"{answer['custom_id']} → {told}", 200)
     failed = batch["request_counts"]["failed"]
     if failed:

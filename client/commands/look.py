@@ -233,14 +233,18 @@ def check(session: Session, file: Path) -> None:
         told = {"longest": {"line": longest.line, "characters": longest.characters}}
         session.show(counts | told | {"errors": report.mistakes, "warnings": report.warnings})
     else:
-        click.echo(f"{file}: {report.lines:,} lines for {report.endpoint or 'no endpoint'}.")
+        about = f" for {report.endpoint}" if report.endpoint else ", none of which is a request"
+        click.echo(f"{rendering.printable(str(file))}: {rendering.lines(report.lines)}{about}.")
         for model, count in report.models.most_common():
-            click.echo(f"  {count:,} lines for {rendering.printable(model) or 'the default model of the server'}")
-        click.echo(
-            f"The longest prompt is that of line {longest.line}: {longest.characters:,} letters, roughly "
-            f"{longest.tokens:,} tokens."
-        )
-        if models is None:
+            click.echo(
+                f"  {rendering.lines(count)} for {rendering.printable(model) or 'the default model of the server'}"
+            )
+        if longest.line:
+            click.echo(
+                f"The longest prompt is that of line {longest.line}: {longest.characters:,} letters, roughly "
+                f"{longest.tokens:,} tokens."
+            )
+        if models is None and report.models:
             click.echo("Nobody was asked for these models: no server answers, or it has no model server.")
         for warning in report.warnings:
             click.echo(f"Warning: {rendering.printable(warning)}")
@@ -262,8 +266,10 @@ def _models(session: Session) -> checking.Models | None:
         return None
 
     def has(name: str) -> bool:
+        if any(part in (".", "..") for part in name.split("/")):
+            return False  # as an address it would lead elsewhere: models/../files is files
         try:
-            server.get(f"models/{quote(name)}")
+            server.get(f"models/{quote(name, errors='replace')}")
         except Refused as error:
             if error.status != 404:
                 raise

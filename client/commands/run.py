@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from client import delivery, input_file, memory, own_server, watching
-from client.api import FINAL, Server
+from client.api import FINAL
 from client.commands.session import WINDOW_HELP, Session, options, window_text
 from client.delivery import Destination
 from client.memory import DIGEST_KEY, Memory
@@ -76,8 +76,10 @@ def begun(
     *,
     refuse_existing: Callable[[], None],
     again: bool,
+    name: str = "",
 ) -> dict[str, Any]:
-    """The batch of this file: the one that was made for it before, or a new one. `refuse_existing` is asked before a
+    """The batch of this file: the one that was made for it before, or a new one. `name` is what the server calls the
+    file, that of its path if empty. `refuse_existing` is asked before a
     batch is made or waited for, and raises Trouble if results of another run are in the way."""
     remembered = Memory(session.checkout.state_dir, found.key)
     with remembered.locked():
@@ -85,7 +87,8 @@ def begun(
         if batch is None or batch["status"] not in FINAL:
             refuse_existing()
         if batch is None:
-            batch = _made(found.server, file, digest, asked)
+            uploaded = found.server.upload(file, digest=digest, name=name)
+            batch = found.server.post("batches", {"input_file_id": uploaded["id"]} | asked)
             session.tell(f"Batch {batch['id']}")
         else:
             session.tell(
@@ -94,11 +97,6 @@ def begun(
             )
         remembered.remember(digest, batch["id"])
     return batch
-
-
-def _made(server: Server, file: Path, digest: str, asked: dict[str, Any]) -> dict[str, Any]:
-    uploaded = server.upload(file, digest=digest)
-    return server.post("batches", {"input_file_id": uploaded["id"]} | asked)
 
 
 def followed(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from client import own_server
+from client import own_server, rendering
 from client.api import Server, as_json
 from client.checkout import Checkout
 from client.trouble import Trouble
@@ -38,9 +38,7 @@ class Session:
 
     def server(self, *, changes: bool = False) -> Server:
         """The server, which answers. Raises Trouble if it does not, or if `changes` are meant for another's server."""
-        address = self.address or self.checkout.address
-        server = Server(address, self.checkout.api_key, certificates=self.checkout.certificates)
-        health = server.health()
+        server, health = own_server.asked(self.checkout, self.address)
         if health is None:
             raise Trouble(
                 f"No batch server answers at {server.base}. Start it: {self.checkout.server_command}. Or name one: "
@@ -52,7 +50,7 @@ class Session:
 
     def tell(self, text: str) -> None:
         """Say something to a person; it never gets between the JSON that a program reads."""
-        click.echo(text, err=self.as_json)
+        click.echo(rendering.printable_lines(text), err=self.as_json)
 
     def show(self, body: Any) -> None:
         click.echo(as_json(body))

@@ -7,6 +7,7 @@ import pytest
 from batches.lines import jsonl as server_side
 from client.checking import ENDPOINTS, Longest, Models, check
 from client.trouble import Trouble
+from tests.client.conftest import BASE
 from tests.conftest import jsonl, line
 
 HAS_GEMMA = Models({"gemma3:12b"}.__contains__, lambda name: 8192)
@@ -76,7 +77,7 @@ def test_blank_lines_and_a_bom_are_no_mistakes(write):
 def test_a_model_that_the_server_does_not_have_is_a_mistake_and_no_model_is_none(write):
     lines = [line("a", body={"model": "other"}), line("b", body={"model": None})]
     [mistake] = check(write(lines), HAS_GEMMA).mistakes
-    assert mistake["message"] == "The server does not have the model 'other' (1 lines)."
+    assert mistake["message"] == "The server does not have the model 'other' (1 line)."
 
 
 @pytest.mark.parametrize(
@@ -95,13 +96,32 @@ def test_the_longest_prompt_of_each_model_is_held_against_its_context(write, con
     for warning, expected in zip(report.warnings, said, strict=True):
         assert warning.startswith(expected)
     assert [mistake["message"] for mistake in report.mistakes] == [
-        "The server does not have the model 'none' (1 lines)."
+        "The server does not have the model 'none' (1 line)."
     ]
 
 
 def test_an_empty_file_is_refused(write):
     with pytest.raises(Trouble, match="is empty"):
         check(write(b"\n \n"), None)
+
+
+def test_a_file_of_something_else_is_called_that(box, write):
+    box.get("models", {"data": []})
+    said = box.type("check", write(b"hello\n"), status=1).output
+    assert "in.jsonl: 1 line, none of which is a request.\nMistakes:\n  line 1: This line is not" in said
+    assert "longest" not in said
+    assert "2 lines, none" in box.type("check", write(b"[]\n1\n"), status=1).output
+
+
+@pytest.mark.parametrize("name", ["../files", "..", ".", "a/../../files", "gemma3:12b/.", "\ud800"])
+def test_a_model_whose_name_leads_elsewhere_is_one_that_the_server_does_not_have(box, write, name):
+    box.get("models", {"data": [{"id": "gemma3:12b"}]})
+    for path in ("files", "models/", "models/gemma3%3A12b", "models/gemma3%3A12b/"):
+        box.get(path, {"object": "list", "data": []})
+    box.played.get(f"{BASE}/v1/", json={})
+    box.get("models/%3F", {"error": {"message": "No."}}, status=404)
+    said = box.type("check", write([line("a", body={"model": name})]), status=1).output
+    assert "The server does not have the model" in said
 
 
 def test_the_command_tells_it_and_ends_with_1(box, write):
@@ -114,5 +134,5 @@ def test_the_command_tells_it_and_ends_with_1(box, write):
     said = box.type("check", write([line("a"), line("a"), line("a")]), status=1).output
     assert "line 2 and 1 more: The custom_id 'a' is that of line 1 too." in said
     said = box.type("check", write([line("a", body={"model": "other"})]), status=1).output
-    assert "does not have the model 'other' (1 lines)" in said
+    assert "does not have the model 'other' (1 line)" in said
     assert json.loads(box.type("--json", "check", write([line("a")])).output)["models"] == {"gemma3:12b": 1}

@@ -1,6 +1,7 @@
 """What each command sends and says. tests/client/test_run.py has their truth, against a real server."""
 
 import json
+import re
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from client.commands import cli
 from tests.client.conftest import BASE, batch, progress
+from tests.conftest import jsonl, line
 
 
 def test_list_shows_the_newest_batches_as_columns(box):
@@ -32,6 +34,77 @@ def test_a_name_that_would_steer_the_terminal_is_made_harmless(box):
     page = {"data": [batch(metadata={"input_file": "a\x1b[2J\nb"})], "has_more": False}
     box.get("batches", page)
     assert "\x1b" not in box.type("list").output
+
+
+STEERING = "a\x1b]0;x\x07\x1b[2J\x9b31m\rb"
+
+
+def harmless(said):
+    return not set(said) & set("\x1b\x07\x9b\r")
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "errors", "list"])
+def test_no_message_of_a_server_steers_the_terminal(box, command):
+    error = {"code": "invalid", "message": STEERING, "line": 3, "param": None}
+    failed = batch(status="failed", errors={"data": [error]})
+    box.get("batches/batch_1", failed)
+    box.get("batches", {"error": {"message": STEERING}}, status=500)
+    box.get("batches/batch_1/progress", progress("failed", waiting_for=STEERING, warnings=[{"message": STEERING}]))
+    reason = {"code": STEERING, "message": STEERING, "count": 1, "first": [STEERING]}
+    box.get("batches/batch_1/reasons", {"object": "list", "data": [reason]})
+    arguments = ["list"] if command == "list" else [command, "batch_1"]
+    said = box.type(*arguments, status=command == "list").output
+    assert harmless(said)
+    assert "[2J" in said
+
+
+@pytest.fixture
+def narrow(box):
+    """A terminal of 80 columns; gives what it shows of some output, without colours and movements."""
+    box.monkeypatch.setattr("client.rendering.is_terminal", lambda: True)
+    box.monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal then
+    box.monkeypatch.setenv("TERM", "xterm")
+    box.monkeypatch.setenv("COLUMNS", "80")
+    return lambda said: re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said).replace("\r", "\n").splitlines()
+
+
+def test_a_list_is_readable_in_80_columns(box, narrow):
+    long = batch(
+        "batch_" + "0" * 32,
+        "in_progress",
+        completed=123456,
+        total=170000,
+        model="gemma3:12b-it-qat",
+        metadata={"input_file": "profiles.csv"},
+    )
+    box.get("batches", {"data": [long], "has_more": False})
+    heads, row, below = narrow(box.type("list").output)
+    assert heads.split() == ["id", "status", "lines", "failed"]
+    assert row.split() == [long["id"], "in_progress", "123456/170000", "0"]
+    assert below.startswith("    model: gemma3:12b-it-qat, created: ")
+    assert below.endswith(", file: profiles.csv")
+
+
+def test_watching_is_readable_in_80_columns(box, narrow):
+    now = time.time()
+    far = progress(
+        completed=160000,
+        failed=123456,
+        total=987654,
+        tokens_per_second=1234.0,
+        lines_per_minute=12.3,
+        estimated_end=now + 180000,
+    )
+    for each in (far, progress("finalizing", completed=1), progress("completed", completed=1)):
+        box.get("batches/batch_1/progress", each)
+    box.get("batches/batch_1", batch())
+    shown = narrow(box.type("watch", "batch_1").output)
+    bar = next(number for number, text in enumerate(shown) if "283,456/987,654 lines" in text)
+    assert shown[bar].startswith("━━━")
+    assert shown[bar].rstrip().endswith("123,456 failed")
+    assert shown[bar + 1].startswith("1,234 tokens/s, 12.3 lines/min, ends about ")
+    assert shown[bar + 1].rstrip().endswith("(in 2 d 2 h)")
+    assert "writing the result files" in "\n".join(shown)
 
 
 def test_no_batch_is_no_error(box):
@@ -303,6 +376,37 @@ def test_the_server_of_another_is_not_changed_unless_it_is_named(box, arguments)
     assert result.exit_code == 1
     assert "is not your own" in result.output
     assert not [call for call in box.played.calls if call.request.method == "POST"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["show"], ["errors"], ["watch", "batch_1"], ["check", "FILE"]])
+def test_the_key_is_kept_from_a_server_that_is_neither_named_nor_ours(box, tmp_path, command):
+    box.monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    box.monkeypatch.setattr("client.checkout.Checkout.address", BASE)
+    (tmp_path / "in.jsonl").write_bytes(jsonl([line("a")]))
+    for path in ("batches", "batches/batch_1/progress", "models"):
+        box.get(path, {"error": {"message": "Incorrect API key."}}, status=401)
+    result = CliRunner().invoke(cli, [str(tmp_path / "in.jsonl") if word == "FILE" else word for word in command])
+    assert result.exit_code == 1
+    assert "no key was sent: this server's data is in none of your own directories. To send OPENAI_API_KEY to it, " in (
+        result.output
+    )
+    assert f"name it: --server {BASE}" in result.output
+    assert len(box.played.calls) == 2
+    assert not any("Authorization" in call.request.headers for call in box.played.calls)
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_the_key_is_sent_to_a_server_that_is_named_or_ours_but_not_for_its_health(box, tmp_path, is_named):
+    box.monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    if not is_named:
+        box.monkeypatch.setattr("client.checkout.Checkout.address", BASE)
+        box.monkeypatch.setenv("DATA_DIR", str(tmp_path))
+        (tmp_path / "instance_id").write_text("one")
+    box.get("batches", {"data": [], "has_more": False})
+    result = CliRunner().invoke(cli, ["list", *(["--server", BASE] if is_named else [])])
+    assert result.exit_code == 0, result.output
+    sent = [call.request.headers.get("Authorization") for call in box.played.calls]
+    assert sent == [None, "Bearer sk-secret"]
 
 
 def test_options_may_stand_before_the_command(box):

@@ -17,6 +17,7 @@ class Answering:
 
     def __init__(self, box, answer):
         self.lines = []  # of each batch
+        self.names = []  # of the files that were sent
         self.files = {}
         self.batches = []
         self.answer = answer
@@ -34,6 +35,7 @@ class Answering:
 
     def upload(self, request):
         body = b"".join(request.body)
+        self.names.append(re.search(rb'filename="([^"]*)"', body)[1].decode())
         content = body.partition(b'filename="')[2].partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
         self.lines.append([json.loads(line) for line in content.splitlines()])
         return 200, {}, json.dumps({"id": f"file-{len(self.lines)}"})
@@ -183,6 +185,38 @@ def test_a_column_of_the_input_that_is_called_as_ours_stays(scored):
     ]
 
 
+@pytest.mark.parametrize(
+    ("columns", "properties", "heads"),
+    [
+        (["name"], ["error"], ["error", "answer_error", "finish_reason"]),
+        (["name"], ["finish_reason", "error"], ["finish_reason", "error", "answer_error", "answer_finish_reason"]),
+        (["name"], ["error", "answer_error"], ["error", "answer_error", "answer_answer_error", "finish_reason"]),
+        (["name", "error"], ["error"], ["answer_error", "answer_answer_error", "finish_reason"]),
+        (["name", "x"], ["x", "answer_x"], ["answer_answer_x", "answer_x", "error", "finish_reason"]),
+        (["name", "answer_x", "x"], ["x"], ["answer_answer_x", "error", "finish_reason"]),
+    ],
+)
+def test_a_property_that_is_called_as_a_column_of_ours_or_of_the_table_keeps_its_cells(
+    scored, columns, properties, heads
+):
+    schema = {"type": "object", "properties": {key: {} for key in properties}, "required": properties}
+    values = [f"v{number}" for number in range(len(properties))]
+    good = json.dumps(dict(zip(properties, values, strict=True)))
+    rest = ",c" * (len(columns) - 1)
+    text = f"{','.join(columns)}\ngood{rest}\nbad{rest}\n"
+    rows, said, _ = scored(text, schema=schema, answer=lambda text: good if text == "good" else "no JSON")
+    given = ["c"] * (len(columns) - 1)
+    assert rows[0] == [*columns, *heads]
+    assert rows[1] == ["good", *given, *values, "", "stop"]
+    assert rows[2] == ["bad", *given, *("" for _ in values), "the answer is no JSON: no JSON", "stop"]
+    assert f"see the column {heads[-2]})" in " ".join(said.split())
+
+
+def test_a_batch_of_a_table_carries_its_name(scored):
+    _, _, server = scored("name\na\n")
+    assert server.names == ["in.csv.requests.jsonl"]
+
+
 def test_rows_are_known_by_a_column(scored):
     _, _, server = scored("name,key\na,k1\nb,k2\n", "--id", "key")
     assert [line["custom_id"] for line in server.lines[0]] == ["k1", "k2"]
@@ -206,7 +240,10 @@ def test_rows_are_known_by_a_column(scored):
             "The template fails for row 1: access to attribute '__class__'",
         ),
         ("name\na\n", [], "{{ row['other'] }}", "The template fails for row 1"),
-        ("name\n\n", [], "{{ name }}", "No row of"),
+        ("name\na\n", ["--id", "row"], "{{ name }}", "--id names the column 'row'. There are: name."),
+        ("name\n\n", [], "{{ name }}", "in.csv has no rows, only the names of its columns."),
+        ("name\na\n", ["--where", "name == 'b'"], "{{ name }}", "There are 1 that --where leaves out."),
+        ("name\na\n", [], " ", "There are 1 with an empty prompt."),
         ("", [], "x", "has no names of columns"),
         ("a,a\n1,2\n", [], "x", "more than one column named 'a'"),
         ("a,b\n1,2\n3\n", [], "{{ a }}", "Row 2 of"),
