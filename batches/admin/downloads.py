@@ -6,9 +6,10 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponseBase, St
 from batches.following import Following
 from batches.models import Batch
 from common.errors import ApiError
+from common.permissions import may_look
 from files_api.models import File
 
-MAY_READ = "files_api.view_file"
+FILES = "files_api.file"
 BYTES = "application/octet-stream"  # no browser shows it or runs it
 
 
@@ -26,7 +27,7 @@ def there_are(batch: Batch) -> list[tuple[str, str]]:
 
 def of(request: HttpRequest, batch: Batch, kind: str) -> HttpResponseBase:
     """`kind`: input, output or errors. Streamed, as an attachment. Raises Http404 for a file that is not there."""
-    if not request.user.has_perm(MAY_READ):
+    if not may_look(request, FILES):
         raise PermissionDenied
     if kind not in ("input", "output", "errors"):
         raise Http404

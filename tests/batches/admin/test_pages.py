@@ -295,3 +295,40 @@ def test_a_line_leads_to_the_next_one(admin_client, running):
     answer = admin_client.get(f"/admin/batches/line/{second.pk}/change/?way=back")
     assert answer["Location"] == address
     assert admin_client.get("/admin/batches/line/0/change/").status_code == 302
+
+
+def browser_of(*permissions, name="somebody"):
+    """Of staff with these permissions alone."""
+    user, _ = User.objects.get_or_create(username=name, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    browser = Client()
+    browser.force_login(user)
+    return browser
+
+
+@pytest.mark.parametrize(
+    ("permissions", "batches", "answers"),
+    [
+        ([], 403, 403),
+        (["view_batch"], 200, 403),
+        (["change_batch"], 200, 403),
+        (["view_line"], 403, 403),
+        (["view_batch", "view_line"], 200, 200),
+        (["change_batch", "change_line"], 200, 200),
+        (["add_batch", "delete_batch", "view_line"], 403, 403),
+    ],
+)
+def test_one_rule_says_who_may_look(running, permissions, batches, answers):
+    """The first page, its parts, the banner, the list and the page of a batch; answers need the lines as well."""
+    browser = browser_of(*permissions)
+    parts = (LIST, f"{LIST}now/", f"{LIST}moves/", f"{LIST}banner/", page_of(running.pk), page_of(running.pk, "moves"))
+    assert {browser.get(part).status_code for part in parts} == {batches}
+    assert ("You may not look at batches." in text(browser.get("/admin/"))) is (batches == 403)
+    assert (f"{LIST}banner/" in browser.get("/admin/").content.decode()) is (batches == 200)
+    assert f'href="{LIST}"'.encode() in browser.get("/admin/").content or batches == 403
+    assert browser.get(page_of(running.pk, "answers")).status_code == answers
+    if batches == 200:
+        page = browser.get(page_of(running.pk))
+        assert ("Last answers" in text(page)) is (answers == 200)
+        assert (page_of(running.pk, "answers") in page.content.decode()) is (answers == 200)
+        assert ("Look at the lines" in text(page)) is (answers == 200)
