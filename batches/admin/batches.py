@@ -168,7 +168,7 @@ class BatchAdmin(LookOnly):
             "filename": filenames([batch])[batch.pk],
             "may_look_at_lines": may_look(request, LINES),
             "buttons": suiting(batch) if may_act(request) else [],
-            "downloads": downloads.there_are(batch),
+            "downloads": downloads.there_are(request, batch),
             "timeline": [(name, at) for stamp, name in STAMPS.items() if (at := getattr(batch, stamp))],
             "reasons": reasons.of(batch),
             "file_errors": batch.errors[:20],
