@@ -1,10 +1,12 @@
 """What the admin's theme (django-unfold) is told: names, colours, our own files, and the way around."""
 
+from functools import partial
 from typing import Any
 
-from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import reverse_lazy
+
+from common.permissions import may_look
 
 # Blue, in the theme's own steps: its violet is close to the red of a danger.
 _PRIMARY = {
@@ -24,16 +26,11 @@ _PRIMARY = {
 
 def _place(title: str, icon: str, model: str) -> dict[str, Any]:
     """A link of the sidebar to the list of a model, for those who may look at it. `model`: `app.name`."""
-    app, _, name = model.partition(".")
-
-    def may_look(request: HttpRequest) -> bool:
-        return request.user.has_perm(f"{app}.view_{name}")
-
     return {
         "title": title,
         "icon": icon,
-        "link": reverse_lazy(f"admin:{app}_{name}_changelist"),
-        "permission": may_look,
+        "link": reverse_lazy(f"admin:{model.replace('.', '_')}_changelist"),
+        "permission": partial(may_look, model=model),
     }
 
 

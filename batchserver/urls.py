@@ -25,5 +25,6 @@ urlpatterns = [
 ]
 
 handler400 = "common.exception_handler.bad_request"
-handler404 = "common.exception_handler.not_found"
+handler403 = "batchserver.views.forbidden"
+handler404 = "batchserver.views.not_found"
 handler500 = "common.exception_handler.server_error"

@@ -1,12 +1,13 @@
-"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`."""
+"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`; and what is said at an address that is not there, or not for everybody."""
 
 from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
+from django.contrib import admin
 from django.db import DatabaseError
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
-from django.shortcuts import redirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.shortcuts import redirect, render
 from django.views.decorators.http import require_safe
 from prometheus_client.exposition import choose_encoder
 
@@ -14,7 +15,7 @@ from batches import registry
 from batches.status import health
 from batches.status.conditions import Conditions
 from batchserver.celery import ask_broker
-from common import schema
+from common import exception_handler, schema
 from common.metrics import REGISTRY
 
 _conditions = Conditions(ask_broker)
@@ -73,3 +74,28 @@ def show_home(request: HttpRequest) -> HttpResponseBase:
     if "text/html" in request.headers.get("Accept", "") or not registry.has_ollama():
         return redirect("/admin/")
     return HttpResponse("Ollama is running", content_type="text/plain; charset=utf-8")
+
+
+def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """handler404: a page under /admin/, elsewhere as the API says it."""
+    if not _is_of_admin(request):
+        return exception_handler.not_found(request, exception)
+    told = str(exception) if type(exception) is Http404 else ""
+    return _refused(request, "Not found", told or "There is no such page, or what it showed is deleted.", 404)
+
+
+def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    """handler403: a page under /admin/, elsewhere as the API says it."""
+    if not _is_of_admin(request):
+        return exception_handler.forbidden(request, exception)
+    told = "You may not look at this, or not do this. Ask an administrator for the permission."
+    return _refused(request, "Not allowed", told, 403)
+
+
+def _is_of_admin(request: HttpRequest) -> bool:
+    return request.path_info.startswith("/admin/")
+
+
+def _refused(request: HttpRequest, title: str, reason: str, status: int) -> HttpResponse:
+    context = admin.site.each_context(request) | {"title": title, "reason": reason}
+    return render(request, "admin/refused.html", context, status=status)

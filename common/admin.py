@@ -12,6 +12,7 @@ from django.http import HttpRequest
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from common.models import ApiKey
+from common.permissions import may_look
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]  # the theme has no types; its class has Django's methods
@@ -26,6 +27,9 @@ class LookOnly(ModelAdmin):
 
     list_filter_sheet = False
     list_fullwidth = True
+
+    def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return may_look(request, self.opts.label_lower)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -87,6 +87,11 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> JsonR
     return JsonResponse(error.body_at(request.path), status=404)
 
 
+def forbidden(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
+    """handler403: a refusal outside of the API's own views, as the API says it."""
+    return JsonResponse(ApiError("You are not allowed to do this.", status=403).body_at(request.path), status=403)
+
+
 def bad_request(request: HttpRequest, exception: Exception | None = None) -> JsonResponse:
     """handler400: a request that Django refuses before any view runs, mostly for its Host header."""
     message = "Bad request."

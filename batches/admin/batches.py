@@ -26,10 +26,12 @@ from batches.models import FINAL, Batch
 from batches.status import progress, reasons
 from batches.status.overview import filenames
 from common.admin import LookOnly
+from common.permissions import may_look
 from files_api.models import File
 
 MOST_FORECAST = 8  # batches of a list for which a forecast is made: the first that are not over
 MOST_ANSWERS = 5
+LINES = "batches.line"
 STAMPS = {
     "created_at": "Created",
     "in_progress_at": "Validated; the lines are being sent since",
@@ -149,8 +151,10 @@ class BatchAdmin(LookOnly):
         return render(request, "batches/batch_moves.html", self._page(request, self._batch(request, object_id)))
 
     def show_answers(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """The last answers of a batch beside their prompts."""
+        """The last answers of a batch beside their prompts, for those who may look at lines too."""
         batch = self._batch(request, object_id)
+        if not may_look(request, LINES):
+            raise PermissionDenied
         return render(request, "batches/batch_answers.html", {"exchanges": _last_exchanges(batch)})
 
     def download(self, request: HttpRequest, object_id: str, kind: str) -> HttpResponseBase:
@@ -162,8 +166,9 @@ class BatchAdmin(LookOnly):
             "shown": shown,
             "batch": batch,
             "filename": filenames([batch])[batch.pk],
+            "may_look_at_lines": may_look(request, LINES),
             "buttons": suiting(batch) if may_act(request) else [],
-            "downloads": downloads.there_are(batch),
+            "downloads": downloads.there_are(request, batch),
             "timeline": [(name, at) for stamp, name in STAMPS.items() if (at := getattr(batch, stamp))],
             "reasons": reasons.of(batch),
             "file_errors": batch.errors[:20],

@@ -6,18 +6,25 @@ from django.http import FileResponse, Http404, HttpRequest, HttpResponseBase, St
 from batches.following import Following
 from batches.models import Batch
 from common.errors import ApiError
+from common.permissions import may_look
 from files_api.models import File
 
-MAY_READ = "files_api.view_file"
+FILES = "files_api.file"
 BYTES = "application/octet-stream"  # no browser shows it or runs it
 
 
-def there_are(batch: Batch) -> list[tuple[str, str]]:
-    """What can be downloaded: kind and label."""
-    found = [("input", "Input")]
+def there_are(request: HttpRequest, batch: Batch) -> list[tuple[str, str]]:
+    """What this person can download: kind and label. A deleted file is none."""
+    if not may_look(request, FILES):
+        return []
+    files = [batch.input_file_id, batch.output_file_id, batch.error_file_id]
+    there = set(
+        File.objects.all().visible().filter(pk__in=[each for each in files if each]).values_list("pk", flat=True)
+    )
+    found = [("input", "Input")] if batch.input_file_id in there else []
     if batch.is_final:
-        found += [("output", "Answers")] if batch.output_file_id else []
-        found += [("errors", "Errors")] if batch.error_file_id else []
+        found += [("output", "Answers")] if batch.output_file_id in there else []
+        found += [("errors", "Errors")] if batch.error_file_id in there else []
     else:
         found += [("output", "Answers so far")] if batch.completed else []
         found += [("errors", "Errors so far")] if batch.failed else []
@@ -26,7 +33,7 @@ def there_are(batch: Batch) -> list[tuple[str, str]]:
 
 def of(request: HttpRequest, batch: Batch, kind: str) -> HttpResponseBase:
     """`kind`: input, output or errors. Streamed, as an attachment. Raises Http404 for a file that is not there."""
-    if not request.user.has_perm(MAY_READ):
+    if not may_look(request, FILES):
         raise PermissionDenied
     if kind not in ("input", "output", "errors"):
         raise Http404

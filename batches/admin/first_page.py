@@ -17,14 +17,15 @@ from batches.admin.shown import Shown
 from batches.models import Hold
 from batches.scheduling import gate, switch
 from batches.status import health, overview, speed
+from common.permissions import may_look
 
-MAY_LOOK = "batches.view_batch"
+BATCHES = "batches.batch"
 LEVELS = {"ok": "info", "waiting": "warning", "failing": "error"}
 
 
 def on_every_page(request: HttpRequest) -> dict[str, Any]:
-    """For the theme: the banner. Nothing is told to who is not logged in."""
-    return banner() if request.user.is_authenticated and request.user.is_staff else {}
+    """For the theme: the banner, for those who may look at batches."""
+    return {"may_look": True} | banner() if may_look(request, BATCHES) else {}
 
 
 def banner() -> dict[str, Any]:
@@ -35,20 +36,20 @@ def banner() -> dict[str, Any]:
 
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """For the theme: what its first page gets beside what each page gets."""
-    if request.user.has_perm(MAY_LOOK):
-        context |= _now(request)
-    return context | {"may_look": request.user.has_perm(MAY_LOOK)}
+    return context | (_now(request) if may_look(request, BATCHES) else {})
 
 
 @require_safe
 def show_banner(request: HttpRequest) -> HttpResponse:
+    if not may_look(request, BATCHES):
+        raise PermissionDenied
     return render(request, "batches/banner.html", banner())
 
 
 @require_safe
 def show_now(request: HttpRequest) -> HttpResponse:
     """The moving parts of the first page."""
-    if not request.user.has_perm(MAY_LOOK):
+    if not may_look(request, BATCHES):
         raise PermissionDenied
     return render(request, "batches/now_moves.html", _now(request))
 

@@ -220,13 +220,18 @@ def test_downloads_while_it_runs_and_after_its_end(admin_client, running, work, 
     assert "Answers" in text(admin_client.get(page_of(running.pk)))
     for file in File.objects.all():
         file.hide()
+    assert "/download/" not in admin_client.get(page_of(running.pk)).content.decode()
     for kind in ("input", "output", "errors", "secrets"):
-        assert admin_client.get(page_of(running.pk, "download", kind)).status_code == 404
+        answer = admin_client.get(page_of(running.pk, "download", kind))
+        assert answer.status_code == 404
+        assert ("This file is deleted." in text(answer)) is (kind != "secrets")
 
 
 def test_a_download_needs_the_permission_to_look_at_files(looker, running):
     assert len(looker.get(page_of(running.pk, "download", "input")).getvalue().splitlines()) == 4
+    assert "/download/" in looker.get(page_of(running.pk)).content.decode()
     User.objects.get(username="looker").user_permissions.remove(Permission.objects.get(codename="view_file"))
+    assert "/download/" not in looker.get(page_of(running.pk)).content.decode()
     assert looker.get(page_of(running.pk, "download", "input")).status_code == 403
 
 
@@ -295,3 +300,70 @@ def test_a_line_leads_to_the_next_one(admin_client, running):
     answer = admin_client.get(f"/admin/batches/line/{second.pk}/change/?way=back")
     assert answer["Location"] == address
     assert admin_client.get("/admin/batches/line/0/change/").status_code == 302
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        (page_of("batch_none", "moves"), 404),
+        (page_of("batch_none", "answers"), 404),
+        (page_of("batch_none", "download", "input"), 404),
+        (page_of("batch_none", "do", "pause"), 404),
+        ("/admin/nothing/", 404),
+        ("/admin/batches/nothing/", 404),
+        ("/admin/auth/user/", 403),
+        ("/admin/batches/webhookdelivery/", 403),
+        (f"{LIST}switch/", 403),
+    ],
+)
+def test_what_is_refused_is_a_page_of_the_admin(db, address, status):
+    browser = browser_of("view_batch", "view_line", "view_file")
+    answer = browser.post(address) if "switch" in address else browser.get(address)
+    assert answer.status_code == status
+    assert answer["Content-Type"] == "text/html; charset=utf-8"
+    assert "To the first page" in text(answer)
+    assert "Batches" in text(answer)  # the way around
+
+
+def test_outside_of_the_admin_what_is_refused_is_as_the_api_says_it(client, db):
+    for address in ("/v1/nothing", "/nothing", "/adminnothing"):
+        answer = client.get(address)
+        assert (answer.status_code, answer["Content-Type"]) == (404, "application/json")
+    assert "Batches" not in text(client.get("/admin/nothing/", follow=True))
+
+
+def browser_of(*permissions, name="somebody"):
+    """Of staff with these permissions alone."""
+    user, _ = User.objects.get_or_create(username=name, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    browser = Client()
+    browser.force_login(user)
+    return browser
+
+
+@pytest.mark.parametrize(
+    ("permissions", "batches", "answers"),
+    [
+        ([], 403, 403),
+        (["view_batch"], 200, 403),
+        (["change_batch"], 200, 403),
+        (["view_line"], 403, 403),
+        (["view_batch", "view_line"], 200, 200),
+        (["change_batch", "change_line"], 200, 200),
+        (["add_batch", "delete_batch", "view_line"], 403, 403),
+    ],
+)
+def test_one_rule_says_who_may_look(running, permissions, batches, answers):
+    """The first page, its parts, the banner, the list and the page of a batch; answers need the lines as well."""
+    browser = browser_of(*permissions)
+    parts = (LIST, f"{LIST}now/", f"{LIST}moves/", f"{LIST}banner/", page_of(running.pk), page_of(running.pk, "moves"))
+    assert {browser.get(part).status_code for part in parts} == {batches}
+    assert ("You may not look at batches." in text(browser.get("/admin/"))) is (batches == 403)
+    assert (f"{LIST}banner/" in browser.get("/admin/").content.decode()) is (batches == 200)
+    assert f'href="{LIST}"'.encode() in browser.get("/admin/").content or batches == 403
+    assert browser.get(page_of(running.pk, "answers")).status_code == answers
+    if batches == 200:
+        page = browser.get(page_of(running.pk))
+        assert ("Last answers" in text(page)) is (answers == 200)
+        assert (page_of(running.pk, "answers") in page.content.decode()) is (answers == 200)
+        assert ("Look at the lines" in text(page)) is (answers == 200)
