@@ -1,4 +1,4 @@
-"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`; and what is said at an address that is not there, or not for everybody."""
+"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`; and what an address says that is not there, or not for all."""
 
 from dataclasses import asdict
 from typing import Any

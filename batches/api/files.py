@@ -18,6 +18,7 @@ class FileViewSet(views.FileViewSet):
         place, followed = place_of(request, "offset"), followed_file(pk)
         if followed and ("offset" in request.query_params or not followed.is_made):
             return stream(followed.batch, followed.kind, place, "application/octet-stream")
-        if place and self.get_object():
+        if place:
+            self.get_object()  # a 404 first
             raise ApiError(f"Invalid 'offset': '{place}'. The file {pk} is no result file of a batch.", param="offset")
         return super().download(request, pk)
