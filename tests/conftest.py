@@ -68,10 +68,12 @@ def fixtures_of(item: pytest.Item) -> set[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On Postgres run what touches rows in this process; whole servers name their database themselves."""
+    """On Postgres run what touches rows in this process, but for slow tests, which are about time; whole servers name
+    their database themselves."""
     kept = items
     if environment.DATABASE == "postgres":
         kept = [item for item in kept if {"db", "transactional_db"} & fixtures_of(item)]
+        kept = [item for item in kept if not item.get_closest_marker("slow") or item.get_closest_marker("skipif")]
     if config.getoption("--quick"):
         kept = [item for item in kept if "processes" not in fixtures_of(item) and not item.get_closest_marker("slow")]
     if len(kept) < len(items):

@@ -46,7 +46,7 @@ def start(data_dir: Path, arguments: list[str]) -> subprocess.Popen[str]:
 
 def measure(data_dir: Path, *arguments: str) -> tuple[list[list[Row]], str]:
     """The tables that were printed, a dict for each row, and all that was; nothing is left behind."""
-    benchmark = start(data_dir, [*arguments, *TINY])
+    benchmark = start(data_dir, [*TINY, *arguments])
     printed, complaints = benchmark.communicate(timeout=200)
     assert benchmark.returncode == 0, complaints
     assert_nothing_is_left(data_dir)
@@ -187,7 +187,7 @@ def test_scale(data_dir: Path) -> None:
 
 
 def test_disk(data_dir: Path) -> None:
-    [rows], printed = measure(data_dir, "disk")
+    [rows], printed = measure(data_dir, "disk", "--scale", "0.002")
     assert [row["batch"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         assert are_positive(row, "input MB", "results MB", "database MB", "in use bytes/line")

@@ -20,6 +20,8 @@ from tests.faults import invariants
 from tests.faults.world import FINAL, Postgres, World
 from tests.stack import ROOT, eventually
 
+SQLITE, BOTH = ("sqlite",), ("sqlite", "postgres")
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -29,7 +31,7 @@ class Scenario:
     act: Callable[[World], None]
     failpoints: str = ""
     environment: dict[str, str] = field(default_factory=dict)
-    quick: bool = False  # part of `script/test`
+    quick: tuple[str, ...] = ()  # the databases on which `script/test` plays it; `--faults` plays all on both
     disk_mb: int = 0
     own_clock: bool = False
     only_on: str = ""  # the database, where the fault is its own
@@ -414,14 +416,14 @@ PHASES = (
 )
 
 ALL = [
-    Scenario("inference worker, kill -9 at every step", _killed_at_failpoints, INFERENCE_STEPS, quick=True),
-    Scenario("control worker, kill -9 at every step", _killed_at_failpoints, CONTROL_STEPS, quick=True),
-    Scenario("web, kill -9 at every step", _web_killed_at_failpoints, WEB_STEPS, quick=True),
+    Scenario("inference worker, kill -9 at every step", _killed_at_failpoints, INFERENCE_STEPS, quick=BOTH),
+    Scenario("control worker, kill -9 at every step", _killed_at_failpoints, CONTROL_STEPS, quick=SQLITE),
+    Scenario("web, kill -9 at every step", _web_killed_at_failpoints, WEB_STEPS, quick=SQLITE),
     Scenario("web, kill -9 in each phase", _in_each_phase(World.kill_web), PHASES),
     Scenario("broker, kill -9 in each phase", _in_each_phase(World.kill_broker), PHASES),
     Scenario("backend, kill -9 in each phase", _in_each_phase(World.kill_backend), PHASES),
     Scenario("everything, kill -9 in each phase", _in_each_phase(World.kill_all), PHASES),
-    Scenario("each process in turn, kill -9", _each_process_in_turn, quick=True),
+    Scenario("each process in turn, kill -9", _each_process_in_turn, quick=SQLITE),
     Scenario(
         "100 random kills, 2,000 lines",
         _hundred_random_kills,
@@ -432,9 +434,9 @@ ALL = [
     Scenario("a line that takes its worker along", _a_line_that_takes_its_worker_along),
     Scenario("cancelled, then everything killed", _cancelled_and_killed),
     Scenario("window over while workers are dead", _window_over_while_dead),
-    Scenario("SIGTERM in mid-line, new start", _stopped_in_mid_line, quick=True),
-    Scenario("zombie writes a line", _zombie_writes, "after_answer:stop@3", quick=True),
-    Scenario("zombie finalizes", _zombie_finalizes, "after_result_file:stop,before_finalize_write:stop", quick=True),
+    Scenario("SIGTERM in mid-line, new start", _stopped_in_mid_line, quick=SQLITE),
+    Scenario("zombie writes a line", _zombie_writes, "after_answer:stop@3", quick=BOTH),
+    Scenario("zombie finalizes", _zombie_finalizes, "after_result_file:stop,before_finalize_write:stop", quick=BOTH),
     Scenario(
         "inference worker stopped past its lease",
         _sleeps_past_its_lease("after_answer", "inference"),
@@ -446,19 +448,19 @@ ALL = [
         "after_result_file:stop",
     ),
     Scenario("inference worker hangs for good", _hangs_for_good, "after_answer:stop@3"),
-    Scenario("two inference workers, one backend", _two_workers, quick=True),
+    Scenario("two inference workers, one backend", _two_workers, quick=BOTH),
     Scenario(
         "three drives, kill -9 at every step",
         _three_drives,
         INFERENCE_STEPS,
         environment={"MAX_CONCURRENT_BATCHES": "3", "BACKEND_PARALLEL": "4"},
     ),
-    Scenario("broker FLUSHALL", _broker_flushed, quick=True),
+    Scenario("broker FLUSHALL", _broker_flushed, quick=SQLITE),
     Scenario("broker down 30 s", _broker_down),
     Scenario("broker frozen 30 s", _broker_frozen),
     Scenario("backend refuses connections", _backend_refuses),
     Scenario("backend 503", _backend_is(Action(503, BUSY))),
-    Scenario("backend 500, runner died", _backend_is(Action(500, RUNNER_DIED)), quick=True),
+    Scenario("backend 500, runner died", _backend_is(Action(500, RUNNER_DIED)), quick=SQLITE),
     Scenario("backend 500, no memory", _backend_is(Action(500, NO_MEMORY))),
     Scenario("backend hangs", _backend_is(Action(hang=True)), environment={"LINE_TIMEOUT_S": "2"}),
     Scenario("backend drips", _backend_is(Action(drip_s=1.0)), environment={"LINE_TIMEOUT_S": "2"}),
