@@ -1,4 +1,4 @@
-"""The scenarios that a change breaks first, those of locks and fences on Postgres too; `script/test --faults` plays all."""
+"""The scenarios that a change breaks first, those of locks and fences on Postgres too. `--faults` plays all of them."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
