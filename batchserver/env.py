@@ -215,7 +215,7 @@ def database(environment: Environment, name: str) -> dict[str, Any]:
     if not value:
         return {}
     try:
-        found = dict(dj_database_url.parse(value, conn_max_age=60, conn_health_checks=True))
+        found: dict[str, Any] = dict(dj_database_url.parse(value, conn_max_age=60, conn_health_checks=True))
     except ValueError as error:
         # Without the value: it may hold a password.
         raise ImproperlyConfigured(f"{name}: expected sqlite:///path or postgres://user:password@host/name.") from error
