@@ -20,6 +20,19 @@ from batches.scheduling.quiet_hours import QuietHours
 
 Environment = Mapping[str, str]
 
+# What Postgres is asked for, unless DATABASE_URL says otherwise. Without it, a wait for a lock has no end, and a lost
+# connection is found after hours. The wait is half as long as `common.database.retrying` goes on, so that it tries
+# twice. A transaction is a page at most, and is idle in it for the time that a page takes us: one that idles for longer
+# is that of a process that was stopped, whose locks would last for ever.
+POSTGRES: dict[str, Any] = {
+    "options": "-c lock_timeout=10s -c idle_in_transaction_session_timeout=300s",
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
 
 def text(environment: Environment, name: str, default: str = "") -> str:
     return environment.get(name, "").strip() or default
@@ -194,15 +207,21 @@ def quiet_hours(environment: Environment, name: str, zone: str) -> QuietHours:
 
 
 def database(environment: Environment, name: str) -> dict[str, Any]:
-    """Django's settings of the database at this URL, its own options (?sslmode=…) too; {} if none is given."""
+    """Django's settings of the database at this URL; {} if none is given.
+
+    Options of the URL (?sslmode=…) win over those in POSTGRES.
+    """
     value = text(environment, name)
     if not value:
         return {}
     try:
-        return dict(dj_database_url.parse(value, conn_max_age=60, conn_health_checks=True))
+        found: dict[str, Any] = dict(dj_database_url.parse(value, conn_max_age=60, conn_health_checks=True))
     except ValueError as error:
         # Without the value: it may hold a password.
         raise ImproperlyConfigured(f"{name}: expected sqlite:///path or postgres://user:password@host/name.") from error
+    if found["ENGINE"] == "django.db.backends.postgresql":
+        found["OPTIONS"] = POSTGRES | found.get("OPTIONS", {})
+    return found
 
 
 def failpoints(environment: Environment, name: str) -> dict[str, tuple[str, int]]:

@@ -1,8 +1,9 @@
 """The signs that a process gives to whoever watches over it, through a pipe that it was started with.
 
-A process that is stopped or deadlocked gives none, which a process that waits for a lock of the database does
-(`common.database.retrying`). Through a pipe, because a file's time is that of a clock that can jump, and cannot be
-changed on a disk that has become read-only. Without a watcher nothing is done.
+A process that is stopped or deadlocked gives none. One that waits for a lock of the database gives them: the wait has
+an end on each database (`batchserver.env.POSTGRES`), and then `common.database.retrying` tries again. Through a pipe,
+because a file's time is that of a clock that can jump, and cannot be changed on a disk that has become read-only.
+Without a watcher nothing is done.
 """
 
 import os

@@ -125,7 +125,12 @@ def test_quiet_hours_are_the_zones():
 def test_a_database_keeps_the_options_of_its_address():
     read = env.database({"DB": "postgres://me:hunter2@db:5433/jobs?sslmode=require"}, "DB")
     assert (read["HOST"], read["PORT"], read["NAME"], read["USER"]) == ("db", 5433, "jobs", "me")
-    assert read["OPTIONS"] == {"sslmode": "require"}
+    assert read["OPTIONS"] == env.POSTGRES | {"sslmode": "require"}
+    address = "postgresql://db/jobs?options=-c%20lock_timeout%3D1s&connect_timeout=3"
+    assert env.database({"DB": address}, "DB")["OPTIONS"].items() >= {
+        "options": "-c lock_timeout=1s", "connect_timeout": 3, "tcp_user_timeout": 60_000,
+    }.items()  # fmt: skip
+    assert "OPTIONS" not in env.database({"DB": "sqlite:////tmp/x"}, "DB")
     assert env.database({}, "DB") == {}
     told = refused(env.database, {"DB": "hunter2"}, "DB")
     assert told == "DB: expected sqlite:///path or postgres://user:password@host/name."
