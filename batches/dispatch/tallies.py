@@ -121,8 +121,8 @@ class Tallies:
         sums: dict[str, dict[str, float]] = {name: dict(counts) for name, counts in self._others.items()}
         for name, histograms in zip(BOUNDS, (self._seconds, self._tokens), strict=True):
             for model, histogram in histograms.items():
-                # Figures names the first models of each counter. Both counters name the same ones, since none has a
-                # model before the other: a sum without a bucket would be ahead.
+                # Figures keeps the names of the first models of each counter. A sum without a bucket would take a name
+                # that the buckets then do not have.
                 if not any(histogram.counts):
                     continue
                 sums.setdefault(name, {}).update(histogram.sums(model))
