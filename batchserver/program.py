@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from batchserver import serve_options
 
@@ -14,7 +15,7 @@ def manage(arguments: Sequence[str]) -> int:
     from django.core.management import execute_from_command_line
 
     if arguments[1:2] == ["serve"]:
-        serve_options.apply(arguments[2:], os.environ)
+        serve_options.apply(arguments[2:], os.environ, program=f"{Path(arguments[0]).name} serve")
     try:
         execute_from_command_line(list(arguments))
     except ImproperlyConfigured as error:
@@ -32,7 +33,7 @@ def main() -> int:
         import django  # noqa: F401
     except ModuleNotFoundError:
         sys.stderr.write(
-            "The server is not installed, only its command line: pip install 'ollama-batch-server[server]'\n"
+            "The server is not installed, only its command line. In the checkout: pip install '.[server]'\n"
         )
         return 1
     return manage([program, *given])

@@ -5,6 +5,9 @@ import argparse
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
+from batchserver import installation
+from batchserver.version import VERSION
+
 NAMES = {"host": "HOST", "port": "PORT", "data_dir": "DATA_DIR"}
 
 
@@ -16,17 +19,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=_directory, metavar="PATH", help="where all state is kept (DATA_DIR)")
 
 
-def apply(arguments: Sequence[str], environment: MutableMapping[str, str]) -> None:
-    """Put the options that are given into the environment. A value that cannot be used ends the process with status 2;
-    what is no option of these is left to the command's own parser."""
-    parser = argparse.ArgumentParser(add_help=False)
+def apply(arguments: Sequence[str], environment: MutableMapping[str, str], *, program: str) -> None:
+    """Put the options that are given into the environment. A value that cannot be used ends the process with status 2,
+    `--version` with 0; what is no option of these is left to the command's own parser. `program` is what usage says."""
+    parser = argparse.ArgumentParser(program, add_help=False)
     add_arguments(parser)
+    # The command's own parser has it too, from Django; but it reads the settings first, and tells Django's version.
+    parser.add_argument("--version", action="version", version=f"{installation.NAME} {VERSION}")
     given, _ = parser.parse_known_args(arguments)
     environment.update({NAMES[name]: str(value) for name, value in vars(given).items() if value is not None})
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+    # int takes the digits of all scripts.
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 65535")
     return int(text)
 

@@ -1,18 +1,21 @@
 """The server that is this client's own: where it listens, where its data is. It reads the environment.
 
-The names and defaults are those of batchserver/settings.py and batchserver/installation.py, and nothing of the server
+The names and defaults are those of batchserver/settings.py, installation.py and version.py, and nothing of the server
 is imported here; tests/client/test_checkout.py compares the two.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
 from client.trouble import Trouble
 
 DEFAULT_PORT = 4080
 SERVER = "ollama-batch-server"
+UNRELEASED, UNKNOWN = "Unreleased", "0+unknown"
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,24 @@ class Checkout:
         return "script/server" if self.root else SERVER
 
     @property
+    def version(self) -> str:
+        """That of the checkout by its changelog, or of the package; `0+unknown` without either."""
+        try:
+            if self.root is None:
+                return metadata.version(SERVER)
+            changelog = (self.root / "CHANGELOG.md").read_text(encoding="utf-8")
+        except (OSError, metadata.PackageNotFoundError):
+            return UNKNOWN
+        newest, *others = re.findall(r"^## (\S+)", changelog, re.MULTILINE) or [UNKNOWN]
+        if newest == UNRELEASED:
+            return f"{others[0]}+unreleased" if others else UNKNOWN
+        return str(newest)
+
+    @property
     def address(self) -> str:
         """Where the own server listens. Raises Trouble if PORT is no number."""
         host, port = self._text("HOST", "127.0.0.1"), self._text("PORT", str(DEFAULT_PORT))
-        if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        if not (port.isascii() and port.isdecimal()) or not 1 <= int(port) <= 65535:
             raise Trouble(f"PORT={port!r}: expected a whole number from 1 to 65535.")
         host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         return f"http://{f'[{host}]' if ':' in host else host}:{int(port)}"

@@ -9,9 +9,18 @@ from client.commands.session import Given
 COMPLETE_VAR = "_OLLAMA_BATCH_COMPLETE"
 
 
+def _tell_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"ollama-batch {Checkout.here().version}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--server", "address", metavar="URL", help="Default: your own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Print it, and end."
+)
 @click.pass_context
 def cli(context: click.Context, address: str | None, as_json: bool) -> None:
     """Run files of requests as batches, and look after the batches of a server.

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from batchserver import program, serve_options
+from batchserver.version import read_version
 from tests.fake_backend import MODEL, FakeBackend
 from tests.stack import ROOT, Stack, command_line, eventually, kill
 
@@ -74,6 +75,8 @@ def test_a_second_server_on_the_same_state_is_refused(stack, fake):
         (["4090"], "unrecognized arguments: 4090"),
         (["--port", "http"], "argument --port: 'http': expected a whole number from 1 to 65535"),
         (["--port", "65536"], "argument --port: '65536': expected a whole number from 1 to 65535"),
+        (["--port", "\uff18\uff10"], "argument --port: '\uff18\uff10': expected a whole number from 1 to 65535"),
+        (["--port", "٨٠٨٠"], "expected a whole number from 1 to 65535"),
         (["--port", "-1"], "argument --port"),
         (["--port"], "argument --port: expected one argument"),
         (["--data-dir", " "], "argument --data-dir: expected the path of a directory"),
@@ -85,6 +88,7 @@ def test_an_option_that_is_none_is_refused_with_those_that_are(arguments, said, 
         program.manage(["manage.py", "serve", *arguments])
     told = capsys.readouterr().err
     assert said in told
+    assert told.startswith("usage: manage.py serve [")
     for option in ("--host ADDRESS", "--port NUMBER", "--data-dir PATH"):
         assert option in told
 
@@ -92,8 +96,23 @@ def test_an_option_that_is_none_is_refused_with_those_that_are(arguments, said, 
 def test_the_options_are_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = {"PORT": "1", "HOST": "localhost"}
-    serve_options.apply(["--port=4090", "--no-admin", "--data-dir", "mine", "--other"], environment)
+    serve_options.apply(["--port=4090", "--no-admin", "--data-dir", "mine", "--other"], environment, program="serve")
     assert environment == {"PORT": "4090", "HOST": "localhost", "DATA_DIR": str(tmp_path / "mine")}
+
+
+@pytest.mark.parametrize("typed", [["manage.py", "serve", "--version"], ["/bin/ollama-batch-server", "--version"]])
+def test_it_tells_its_version_and_not_that_of_django(typed, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", typed)
+    with pytest.raises(SystemExit, match="0"):
+        program.main()
+    assert capsys.readouterr().out == f"ollama-batch-server {read_version()}\n"
+
+
+def test_without_its_packages_it_says_what_to_type_in_the_checkout(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "django", None)
+    monkeypatch.setattr("sys.argv", ["ollama-batch-server"])
+    assert program.main() == 1
+    assert "In the checkout: pip install '.[server]'" in capsys.readouterr().err
 
 
 def test_the_help_lists_them_and_nothing_of_django(capsys):

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from batchserver import installation
+from batchserver.version import read_version
 from client.checkout import Checkout
 from client.trouble import Trouble
 from tests.stack import ROOT
@@ -51,7 +52,7 @@ def test_an_address_is_one_that_can_be_called(host, address):
     assert Checkout(ROOT, {"HOST": host}).address == address
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", "4080.5"])
+@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", "4080.5", "\uff18\uff10", "²"])
 def test_a_port_that_is_none_is_named(port):
     with pytest.raises(Trouble, match=f"PORT='{port}'"):
         _ = Checkout(ROOT, {"PORT": port}).address
@@ -84,6 +85,23 @@ def test_state_and_settings_are_where_the_server_has_them(environment, root, tmp
         env_file.parent.mkdir(parents=True)
         env_file.write_text("PORT=4999\n")
         assert Checkout(root, environment)._env_file() == {"PORT": "4999"}
+
+
+@pytest.mark.parametrize(
+    "changelog",
+    [
+        "# Changelog\n\n## Unreleased\n\n* c\n\n## 0.2.0\n\n## 0.1.0\n",
+        "## 0.2.0 (2026-12-01)\n",
+        "## Unreleased\n",
+        "",
+        None,
+    ],
+)
+def test_its_version_is_that_of_the_server(changelog, tmp_path):
+    if changelog is not None:
+        (tmp_path / "CHANGELOG.md").write_text(changelog)
+    expected = "0+unknown" if changelog is None else read_version(tmp_path / "CHANGELOG.md")
+    assert Checkout(tmp_path, {}).version == expected
 
 
 def test_installed_it_names_the_commands_of_the_package(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import requests
 from click.testing import CliRunner
 
+from batchserver.version import read_version
 from client.commands import cli
 from tests.client.conftest import BASE, batch, progress
 from tests.conftest import jsonl, line
@@ -407,6 +408,10 @@ def test_the_key_is_sent_to_a_server_that_is_named_or_ours_but_not_for_its_healt
     assert result.exit_code == 0, result.output
     sent = [call.request.headers.get("Authorization") for call in box.played.calls]
     assert sent == [None, "Bearer sk-secret"]
+
+
+def test_it_tells_its_version(box):
+    assert box.type("--version").output == f"ollama-batch {read_version()}\n"
 
 
 def test_options_may_stand_before_the_command(box):

@@ -21,6 +21,7 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand, CommandParser
 from django.urls import Resolver404, resolve
 
+from batches.admin.actions import ACTIONS
 from client.commands import cli
 from tests.env_file import NOT_IN_ENV_FILE, documented, interpolated, settings_keys
 from tests.stack import ROOT
@@ -381,6 +382,27 @@ def test_a_program_is_known(page, command):
     """A program that is new on the pages needs a reason above, or a test that runs it."""
     for program, *_ in parts_of(command):
         assert program in PROGRAMS or program.split("/")[0] in PROGRAMS, f"{page.name}: {command}"
+
+
+def typed_in_a_checkout(page: Path) -> list[str]:
+    """Management commands with the name of the Python that runs them. docs/benchmarks.md is for who measures."""
+    is_meant = page.name != "benchmarks.md"
+    return [command for command in commands(page) if is_meant and re.match(r"\S*python\S* manage\.py ", command)]
+
+
+@pytest.mark.parametrize(("page", "command"), every(typed_in_a_checkout), ids=name)
+def test_a_management_command_names_the_python_that_has_django(page, command):
+    assert command.startswith(".venv/bin/python "), f"{page.name}: {command}"
+
+
+def buttons(page: Path) -> list[str]:
+    """What a page calls the admin's actions."""
+    return re.findall(r"\*([^*|\n]+)\* in the admin", prose(page))
+
+
+@pytest.mark.parametrize(("page", "button"), every(buttons), ids=name)
+def test_a_button_of_the_admin_is_there(page, button):
+    assert any(action.label.startswith(button) for action in ACTIONS.values()), f"{page.name} names {button}"
 
 
 def test_every_known_program_is_named():

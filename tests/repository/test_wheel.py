@@ -97,15 +97,16 @@ def test_the_client_alone_starts_where_there_is_no_django(place, tmp_path):
     bin = place / "venv" / "bin"
     run(bin / "python", "-c", "import django", cwd=tmp_path, status=1)
     assert "Run files of requests as batches" in run(bin / "ollama-batch", "--help", cwd=tmp_path, HOME=str(tmp_path))
+    assert run(bin / "ollama-batch", "--version", cwd=tmp_path) == f"ollama-batch {read_version()}\n"
     (tmp_path / "in.jsonl").write_bytes(jsonl([line("a"), line("a")]))
     said = run(bin / "ollama-batch", "check", "in.jsonl", cwd=tmp_path, status=1, HOME=str(tmp_path), PORT="9")
     assert "line 2: The custom_id 'a' is that of line 1 too." in said
     said = run(bin / "ollama-batch", "list", cwd=tmp_path, status=1, HOME=str(tmp_path), PORT="9")
     assert "Start it: ollama-batch-server." in said
     said = run(bin / "ollama-batch-server", cwd=tmp_path, status=1)
-    assert "pip install 'ollama-batch-server[server]'" in said
+    assert "In the checkout: pip install '.[server]'" in said
     # A trial of everything that it imports late: templates, schemas, encodings, tables.
-    late = "import charset_normalizer, dotenv, jinja2, jsonschema, requests, rich.progress, rich.table"
+    late = "import charset_normalizer, dotenv, jinja2, jsonschema, requests, rich.live, rich.progress"
     run(bin / "python", "-c", late, cwd=tmp_path)
 
 

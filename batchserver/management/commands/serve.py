@@ -30,7 +30,7 @@ class Command(BaseCommand):
 
     # Django's own; whoever mistypes an option is shown those that a server has.
     suppressed_base_arguments = {  # noqa: RUF012
-        *("--version", "--verbosity", "--settings", "--pythonpath", "--traceback", "--no-color", "--force-color")
+        *("--verbosity", "--settings", "--pythonpath", "--traceback", "--no-color", "--force-color")
     }
 
     def add_arguments(self, parser: CommandParser) -> None:
