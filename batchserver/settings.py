@@ -173,6 +173,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "common.middleware.NoNul",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "common.metrics.AfterMiddleware",
 ]

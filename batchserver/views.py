@@ -1,4 +1,4 @@
-"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`; and what an address says that is not there, or not for all."""
+"""`/health`, `/livez`, `/readyz`, `/metrics` and `/`; and what is said where something is not there, or not allowed."""
 
 from dataclasses import asdict
 from typing import Any
@@ -97,5 +97,7 @@ def _is_of_admin(request: HttpRequest) -> bool:
 
 
 def _refused(request: HttpRequest, title: str, reason: str, status: int) -> HttpResponse:
-    context = admin.site.each_context(request) | {"title": title, "reason": reason}
+    # The frame of the other pages shows who is logged in.
+    frame = "admin/base_site.html" if request.user.is_authenticated else "unfold/layouts/unauthenticated.html"
+    context = admin.site.each_context(request) | {"title": title, "reason": reason, "frame": frame}
     return render(request, "admin/refused.html", context, status=status)

@@ -4,8 +4,9 @@ import logging
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
-from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponseBase, JsonResponse
 
 from common import ids
 from common.charset import REFUSED, charset_of
@@ -52,6 +53,25 @@ class KnownCharset:
             except ApiError as error:
                 return JsonResponse(error.body_at(request.path), status=error.status)
         return self.get_response(request)
+
+
+class NoNul:
+    """404 for an address of the admin with a NUL, and for a form with one: no row has any, and PostgreSQL refuses to be
+    asked for it. The API's own views check what they read."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        return self.get_response(request)
+
+    def process_view(self, request: HttpRequest, *_: Any) -> None:
+        """Behind the middleware that reads the form for its token, so what cannot be read is refused before."""
+        if not request.path_info.startswith("/admin/"):
+            return
+        values = [each for form in (request.GET, request.POST) for _, found in form.lists() for each in found]
+        if any("\0" in each for each in (request.path_info, *request.GET, *request.POST, *values)):
+            raise Http404("There is nothing with a NUL in its name.")
 
 
 class RequestIdFilter(logging.Filter):

@@ -17,10 +17,9 @@ def there_are(request: HttpRequest, batch: Batch) -> list[tuple[str, str]]:
     """What this person can download: kind and label. A deleted file is none."""
     if not may_look(request, FILES):
         return []
-    files = [batch.input_file_id, batch.output_file_id, batch.error_file_id]
-    there = set(
-        File.objects.all().visible().filter(pk__in=[each for each in files if each]).values_list("pk", flat=True)
-    )
+    files = File.objects.all().visible()
+    of_batch = [batch.input_file_id, batch.output_file_id or "", batch.error_file_id or ""]
+    there = set(files.filter(pk__in=of_batch).values_list("pk", flat=True))
     found = [("input", "Input")] if batch.input_file_id in there else []
     if batch.is_final:
         found += [("output", "Answers")] if batch.output_file_id in there else []

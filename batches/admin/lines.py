@@ -80,7 +80,7 @@ class LineAdmin(LookOnly):
         counts all lines and skips to a page from the first."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        wanted, custom_id = request.GET.get("batch", ""), request.GET.get("custom_id", "").strip("\0 ")
+        wanted, custom_id = request.GET.get("batch", ""), request.GET.get("custom_id", "").strip()
         batch = _batch(wanted)
         if custom_id:
             page = line_pages.Page(line_pages.with_custom_id(custom_id, batch), has_earlier=False, has_later=False)
@@ -191,7 +191,7 @@ def _page(request: HttpRequest, batch: Batch) -> line_pages.Page:
 
 
 def _batch(batch_id: str) -> Batch | None:
-    return Batch.objects.filter(pk=batch_id).defer("errors").first() if batch_id and "\0" not in batch_id else None
+    return Batch.objects.filter(pk=batch_id).defer("errors").first() if batch_id else None
 
 
 def _line(pk: str | None) -> Line | None:

@@ -51,7 +51,7 @@ def look(backend: Backend) -> Gate:
             "or by POST /v1/batches/resume.",
             By.OPERATOR,
         )
-    if until := settings.QUIET_HOURS.ends_at(timezone.now()):
+    if until := quiet_until():
         return Gate(f"Quiet hours until {clock(until)} (QUIET_HOURS={settings.QUIET_HOURS.text}).", By.OPERATOR)
     newest = next((hold.pk for hold in newest_first if hold.reason == Reason.PERSON), 0)
     if settings.BATCH_SHARE == 1 or Reason.SHARE in holds:
@@ -71,6 +71,12 @@ def look(backend: Backend) -> Gate:
             By.LINGERING,
         )
     return Gate()
+
+
+def quiet_until() -> datetime | None:
+    """When the quiet hours that it is now end; None if there are none now."""
+    until: datetime | None = settings.QUIET_HOURS.ends_at(timezone.now())
+    return until
 
 
 def closed_reason(backend: Backend) -> str:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from batches.model_labels import known_models, named
 from batches.models import Backend, Batch, Figures, Hold, Lease, PausedModel, Pulse, Status, WebhookDelivery
 from batches.models.figures import BOUNDS, NO_LABELS, labels
-from batches.scheduling import switch
+from batches.scheduling import gate, switch
 from batches.status import health, progress, totals
 from common.bounded import Bounded
 from common.metrics import PREFIX, REGISTRY
@@ -152,6 +152,8 @@ def _batches() -> Iterator[Metric]:
     for model, count in sorted(left.items()):
         lines.add_metric([model], count)
     yield lines
+    paused = Batch.objects.all().in_progress().exclude(paused_at=None).aggregate(left=open_)["left"]
+    yield _gauge("lines_paused", "Of the open lines, those of batches that a person has paused.", paused or 0)
 
 
 def _waiting() -> Iterator[Metric]:
@@ -213,6 +215,7 @@ def _server() -> Iterator[Metric]:
     counts = dict(Hold.objects.active().order_by().values_list("reason").annotate(Count("pk")))
     for reason in Hold.Reason:
         holds.add_metric([reason], counts.get(reason, 0))
+    holds.add_metric(["quiet_hours"], 1 if gate.quiet_until() else 0)  # by the clock: no row says so
     yield holds
     deliveries = WebhookDelivery.objects.all()
     yield _gauge("webhooks_waiting", "Webhook events neither delivered nor given up.", deliveries.waiting().count())

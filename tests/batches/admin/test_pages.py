@@ -275,7 +275,7 @@ def test_lines_are_found_and_read(admin_client, running, work):
     assert "No data" not in text(admin_client.get(f"{lines}?batch={running.pk}&state=failed"))
     assert "No data" in text(admin_client.get(f"{lines}?batch={running.pk}&state=expired"))
     assert "No data" in text(admin_client.get(f"{lines}?batch={running.pk}&reason=other"))
-    for odd in ("state=nonsense", "after=x", "before=99999999999999999999", "batch=%00", "custom_id=%00", "after=-1"):
+    for odd in ("state=nonsense", "after=x", "before=99999999999999999999", "batch=x", "custom_id=%20", "after=-1"):
         assert admin_client.get(f"{lines}?{odd}").status_code == 200
 
 
@@ -330,6 +330,30 @@ def test_outside_of_the_admin_what_is_refused_is_as_the_api_says_it(client, db):
         answer = client.get(address)
         assert (answer.status_code, answer["Content-Type"]) == (404, "application/json")
     assert "Batches" not in text(client.get("/admin/nothing/", follow=True))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(f"{LIST}a%00/{part}/" for part in ("moves", "answers", "change", "download/input", "do/cancel", "history")),
+        *(f"/admin/batches/line/?{each}=a%00b" for each in ("custom_id", "batch", "reason", "state", "after", "%00")),
+        *(f"{LIST}?{each}=a%00b" for each in ("q", "status__exact", "endpoint", "o", "p")),
+        f"{LIST}moves/?id=x&id=%00",
+        "/admin/batches/line/1%00/change/?way=on",
+        *(f"/admin/{each}/a%00/change/" for each in ("auth/user", "auth/group", "files_api/file", "batches/backend")),
+        *(f"/admin/{each}/?q=%00" for each in ("auth/user", "auth/group", "files_api/file", "batches/webhookdelivery")),
+    ],
+)
+def test_a_nul_in_an_address_is_not_there(admin_client, address):
+    assert admin_client.get(address).status_code == 404
+
+
+def test_a_nul_in_a_form_is_not_there(admin_client, client, running):
+    for form in ({"_selected_action": "a\0"}, {"_selected_action": [running.pk, "\0"]}, {"\0": "1"}):
+        assert admin_client.post(LIST, {"action": "pause", "_selected_action": running.pk} | form).status_code == 404
+    assert admin_client.post(page_of("a\0", "do", "pause")).status_code == 404
+    assert client.post("/admin/login/", {"username": "a\0", "password": "b"}).status_code == 404
+    assert not switch.is_paused(Batch.objects.get())
 
 
 def browser_of(*permissions, name="somebody"):

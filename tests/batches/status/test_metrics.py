@@ -17,6 +17,7 @@ from batches.status import metrics, totals
 from common.database import from_now
 from tests.conftest import line
 from tests.fake_backend import Action
+from tests.quiet import quiet_now
 from tests.stack import ROOT
 
 PREFIX = "ollama_batch_server_"
@@ -241,7 +242,7 @@ def test_prometheus_may_ask_for_openmetrics(work, create, backend, api):
     assert list(openmetrics.text_string_to_metric_families(answer.content.decode()))
 
 
-def test_what_waits_is_told(transactional_db, api, live_backend):
+def test_what_waits_is_told(transactional_db, api, live_backend, settings):
     an_old_batch(status=Status.IN_PROGRESS, total=10, completed=0, days=0.5)
     paused = an_old_batch(None, status=Status.IN_PROGRESS, total=7, completed=1)
     Batch.objects.filter(pk=paused.pk).update(paused_at=timezone.now())
@@ -263,7 +264,11 @@ def test_what_waits_is_told(transactional_db, api, live_backend):
     assert value(samples, "queue_age_seconds") == pytest.approx(43_200, abs=60)
     assert value(samples, "window_left_seconds") == pytest.approx(43_200, abs=60)
     assert value(samples, "batches_paused") == 1
+    assert value(samples, "lines_paused") == 6
     assert value(samples, "holds", reason="paused") == 1
+    assert value(samples, "holds", reason="quiet_hours") == 0
+    quiet_now(settings)
+    assert value(scraped(api), "holds", reason="quiet_hours") == 1
     assert value(samples, "tick_failing") == 1
     assert value(samples, "backend_up", backend="here") == 0
     assert value(samples, "calls_in_flight", backend="here") == 4
