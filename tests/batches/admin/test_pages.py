@@ -12,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from batches.admin.actions import ACTIONS
+from batches.admin.actions import ACTIONS, suiting
 from batches.models import Backend, Batch, Line, Priority, Status
 from batches.scheduling import switch
 from files_api.models import File
@@ -174,9 +174,36 @@ def test_buttons_of_a_batch(admin_client, running, sent):
     assert Batch.objects.get().expires_at > timezone.now() + timedelta(days=6)
     assert "Extended" in do("extend_longest")
     assert Batch.objects.get().expires_at > timezone.now() + timedelta(days=29)
+    assert "is longer than 7 days from now. It stays as it is." in do("extend")
+    assert Batch.objects.get().expires_at > timezone.now() + timedelta(days=29)
+    assert "was not paused." in do("resume")
+    assert "does not wait for another try." in do("try_again")
+    assert f"{running.pk} was paused before." in (do("pause") and do("pause"))
     assert "Cannot retry a batch with status 'in_progress'." in do("retry")
+    assert f"Cancelling {running.pk}." in do("cancel")
+    assert f"{running.pk} was cancelled before." in do("cancel")
+    Batch.objects.update(status=Status.CANCELLED)
+    assert f"{running.pk} was cancelled before." in do("cancel")
     assert admin_client.post(page_of(running.pk, "do", "explode")).status_code == 404
     assert admin_client.post(page_of("batch_none", "do", "pause")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("left", "offered"),
+    [
+        (timedelta(hours=-1), {"extend", "extend_longest"}),
+        (timedelta(days=1), {"extend", "extend_longest"}),
+        (timedelta(days=7), {"extend_longest"}),
+        (timedelta(days=8), {"extend_longest"}),
+        (timedelta(days=30), set()),
+        (timedelta(days=31), set()),
+    ],
+)
+def test_an_extension_that_is_none_is_not_offered(left, offered):
+    batch = Batch(status=Status.IN_PROGRESS, expires_at=timezone.now() + left)
+    assert {each.name for each in suiting(batch) if each.name.startswith("extend")} == offered
+    batch.status = Status.COMPLETED
+    assert not any(each.name.startswith("extend") for each in suiting(batch))
 
 
 def test_cancel_asks_first(admin_client, running, sent):
