@@ -15,6 +15,7 @@ from django.utils import timezone
 from batches.admin.actions import ACTIONS, suiting
 from batches.models import Backend, Batch, Line, Priority, Status
 from batches.scheduling import switch
+from batches.status import reasons
 from files_api.models import File
 from tests.conftest import line
 from tests.fake_backend import Action
@@ -304,6 +305,26 @@ def test_lines_are_found_and_read(admin_client, running, work):
     assert "No data" in text(admin_client.get(f"{lines}?batch={running.pk}&reason=other"))
     for odd in ("state=nonsense", "after=x", "before=99999999999999999999", "batch=x", "custom_id=%20", "after=-1"):
         assert admin_client.get(f"{lines}?{odd}").status_code == 200
+
+
+def test_a_page_of_lines_counts_none_and_a_poll_counts_once_a_minute(admin_client, running, monkeypatch):
+    """The reasons to choose from are those that the counts have."""
+    b = Line.objects.get(custom_id="a")
+    for state, code in ((5, ""), (4, ""), (3, ""), (3, "zz"), (3, "b")):
+        number = Line.objects.count() + 1
+        Line.objects.create(batch=running, part=b.part, number=number, custom_id=f"{number}", offset=0, length=1)
+        Line.objects.filter(number=number).update(state=state, error_code=code)
+    assert reasons.codes(running) == sorted(each.code for each in reasons.of(running))
+    assert {"b", "zz", "unknown", "no_such_thing"} < set(reasons.codes(running))
+    counted = []
+    count = reasons.of
+    monkeypatch.setattr(reasons, "of", lambda batch: counted.append(batch.pk) or count(batch))
+    assert admin_client.get(f"/admin/batches/line/?batch={running.pk}").status_code == 200
+    assert counted == []
+    monkeypatch.setattr(reasons, "MANY", 1)
+    for _ in range(3):
+        assert "1 × no_such_thing" in text(admin_client.get(page_of(running.pk, "moves")))
+    assert len(counted) == 1
 
 
 def create_line(batch):
