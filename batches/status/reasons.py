@@ -87,8 +87,8 @@ def lately(batch: Batch) -> list[Reason]:
     every few seconds."""
     if batch.total - batch.completed < MANY:
         return of(batch)
-    found: list[Reason] = cache.get_or_set(f"reasons:{batch.pk}:{batch.status}", lambda: of(batch), HOLDS_S)
-    return found
+    found = cache.get_or_set(f"reasons:{batch.pk}:{batch.status}", lambda: of(batch), HOLDS_S)
+    return found or []
 
 
 def _counts(batch: Batch) -> Iterator[tuple[int, str, int]]:

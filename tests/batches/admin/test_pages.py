@@ -1,7 +1,10 @@
 """The admin's pages: what they show to whom, and what can be done there."""
 
 import html
+import json
 import re
+import shutil
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -17,8 +20,9 @@ from batches.models import Backend, Batch, Line, Priority, Status
 from batches.scheduling import switch
 from batches.status import reasons
 from files_api.models import File
-from tests.conftest import line
+from tests.conftest import line, needs
 from tests.fake_backend import Action
+from tests.stack import ROOT
 
 EVIL = '<script>alert("x")</script>{{ 7 }}'
 LIST = "/admin/batches/batch/"
@@ -325,6 +329,49 @@ def test_a_page_of_lines_counts_none_and_a_poll_counts_once_a_minute(admin_clien
     for _ in range(3):
         assert "1 × no_such_thing" in text(admin_client.get(page_of(running.pk, "moves")))
     assert len(counted) == 1
+
+
+AWAY, GONE, REFUSED = "The server does not answer.", "What this page shows is deleted.", "You may not look at this"
+PAGE = """
+const heard = {}, note = {}, stale = {hidden: true, querySelector: () => note};
+globalThis.document = {addEventListener: (name, act) => (heard[name] = act), getElementById: () => stale};
+require(process.argv[1]);
+const told = JSON.parse(process.argv[2]).map(([name, status, id]) => {
+  heard[`htmx:${name}`]({detail: {xhr: {status}, target: {id}}});
+  if (name === "responseError") heard["htmx:afterOnLoad"]({detail: {xhr: {status}, target: {id}}});
+  return stale.hidden ? "" : note.textContent;
+});
+console.log(JSON.stringify(told));
+"""
+
+
+def test_a_part_that_cannot_be_loaded_says_why(processes):
+    """What the page says after each answer, in a row."""
+    node = shutil.which("node")
+    needs(node, "node on the PATH")
+    answers = [
+        *(
+            ("responseError", 404, "moves", GONE),
+            ("afterOnLoad", 200, "banner", GONE),
+            ("afterOnLoad", 200, "moves", ""),
+        ),
+        *(
+            ("responseError", 403, "moves", REFUSED),
+            ("sendError", 0, "banner", AWAY),
+            ("afterOnLoad", 200, "banner", ""),
+        ),
+        *(
+            ("responseError", 503, "moves", AWAY),
+            ("responseError", 400, "moves", AWAY),
+            ("afterOnLoad", 204, "moves", ""),
+        ),
+    ]
+    script = ROOT / "batches" / "static" / "batches" / "admin.js"
+    given = json.dumps([each[:3] for each in answers])
+    told = json.loads(subprocess.run([node, "-e", PAGE, script, given], capture_output=True, check=True).stdout)
+    assert [(not text, text.startswith(each[3])) for text, each in zip(told, answers, strict=True)] == [
+        (not each[3], True) for each in answers
+    ]
 
 
 def create_line(batch):
