@@ -40,10 +40,11 @@ def review() -> None:
     Figures.add(Figures.FORECASTS, {}, present={"at": timezone.now().timestamp(), "ends": ends})
 
 
-def extend(batch_id: str, length: timedelta) -> None:
-    """`lifecycle.extend`, and the warning about the window is gone until it holds again."""
-    lifecycle.extend(batch_id, length)
-    _replace(batch_id, [], (progress.WINDOW_TOO_SHORT,))
+def extend(batch_id: str, length: timedelta) -> bool:
+    """`lifecycle.extend`, and the warning about a window that was extended is gone until it holds again."""
+    if extended := lifecycle.extend(batch_id, length):
+        _replace(batch_id, [], (progress.WINDOW_TOO_SHORT,))
+    return extended
 
 
 def _store(batch: Batch, told: progress.Progress) -> None:

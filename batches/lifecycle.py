@@ -82,17 +82,20 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
     return moved
 
 
-def cancel(batch_id: str) -> None:
-    """Stop a batch; its finished lines are delivered. Safe to run twice. Raises a 409 if it is too late to stop it."""
+def cancel(batch_id: str) -> bool:
+    """Stop a batch; its finished lines are delivered. False if it was cancelled before. Safe to run twice. Raises a 409
+    if it is too late to stop it."""
     if move(batch_id, Status.CANCELLING):
-        return
+        return True
     status = Batch.objects.values_list("status", flat=True).get(pk=batch_id)
     if status not in (Status.CANCELLING, Status.CANCELLED):
         raise too_late("cancel", status)
+    return False
 
 
-def extend(batch_id: str, length: timedelta) -> None:
-    """Let the completion window end `length` from now, if that is later than it ends. Safe to run twice.
+def extend(batch_id: str, length: timedelta) -> bool:
+    """Let the completion window end `length` from now, if that is later than it ends; False if it is not. Safe to run
+    twice.
 
     Of this and the move of an overdue batch to finalizing, the first UPDATE wins. Raises a 409 if that was the move, or
     if the batch sends no lines any more for another reason.
@@ -101,8 +104,10 @@ def extend(batch_id: str, length: timedelta) -> None:
     open_ = Batch.objects.filter(pk=batch_id, status__in=(Status.VALIDATING, Status.IN_PROGRESS))
     if open_.filter(expires_at__lt=ends_at).update(expires_at=ends_at):
         logger.info("%s: its completion window ends at %s", batch_id, ends_at.isoformat(timespec="seconds"))
-    elif not open_.exists():
+        return True
+    if not open_.exists():
         raise too_late("extend", Batch.objects.values_list("status", flat=True).get(pk=batch_id))
+    return False
 
 
 def too_late(to: str, status: str) -> ApiError:
@@ -158,6 +163,6 @@ def unstall(batch_id: str) -> None:
         logger.info("%s: goes on", batch_id)
 
 
-def try_again(batch_id: str) -> None:
-    """End the backoff of a stalled batch; the caller wakes the worker of its next step. Safe if it is not stalled."""
-    Batch.objects.filter(pk=batch_id, stalls__gt=0).update(retry_at=None, nudged_at=None)
+def try_again(batch_id: str) -> bool:
+    """End the backoff of a stalled batch; the caller wakes the worker of its next step. False if it is not stalled."""
+    return bool(Batch.objects.filter(pk=batch_id, stalls__gt=0).update(retry_at=None, nudged_at=None))

@@ -7,6 +7,7 @@ from functools import partial
 
 from django.contrib import messages
 from django.http import HttpRequest
+from django.utils import timezone
 
 from batches import creation, forecasts, lifecycle, retry, tasks
 from batches.models import Batch, Priority, Status
@@ -15,6 +16,7 @@ from common.errors import ApiError
 
 PERMISSION = "batches.change_batch"
 WEEK = timedelta(days=7)
+LEAST_GAIN = timedelta(hours=1)
 # The ends that leave lines: the lines of a batch that failed are deleted.
 WITH_LINES = (Status.COMPLETED, Status.EXPIRED, Status.CANCELLED)
 
@@ -33,25 +35,27 @@ class Action:
 
 
 def _cancel(batch_id: str) -> str:
-    lifecycle.cancel(batch_id)
+    if not lifecycle.cancel(batch_id):
+        return f"{batch_id} was cancelled before."
     tasks.wake_control(batch_id)
     return f"Cancelling {batch_id}."
 
 
 def _pause(batch_id: str) -> str:
-    switch.pause(batch_id)
-    return f"Paused {batch_id}."
+    return f"Paused {batch_id}." if switch.pause(batch_id) else f"{batch_id} was paused before."
 
 
 def _resume(batch_id: str) -> str:
-    switch.resume(batch_id)
+    if not switch.resume(batch_id):
+        return f"{batch_id} was not paused."
     tasks.wake(tasks.drive)
     return f"Resumed {batch_id}."
 
 
 def _extend(batch_id: str, *, length: timedelta) -> str:
-    forecasts.extend(batch_id, length)
-    return f"Extended {batch_id}."
+    if forecasts.extend(batch_id, length):
+        return f"Extended {batch_id}."
+    return f"The completion window of {batch_id} is longer than {length.days} days from now. It stays as it is."
 
 
 def _set_priority(batch_id: str, *, priority: Priority) -> str:
@@ -70,7 +74,8 @@ def _retry(batch_id: str) -> str:
 
 def _try_again(batch_id: str) -> str:
     """End the backoff of a stalled batch."""
-    lifecycle.try_again(batch_id)
+    if not lifecycle.try_again(batch_id):
+        return f"{batch_id} does not wait for another try."
     tasks.wake_control(batch_id)
     tasks.wake(tasks.drive)
     return f"Trying {batch_id} again."
@@ -78,6 +83,11 @@ def _try_again(batch_id: str) -> str:
 
 def _sends(batch: Batch) -> bool:
     return batch.status in switch.PAUSABLE
+
+
+def _gains(batch: Batch, length: timedelta) -> bool:
+    """Its completion window would end later by an hour at least: not again right after it was extended."""
+    return _sends(batch) and batch.expires_at + LEAST_GAIN <= timezone.now() + length
 
 
 def _priority(priority: Priority, icon: str) -> Action:
@@ -91,18 +101,17 @@ def _priority(priority: Priority, icon: str) -> Action:
     )
 
 
+def _extension(name: str, length: timedelta) -> Action:
+    label = f"Extend to {length.days} days from now"
+    return Action(name, label, "more_time", partial(_extend, length=length), partial(_gains, length=length))
+
+
 _ALL = [
     Action("pause", "Pause", "pause", _pause, lambda batch: _sends(batch) and not switch.is_paused(batch)),
     Action("resume", "Resume", "play_arrow", _resume, switch.is_paused),
     Action("try_again", "Try again now", "refresh", _try_again, lambda batch: batch.stalled_at is not None),
-    Action("extend", "Extend to 7 days from now", "more_time", partial(_extend, length=WEEK), _sends),
-    Action(
-        "extend_longest",
-        f"Extend to {creation.LONGEST_WINDOW.days} days from now",
-        "more_time",
-        partial(_extend, length=creation.LONGEST_WINDOW),
-        _sends,
-    ),
+    _extension("extend", WEEK),
+    _extension("extend_longest", creation.LONGEST_WINDOW),
     _priority(Priority.HIGH, "keyboard_double_arrow_up"),
     _priority(Priority.NORMAL, "drag_handle"),
     _priority(Priority.LOW, "keyboard_double_arrow_down"),

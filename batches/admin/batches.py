@@ -170,7 +170,7 @@ class BatchAdmin(LookOnly):
             "buttons": suiting(batch) if may_act(request) else [],
             "downloads": downloads.there_are(request, batch),
             "timeline": [(name, at) for stamp, name in STAMPS.items() if (at := getattr(batch, stamp))],
-            "reasons": reasons.of(batch),
+            "reasons": reasons.lately(batch),
             "file_errors": batch.errors[:20],
             "retries": batch.retries.order_by("created_at")[:20],
         }

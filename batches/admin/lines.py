@@ -102,7 +102,7 @@ class LineAdmin(LookOnly):
             "state": request.GET.get("state", ""),
             "reason": request.GET.get("reason", ""),
             "states": [(state.name.lower(), state.label) for state in LineState],
-            "reasons": [each.code for each in reasons.of(batch)] if batch else [],
+            "reasons": reasons.codes(batch) if batch else [],
         }
         return render(request, "batches/lines.html", context)
 

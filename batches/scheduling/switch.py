@@ -18,20 +18,26 @@ logger = logging.getLogger(__name__)
 PAUSABLE = (Status.VALIDATING, Status.IN_PROGRESS)
 
 
-def pause(batch_id: str) -> None:
-    """Keep back the lines of a batch. Safe to repeat; ApiError 409 for a batch that sends no more lines anyway."""
+def pause(batch_id: str) -> bool:
+    """Keep back the lines of a batch; False if they were kept back before. Safe to repeat.
+
+    ApiError 409 for a batch that sends no more lines anyway.
+    """
     if Batch.objects.filter(pk=batch_id, status__in=PAUSABLE, paused_at=None).update(paused_at=timezone.now()):
         logger.info("%s: paused", batch_id)
-    else:
-        _check_pausable(batch_id, "pause")
+        return True
+    _check_pausable(batch_id, "pause")
+    return False
 
 
-def resume(batch_id: str) -> None:
-    """Let the lines of a batch be sent again; the caller wakes a drive. Safe to repeat; errors as for `pause`."""
+def resume(batch_id: str) -> bool:
+    """Let the lines of a batch be sent again; the caller wakes a drive. False if it was not paused. Safe to repeat;
+    errors as for `pause`."""
     if Batch.objects.filter(pk=batch_id, status__in=PAUSABLE, paused_at__isnull=False).update(paused_at=None):
         logger.info("%s: resumed", batch_id)
-    else:
-        _check_pausable(batch_id, "resume")
+        return True
+    _check_pausable(batch_id, "resume")
+    return False
 
 
 def set_priority(batch_id: str, priority: Priority) -> None:

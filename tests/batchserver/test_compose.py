@@ -77,13 +77,21 @@ def test_it_works_without_an_env_file(resolve: Callable[..., Config]) -> None:
         assert services[name]["environment"]["OLLAMA_BASE_URL"] == "http://ollama:11434"
 
 
-def test_only_web_and_grafana_are_published_and_on_loopback(resolve: Callable[..., Config]) -> None:
+def test_only_web_and_the_monitors_are_published_and_on_loopback(resolve: Callable[..., Config]) -> None:
     published = {name: service["ports"] for name, service in resolve()["services"].items() if service.get("ports")}
 
-    assert set(published) == {"web", "grafana"}
-    for name, number in (("web", 4080), ("grafana", 3000)):
+    assert set(published) == {"web", "prometheus", "grafana"}
+    for name, number in (("web", 4080), ("prometheus", 9090), ("grafana", 3000)):
         [port] = published[name]
         assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", str(number), number)
+
+
+def test_grafana_asks_the_internet_nothing(resolve: Callable[..., Config]) -> None:
+    inside = resolve()["services"]["grafana"]["environment"]
+
+    for name in ("REPORTING_ENABLED", "CHECK_FOR_UPDATES", "CHECK_FOR_PLUGIN_UPDATES"):
+        assert inside[f"GF_ANALYTICS_{name}"] == "false"
+    assert inside["GF_PLUGINS_PREINSTALL_DISABLED"] == "true"
 
 
 def test_publish_and_port_move_the_host_side_alone(resolve: Callable[..., Config]) -> None:

@@ -8,7 +8,7 @@ from batches.models import Batch
 from common.errors import ApiError
 
 
-def each(batch_ids: list[str], do: Callable[[str], None]) -> str:
+def each(batch_ids: list[str], do: Callable[[str], object]) -> str:
     """Do it to these batches; their ids, to print. CommandError if one is unknown, and then nothing is done; or if one
     is too far for it, after it was done to the others."""
     known = set(Batch.objects.filter(pk__in=batch_ids).values_list("pk", flat=True))

@@ -1,7 +1,10 @@
 """The admin's pages: what they show to whom, and what can be done there."""
 
 import html
+import json
 import re
+import shutil
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -12,12 +15,14 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from batches.admin.actions import ACTIONS
+from batches.admin.actions import ACTIONS, suiting
 from batches.models import Backend, Batch, Line, Priority, Status
 from batches.scheduling import switch
+from batches.status import reasons
 from files_api.models import File
-from tests.conftest import line
+from tests.conftest import line, needs
 from tests.fake_backend import Action
+from tests.stack import ROOT
 
 EVIL = '<script>alert("x")</script>{{ 7 }}'
 LIST = "/admin/batches/batch/"
@@ -174,9 +179,36 @@ def test_buttons_of_a_batch(admin_client, running, sent):
     assert Batch.objects.get().expires_at > timezone.now() + timedelta(days=6)
     assert "Extended" in do("extend_longest")
     assert Batch.objects.get().expires_at > timezone.now() + timedelta(days=29)
+    assert "is longer than 7 days from now. It stays as it is." in do("extend")
+    assert Batch.objects.get().expires_at > timezone.now() + timedelta(days=29)
+    assert "was not paused." in do("resume")
+    assert "does not wait for another try." in do("try_again")
+    assert f"{running.pk} was paused before." in (do("pause") and do("pause"))
     assert "Cannot retry a batch with status 'in_progress'." in do("retry")
+    assert f"Cancelling {running.pk}." in do("cancel")
+    assert f"{running.pk} was cancelled before." in do("cancel")
+    Batch.objects.update(status=Status.CANCELLED)
+    assert f"{running.pk} was cancelled before." in do("cancel")
     assert admin_client.post(page_of(running.pk, "do", "explode")).status_code == 404
     assert admin_client.post(page_of("batch_none", "do", "pause")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("left", "offered"),
+    [
+        (timedelta(hours=-1), {"extend", "extend_longest"}),
+        (timedelta(days=1), {"extend", "extend_longest"}),
+        (timedelta(days=7), {"extend_longest"}),
+        (timedelta(days=8), {"extend_longest"}),
+        (timedelta(days=30), set()),
+        (timedelta(days=31), set()),
+    ],
+)
+def test_an_extension_that_is_none_is_not_offered(left, offered):
+    batch = Batch(status=Status.IN_PROGRESS, expires_at=timezone.now() + left)
+    assert {each.name for each in suiting(batch) if each.name.startswith("extend")} == offered
+    batch.status = Status.COMPLETED
+    assert not any(each.name.startswith("extend") for each in suiting(batch))
 
 
 def test_cancel_asks_first(admin_client, running, sent):
@@ -277,6 +309,69 @@ def test_lines_are_found_and_read(admin_client, running, work):
     assert "No data" in text(admin_client.get(f"{lines}?batch={running.pk}&reason=other"))
     for odd in ("state=nonsense", "after=x", "before=99999999999999999999", "batch=x", "custom_id=%20", "after=-1"):
         assert admin_client.get(f"{lines}?{odd}").status_code == 200
+
+
+def test_a_page_of_lines_counts_none_and_a_poll_counts_once_a_minute(admin_client, running, monkeypatch):
+    """The reasons to choose from are those that the counts have."""
+    b = Line.objects.get(custom_id="a")
+    for state, code in ((5, ""), (4, ""), (3, ""), (3, "zz"), (3, "b")):
+        number = Line.objects.count() + 1
+        Line.objects.create(batch=running, part=b.part, number=number, custom_id=f"{number}", offset=0, length=1)
+        Line.objects.filter(number=number).update(state=state, error_code=code)
+    assert reasons.codes(running) == sorted(each.code for each in reasons.of(running))
+    assert {"b", "zz", "unknown", "no_such_thing"} < set(reasons.codes(running))
+    counted = []
+    count = reasons.of
+    monkeypatch.setattr(reasons, "of", lambda batch: counted.append(batch.pk) or count(batch))
+    assert admin_client.get(f"/admin/batches/line/?batch={running.pk}").status_code == 200
+    assert counted == []
+    monkeypatch.setattr(reasons, "MANY", 1)
+    for _ in range(3):
+        assert "1 × no_such_thing" in text(admin_client.get(page_of(running.pk, "moves")))
+    assert len(counted) == 1
+
+
+AWAY, GONE, REFUSED = "The server does not answer.", "What this page shows is deleted.", "You may not look at this"
+PAGE = """
+const heard = {}, note = {}, stale = {hidden: true, querySelector: () => note};
+globalThis.document = {addEventListener: (name, act) => (heard[name] = act), getElementById: () => stale};
+require(process.argv[1]);
+const told = JSON.parse(process.argv[2]).map(([name, status, id]) => {
+  heard[`htmx:${name}`]({detail: {xhr: {status}, target: {id}}});
+  if (name === "responseError") heard["htmx:afterOnLoad"]({detail: {xhr: {status}, target: {id}}});
+  return stale.hidden ? "" : note.textContent;
+});
+console.log(JSON.stringify(told));
+"""
+
+
+def test_a_part_that_cannot_be_loaded_says_why(processes):
+    """What the page says after each answer, in a row."""
+    node = shutil.which("node")
+    needs(node, "node on the PATH")
+    answers = [
+        *(
+            ("responseError", 404, "moves", GONE),
+            ("afterOnLoad", 200, "banner", GONE),
+            ("afterOnLoad", 200, "moves", ""),
+        ),
+        *(
+            ("responseError", 403, "moves", REFUSED),
+            ("sendError", 0, "banner", AWAY),
+            ("afterOnLoad", 200, "banner", ""),
+        ),
+        *(
+            ("responseError", 503, "moves", AWAY),
+            ("responseError", 400, "moves", AWAY),
+            ("afterOnLoad", 204, "moves", ""),
+        ),
+    ]
+    script = ROOT / "batches" / "static" / "batches" / "admin.js"
+    given = json.dumps([each[:3] for each in answers])
+    told = json.loads(subprocess.run([node, "-e", PAGE, script, given], capture_output=True, check=True).stdout)
+    assert [(not text, text.startswith(each[3])) for text, each in zip(told, answers, strict=True)] == [
+        (not each[3], True) for each in answers
+    ]
 
 
 def create_line(batch):
