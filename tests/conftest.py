@@ -3,6 +3,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 KEPT_TABLES = {"auth_permission", "django_content_type", "django_migrations"}
 
 
+@cache
+def _deletes() -> list[str]:
+    tables = sorted(set(connection.introspection.table_names()) - KEPT_TABLES)
+    return [f"DELETE FROM {connection.ops.quote_name(table)}" for table in tables]
+
+
 def _empty_tables(_: TransactionTestCase) -> None:
     """What a test left in the database. Django's own way takes 0.1 s on SQLite and 0.3 s on Postgres, for each test."""
-    tables = set(connection.introspection.table_names()) - KEPT_TABLES
     with connection.constraint_checks_disabled(), transaction.atomic(), connection.cursor() as cursor:
         if connection.vendor == "postgresql":
-            cursor.execute("SET LOCAL session_replication_role = replica")  # foreign keys are not looked at
-        for table in tables:
-            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")
+            # Foreign keys are not looked at, and all goes in one message.
+            cursor.execute("; ".join(["SET LOCAL session_replication_role = replica", *_deletes()]))
+            return
+        for delete in _deletes():
+            cursor.execute(delete)
 
 
 TransactionTestCase._fixture_teardown = _empty_tables  # type: ignore[method-assign]
