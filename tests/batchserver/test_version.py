@@ -33,7 +33,7 @@ def test_the_changelog_has_a_version():
 
 @pytest.mark.usefixtures("processes")
 def test_a_copy_of_the_code_without_its_changelog_works(tmp_path):
-    for name in ("batchserver", "batches", "files_api"):
+    for name in ("batchserver", "batches", "common", "files_api"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "manage.py", tmp_path)
     program = "from batchserver import settings; print(settings.SPECTACULAR_SETTINGS['VERSION'])"

@@ -35,10 +35,9 @@ def test_each_request_has_an_id_of_its_own(api):
 def test_the_id_is_in_the_log(api, create):
     (handler,) = (each for each in logging.getLogger().handlers if each.get_name() == "stderr")
     batch = create([line("a")])
-    log = io.StringIO()
-    before = handler.setStream(log)
+    before, handler.stream = handler.stream, (log := io.StringIO())  # pytest may have closed the old one
     try:
         answer = api.post(f"/v1/batches/{batch['id']}/cancel")
     finally:
-        handler.setStream(before)
+        handler.stream = before
     assert log.getvalue().endswith(f"{batch['id']}: cancelling [{answer['x-request-id']}]\n")
