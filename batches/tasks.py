@@ -201,11 +201,14 @@ def tick_between() -> Callable[[], None]:
 
 def _nudge_control() -> None:
     waiting = Batch.objects.all().waiting_for_control()
-    long_ago = _long_ago()
-    for batch_id in waiting.filter(long_ago).order_by("created_at").values_list("pk", flat=True)[:100]:
-        # One message for a batch in NUDGE_AGAIN_AFTER, however many ticks see it, or messages would multiply.
-        if Batch.objects.filter(long_ago, pk=batch_id).update(nudged_at=timezone.now()):
+    for batch_id in waiting.filter(_long_ago()).order_by("created_at").values_list("pk", flat=True)[:100]:
+        if _is_to_nudge(batch_id):
             wake_control(batch_id)
+
+
+def _is_to_nudge(batch_id: str) -> bool:
+    """True once in NUDGE_AGAIN_AFTER for a batch, however many ticks see it, or messages would multiply."""
+    return Batch.objects.filter(_long_ago(), pk=batch_id).update(nudged_at=timezone.now()) == 1
 
 
 def _long_ago() -> Q:
@@ -220,9 +223,8 @@ def _compare_windows() -> None:
 def _delete_outlived() -> None:
     if Pulse.due("retention", RETENTION_EVERY):
         cleanup.delete_outlived_files()
-        long_ago = _long_ago()
         for batch_id in cleanup.outlived():
-            if Batch.objects.filter(long_ago, pk=batch_id).update(nudged_at=timezone.now()):
+            if _is_to_nudge(batch_id):
                 wake(delete, batch_id)
 
 

@@ -26,8 +26,8 @@ def place_of(request: Request, name: str) -> int:
 
 
 def stream(batch: Batch, kind: str, after: int, content_type: str = "application/jsonl") -> StreamingHttpResponse:
-    """The lines (`kind`: output or errors) after this place, as JSONL. `X-Incomplete` says
-    whether more may come, and `X-Last-Line` is the place to go on after."""
+    """The lines (`kind`: output or errors) after this place, as JSONL. `X-Incomplete` says whether more may
+    come, and `X-Last-Line` is the place to go on after."""
     following = Following.of(batch, kind, after)
     answer = StreamingHttpResponse(following.lines(), content_type=content_type)
     answer["X-Incomplete"] = "false" if following.is_whole else "true"
