@@ -11,7 +11,7 @@ from batches.scheduling import turns
 from common.database import retrying
 
 MOST_CLAIMED = 64
-LEAST_FOR_LANE = 8  # lines that one of several lanes claims while answers come fast
+LEAST_FOR_LANE = 16  # lines that one of several lanes claims while answers come fast: a claim of 8 cost twice as much a line
 
 
 class LineBuffer:
