@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection, transaction
 from django.test import TransactionTestCase
@@ -51,6 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis_settings.load_profile("quick" if config.getoption("--quick") else "whole")
+    # A slow hash, and a search for static files by each client, take longer than most tests. Whole servers keep theirs.
+    django_settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    django_settings.WHITENOISE_USE_FINDERS = False
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

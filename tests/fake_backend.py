@@ -150,7 +150,7 @@ class FakeBackend:
         self._release.clear()
         self._server = _Server(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def handler(self) -> "type[_Handler]":
         return _Handler
