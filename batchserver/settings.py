@@ -68,6 +68,11 @@ if BEHIND_TLS:
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
 X_FRAME_OPTIONS = "DENY"
+# While there is no API key, /v1 and /api answer this machine alone (common/anonymous.py), unless ALLOW_ANONYMOUS.
+ALLOW_ANONYMOUS = env.switch(environ, "ALLOW_ANONYMOUS", False)
+# In a container: the host's address at which its port is published. Whoever starts the container says it.
+PUBLISHED_ON_LOOPBACK = env.is_loopback(environ, "PUBLISHED_AT")
+IS_OPEN_TO_OTHERS = not PUBLISHED_ON_LOOPBACK and not env.is_loopback(environ, "HOST", HOST)
 
 # The model server
 EMBEDDED_BACKEND_PORT = env.whole(environ, "EMBEDDED_BACKEND_PORT", min(PORT + 1, 65535), least=1, most=65535)
