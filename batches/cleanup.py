@@ -20,9 +20,9 @@ from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Response, Status
 from batches.status import totals
 from common import failpoints, ids
+from common.disk import trouble
 from files_api import retention
 from files_api.models import File, FileHold, stored_name
-from files_api.storage import trouble
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from batches.results import PAGE, chunks, result_line
 from common import ids
 from common.errors import ApiError
 from files_api.models import File
+from files_api.storage import opened
 
 # The names of the result files, as `ids.derived_file_id` takes them.
 FILES = {"output": "output", "errors": "error"}
@@ -36,10 +37,13 @@ class Following:
 
     @classmethod
     def of(cls, batch: Batch, kind: str, after: int) -> "Following":
-        """`kind`: output or errors. Raises a 404 if the batch is over and its result file is deleted."""
+        """`kind`: output or errors. Raises a 404 if the batch is over and its result file is deleted, and a 503
+        if it cannot be read now."""
         following = cls(batch, kind, after, batch.last_place + batch.is_final, batch.is_final)
         if batch.is_final and after < following.last:
-            _result_file(batch, kind)
+            file = _result_file(batch, kind)
+            if file is not None:
+                opened(file.pk, file.content).close()  # what cannot be read is told before the answer begins
         return following
 
     def lines(self) -> Iterator[str]:

@@ -21,9 +21,10 @@ from batches.models import OPEN, Batch, Figures, Line, LineState, Status, last_p
 from batches.models.figures import labels
 from common import failpoints, ids
 from common.database import DamagedText, readable
+from common.disk import trouble
 from common.errors import SETTLED, line_error
 from files_api.models import RESULTS, File
-from files_api.storage import MeasuredFile, free_bytes, temporary_file, trouble
+from files_api.storage import MeasuredFile, free_bytes, temporary_file
 
 logger = logging.getLogger(__name__)
 

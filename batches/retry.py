@@ -16,7 +16,7 @@ from common import strict_json
 from common.errors import SETTLED, ApiError, conflict
 from files_api.accept import BATCH_FILE_LIFETIME
 from files_api.models import File
-from files_api.storage import MeasuredFile, temporary_file
+from files_api.storage import MeasuredFile, opened, temporary_file
 
 # What `errors` may name, with the states of the lines.
 _STATES = {
@@ -56,9 +56,11 @@ def input_of(wish: Wish) -> Iterator[MeasuredFile]:
         raise _input_is_gone(wish.parent)
     with temporary_file() as content:
         try:
-            with file.content.open("rb") as source:
+            with opened(file.pk, file.content) as source:
                 _copy(wish, source, content)
-        except (FileNotFoundError, ValueError):
+        except ApiError as error:
+            raise error if error.status != 404 else _input_is_gone(wish.parent) from None
+        except ValueError:
             raise _input_is_gone(wish.parent) from None
         if not content.size:
             raise _nothing_left(wish)

@@ -19,10 +19,10 @@ from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
 from common import failpoints
 from common.database import bulk_writes, insert
+from common.disk import trouble
 from common.errors import batch_error
 from common.jsonl import RawLine, read_lines
 from files_api.models import File
-from files_api.storage import trouble
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 import sqlite3
 from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Tags, Warning, register
 from django.db import connection
 
@@ -22,5 +23,19 @@ def sqlite_has_the_wal_reset_fix(app_configs: Any = None, **kwargs: Any) -> list
             f"SQLite {sqlite3.sqlite_version} can lose writes when two processes write a WAL database at once.",
             hint="Install pysqlite3 0.6.1 or newer, which brings SQLite 3.53, or set DATABASE_URL to Postgres.",
             id="batchserver.W001",
+        )
+    ]
+
+
+@register(Tags.security, deploy=True)
+def others_reach_it_by_tls(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """Warn if keys, prompts and the admin's password cross a network as they are."""
+    if settings.BEHIND_TLS or not settings.IS_OPEN_TO_OTHERS:
+        return []
+    return [
+        Warning(
+            "Other machines reach the server without TLS: keys, prompts and passwords cross the network unencrypted.",
+            hint="Put a TLS proxy in front, let the server listen on loopback alone, and set BEHIND_TLS=True.",
+            id="batchserver.W002",
         )
     ]

@@ -5,6 +5,7 @@ ImproperlyConfigured, which names the variable, the value (unless it may hold a 
 """
 
 import base64
+import ipaddress
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -95,6 +96,17 @@ def switch(environment: Environment, name: str, default: bool) -> bool:
     if value not in ("True", "False"):
         raise ImproperlyConfigured(f"{name}={value!r}: expected True or False.")
     return value == "True"
+
+
+def is_loopback(environment: Environment, name: str, default: str = "") -> bool:
+    """Whether who listens at this address is reached from the same machine alone."""
+    address = text(environment, name, default)
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.strip("[]")).is_loopback
+    except ValueError:  # a name, or nothing
+        return False
 
 
 def choice(environment: Environment, name: str, *allowed: str) -> str:

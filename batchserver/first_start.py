@@ -11,6 +11,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import IntegrityError, transaction
 
+from batchserver import installation
+from common.models import ApiKey
+
 ADMIN_NAME = "admin"
 
 
@@ -22,6 +25,19 @@ def make_directories() -> None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ImproperlyConfigured(f"DATA_DIR={str(settings.DATA_DIR)!r} cannot be used: {error.strerror}.") from error
+
+
+def who_may_call() -> str:
+    """Who may call the API, for the person who starts the server; empty if there is nothing to say: keys are needed, or
+    other machines do not reach us."""
+    if not settings.IS_OPEN_TO_OTHERS or ApiKey.objects.exists():
+        return ""
+    if settings.ALLOW_ANONYMOUS:
+        return "Everybody who reaches this server may use /v1 and /api: ALLOW_ANONYMOUS=True, and no API key."
+    return (
+        "While there is no API key, /v1 and /api answer this machine alone. Make a key, which works at once: "
+        f"{installation.manage('create_api_key NAME', settings.DATA_DIR)}"
+    )
 
 
 def prepare(*, with_admin: bool = True) -> str | None:

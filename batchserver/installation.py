@@ -4,6 +4,8 @@ client/checkout.py has the same for the command line, which imports nothing of t
 tests/client/test_checkout.py compares the two.
 """
 
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +29,14 @@ def data_dir(named: str, environment: Mapping[str, str], *, is_checkout: bool = 
     if not named and not is_checkout:
         return _home(environment, "XDG_DATA_HOME", ".local/share")
     return ((ROOT if is_checkout else Path.cwd()) / Path(named or "data").expanduser()).resolve()
+
+
+def manage(command: str, data: Path, *, is_checkout: bool = IS_CHECKOUT) -> str:
+    """What to type for a management command on the server of this data directory."""
+    program = f"{sys.executable} {ROOT / 'manage.py'}" if is_checkout else f"{NAME}-server"
+    # DATA_DIR may have come by an option of `serve`, of which another command knows nothing.
+    is_default = is_checkout and data == ROOT / "data"
+    return f"{'' if is_default else f'DATA_DIR={shlex.quote(str(data))} '}{program} {command}"
 
 
 def _home(environment: Mapping[str, str], name: str, default: str) -> Path:

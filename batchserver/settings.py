@@ -67,7 +67,16 @@ if BEHIND_TLS:
     SECURE_HSTS_SECONDS = 31_536_000
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
+else:
+    # They ask for what only TLS can give. batchserver/checks.py says instead whether there should be TLS.
+    SILENCED_SYSTEM_CHECKS = [f"security.{number}" for number in ("W004", "W008", "W012", "W016")]
 X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_AGE = 3600 * env.whole(environ, "SESSION_HOURS", 336, least=1, most=8760)
+# While there is no API key, /v1 and /api answer this machine alone (common/anonymous.py), unless ALLOW_ANONYMOUS.
+ALLOW_ANONYMOUS = env.switch(environ, "ALLOW_ANONYMOUS", False)
+# In a container: the host's address at which its port is published. Whoever starts the container says it.
+PUBLISHED_ON_LOOPBACK = env.is_loopback(environ, "PUBLISHED_AT")
+IS_OPEN_TO_OTHERS = not PUBLISHED_ON_LOOPBACK and not env.is_loopback(environ, "HOST", HOST)
 
 # The model server
 EMBEDDED_BACKEND_PORT = env.whole(environ, "EMBEDDED_BACKEND_PORT", min(PORT + 1, 65535), least=1, most=65535)
@@ -163,6 +172,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "common.middleware.OpenAIHeaders",
+    "batchserver.browsers.HeadersForBrowsers",
     "common.middleware.KnownCharset",
     "batchserver.monitors.PagesForMonitors",  # before the figures of requests, in which no monitor counts
     "common.metrics.BeforeMiddleware",

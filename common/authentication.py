@@ -1,6 +1,5 @@
 """Who asks: authentication by API key or by the admin's session, and who may change the models of the model server."""
 
-import ipaddress
 from typing import Any
 
 from django.conf import settings
@@ -8,16 +7,18 @@ from django.http.request import split_domain_port
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 from rest_framework.request import Request
 
+from common import anonymous
 from common.errors import ApiError
 from common.models import ApiKey
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Until the first ApiKey exists, any or no Authorization is accepted; from then on every call needs a live key."""
+    """Until the first ApiKey exists, any or no Authorization is accepted from whom `common.anonymous` lets in; from
+    then on every call needs a live key."""
 
     def authenticate(self, request: Request) -> tuple[None, ApiKey] | None:
         if not ApiKey.objects.exists():
-            _refuse_other_pages(request)
+            anonymous.refuse_strangers(request._request)
             return None
         secret = _secret_of(request)
         if not secret:
@@ -62,8 +63,6 @@ def require_administrator(request: Request) -> None:
 
 
 _MAKE_A_KEY = "Make a key that may: python manage.py create_api_key NAME --admin."
-# A request with one of these came through a proxy: the address that we see is the proxy's.
-_OF_PROXIES = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP", "Via")
 
 
 def _missing_key(request: Request) -> ApiError:
@@ -86,26 +85,7 @@ def _secret_of(request: Request) -> str:
 
 
 def _is_from_this_machine(request: Request) -> bool:
-    if settings.BEHIND_TLS or any(name in request.headers for name in _OF_PROXIES):
-        return False
-    try:
-        address = ipaddress.ip_address(request.META.get("REMOTE_ADDR", ""))
-    except ValueError:
+    if anonymous.came_through_a_proxy(request._request) or not anonymous.comes_by_loopback(request._request):
         return False
     # By another name, a page of another site or somebody behind a proxy that adds no header may be asking.
-    host = split_domain_port(request.get_host())[0]
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback and host in settings.OWN_NAMES
-
-
-def _refuse_other_pages(request: Request) -> None:
-    """Refuse requests of other sites' pages. While no key is needed, a page that is open in a browser could change
-    anything here by sending a form. A browser names the page in Origin; other clients send no Origin."""
-    origin = request.headers.get("Origin")
-    if request.method in ("GET", "HEAD", "OPTIONS") or origin is None:
-        return
-    own = f"{request.scheme}://{request.get_host()}"
-    if origin != own and origin not in settings.CSRF_TRUSTED_ORIGINS:
-        raise ApiError(
-            f"Requests of pages at {origin[:100]} are not taken. Add it to CSRF_TRUSTED_ORIGINS, or create an API key.",
-            status=403,
-        )
+    return split_domain_port(request.get_host())[0] in settings.OWN_NAMES

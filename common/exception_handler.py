@@ -1,7 +1,7 @@
 """The one place that turns exceptions into the envelope: those that a view raises, and those raised before a view."""
 
-import errno
 import logging
+import sys
 from typing import Any
 
 from django.conf import settings
@@ -12,7 +12,7 @@ from rest_framework import exceptions, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common import errors, schema
+from common import disk, errors, schema
 from common.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def exception_handler(exc: Exception, context: dict[str, Any]) -> Response | Non
     return Response(error.body_at(context["request"].path), status=error.status, headers=error.headers)
 
 
-def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
+def _as_api_error(exc: BaseException, request: Request | HttpRequest) -> ApiError | None:
     match exc:
         case ApiError():
             return exc
@@ -54,6 +54,9 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
         case DatabaseError() if reason := schema.explain(exc):
             logger.error("%s (%s)", reason, exc)
             return ApiError(reason, status=503, type="server_error")
+        case DatabaseError() if reason := disk.database_trouble(exc):
+            logger.error("the disk of the database fails: %s", exc)
+            return _disk_fails(reason, request)
         case OperationalError() | InterfaceError():
             logger.warning("the database did not answer: %s", exc)
             return ApiError(
@@ -62,10 +65,19 @@ def _as_api_error(exc: Exception, request: Request) -> ApiError | None:
                 type="server_error",
                 headers={"Retry-After": "5"},
             )
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+        case OSError() if exc.errno in disk.NO_ROOM:
             logger.error("no room to store a file: %s", exc)
             return errors.no_room()
+        case OSError() if exc.errno in disk.OF_FILES:
+            logger.error("a file cannot be read or written: %s", exc)
+            return _disk_fails(disk.trouble(exc), request)
     return None
+
+
+def _disk_fails(reason: str, request: Request | HttpRequest) -> ApiError:
+    """What was sent is not stored, or what was asked for cannot be read. The client may try again."""
+    status = 503 if request.method in ("GET", "HEAD", "OPTIONS") else 507
+    return ApiError(f"The disk of the server fails. {reason}", status=status, type="server_error")
 
 
 def _first_problem(detail: Any, path: str = "") -> ApiError:
@@ -102,6 +114,9 @@ def bad_request(request: HttpRequest, exception: Exception | None = None) -> Jso
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
-    """handler500: a bug of ours. The traceback is in the log."""
-    error = ApiError("The server had an error while processing your request.", status=500, type="server_error")
-    return JsonResponse(error.body_at(request.path), status=500)
+    """handler500: a bug of ours, whose traceback is in the log; or the disk or the database fails, at a page that is
+    none of the API's."""
+    exc = sys.exc_info()[1]
+    error = _as_api_error(exc, request) if isinstance(exc, OSError | DatabaseError | InterfaceError) else None
+    error = error or ApiError("The server had an error while processing your request.", status=500, type="server_error")
+    return JsonResponse(error.body_at(request.path), status=error.status)

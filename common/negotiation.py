@@ -8,7 +8,7 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
 from common import errors, strict_json
-from common.charset import charset_of
+from common.charset import require_utf8
 from common.errors import ApiError
 from common.jsonl import BOM
 
@@ -36,13 +36,14 @@ class JsonParser(JSONParser):
     """The JSON body of a call: as strict as a line of a batch."""
 
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        return read_json(stream.read(), charset_of(parser_context["request"]._request))
+        require_utf8(parser_context["request"]._request)
+        return read_json(stream.read())
 
 
-def read_json(content: bytes, charset: str) -> Any:
+def read_json(content: bytes) -> Any:
     """The value of a JSON body; a BOM before it is passed over. Raises ApiError."""
     try:
-        return strict_json.loads(content.removeprefix(BOM).decode(charset).encode())
+        return strict_json.loads(content.removeprefix(BOM))
     except ValueError:
         raise errors.bad_json() from None
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,11 @@ from django.conf import settings
 from django.core.files.base import File as Content
 from django.core.files.storage import FileSystemStorage, default_storage
 from django.core.files.uploadedfile import TemporaryUploadedFile, UploadedFile
+from django.db import connection
+from django.db.models.fields.files import FieldFile
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+from common import disk
+from common.errors import ApiError
 
 
 class MeasuredFile(TemporaryUploadedFile):
@@ -63,6 +65,18 @@ class DurableFileSystemStorage(FileSystemStorage):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_overwrite=True)
 
+    def _open(self, name: str, mode: str = "rb") -> "Content[bytes]":
+        """Raises OSError if something else than a file lies there. Opening a pipe would wait for ever, and a link may
+        lead to what is no client's."""
+        path = self.path(name)
+        if not os.path.realpath(os.path.dirname(path)).startswith(os.path.realpath(self.location)):
+            raise OSError(errno.ELOOP, "A link leads out of its directory")
+        stream = open(path, mode, opener=_without_links)  # noqa: SIM115  (handed on)
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise OSError(errno.ENXIO, "It is no regular file")
+        return Content(stream)
+
     def _save(self, name: str, content: "Content[bytes]") -> str:
         if not isinstance(content, TemporaryUploadedFile):
             with temporary_file() as copy:
@@ -76,6 +90,28 @@ class DurableFileSystemStorage(FileSystemStorage):
         os.replace(content.temporary_file_path(), final)
         _fsync(final.parent)
         return name
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def opened(file_id: str, content: FieldFile) -> "Content[bytes]":
+    """The bytes of a file for a client. Raises a 404 if they are not there, and a 503 if they cannot be read now."""
+    try:
+        return content.open("rb")
+    except (FileNotFoundError, ValueError):  # deleted after the row was read
+        raise ApiError(f"No such File object: {file_id}", status=404, param="id") from None
+    except OSError as error:
+        raise _unreadable(error, file_id) from error
+
+
+def _unreadable(error: OSError, file_id: str) -> ApiError:
+    if error.errno in disk.IN_THE_WAY:
+        message = f"The bytes of the file {file_id} are not there. {disk.trouble(error)}"
+        return ApiError(message, status=404, param="id")
+    message = f"The file {file_id} cannot be read now. {disk.trouble(error)}"
+    return ApiError(message, status=503, type="server_error", headers={"Retry-After": "30"})
 
 
 def missing_bytes(wanted: int = 0) -> int:
@@ -94,20 +130,6 @@ def free_bytes() -> int | None:
         return None
 
 
-def trouble(error: OSError) -> str:
-    """Why bytes cannot be read or written now, and what to do, in sentences for a person; the text names no file."""
-    reason = error.strerror or type(error).__name__
-    if error.errno in NO_ROOM:
-        advice = "Make room on the disk of DATA_DIR"
-    elif error.errno in FORBIDDEN:
-        advice = "Let the user that runs the server read and write in DATA_DIR/files"
-    elif error.errno in IN_THE_WAY:
-        advice = "Something else lies in its place in DATA_DIR/files: move that away"
-    else:
-        advice = "See that the disk of DATA_DIR/files is there and in order"
-    return f"{reason}. {advice}; it is tried again by itself."
-
-
 def no_room_hint() -> str:
     """What to do about a disk that is nearly full; empty if the disk has room."""
     if not missing_bytes():
@@ -121,12 +143,24 @@ def why_not_writable() -> str:
     """Why no file can be stored now, and what to do; empty if one can. Writes a byte, and removes it."""
     if hint := no_room_hint():
         return hint
+    if hint := _why_database_is_not_writable():
+        return hint
     try:
         with temporary_file() as file:
             file.write(b"\n")
             file.flush()
     except OSError as error:
-        return f"Files cannot be stored: {trouble(error)}"
+        return f"Files cannot be stored: {disk.trouble(error)}"
+    return ""
+
+
+def _why_database_is_not_writable() -> str:
+    """Of SQLite, by its files and their directory. To write a row would wait behind whoever writes."""
+    if connection.vendor != "sqlite" or not (path := Path(connection.settings_dict["NAME"])).is_file():
+        return ""
+    for each in (path.parent, path, path.with_name(f"{path.name}-wal")):
+        if each.exists() and not os.access(each, os.W_OK):
+            return "The database cannot be written. Let the user that runs the server write in DATA_DIR."
     return ""
 
 

@@ -30,6 +30,7 @@ from files_api.serializers import (
     UploadPartSerializer,
     UploadSerializer,
 )
+from files_api.storage import opened
 from files_api.upload_handler import receive
 
 
@@ -101,12 +102,12 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         file = self.get_object()
         if file.purpose in NOT_DOWNLOADABLE:
             raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
-        try:
-            stream = file.content.open("rb")
-        except (FileNotFoundError, ValueError):
-            # Deleted after the row was read.
-            raise ApiError(f"No such File object: {pk}", status=404, param="id") from None
-        return FileResponse(stream, as_attachment=True, filename=file.filename, content_type="application/octet-stream")
+        return FileResponse(
+            opened(pk, file.content),
+            as_attachment=True,
+            filename=file.filename,
+            content_type="application/octet-stream",
+        )
 
 
 class UploadViewSet(viewsets.GenericViewSet[Upload]):

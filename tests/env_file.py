@@ -6,11 +6,11 @@ import re
 from tests.stack import ROOT
 
 # Set by whoever starts a process, not in .env: ENV_FILE names that very file, FAILPOINTS is for tests,
-# OLLAMA_BATCH_SERVER is for the command line on other machines, SIGNS_OF_LIFE_FD is a pipe, and the others are every
-# program's.
+# OLLAMA_BATCH_SERVER is for the command line on other machines, SIGNS_OF_LIFE_FD is a pipe, PUBLISHED_AT is said by
+# whoever publishes a container's port, and the others are every program's.
 NOT_IN_ENV_FILE = {
     *("ENV_FILE", "FAILPOINTS", "OLLAMA_BATCH_SERVER", "TMPDIR", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"),
-    *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "SIGNS_OF_LIFE_FD"),
+    *("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "SIGNS_OF_LIFE_FD", "PUBLISHED_AT"),
 }
 
 

@@ -8,6 +8,7 @@ from batches.models import Batch
 from common.errors import ApiError
 from common.permissions import may_look
 from files_api.models import File
+from files_api.storage import opened
 
 FILES = "files_api.file"
 BYTES = "application/octet-stream"  # no browser shows it or runs it
@@ -54,7 +55,7 @@ def _whole(file_id: str | None) -> HttpResponseBase:
     if file is None:
         raise Http404("This file is deleted.")
     try:
-        stream = file.content.open("rb")
-    except (FileNotFoundError, ValueError):
-        raise Http404("This file is deleted.") from None
+        stream = opened(file.pk, file.content)
+    except ApiError as error:
+        raise Http404(error.message) from None
     return FileResponse(stream, as_attachment=True, filename=file.filename, content_type=BYTES)

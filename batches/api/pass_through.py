@@ -36,7 +36,7 @@ from batches.lines.jsonl import model_of
 from batches.models import Backend
 from batches.scheduling import persons
 from common import errors
-from common.charset import charset_of
+from common.charset import require_utf8
 from common.errors import ApiError
 from common.negotiation import json_object, read_json
 from common.openapi import operation
@@ -65,11 +65,12 @@ class BodyParser(BaseParser):
 
 def read_body(request: HttpRequest, stream: Any) -> Any:
     """The JSON value of the request's body, which may be as large as a line. Raises ApiError."""
+    require_utf8(request)
     content = stream.read(settings.MAX_LINE_BYTES + 1)
     if len(content) > settings.MAX_LINE_BYTES:
         most = f"{settings.MAX_LINE_BYTES} bytes (MAX_LINE_BYTES)"
         raise ApiError(f"The request body is too large. Expected at most {most}.", status=413)
-    return read_json(content, charset_of(request))
+    return read_json(content)
 
 
 REQUEST = {

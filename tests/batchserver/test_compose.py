@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from batchserver import installation
+from batchserver import env, installation
 from batchserver.management.commands import serve
 from tests.env_file import NOT_IN_ENV_FILE, client_keys, documented, interpolated, settings_keys
 from tests.stack import ROOT
@@ -102,6 +102,22 @@ def test_publish_and_port_move_the_host_side_alone(resolve: Callable[..., Config
     inside = web["environment"]
     assert (inside["HOST"], inside["PORT"], inside["DATA_DIR"]) == ("0.0.0.0", "4080", "/data")
     assert "0.0.0.0:4080" in web["command"]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_published_on_loopback"),
+    [
+        *[("PORT=5000", True), ("PUBLISH=", True), ("PUBLISH=127.0.0.2", True)],
+        *[("PUBLISH=0.0.0.0", False), ("PUBLISH=192.0.2.20", False), ("PUBLISH=::", False)],
+    ],
+)
+def test_the_server_is_told_whether_the_host_alone_reaches_it(
+    resolve: Callable[..., Config], line: str, is_published_on_loopback: bool
+) -> None:
+    web = resolve(line)["services"]["web"]
+
+    assert env.is_loopback(web["environment"], "PUBLISHED_AT") is is_published_on_loopback
+    assert web["environment"].get("ALLOW_ANONYMOUS") is None
 
 
 def test_postgres_and_redis_are_on_no_network(resolve: Callable[..., Config]) -> None:

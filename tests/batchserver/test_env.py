@@ -143,3 +143,15 @@ def test_failpoints():
     for item in ("here", "here:explode", "here:kill9@0", "here:sleep", "a b:stop"):
         told = f"FAILPOINTS: {item!r} is not of the form name:action or name:action@nth."
         assert refused(env.failpoints, {"FAILPOINTS": item}, "FAILPOINTS") == told
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost"])
+def test_an_address_that_this_machine_alone_reaches(address):
+    assert env.is_loopback({"HOST": address}, "HOST")
+
+
+@pytest.mark.parametrize(
+    "address", ["", "0.0.0.0", "::", "192.0.2.7", "gpubox", "localhost.example.org", "127.1", "127"]
+)
+def test_an_address_that_other_machines_may_reach(address):
+    assert not env.is_loopback({"HOST": address}, "HOST")

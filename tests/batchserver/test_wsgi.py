@@ -23,6 +23,7 @@ KINDS = {
     "json": ("/v1/batches", "application/json", BATCH),
     "form": ("/v1/files", "multipart/form-data; boundary=b", FORM),
 }
+LOGIN = ("/admin/login/", "application/x-www-form-urlencoded", b"username=a&password=b")
 WEIGHTS = b"weights" * 1000
 BLOB = (f"/api/blobs/sha256:{hashlib.sha256(WEIGHTS).hexdigest()}", "application/json", WEIGHTS)
 # How a body goes on that is never whole.
@@ -57,7 +58,11 @@ def chunk(content):
 
 def post(kind, sent):
     """Status and body of the answer to a chunked request whose body is `sent`, byte for byte."""
-    path, content_type, _ = KINDS.get(kind) or BLOB
+    status, content = post_to(*(KINDS.get(kind) or BLOB)[:2], sent)
+    return status, json.loads(content or b"null")
+
+
+def post_to(path, content_type, sent):
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -79,7 +84,7 @@ def post(kind, sent):
     answer = wsgi.application(environ, lambda status, headers: begun.append(status))
     content = b"".join(answer)
     answer.close()
-    return int(begun[0][:3]), json.loads(content or b"null")
+    return int(begun[0][:3]), content
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,6 +99,27 @@ def test_a_chunked_body_is_read(db, kind):
 def test_a_malformed_chunk_is_a_400_that_says_so(db, caplog, kind, end):
     status, body = post(kind, chunk(KINDS[kind][2]) + end)
     assert (status, body["error"]["message"]) == (400, "The request body broke off, or one of its chunks is malformed.")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("end", [*BREAKS, b"5\nabcde\n", b" 5\r\nabcde\r\n", b"+5\r\nabcde\r\n", b"5_0\r\n"])
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        LOGIN[:2],
+        ("/admin/login/", "multipart/form-data; boundary=b"),
+        ("/admin/batches/batch/", LOGIN[1]),
+        ("/v1/chat/completions", "application/json"),
+        ("/v1/batches/batch_1/cancel", "application/json"),
+        ("/api/chat", "application/json"),
+        ("/v1/uploads/upload_1/parts", "multipart/form-data; boundary=b"),
+        ("/health", "application/json"),
+        ("/v1/nope", "application/json"),
+    ],
+)
+def test_a_malformed_chunk_is_no_fault_of_the_server_anywhere(db, caplog, path, content_type, end):
+    status, _ = post_to(path, content_type, chunk(b"a=1") + end)
+    assert 400 <= status < 500
     assert not [record for record in caplog.records if record.exc_info]
 
 
@@ -130,6 +156,7 @@ def ask(method, url, content_type):
         "QUERY_STRING": query,
         "SERVER_NAME": "localhost",
         "SERVER_PORT": "80",
+        "REMOTE_ADDR": "127.0.0.1",
         "CONTENT_TYPE": content_type,
         "CONTENT_LENGTH": "3",
         "wsgi.input": io.BytesIO(b"x=1"),

@@ -46,18 +46,46 @@ BATCH = b'{"input_file_id": "file-a", "endpoint": "/v1/embeddings", "completion_
 
 @pytest.mark.parametrize(
     ("before", "charset"),
-    [(b"\xef\xbb\xbf", ""), (b" \r\n", ""), (b"\xef\xbb\xbf", "; charset=utf-8"), (b"", "; charset=latin-1")],
+    [
+        *[(b"\xef\xbb\xbf", ""), (b" \r\n", ""), (b"\xef\xbb\xbf", "; charset=utf-8"), (b"", "; charset=us-ascii")],
+        *[(b"\xef\xbb\xbf", "; charset=UTF8"), (b"", "; charset=utf-8-sig"), (b"", "; CHARSET='utf-8'")],
+    ],
 )
 def test_a_bom_before_a_json_body_is_passed_over(api, before, charset):
     answer = api.generic("POST", "/v1/batches", before + BATCH, content_type=f"application/json{charset}")
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("charset", ["nonsense", "hex", "utf-16", "undefined"])
-def test_a_charset_that_no_json_has_is_named(api, charset):
-    answer = api.generic("POST", "/v1/batches", BATCH, content_type=f"application/json; charset={charset}")
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/chat/completions", "/v1/uploads", "/api/chat"])
+@pytest.mark.parametrize(
+    "charset",
+    [
+        *(
+            "nonsense",
+            "hex",
+            "undefined",
+            "rot13",
+            "utf-7",
+            "unicode_escape",
+            "raw_unicode_escape",
+            "utf-16",
+            "utf-16-le",
+        ),
+        *("utf-32", "latin-1", "iso-8859-15", "windows-1252", "cp437", "gbk", "shift_jis", "iso2022_jp", "cp037"),
+        *("utf-8-variants", "charmap", "punycode", "mbcs"),
+    ],
+)
+def test_json_is_in_utf_8_alone(api, path, charset):
+    answer = api.generic("POST", path, BATCH, content_type=f"application/json; charset={charset}")
     message = f"Unsupported charset '{charset}' in the Content-Type. Send the body in UTF-8."
-    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+    assert answer.status_code == 400
+    assert message in str(answer.json()["error"])
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"])
+def test_a_body_that_is_in_another_code_is_a_400(api, codec):
+    body = BATCH.decode().replace("file-a", "file-ä").encode(codec)
+    assert api.generic("POST", "/v1/batches", body, content_type="application/json").status_code == 400
 
 
 def test_a_packed_body_is_a_415(api):

@@ -177,6 +177,9 @@ class Command(BaseCommand):
         self.stdout.write(f"  Admin    {address}/admin/")
         self.stdout.write(f"  Backend  {_backend_line()}")
         self.stdout.write(f"  Data     {settings.DATA_DIR}")
+        if told := first_start.who_may_call():
+            self.stdout.write(f"  Callers  {told}")
+        connection.close()
         self.stdout.flush()
 
 

@@ -13,5 +13,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         password = first_start.prepare()
         self.stdout.write("The database is up to date.")
+        if told := first_start.who_may_call():
+            self.stdout.write(told)
         if password:
             self.stdout.write(f"Administrator: {first_start.ADMIN_NAME}, password {password} (shown only this once)")

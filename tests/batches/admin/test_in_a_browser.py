@@ -45,6 +45,7 @@ def browser(tmp_path, processes):
         f"--user-data-dir={tmp_path / 'profile'}",
     ):
         options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "downloads")})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
@@ -119,8 +120,21 @@ def test_a_person_looks_after_batches(stack, fake, browser, tmp_path):
     picture(browser, tmp_path, "retried")
     assert next(iter(client.batches.list())).id != running.id
 
-    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert [message for message in severe if "/favicon.ico" not in message] == []
+    told = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    assert [message for message in told if "/favicon.ico" not in message] == []
+
+    # What got into a page all the same does nothing.
+    browser.execute_script(INJECT)
+    [refused] = [each["message"] for each in browser.get_log("browser") if "script-src" in each["message"]]
+    assert "Content Security Policy" in refused
+    assert browser.execute_script("return window.injected") is None
+
+
+INJECT = """
+const script = document.createElement("script");
+script.textContent = "window.injected = true";
+document.body.append(script);
+"""
 
 
 @contextmanager
