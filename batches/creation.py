@@ -7,6 +7,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from batches.models import Batch, Priority
+from common.models import Owner
 from files_api.models import File
 
 LONGEST_WINDOW = timedelta(days=30)
@@ -31,6 +32,7 @@ def priority(metadata: dict[str, str] | None) -> Priority:
 
 def create(
     *,
+    owner: Owner,
     input_file_id: str,
     endpoint: str,
     completion_window: str,
@@ -39,10 +41,12 @@ def create(
     priority: Priority,
     retry_of: Batch | None = None,
 ) -> Batch:
-    """Store a new batch, with a hold on its input file. Validation finds whether that file exists and is good."""
+    """Store a new batch, with a hold on its input file. Validation finds whether the owner has that file and whether it
+    is good."""
     now = timezone.now()
     with transaction.atomic():
         batch = Batch.objects.create(
+            owner=owner,
             input_file_id=input_file_id,
             endpoint=endpoint,
             completion_window=completion_window,
@@ -54,5 +58,5 @@ def create(
             expires_at=now + (window_length(completion_window) or LONGEST_WINDOW),
             nudged_at=now,  # its first message is sent at the commit
         )
-        File.objects.all().hold(batch.input_file_id, batch.pk)
+        File.objects.all().filter(owner=owner).hold(batch.input_file_id, batch.pk)
     return batch

@@ -51,7 +51,9 @@ def input_of(wish: Wish) -> Iterator[MeasuredFile]:
     """
     if wish.parent.status not in FINAL:
         raise lifecycle.too_early("retry", wish.parent.status)
-    file = File.objects.all().visible().filter(pk=wish.parent.input_file_id).first()
+    # Of a batch whose input file was another owner's, the file is gone as one that never was.
+    files = File.objects.all().visible().filter(owner=wish.parent.owner_id)
+    file = files.filter(pk=wish.parent.input_file_id).first()
     if file is None:
         raise _input_is_gone(wish.parent)
     with temporary_file() as content:
@@ -69,6 +71,7 @@ def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: d
     """The new batch, of what `input_of` gave. `window` and `metadata` None: those of the parent."""
     parent, now = wish.parent, timezone.now()
     file = File(
+        owner=parent.owner,
         filename=f"{parent.pk}_retry.jsonl",
         purpose="batch",
         bytes=content.size,
@@ -82,6 +85,7 @@ def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: d
         with transaction.atomic():
             file.save(force_insert=True)
             return creation.create(
+                owner=parent.owner,
                 input_file_id=file.pk,
                 endpoint=parent.endpoint,
                 completion_window=window or parent.completion_window,

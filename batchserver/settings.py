@@ -260,6 +260,7 @@ LOGIN_REDIRECT_URL = "admin:index"
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["common.authentication.HasScope"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["common.negotiation.JsonParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.negotiation.AlwaysJson",

@@ -11,6 +11,7 @@ from common import failpoints, strict_json
 from common.byte_forms import SAMPLE_BYTES, looks_like
 from common.errors import ApiError
 from common.jsonl import read_lines
+from common.models import Owner
 from files_api.models import File
 from files_api.storage import MeasuredFile
 
@@ -19,7 +20,7 @@ BATCH_FILE_LIFETIME = timedelta(days=30)
 MOST_BLANK_LINES = 100_000
 
 
-def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: timedelta | None) -> File:
+def accept(content: MeasuredFile, *, owner: Owner, filename: str, purpose: str, lifetime: timedelta | None) -> File:
     """The File of a received upload, stored. `lifetime` None is as with OpenAI: 30 days for a batch file.
 
     A batch file is JSONL if its first line is JSON, whatever its name; the other lines are read when a batch is created
@@ -30,6 +31,7 @@ def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: time
         lifetime = lifetime or BATCH_FILE_LIFETIME
     now = timezone.now()
     file = File(
+        owner=owner,
         filename=filename,
         purpose=purpose,
         bytes=content.size,

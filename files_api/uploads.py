@@ -105,7 +105,11 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
                     # Not if it expired: the client asked in time, and joining gigabytes takes a while.
                     _refuse(upload, "completed", "cancelled")
                     file = accept(
-                        content, filename=upload.filename, purpose=upload.purpose, lifetime=upload.file_lifetime
+                        content,
+                        owner=upload.owner,
+                        filename=upload.filename,
+                        purpose=upload.purpose,
+                        lifetime=upload.file_lifetime,
                     )
                     upload.file, upload.joined_part_ids = file, part_ids
                     upload.save(update_fields=["file", "joined_part_ids"])

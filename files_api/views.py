@@ -15,8 +15,10 @@ from rest_framework.response import Response
 from common import idempotency
 from common.errors import ApiError
 from common.fields import FilePartField
+from common.models import Scope
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
+from common.owners import owner_of, rows
 from common.pagination import CursorPagination
 from files_api import uploads
 from files_api.form import FormParser
@@ -40,13 +42,14 @@ class FilePagination(CursorPagination):
 
 
 class FileViewSet(viewsets.GenericViewSet[File]):
+    scopes = (Scope.BATCHES,)
     serializer_class = FileSerializer
     parser_classes = (FormParser,)
     pagination_class = FilePagination
     lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> FileQuerySet:
-        return File.objects.all().visible()
+        return rows(self.request, File.objects.all()).visible()
 
     def get_object(self) -> File:
         file = self.get_queryset().filter(pk=self.kwargs["pk"]).first()
@@ -71,7 +74,9 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         form.is_valid(raise_exception=True)
         fields = form.validated_data
         asked = repr((content.sha256, content.name, fields["purpose"], fields.get("expires_after")))
-        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save()).data))
+        return idempotency.once(
+            request, asked, lambda: Response(FileSerializer(form.save(owner=owner_of(request))).data)
+        )
 
     @operation("List files", FileSerializer, parameters=[OpenApiParameter("purpose")])
     def list(self, request: Request) -> Response:
@@ -110,11 +115,12 @@ class FileViewSet(viewsets.GenericViewSet[File]):
 
 
 class UploadViewSet(viewsets.GenericViewSet[Upload]):
+    scopes = (Scope.BATCHES,)
     serializer_class = UploadSerializer
     lookup_value_regex = r"[^/\x00]+"
 
     def get_object(self) -> Upload:
-        upload = Upload.objects.filter(pk=self.kwargs["pk"]).first()
+        upload = rows(self.request, Upload.objects.all()).filter(pk=self.kwargs["pk"]).first()
         if upload is None:
             raise ApiError(f"No such Upload object: {self.kwargs['pk']}", status=404, param="id")
         return upload
@@ -127,7 +133,9 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
         form = UploadCreateSerializer(data=asked)
         form.is_valid(raise_exception=True)
         return idempotency.once(
-            request, json.dumps(asked, sort_keys=True), lambda: Response(UploadSerializer(form.save()).data)
+            request,
+            json.dumps(asked, sort_keys=True),
+            lambda: Response(UploadSerializer(form.save(owner=owner_of(request))).data),
         )
 
     @operation(

@@ -38,6 +38,7 @@ from batches.scheduling import persons
 from common import errors
 from common.charset import charset_of
 from common.errors import ApiError
+from common.models import Scope
 from common.negotiation import json_object, read_json
 from common.openapi import operation
 
@@ -83,6 +84,7 @@ REQUEST = {
 
 
 class PassThroughViewSet(viewsets.ViewSet):
+    scopes = (Scope.CHAT,)
     endpoint = ""
     parser_classes = (BodyParser,)
 

@@ -27,6 +27,9 @@ class WebhookDelivery(models.Model):
     id = models.CharField(primary_key=True, max_length=64, editable=False)
     batch = models.ForeignKey(Batch, models.CASCADE, related_name="webhook_deliveries")
     event = models.CharField(max_length=32)
+    is_for_owner = models.BooleanField(
+        default=False, db_default=False, help_text="To the address of the batch's owner, not to WEBHOOK_URL."
+    )
     created_at = models.DateTimeField()
     attempts = models.PositiveIntegerField(default=0)
     next_at = models.DateTimeField(null=True, help_text="Empty: delivered or given up.")
