@@ -14,6 +14,7 @@ from batches import creation, lifecycle
 from batches.models import FINAL, UNANSWERED, Batch, LineState, Priority
 from common import strict_json
 from common.errors import SETTLED, ApiError, conflict
+from files_api import stored_bytes
 from files_api.accept import BATCH_FILE_LIFETIME
 from files_api.models import File
 from files_api.storage import MeasuredFile, temporary_file
@@ -83,6 +84,7 @@ def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: d
     file.content.save("", content, save=False)
     try:
         with transaction.atomic():
+            stored_bytes.check(parent.owner, content.size)
             file.save(force_insert=True)
             return creation.create(
                 owner=parent.owner,

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import ClassVar
 
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, models
 from django.db.models import Q
 from django.utils import timezone
@@ -49,6 +50,15 @@ class Owner(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def limit(self, name: str) -> int | None:
+        """The owner's limit of this name, such as "stored_bytes", or that of the settings; None: no limit."""
+        own: int | None = getattr(self, f"max_{name}")
+        return (getattr(settings, f"OWNER_MAX_{name.upper()}") if own is None else own) or None
+
+    def lock(self) -> None:
+        """Let others who count what the owner has wait until the end of the caller's transaction."""
+        Owner.objects.select_for_update().filter(pk=self.pk).first()
 
 
 def owner_field() -> "models.ForeignKey[Owner, Owner]":

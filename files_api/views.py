@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.http import FileResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
@@ -20,7 +21,7 @@ from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
 from common.owners import owner_of, rows
 from common.pagination import CursorPagination
-from files_api import uploads
+from files_api import stored_bytes, uploads
 from files_api.form import FormParser
 from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
 from files_api.serializers import (
@@ -32,7 +33,7 @@ from files_api.serializers import (
     UploadPartSerializer,
     UploadSerializer,
 )
-from files_api.upload_handler import receive
+from files_api.upload_handler import least_bytes, receive
 
 
 class FilePagination(CursorPagination):
@@ -69,14 +70,15 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         parameters=[IDEMPOTENCY_KEY],
     )
     def create(self, request: Request) -> Response:
+        owner = owner_of(request)
+        with transaction.atomic():
+            stored_bytes.check(owner, least_bytes(request))  # before they arrive
         content = receive(request, "file", settings.MAX_FILE_BYTES)
         form = FileCreateSerializer.from_form(request.data)
         form.is_valid(raise_exception=True)
         fields = form.validated_data
         asked = repr((content.sha256, content.name, fields["purpose"], fields.get("expires_after")))
-        return idempotency.once(
-            request, asked, lambda: Response(FileSerializer(form.save(owner=owner_of(request))).data)
-        )
+        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save(owner=owner)).data))
 
     @operation("List files", FileSerializer, parameters=[OpenApiParameter("purpose")])
     def list(self, request: Request) -> Response:
@@ -132,6 +134,8 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
         asked = json_object(request)
         form = UploadCreateSerializer(data=asked)
         form.is_valid(raise_exception=True)
+        with transaction.atomic():
+            stored_bytes.check(owner_of(request), form.validated_data["bytes"])
         return idempotency.once(
             request,
             json.dumps(asked, sort_keys=True),

@@ -29,6 +29,7 @@ from common import strict_json
 from common.authentication import AdminSession, ApiKeyAuthentication, KeyOrThisMachine
 from common.errors import ApiError
 from common.models import Scope
+from common.owners import owner_of
 
 DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 PIECE_BYTES = 2**18
@@ -111,7 +112,7 @@ class BlobViewSet(viewsets.ViewSet):
         if found.status_code != 404:
             return found
         with ExitStack() as held:
-            take_a_place(held)
+            take_a_place(owner_of(request), held)
             try:
                 head, content = backends.send_blob(backend.url, digest, _pieces(request._request, held))
             except NotConnected:

@@ -47,6 +47,7 @@ REST_GROUND = [
     *("files_api.views", "files_api.serializers", "files_api.upload_handler", "files_api.urls", "files_api.form"),
     *("common.authentication", "common.exception_handler", "common.negotiation", "common.pagination"),
     *("common.fields", "common.idempotency", "common.openapi", "common.owners"),
+    "common.throttling",
 ]
 HTTP = ["requests", "urllib3", "pycurl", "http.client", "urllib.request", "httpx", "aiohttp"]
 HTTP_HOMES = [

@@ -17,7 +17,7 @@ from batches import registry
 from batches.api import ollama_urls, pass_through
 from batches.models import Backend, Hold
 from common.errors import ApiError
-from common.models import ApiKey, Scope
+from common.models import ApiKey, Owner, Scope
 from tests import fake_native
 from tests.batches.conftest import reported
 from tests.fake_backend import MODEL, Action, FakeBackend, answer, events
@@ -71,7 +71,7 @@ def fill(held):
     taken = 0
     with suppress(ApiError):
         while True:
-            pass_through.take_a_place(held)
+            pass_through.take_a_place(Owner(), held)
             taken += 1
     return taken
 
