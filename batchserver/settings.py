@@ -127,6 +127,9 @@ WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
     WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
+# Whether the address that an owner has may be one of the machine's own network.
+OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES = env.switch(environ, "OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES", False)
+
 # Whether a warning of a forecast is an event too, batch.warning, which OpenAI does not have.
 WEBHOOK_WARNINGS = env.switch(environ, "WEBHOOK_WARNINGS", False)
 
