@@ -93,17 +93,16 @@ class ApiKeyManager(models.Manager["ApiKey"]):
     ) -> tuple["ApiKey", str]:
         """Store a new key, of the first owner if none is named, and return it with its secret, which cannot be read
         back later."""
-        secret = "sk-" + secrets.token_urlsafe(32)
-        key = self.create(
+        key = self.model(
             name=name,
             owner=owner or Owner.objects.first_one(),
-            digest=digest_of(secret),
-            hint=secret[:7],
             for_batches=Scope.BATCHES in scopes,
             for_chat=Scope.CHAT in scopes,
             is_admin=Scope.ADMIN in scopes,
             expires_at=expires_at,
         )
+        secret = key.make_secret()
+        key.save(force_insert=True)
         return key, secret
 
     def for_secret(self, secret: str) -> "ApiKey | None":
@@ -142,6 +141,12 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.hint}…)"
+
+    def make_secret(self) -> str:
+        """Give a key that is not stored yet its secret, which cannot be read back later."""
+        secret = "sk-" + secrets.token_urlsafe(32)
+        self.digest, self.hint = digest_of(secret), secret[:7]
+        return secret
 
     @property
     def scopes(self) -> list[Scope]:
