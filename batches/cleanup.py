@@ -104,7 +104,10 @@ def delete_outlived_files() -> None:
     if not settings.RETENTION_DAYS:
         return
     named = Q(input_file=OuterRef("pk")) | Q(output_file=OuterRef("pk")) | Q(error_file=OuterRef("pk"))
-    free = ~Exists(Batch.objects.filter(named)) & ~Exists(FileHold.objects.filter(file=OuterRef("pk")))
+    # Not by a batch of another owner, which may name any file and never gets it.
+    free = ~Exists(Batch.objects.filter(named, owner=OuterRef("owner"))) & ~Exists(
+        FileHold.objects.filter(file=OuterRef("pk"))
+    )
     files = File.objects.all().visible().filter(free, created_at__lt=_oldest_kept())
     ids = list(files.values_list("pk", flat=True)[:FILES_AT_ONCE])
     # A batch may have been made of one of them meanwhile.

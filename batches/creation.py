@@ -4,9 +4,13 @@ import re
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import F, Sum
 from django.utils import timezone
 
-from batches.models import Batch, Priority
+from batches.models import FINAL, Batch, Priority
+from common import errors
+from common.errors import ApiError
+from common.models import Owner
 from files_api.models import File
 
 LONGEST_WINDOW = timedelta(days=30)
@@ -31,6 +35,7 @@ def priority(metadata: dict[str, str] | None) -> Priority:
 
 def create(
     *,
+    owner: Owner,
     input_file_id: str,
     endpoint: str,
     completion_window: str,
@@ -39,10 +44,13 @@ def create(
     priority: Priority,
     retry_of: Batch | None = None,
 ) -> Batch:
-    """Store a new batch, with a hold on its input file. Validation finds whether that file exists and is good."""
+    """Store a new batch, with a hold on its input file. Validation finds whether the owner has that file and whether it
+    is good. Raises a 429 if the owner has as many as it may."""
     now = timezone.now()
     with transaction.atomic():
+        _check_limits(owner)
         batch = Batch.objects.create(
+            owner=owner,
             input_file_id=input_file_id,
             endpoint=endpoint,
             completion_window=completion_window,
@@ -54,5 +62,31 @@ def create(
             expires_at=now + (window_length(completion_window) or LONGEST_WINDOW),
             nudged_at=now,  # its first message is sent at the commit
         )
-        File.objects.all().hold(batch.input_file_id, batch.pk)
+        File.objects.all().filter(owner=owner).hold(batch.input_file_id, batch.pk)
     return batch
+
+
+def open_lines(owner: Owner) -> int:
+    """The lines without a result of all batches of the owner that are not over, as far as their files were read."""
+    left = F("total") - F("completed") - F("failed")
+    active = Batch.objects.filter(owner=owner).exclude(status__in=FINAL)
+    return active.aggregate(lines=Sum(left))["lines"] or 0
+
+
+def _check_limits(owner: Owner) -> None:
+    most_batches, most_lines = owner.limit("active_batches"), owner.limit("open_lines")
+    if most_batches is None and most_lines is None:
+        return
+    owner.lock()
+    active = Batch.objects.filter(owner=owner).exclude(status__in=FINAL).count()
+    if most_batches is not None and active >= most_batches:
+        raise _used_up(owner, f"{active} batches", most_batches, "OWNER_MAX_ACTIVE_BATCHES")
+    if most_lines is not None and (lines := open_lines(owner)) >= most_lines:
+        raise _used_up(owner, f"{lines} lines", most_lines, "OWNER_MAX_OPEN_LINES")
+
+
+def _used_up(owner: Owner, what: str, most: int, setting: str) -> ApiError:
+    return errors.used_up(
+        f"'{owner.name}' has {what} that are not finished, and may have {most} ({setting}, or the owner's page in the "
+        "admin). Create the batch once others are over, or cancel one."
+    )

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Coalesce, Length
 
-from batches.models import FINAL, UNANSWERED, Batch, LineState, Status
+from batches.models import FINAL, UNANSWERED, Batch, BatchQuerySet, LineState, Status
 from batches.results import PAGE, chunks, result_line
 from common import ids
 from common.errors import ApiError
@@ -127,13 +127,13 @@ class FollowedFile(NamedTuple):
     is_made: bool
 
 
-def followed_file(file_id: str) -> FollowedFile | None:
-    """The batch whose result file this is, or will be; None if it is another file."""
+def followed_file(file_id: str, *, among: BatchQuerySet) -> FollowedFile | None:
+    """The one of these batches whose result file this is, or will be; None if it is another file."""
     for name, kind in (("output_file", "output"), ("error_file", "errors")):
-        if batch := Batch.objects.filter(**{name: file_id}).first():
+        if batch := among.filter(**{name: file_id}).first():
             return FollowedFile(batch, kind, is_made=True)
     if settings.EARLY_RESULT_FILES and not File.objects.filter(pk=file_id).exists():
-        for batch in Batch.objects.exclude(status__in=FINAL).only("pk", "status").iterator():
+        for batch in among.exclude(status__in=FINAL).only("pk", "status").iterator():
             for kind in FILES:
                 if file_id == early_id(batch, kind):
                     return FollowedFile(batch, kind, is_made=False)

@@ -13,7 +13,7 @@
     cancelled     results, likewise, with the lines that were finished
 
 Each move is one conditional UPDATE: if two processes try the same move, one wins and the other gets False.
-A move to a final status stores the event for WEBHOOK_URL in the same transaction.
+A move to a final status stores the events for the webhooks in the same transaction.
 
 A step of a batch (validation, sending a line, finalizing) that cannot be done now stalls the batch: no step of it is
 tried before a backoff is over. The backoff doubles each time, and the reason is told wherever the batch is shown.
@@ -25,14 +25,12 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
-from common import ids
 from common.database import from_now
 from common.errors import ApiError, conflict
 
@@ -73,10 +71,8 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
     now = timezone.now()
     with transaction.atomic():
         moved = batches.update(status=to, **{f"{to}_at": now}, **NOT_STALLED, **fields) == 1
-        if moved and to in FINAL and settings.WEBHOOK_URL:
-            event = f"batch.{to}"
-            event_id = ids.derived_id(ids.EVENT, batch_id, event)
-            WebhookDelivery.objects.create(id=event_id, batch_id=batch_id, event=event, created_at=now, next_at=Now())
+        if moved and to in FINAL:
+            WebhookDelivery.announce(batch_id, f"batch.{to}")
     if moved:
         logger.info("%s: %s", batch_id, to)
     return moved

@@ -206,6 +206,7 @@ class _Finalizer:
         now = timezone.now()
         file = File(
             id=ids.derived_file_id(self.batch.pk, name),
+            owner_id=self.batch.owner_id,
             filename=f"{self.batch.pk}_{name}.jsonl",
             purpose=RESULTS,
             bytes=content.size,

@@ -14,6 +14,7 @@ from batches import creation, lifecycle
 from batches.models import FINAL, UNANSWERED, Batch, LineState, Priority
 from common import strict_json
 from common.errors import SETTLED, ApiError, conflict
+from files_api import stored_bytes
 from files_api.accept import BATCH_FILE_LIFETIME
 from files_api.models import File
 from files_api.storage import MeasuredFile, opened, temporary_file
@@ -51,7 +52,9 @@ def input_of(wish: Wish) -> Iterator[MeasuredFile]:
     """
     if wish.parent.status not in FINAL:
         raise lifecycle.too_early("retry", wish.parent.status)
-    file = File.objects.all().visible().filter(pk=wish.parent.input_file_id).first()
+    # Of a batch whose input file was another owner's, the file is gone as one that never was.
+    files = File.objects.all().visible().filter(owner=wish.parent.owner_id)
+    file = files.filter(pk=wish.parent.input_file_id).first()
     if file is None:
         raise _input_is_gone(wish.parent)
     with temporary_file() as content:
@@ -71,6 +74,7 @@ def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: d
     """The new batch, of what `input_of` gave. `window` and `metadata` None: those of the parent."""
     parent, now = wish.parent, timezone.now()
     file = File(
+        owner=parent.owner,
         filename=f"{parent.pk}_retry.jsonl",
         purpose="batch",
         bytes=content.size,
@@ -82,8 +86,10 @@ def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: d
     file.content.save("", content, save=False)
     try:
         with transaction.atomic():
+            stored_bytes.check(parent.owner, content.size)
             file.save(force_insert=True)
             return creation.create(
+                owner=parent.owner,
                 input_file_id=file.pk,
                 endpoint=parent.endpoint,
                 completion_window=window or parent.completion_window,

@@ -3,10 +3,11 @@
 The first of several equal lines of a batch is the `original`. The others are REPEATED: never claimed, counted when the
 original finishes, and written to the result files with the answer of the original.
 
-With ANSWER_ONCE_ACROSS_BATCHES, answers are kept for KEPT_FOR, for other batches too. An answer belongs to the name of
-a model: it stays if the name is given to another model.
+With ANSWER_ONCE_ACROSS_BATCHES, answers are kept for KEPT_FOR, for other batches of the same owner too. An answer
+belongs to the name of a model: it stays if the name is given to another model.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable
@@ -20,6 +21,7 @@ from django.utils import timezone
 from batches.models import Answer, Batch, Line, LineState, Part
 from common import ids, strict_json
 from common.database import readable
+from common.models import Owner
 
 KEPT_FOR = timedelta(days=30)
 FORGOTTEN_AT_ONCE = 5000  # by one sweep: other writers must not wait long for it
@@ -78,10 +80,19 @@ def remember(answered: Iterable[tuple[Line, str]]) -> None:
     """Keep the responses of answered lines that have one answer alone. Safe to run twice: the first answer stays."""
     if not settings.ANSWER_ONCE_ACROSS_BATCHES:
         return
-    known = {bytes(line.digest).hex(): response for line, response in answered if line.digest is not None}
+    known = {_key(line): response for line, response in answered if line.digest is not None}
     # Sorted, or two drives that store the same answers could deadlock.
     rows = [Answer(digest=digest, response=response) for digest, response in sorted(known.items())]
     Answer.objects.bulk_create(rows, ignore_conflicts=True)
+
+
+def _key(line: Line) -> str:
+    """The name of a line's answer. Each owner has names of its own: nobody learns what others asked. Those of the first
+    owner are as they were before there were owners."""
+    digest = bytes(line.digest or b"")
+    if line.batch.owner_id == Owner.FIRST:
+        return digest.hex()
+    return hashlib.sha256(f"owner {line.batch.owner_id} ".encode() + digest).hexdigest()[:32]
 
 
 def recall(line: Line) -> str | None:
@@ -90,7 +101,7 @@ def recall(line: Line) -> str | None:
     if not settings.ANSWER_ONCE_ACROSS_BATCHES or line.digest is None:
         return None
     oldest = timezone.now() - KEPT_FOR
-    known = Answer.objects.filter(pk=bytes(line.digest).hex(), created_at__gt=oldest)
+    known = Answer.objects.filter(pk=_key(line), created_at__gt=oldest)
     try:
         response = readable(known.values_list("response", flat=True).first)
         return copied(response, line.batch_id, line.number) if response else None

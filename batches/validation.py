@@ -12,7 +12,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import backends, leases, lifecycle, registry, reuse, steps
+from batches import backends, creation, leases, lifecycle, registry, reuse, steps
 from batches.backends.base import BackendKind
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, jsonl, prompt
@@ -79,9 +79,23 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
             if batch.total + batch.error_count > settings.MAX_BATCH_LINES:
                 message = f"The file has more than {settings.MAX_BATCH_LINES} lines (MAX_BATCH_LINES)."
                 return _fail_whole(batch, lease, batch_error("too_many_lines", message))
+            if error := _too_many_open_lines(batch):
+                return _fail_whole(batch, lease, error)
             if time.monotonic() > ends_at:
                 return Outcome.MORE
     return _finish(batch, lease)
+
+
+def _too_many_open_lines(batch: Batch) -> dict[str, Any] | None:
+    """The `errors` entry of a batch with whose lines its owner has more open ones than allowed."""
+    most = batch.owner.limit("open_lines")
+    if most is None or (lines := creation.open_lines(batch.owner)) <= most:
+        return None
+    message = (
+        f"With this file '{batch.owner.name}' would have {lines} lines or more without a result, and may have {most} "
+        "(OWNER_MAX_OPEN_LINES, or the owner's page in the admin). Create the batch once others are over, or split it."
+    )
+    return batch_error("too_many_open_lines", message)
 
 
 class _NewLine(NamedTuple):

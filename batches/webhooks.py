@@ -1,4 +1,5 @@
-"""Events for the operator's WEBHOOK_URL: a row each, signed as Standard Webhooks says, sent until they are accepted.
+"""Events for the operator's WEBHOOK_URL and for the address that an owner has: a row each, signed as Standard Webhooks
+says, sent until they are accepted.
 
     lifecycle.move ── row ──> due ── reserve ──> sending ── 2xx ──> delivered
                                ^                    │ └── 410, or GIVEN_UP_AFTER is over ──> given up
@@ -15,6 +16,7 @@ import logging
 import random
 import threading
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,12 +28,12 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
 from batches.models import Figures, WebhookDelivery
 from batches.models.figures import NO_LABELS
-from common import ids
 from common.database import from_now, retrying
-from common.sockets import CONNECT_TIMEOUT_S, WatchedSocket, watched_pools
+from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_address, watched_pools
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def deliver_due() -> None:
 
     For processes that do not fork. An event that becomes due while the thread is ending waits for the next call.
     """
-    if not settings.WEBHOOK_URL or not WebhookDelivery.objects.all().due().exists():
+    if not WebhookDelivery.objects.all().due().exists():
         return
     if not any(thread.name == THREAD for thread in threading.enumerate()):
         threading.Thread(target=_deliver, name=THREAD, daemon=True).start()
@@ -72,7 +74,7 @@ def send_due() -> None:
 
     Raises the database's errors; the event that was being sent is sent again.
     """
-    while settings.WEBHOOK_URL and (delivery := retrying(_reserve)):
+    while delivery := retrying(_reserve):
         retrying(_store, delivery, _send(delivery))
 
 
@@ -84,16 +86,8 @@ def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
 def warn(batch_id: str, code: str, about: str) -> None:
     """Make the event batch.warning due, in the caller's transaction, if WEBHOOK_WARNINGS asks for it. Safe to run
     twice: there is one event for each code and what it is `about`, such as the end of the window."""
-    if not (settings.WEBHOOK_URL and settings.WEBHOOK_WARNINGS):
-        return
-    event = WebhookDelivery(
-        id=ids.derived_id(ids.EVENT, batch_id, WARNING, code, about),
-        batch_id=batch_id,
-        event=WARNING,
-        created_at=timezone.now(),
-        next_at=Now(),
-    )
-    WebhookDelivery.objects.bulk_create([event], ignore_conflicts=True)
+    if settings.WEBHOOK_WARNINGS:
+        WebhookDelivery.announce(batch_id, WARNING, code, about)
 
 
 def forget_old() -> None:
@@ -124,10 +118,15 @@ def _store(delivery: WebhookDelivery, values: dict[str, Any]) -> None:
 
 def _send(delivery: WebhookDelivery) -> dict[str, Any]:
     """One attempt; the new values of the row. Neither the row nor the log has the URL, which may contain a key."""
+    target = Target.of(delivery)
+    if not target.url:
+        return _given_up(delivery, "its owner has no address any more")
     try:
-        status, wait_s = _post(delivery)
+        status, wait_s = _post(delivery, target)
     except _TooSlow:
         return _again(delivery, f"no answer within {DEADLINE_S:g} s")
+    except NotPublic:
+        return _again(delivery, "the address is none of the internet (OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES)")
     except (requests.RequestException, HTTPError, ValueError, OSError) as error:
         return _again(delivery, f"no answer ({_kind(error)})")
     if 200 <= status < 300:
@@ -161,6 +160,24 @@ def _kind(error: Exception) -> str:
 # The request
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where an event goes. An owner's address may name a server of the machine's own network by mistake, or on purpose:
+    it has to be one of the internet, unless the settings allow others."""
+
+    url: str
+    secret: str
+    is_checked: bool
+
+    @classmethod
+    def of(cls, delivery: WebhookDelivery) -> "Target":
+        if not delivery.is_for_owner:
+            return cls(settings.WEBHOOK_URL, settings.WEBHOOK_SECRET, is_checked=False)
+        owner = delivery.batch.owner
+        is_checked = not settings.OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES
+        return cls(owner.webhook_url, owner.webhook_secret, is_checked)
+
+
 def _content(delivery: WebhookDelivery) -> bytes:
     event = {
         "id": delivery.pk,
@@ -172,13 +189,13 @@ def _content(delivery: WebhookDelivery) -> bytes:
     return json.dumps(event).encode("ascii")
 
 
-def _signature(event_id: str, timestamp: str, content: bytes) -> str:
-    key = base64.b64decode(settings.WEBHOOK_SECRET.removeprefix("whsec_"))
+def _signature(secret: str, event_id: str, timestamp: str, content: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{event_id}.{timestamp}.".encode() + content
     return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
 
 
-def _post(delivery: WebhookDelivery) -> tuple[int, float]:
+def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:
     """The target's status, and the seconds that it asks to wait. The body is not read, and no redirect followed.
 
     Raises _TooSlow, requests' own errors or OSError.
@@ -190,13 +207,13 @@ def _post(delivery: WebhookDelivery) -> tuple[int, float]:
         "User-Agent": "ollama-batch-server",
         "webhook-id": delivery.pk,
         "webhook-timestamp": timestamp,
-        "webhook-signature": _signature(delivery.pk, timestamp, content),
+        "webhook-signature": _signature(target.secret, delivery.pk, timestamp, content),
     }
     # Without a session: the environment (a proxy, a .netrc) has no effect.
-    request = requests.Request("POST", settings.WEBHOOK_URL, headers, data=content).prepare()
+    request = requests.Request("POST", target.url, headers, data=content).prepare()
     sock = WatchedSocket()
     with _Deadline(sock):
-        adapter = _WatchedAdapter(sock)
+        adapter = _WatchedAdapter(sock, address=_checked_address(request.url) if target.is_checked else None)
         try:
             with adapter.send(request, stream=True, timeout=(CONNECT_TIMEOUT_S, None)) as response:
                 wait = response.headers.get("Retry-After", "")
@@ -205,16 +222,24 @@ def _post(delivery: WebhookDelivery) -> tuple[int, float]:
             adapter.close()
 
 
+def _checked_address(url: str | None) -> str:
+    """The address to connect to. Raises NotPublic, or OSError if the name stands for none."""
+    found = parse_url(url or "")
+    port = found.port or (443 if found.scheme == "https" else 80)
+    return public_address((found.host or "").strip("[]"), port)
+
+
 class _WatchedAdapter(HTTPAdapter):
     """Gives `sock` the connection of the one request that it sends."""
 
-    def __init__(self, sock: WatchedSocket) -> None:
+    def __init__(self, sock: WatchedSocket, *, address: str | None = None) -> None:
         self._socket = sock
+        self._address = address
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected)
+        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected, address=self._address)
 
 
 class _TooSlow(Exception):

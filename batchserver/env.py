@@ -4,7 +4,6 @@ Surrounding blanks do not count, and an empty value counts as none. A value that
 ImproperlyConfigured, which names the variable, the value (unless it may hold a secret) and what is allowed.
 """
 
-import base64
 import ipaddress
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import tzlocal
 from django.core.exceptions import ImproperlyConfigured
 
 from batches.scheduling.quiet_hours import QuietHours
+from common.signing import is_secret
 
 Environment = Mapping[str, str]
 
@@ -169,20 +169,12 @@ def _is_address(value: str) -> bool:
 
 
 def signing_secret(environment: Environment, name: str, *, needed_by: str) -> str:
-    """A secret as Standard Webhooks spells it. Its errors do not show the value.
-
-    Without `whsec_`, libraries differ on what the key is.
-    """
+    """A secret as Standard Webhooks spells it. Its errors do not show the value."""
     value = text(environment, name)
     how = "make one with: echo whsec_$(openssl rand -base64 32)"
     if not value:
         raise ImproperlyConfigured(f"{name} is not set, and {needed_by} needs it; {how}")
-    prefix, _, encoded = value.partition("_")
-    try:
-        key = base64.b64decode(encoded, validate=True)
-    except ValueError:
-        key = b""
-    if prefix != "whsec" or len(key) < 24:
+    if not is_secret(value):
         raise ImproperlyConfigured(f"{name}: expected whsec_ and at least 24 bytes in base64; {how}")
     return value
 

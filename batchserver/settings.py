@@ -136,6 +136,9 @@ WEBHOOK_SECRET = env.text(environ, "WEBHOOK_SECRET")
 if WEBHOOK_URL:
     WEBHOOK_SECRET = env.signing_secret(environ, "WEBHOOK_SECRET", needed_by="WEBHOOK_URL")
 
+# Whether the address that an owner has may be one of the machine's own network.
+OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES = env.switch(environ, "OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES", False)
+
 # Whether a warning of a forecast is an event too, batch.warning, which OpenAI does not have.
 WEBHOOK_WARNINGS = env.switch(environ, "WEBHOOK_WARNINGS", False)
 
@@ -151,6 +154,13 @@ MAX_BATCH_LINES = env.whole(environ, "MAX_BATCH_LINES", 1_000_000, least=1)
 MAX_LINE_BYTES = env.whole(environ, "MAX_LINE_BYTES", 16 * 2**20, least=1024)
 MAX_REPLY_BYTES = env.whole(environ, "MAX_REPLY_BYTES", 64 * 2**20, least=1024)
 MIN_FREE_BYTES = env.whole(environ, "MIN_FREE_BYTES", 512 * 2**20)
+
+# Limits of each owner whose own are empty (the admin's page of the owner); 0: none.
+OWNER_MAX_STORED_BYTES = env.whole(environ, "OWNER_MAX_STORED_BYTES", 0)
+OWNER_MAX_ACTIVE_BATCHES = env.whole(environ, "OWNER_MAX_ACTIVE_BATCHES", 0)
+OWNER_MAX_OPEN_LINES = env.whole(environ, "OWNER_MAX_OPEN_LINES", 0)
+OWNER_MAX_REQUESTS_PER_MINUTE = env.whole(environ, "OWNER_MAX_REQUESTS_PER_MINUTE", 0, most=1_000_000)
+OWNER_MAX_STREAMS = env.whole(environ, "OWNER_MAX_STREAMS", 0)
 
 INSTALLED_APPS = [
     "common",
@@ -270,6 +280,8 @@ LOGIN_REDIRECT_URL = "admin:index"
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["common.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["common.authentication.HasScope"],
+    "DEFAULT_THROTTLE_CLASSES": ["common.throttling.RequestsPerMinute"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["common.negotiation.JsonParser"],
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "common.negotiation.AlwaysJson",

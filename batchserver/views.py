@@ -15,10 +15,12 @@ from batches import registry
 from batches.status import health
 from batches.status.conditions import Conditions
 from batchserver.celery import ask_broker
+from batchserver.scrapers import Scrapers
 from common import exception_handler, schema
 from common.metrics import REGISTRY
 
 _conditions = Conditions(ask_broker)
+_scrapers = Scrapers()
 
 
 @require_safe
@@ -54,7 +56,10 @@ def show_readiness(request: HttpRequest) -> JsonResponse:
 
 @require_safe
 def show_metrics(request: HttpRequest) -> HttpResponse:
-    """The figures for Prometheus. Without a database, those of this process alone."""
+    """The figures for Prometheus, for an administrator once a key exists. Without a database, those of this process
+    alone."""
+    if refusal := _scrapers.refusal(request):
+        return JsonResponse(refusal.envelope, status=refusal.status)
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return HttpResponse(encode(REGISTRY), content_type=content_type)
 

@@ -1,18 +1,23 @@
-"""What the admin pages have in common; and who may come in: users, groups, and API keys, listed and revoked. API keys
-are made on the command line, where the secret can be shown once."""
+"""What the admin pages have in common; and who may come in: users, groups, and owners with their API keys."""
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.db.models import Count, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils.html import format_html
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
-from common.models import ApiKey
+from common.models import ApiKey, Owner
 from common.permissions import may_look
+from common.signing import is_secret, new_secret
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]  # the theme has no types; its class has Django's methods
@@ -41,11 +46,122 @@ class LookOnly(ModelAdmin):
         return False
 
 
+LIMITS = ("max_stored_bytes", "max_active_batches", "max_open_lines", "max_requests_per_minute", "max_streams")
+
+
+class OwnerForm(forms.ModelForm[Owner]):
+    """Its own rules are those of a webhook: an address with a secret, which is made if there is none."""
+
+    class Meta:
+        model = Owner
+        fields = ("name", *LIMITS, "webhook_url", "webhook_secret")
+
+    def clean_webhook_url(self) -> str:
+        url: str = self.cleaned_data["webhook_url"].strip()
+        try:
+            parts = urlsplit(url)
+            is_good = not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+        except ValueError:
+            is_good = False
+        if not is_good:
+            raise forms.ValidationError(
+                "Expected an address that begins with http:// or https://, such as https://example.org/hook."
+            )
+        return url
+
+    def clean_webhook_secret(self) -> str:
+        secret: str = self.cleaned_data["webhook_secret"].strip()
+        if not secret:
+            return new_secret() if self.cleaned_data.get("webhook_url") else ""
+        if not is_secret(secret):
+            raise forms.ValidationError(
+                "Expected whsec_ and at least 24 bytes in base64. Leave it empty to have one made."
+            )
+        return secret
+
+
+@admin.register(Owner)
+class OwnerAdmin(ModelAdmin):
+    """Owners are made and changed here, and never deleted: their rows would have none."""
+
+    form = OwnerForm
+    list_display = ("name", "keys", "created_at")
+    search_fields = ("name",)
+    ordering = ("name",)
+    list_filter_sheet = False
+    list_fullwidth = True
+    fieldsets = (
+        (None, {"fields": ("name",)}),
+        (
+            "Limits",
+            {
+                "description": "Empty: that of the settings (OWNER_MAX_…). 0: none.",
+                "fields": LIMITS,
+            },
+        ),
+        ("Webhook", {"fields": ("webhook_url", "webhook_secret")}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Owner]:
+        live = ApiKey.objects.filter(owner=OuterRef("pk"), revoked_at=None).order_by().values("owner")
+        counted = live.annotate(count=Count("pk")).values("count")
+        found: QuerySet[Owner] = super().get_queryset(request)
+        return found.annotate(live_keys=Coalesce(Subquery(counted), 0))
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """The webhook's address and secret are for those who may change them."""
+        fieldsets = super().get_fieldsets(request, obj)
+        return fieldsets if self.has_change_permission(request, obj) else fieldsets[:-1]
+
+    @admin.display(description="Live keys")
+    def keys(self, owner: Any) -> int:
+        count: int = owner.live_keys
+        return count
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ApiKeyForm(forms.ModelForm[ApiKey]):
+    class Meta:
+        model = ApiKey
+        fields = ("name", "owner", "for_batches", "for_chat", "is_admin", "expires_at")
+
+
 @admin.register(ApiKey)
 class ApiKeyAdmin(LookOnly):
-    list_display = ("name", "hint", "is_admin", "created_at", "revoked_at")
+    """A key is made and revoked, and never changed: whoever has it was told what it is for."""
+
+    list_display = ("name", "hint", "owner", "told_scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
+    list_select_related = ("owner",)
+    list_filter = ("owner",)
+    search_fields = ("name", "hint", "owner__name")
+    ordering = ("-created_at",)
     fields = list_display
+    form = ApiKeyForm
     actions = ("revoke",)
+
+    @admin.display(description="Scopes")
+    def told_scopes(self, key: ApiKey) -> str:
+        return ", ".join(key.scopes)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return ApiKeyForm.Meta.fields if obj is None else self.fields
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("batchserver.add_apikey")
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        """Shows the secret once: what is stored cannot be read back."""
+        secret = obj.make_secret()
+        super().save_model(request, obj, form, change)
+        told = (
+            "The key is {} . It is shown this once: copy it now. Once there is a key, every call of the API needs one."
+        )
+        self.message_user(request, format_html(told, format_html("<code>{}</code>", secret)), messages.SUCCESS)
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        return redirect("admin:batchserver_apikey_changelist")
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("batchserver.change_apikey")

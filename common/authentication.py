@@ -1,15 +1,18 @@
-"""Who asks: authentication by API key or by the admin's session, and who may change the models of the model server."""
+"""Who asks: authentication by API key or by the admin's session, and what a key is for."""
 
+from collections.abc import Collection
 from typing import Any
 
 from django.conf import settings
+from django.http import HttpRequest
 from django.http.request import split_domain_port
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
+from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from common import anonymous
 from common.errors import ApiError
-from common.models import ApiKey
+from common.models import ApiKey, Scope
 
 
 class ApiKeyAuthentication(BaseAuthentication):
@@ -20,17 +23,42 @@ class ApiKeyAuthentication(BaseAuthentication):
         if not ApiKey.objects.exists():
             anonymous.refuse_strangers(request._request)
             return None
-        secret = _secret_of(request)
+        secret = secret_of(request)
         if not secret:
             raise _missing_key(request)
-        key = ApiKey.objects.for_secret(secret)
-        if key is None:
-            raise ApiError(
-                "Incorrect API key provided. Make one with `python manage.py create_api_key`.",
-                status=401,
-                code="invalid_api_key",
-            )
-        return None, key
+        return None, known_key(secret)
+
+
+def known_key(secret: str) -> ApiKey:
+    """The live key with this secret, noted as used. Raises a 401 if there is none."""
+    key = ApiKey.objects.for_secret(secret)
+    if key is None or key.is_expired:
+        # Whoever has the secret of an expired key may know that it was one.
+        what = "Incorrect API key provided" if key is None else f"The API key '{key.name}' has expired"
+        raise ApiError(f"{what}. Make one with `python manage.py create_api_key`.", status=401, code="invalid_api_key")
+    key.note_use()
+    return key
+
+
+class HasScope(BasePermission):
+    """A key has one of the view's `scopes`, or the request comes by the administrator's session, which has all. While
+    no key is needed, there are no scopes. A view that names no scope is for nobody's key."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if isinstance(request.auth, ApiKey):
+            require(request.auth, getattr(view, "scopes", ()))
+        return True
+
+
+def require(key: ApiKey, scopes: Collection[Scope]) -> None:
+    """Raise a 403 unless the key has one of these scopes."""
+    if set(scopes).isdisjoint(key.scopes):
+        wanted = " or ".join(f"'{scope}'" for scope in scopes)
+        raise ApiError(
+            f"This key is not for this: it lacks the scope {wanted}. {_make_a_key(*scopes)}",
+            status=403,
+            code="missing_scope",
+        )
 
 
 class AdminSession(SessionAuthentication):
@@ -39,7 +67,7 @@ class AdminSession(SessionAuthentication):
 
     def authenticate(self, request: Request) -> tuple[Any, None] | None:
         user = getattr(request._request, "user", None)
-        if user is None or not user.is_superuser or _secret_of(request):
+        if user is None or not user.is_superuser or secret_of(request):
             return None
         return super().authenticate(request)
 
@@ -48,21 +76,22 @@ class AdminSession(SessionAuthentication):
         super().enforce_csrf(request._request)  # type: ignore[arg-type]
 
 
-def require_administrator(request: Request) -> None:
-    """Raise ApiError unless the request may change the models of the model server: it comes with an administrator's key
-    or session or, while there is no key, from this machine."""
-    if isinstance(request.auth, ApiKey):
-        if not request.auth.is_admin:
-            raise ApiError(f"This key may not change models. {_MAKE_A_KEY}", status=403)
-    elif request.user is None and not _is_from_this_machine(request):
-        raise ApiError(
-            f"While there is no API key, models are changed from the server's own machine alone. {_MAKE_A_KEY} Every "
-            "call then needs a key.",
-            status=403,
-        )
+class KeyOrThisMachine(HasScope):
+    """For views that change the models of the model server. While there is no key, they are for this machine alone."""
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if request.auth is None and request.user is None and not _is_from_this_machine(request):
+            raise ApiError(
+                "While there is no API key, models are changed from the server's own machine alone. "
+                f"{_make_a_key(Scope.ADMIN)} Every call then needs a key.",
+                status=403,
+            )
+        return super().has_permission(request, view)
 
 
-_MAKE_A_KEY = "Make a key that may: python manage.py create_api_key NAME --admin."
+def _make_a_key(*scopes: Scope) -> str:
+    option = "--admin" if scopes == (Scope.ADMIN,) else f"--scopes {','.join(scopes)}"
+    return f"Make a key that may: python manage.py create_api_key NAME {option}."
 
 
 def _missing_key(request: Request) -> ApiError:
@@ -76,7 +105,7 @@ def _missing_key(request: Request) -> ApiError:
     return ApiError("Missing bearer or basic authentication in header", status=401)
 
 
-def _secret_of(request: Request) -> str:
+def secret_of(request: Request | HttpRequest) -> str:
     """The key that a request comes with; empty if there is none. Anthropic's clients have a header of their own."""
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer" and secret.strip():

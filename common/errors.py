@@ -5,6 +5,7 @@ Three levels, never mixed: a bad *request* is an ApiError and nothing is stored;
 `failed` with one `errors` entry for each bad line; a bad *line* goes to the error file and the batch still completes.
 """
 
+import math
 import re
 from typing import Any
 
@@ -138,6 +139,29 @@ def too_large(param: str, most_bytes: int) -> ApiError:
 def conflict(message: str, *, code: str | None = None) -> ApiError:
     """A 409 that a retry does not change. The official clients retry a 409 unless a header tells them not to."""
     return ApiError(message, status=409, code=code, headers={"x-should-retry": "false"})
+
+
+def too_many_requests(message: str, *, retry_after_s: float) -> ApiError:
+    """A 429 after which the same request is good a little later; the official clients wait so long and try again."""
+    return ApiError(
+        message,
+        status=429,
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(math.ceil(retry_after_s))},
+    )
+
+
+def used_up(message: str, *, status: int = 429) -> ApiError:
+    """A limit of an owner that no retry within minutes gets round, so the official clients do not try again. 403 for
+    what waiting alone never frees."""
+    return ApiError(
+        message,
+        status=status,
+        type="insufficient_quota",
+        code="insufficient_quota",
+        headers={"x-should-retry": "false"},
+    )
 
 
 def no_room() -> ApiError:

@@ -10,7 +10,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from common import errors
-from common.models import ApiKey, RememberedAnswer
+from common.models import Owner, RememberedAnswer
+from common.owners import owner_of
 
 KEPT_FOR = timedelta(hours=24)
 LONGEST_KEY = 255
@@ -66,7 +67,9 @@ def _key(request: Request) -> str:
 
 
 def _scope(request: Request) -> str:
-    return f"{request.path} {request.auth.pk if isinstance(request.auth, ApiKey) else ''}"
+    """The address and whose request it is. An owner's keys are one client, which may change its key between tries."""
+    owner = owner_of(request)
+    return f"{request.path} " + ("" if owner.pk == Owner.FIRST else f"owner {owner.pk}")
 
 
 def _fingerprint(asked: str) -> str:

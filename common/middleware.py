@@ -13,6 +13,8 @@ from common.charset import REFUSED, charset_of
 from common.errors import ApiError
 
 API_VERSION = "2020-10-01"
+# An attribute of a request: the headers that tell how much of a limit is left.
+LIMIT_HEADERS = "limit_headers"
 
 _current: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -37,6 +39,8 @@ class OpenAIHeaders:
         response["x-request-id"] = request_id
         response["openai-processing-ms"] = str(int((time.monotonic() - started) * 1000))
         response["openai-version"] = API_VERSION
+        for name, value in getattr(request, LIMIT_HEADERS, {}).items():
+            response[name] = value
         return response
 
 

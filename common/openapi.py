@@ -6,6 +6,7 @@ The rest comes from the code that does the work: serializers, fields (`json_sche
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerFieldExtension
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse, extend_schema
@@ -62,6 +63,10 @@ class ApiSchema(AutoSchema):
         view: Any = self.view
         return f"{self.get_tags()[0]}_{view.action}"
 
+    def get_auth(self) -> list[dict[str, Any]]:
+        """None is a choice too: until the first key is created."""
+        return [*super().get_auth(), {}]
+
     def get_paginated_name(self, serializer_name: str) -> str:
         return f"{serializer_name}List"
 
@@ -85,3 +90,11 @@ class ApiKeys(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
             "scheme": "bearer",
             "description": "Until the first key is created, none is needed; from then on every call needs one.",
         }
+
+
+class AdminsSession(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    target_class = "common.authentication.AdminSession"
+    name = "administratorsSession"
+
+    def get_security_definition(self, auto_schema: AutoSchema) -> dict[str, Any]:
+        return {"type": "apiKey", "in": "cookie", "name": settings.SESSION_COOKIE_NAME}

@@ -9,6 +9,7 @@ from rest_framework.response import Response
 
 from common import errors
 from common.errors import ApiError
+from common.owners import rows
 
 
 def whole_number(param: str, text: str, *, most: int) -> int:
@@ -40,7 +41,7 @@ class CursorPagination(BasePagination):
             raise errors.invalid_value("order", order, list(self.orders))
         newest_first = order != "asc" or "asc" not in self.orders
         if after := request.query_params.get("after"):
-            queryset = queryset.filter(self._beyond(queryset, after, newest_first))
+            queryset = queryset.filter(self._beyond(request, queryset.model, after, newest_first))
         sign = "-" if newest_first else ""
         rows = list(queryset.order_by(f"{sign}created_at", f"{sign}pk")[: limit + 1])
         self.has_more = len(rows) > limit
@@ -79,10 +80,10 @@ class CursorPagination(BasePagination):
         text = request.query_params.get("limit") or str(self.default_limit)
         return whole_number("limit", text, most=self.most_limit)
 
-    def _beyond(self, queryset: QuerySet[Any], after: str, newest_first: bool) -> Q:
-        # Looked up among all rows: a cursor stays valid if the file it names is deleted between two pages.
-        model: type[Model] = queryset.model
-        known = model._default_manager.filter(pk=after) if "\x00" not in after else queryset.none()
+    def _beyond(self, request: Request, model: type[Model], after: str, newest_first: bool) -> Q:
+        # Hidden rows too: a cursor stays valid if the file it names is deleted between two pages.
+        of_owner: QuerySet[Any] = rows(request, model._default_manager.all())
+        known = of_owner.filter(pk=after) if "\x00" not in after else of_owner.none()
         created_at = known.values_list("created_at", flat=True).first()
         if created_at is None:
             raise ApiError(f"Invalid 'after': no object with id '{after}'.", param="after", code="invalid_value")

@@ -1,6 +1,7 @@
 """Connections whose socket another thread may shut. Shutting wakes a blocked reader, even before any header came, and
 tells the server to stop computing."""
 
+import ipaddress
 import socket
 import threading
 from collections.abc import Callable
@@ -45,18 +46,59 @@ class WatchedSocket:
                 shut(self._socket)
 
 
-def watched_pools(on_connect: Callable[[socket.socket], None]) -> dict[str, type[HTTPConnectionPool]]:
-    """urllib3's classes of pools by scheme, which give `on_connect` the socket of each new connection."""
+class NotPublic(OSError):
+    """A name stands for an address of this machine or of a network that is not the internet."""
+
+
+def public_address(host: str, port: int) -> str:
+    """An address that the name stands for now. Raises NotPublic if one of its addresses is none of the internet, and
+    OSError if it has none. What is connected to is this address: asked again, the name may stand for another."""
+    found = [str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    if not found or not all(map(_is_public, found)):
+        raise NotPublic("the address is not one of the internet")
+    return found[0]
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return _is_global(address.ipv4_mapped)
+        # What reaches an address of IPv4 is as public as that.
+        within = [address.sixtofour, *(address.teredo or ())]
+        if address in ipaddress.ip_network("64:ff9b::/96") or address in ipaddress.ip_network("::/96"):
+            within.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if not all(_is_global(each) for each in within if each is not None):
+            return False
+    return _is_global(address)
+
+
+def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return address.is_global and not address.is_multicast
+
+
+def watched_pools(
+    on_connect: Callable[[socket.socket], None], *, address: str | None = None
+) -> dict[str, type[HTTPConnectionPool]]:
+    """urllib3's classes of pools by scheme, which give `on_connect` the socket of each new connection. Each goes to
+    this `address`, whatever the name in the URL stands for now; certificates are still those of the name."""
 
     class Http(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            if address is None:
+                return super()._new_conn()
+            name, self._dns_host = self._dns_host, address
+            try:
+                return super()._new_conn()
+            finally:
+                self._dns_host = name
+
         def connect(self) -> None:
             super().connect()
             on_connect(self.sock)
 
-    class Https(HTTPSConnection):
-        def connect(self) -> None:
-            super().connect()
-            on_connect(self.sock)
+    class Https(Http, HTTPSConnection):
+        pass
 
     class HttpPool(HTTPConnectionPool):
         ConnectionCls = Http

@@ -4,13 +4,15 @@ from datetime import timedelta
 from itertools import islice
 
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from common import failpoints, strict_json
 from common.byte_forms import SAMPLE_BYTES, looks_like
 from common.errors import ApiError
 from common.jsonl import read_lines
+from common.models import Owner
+from files_api import stored_bytes
 from files_api.models import File
 from files_api.storage import MeasuredFile
 
@@ -19,17 +21,26 @@ BATCH_FILE_LIFETIME = timedelta(days=30)
 MOST_BLANK_LINES = 100_000
 
 
-def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: timedelta | None) -> File:
+def accept(
+    content: MeasuredFile,
+    *,
+    owner: Owner,
+    filename: str,
+    purpose: str,
+    lifetime: timedelta | None,
+    new_bytes: int | None = None,
+) -> File:
     """The File of a received upload, stored. `lifetime` None is as with OpenAI: 30 days for a batch file.
 
     A batch file is JSONL if its first line is JSON, whatever its name; the other lines are read when a batch is created
-    from the file. Raises ApiError.
+    from the file. `new_bytes` are those that the owner does not store already; None: all. Raises ApiError.
     """
     if purpose == "batch":
         _check_first_line(content)
         lifetime = lifetime or BATCH_FILE_LIFETIME
     now = timezone.now()
     file = File(
+        owner=owner,
         filename=filename,
         purpose=purpose,
         bytes=content.size,
@@ -42,8 +53,10 @@ def accept(content: MeasuredFile, *, filename: str, purpose: str, lifetime: time
     file.content.save("", content, save=False)
     failpoints.reach("after_upload_stored")
     try:
-        file.save(force_insert=True)
-    except DatabaseError:
+        with transaction.atomic():
+            stored_bytes.check(owner, content.size if new_bytes is None else new_bytes)
+            file.save(force_insert=True)
+    except (ApiError, DatabaseError):
         file.content.delete(save=False)
         raise
     return file

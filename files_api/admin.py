@@ -9,12 +9,13 @@ from files_api.models import File, Upload
 
 @admin.register(File)
 class FileAdmin(LookOnly):
-    list_display = ("filename", "purpose", "size", "created_at", "expires_at", "deleted_at")
-    list_filter = ("purpose",)
+    list_display = ("filename", "purpose", "size", "owner", "created_at", "expires_at", "deleted_at")
+    list_filter = ("purpose", "owner")
+    list_select_related = ("owner",)
     search_fields = ("id", "filename")
     ordering = ("-created_at",)
     search_help_text = "Name or id"
-    fields = ("id", "filename", "purpose", "bytes", "sha256", "created_at", "expires_at", "deleted_at")
+    fields = ("id", "owner", "filename", "purpose", "bytes", "sha256", "created_at", "expires_at", "deleted_at")
 
     @admin.display(description="Size", ordering="bytes")
     def size(self, file: File) -> str:
@@ -23,8 +24,19 @@ class FileAdmin(LookOnly):
 
 @admin.register(Upload)
 class UploadAdmin(LookOnly):
-    list_display = ("filename", "purpose", "bytes", "status", "created_at", "file")
+    list_display = ("filename", "purpose", "bytes", "status", "owner", "created_at", "file")
     search_fields = ("id", "filename")
     ordering = ("-created_at",)
-    fields = ("id", "filename", "purpose", "bytes", "status", "created_at", "expires_at", "cancelled_at", "file")
-    list_select_related = ("file",)
+    fields = (
+        "id",
+        "owner",
+        "filename",
+        "purpose",
+        "bytes",
+        "status",
+        "created_at",
+        "expires_at",
+        "cancelled_at",
+        "file",
+    )
+    list_select_related = ("file", "owner")

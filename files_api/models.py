@@ -9,6 +9,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from common import ids
+from common.models import owner_field
 
 PURPOSES = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 RESULTS = "batch_output"  # made by us, never uploaded
@@ -55,6 +56,7 @@ class File(models.Model):
     """A stored file. Deleting or expiring hides it at once; its bytes are removed when the last hold is released."""
 
     id = models.CharField(primary_key=True, max_length=64, default=ids.new_file_id, editable=False)
+    owner = owner_field()
     filename = models.CharField(max_length=255, help_text="As the client named it; shown, never used as a path.")
     purpose = models.CharField(max_length=32)
     bytes = models.BigIntegerField()
@@ -67,7 +69,10 @@ class File(models.Model):
     objects = FileQuerySet.as_manager()
 
     class Meta:
-        indexes: ClassVar = [models.Index(fields=["created_at", "id"], name="file_newest")]
+        indexes: ClassVar = [
+            models.Index(fields=["created_at", "id"], name="file_newest"),
+            models.Index(fields=["owner", "created_at", "id"], name="file_newest_of_owner"),
+        ]
 
     def __str__(self) -> str:
         return self.id
@@ -114,6 +119,7 @@ class Upload(models.Model):
     """A file that arrives in parts: pending for an hour, until it is completed or cancelled."""
 
     id = models.CharField(primary_key=True, max_length=64, default=ids.new_upload_id, editable=False)
+    owner = owner_field()
     filename = models.CharField(max_length=255)
     purpose = models.CharField(max_length=32)
     bytes = models.BigIntegerField(help_text="As announced; the parts have to have so many together.")

@@ -23,7 +23,7 @@ from files_api.uploads import OVER
 
 
 class FileCreateSerializer(serializers.Serializer[File]):
-    """POST /v1/files."""
+    """POST /v1/files. `save` is given the owner."""
 
     file = FilePartField()
     purpose = TextField(supported=PURPOSES)
@@ -49,6 +49,7 @@ class FileCreateSerializer(serializers.Serializer[File]):
         content: MeasuredFile = validated_data["file"]
         return accept(
             content,
+            owner=validated_data["owner"],
             filename=content.name or "upload",
             purpose=validated_data["purpose"],
             lifetime=validated_data.get("expires_after"),
@@ -56,7 +57,8 @@ class FileCreateSerializer(serializers.Serializer[File]):
 
 
 class UploadCreateSerializer(serializers.Serializer[Upload]):
-    """POST /v1/uploads. Whether `mime_type` goes with the purpose is not checked: the official examples send `txt`."""
+    """POST /v1/uploads. Whether `mime_type` goes with the purpose is not checked: the official examples send `txt`.
+    `save` is given the owner."""
 
     filename = TextField()
     purpose = TextField(supported=PURPOSES)
@@ -72,6 +74,7 @@ class UploadCreateSerializer(serializers.Serializer[Upload]):
     def create(self, validated_data: dict[str, Any]) -> Upload:
         now = timezone.now()
         return Upload.objects.create(
+            owner=validated_data["owner"],
             filename=validated_data["filename"],
             purpose=validated_data["purpose"],
             bytes=validated_data["bytes"],

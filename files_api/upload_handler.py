@@ -61,6 +61,12 @@ class MeasuringUploadHandler(FileUploadHandler):
             raise
 
 
+def least_bytes(request: Request) -> int:
+    """How many bytes the form's file part has at least, by the Content-Length; 0 if nobody knows."""
+    chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    return 0 if chunked else max(0, int(request.META.get("CONTENT_LENGTH") or 0) - MULTIPART_OVERHEAD_BYTES)
+
+
 def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
     """The form's file part of this name, of `most_bytes` at most. Call it before anything reads the form.
 

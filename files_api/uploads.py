@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from common import errors
 from common.errors import ApiError
-from files_api import retention
+from files_api import retention, stored_bytes
 from files_api.accept import accept
 from files_api.models import File, Upload, UploadPart
 from files_api.storage import MeasuredFile, missing_bytes, temporary_file
@@ -25,6 +25,7 @@ def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
         with transaction.atomic():
             # Completing or cancelling removes the parts that it finds: one stored later would be left over.
             _refuse(_locked(upload), *OVER)
+            stored_bytes.check(upload.owner, part.bytes)
             part.save(force_insert=True)
     except (ApiError, DatabaseError):
         part.content.delete(save=False)
@@ -105,7 +106,12 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
                     # Not if it expired: the client asked in time, and joining gigabytes takes a while.
                     _refuse(upload, "completed", "cancelled")
                     file = accept(
-                        content, filename=upload.filename, purpose=upload.purpose, lifetime=upload.file_lifetime
+                        content,
+                        owner=upload.owner,
+                        filename=upload.filename,
+                        purpose=upload.purpose,
+                        lifetime=upload.file_lifetime,
+                        new_bytes=0,  # the parts have them, which go
                     )
                     upload.file, upload.joined_part_ids = file, part_ids
                     upload.save(update_fields=["file", "joined_part_ids"])

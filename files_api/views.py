@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from django.conf import settings
+from django.db import transaction
 from django.http import FileResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
@@ -15,10 +16,12 @@ from rest_framework.response import Response
 from common import idempotency
 from common.errors import ApiError
 from common.fields import FilePartField
+from common.models import Scope
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
+from common.owners import owner_of, rows
 from common.pagination import CursorPagination
-from files_api import uploads
+from files_api import stored_bytes, uploads
 from files_api.form import FormParser
 from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
 from files_api.serializers import (
@@ -31,7 +34,7 @@ from files_api.serializers import (
     UploadSerializer,
 )
 from files_api.storage import opened
-from files_api.upload_handler import receive
+from files_api.upload_handler import least_bytes, receive
 
 
 class FilePagination(CursorPagination):
@@ -41,13 +44,14 @@ class FilePagination(CursorPagination):
 
 
 class FileViewSet(viewsets.GenericViewSet[File]):
+    scopes = (Scope.BATCHES,)
     serializer_class = FileSerializer
     parser_classes = (FormParser,)
     pagination_class = FilePagination
     lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> FileQuerySet:
-        return File.objects.all().visible()
+        return rows(self.request, File.objects.all()).visible()
 
     def get_object(self) -> File:
         file = self.get_queryset().filter(pk=self.kwargs["pk"]).first()
@@ -67,12 +71,15 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         parameters=[IDEMPOTENCY_KEY],
     )
     def create(self, request: Request) -> Response:
+        owner = owner_of(request)
+        with transaction.atomic():
+            stored_bytes.check(owner, least_bytes(request))  # before they arrive
         content = receive(request, "file", settings.MAX_FILE_BYTES)
         form = FileCreateSerializer.from_form(request.data)
         form.is_valid(raise_exception=True)
         fields = form.validated_data
         asked = repr((content.sha256, content.name, fields["purpose"], fields.get("expires_after")))
-        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save()).data))
+        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save(owner=owner)).data))
 
     @operation("List files", FileSerializer, parameters=[OpenApiParameter("purpose")])
     def list(self, request: Request) -> Response:
@@ -111,11 +118,12 @@ class FileViewSet(viewsets.GenericViewSet[File]):
 
 
 class UploadViewSet(viewsets.GenericViewSet[Upload]):
+    scopes = (Scope.BATCHES,)
     serializer_class = UploadSerializer
     lookup_value_regex = r"[^/\x00]+"
 
     def get_object(self) -> Upload:
-        upload = Upload.objects.filter(pk=self.kwargs["pk"]).first()
+        upload = rows(self.request, Upload.objects.all()).filter(pk=self.kwargs["pk"]).first()
         if upload is None:
             raise ApiError(f"No such Upload object: {self.kwargs['pk']}", status=404, param="id")
         return upload
@@ -127,8 +135,12 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
         asked = json_object(request)
         form = UploadCreateSerializer(data=asked)
         form.is_valid(raise_exception=True)
+        with transaction.atomic():
+            stored_bytes.check(owner_of(request), form.validated_data["bytes"])
         return idempotency.once(
-            request, json.dumps(asked, sort_keys=True), lambda: Response(UploadSerializer(form.save()).data)
+            request,
+            json.dumps(asked, sort_keys=True),
+            lambda: Response(UploadSerializer(form.save(owner=owner_of(request))).data),
         )
 
     @operation(

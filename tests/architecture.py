@@ -280,3 +280,36 @@ def _dicts_with_status(tree: ast.Module) -> set[str]:
 
 def _is_collection(node: ast.expr) -> bool:
     return not isinstance(node, ast.Constant | ast.Name)
+
+
+# Whose rows
+
+
+MANAGERS = ("objects", "_default_manager", "_base_manager")
+
+
+def unscoped(tree: Tree, views: Collection[str]) -> list[str]:
+    """Where views take rows of everybody: by a model's manager that is no argument of `rows`, but to create a
+    row; or a model that is given to get_object_or_404 and the like."""
+    return [
+        f"{module} line {line}"
+        for module, source in tree.sources.items()
+        if any(_is_in(module, room) for room in views)
+        for line in sorted(_managers_outside_of_rows(source))
+    ]
+
+
+def _managers_outside_of_rows(tree: ast.Module) -> set[int]:
+    fine: set[ast.AST] = set()
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if _called(node) == "rows":
+                fine |= {inside for argument in node.args for inside in ast.walk(argument)}
+            elif _called(node) == "create" and isinstance(node.func, ast.Attribute):
+                fine.add(node.func.value)
+            elif _called(node) in ("get_object_or_404", "get_list_or_404"):
+                found[node] = node.lineno
+        elif isinstance(node, ast.Attribute) and node.attr in MANAGERS:
+            found[node] = node.lineno
+    return {line for node, line in found.items() if node not in fine}

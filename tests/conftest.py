@@ -110,12 +110,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 # Made by migrations for all tests. To make them anew after each test takes longer than most tests.
 KEPT_TABLES = {"auth_permission", "django_content_type", "django_migrations"}
+# As the migrations make it.
+FIRST_OWNER = (
+    "INSERT INTO batchserver_owner (id, name, created_at, webhook_url, webhook_secret, requests_until) "
+    "VALUES (1, 'default', CURRENT_TIMESTAMP, '', '', 0)"
+)
 
 
 @cache
 def _deletes() -> list[str]:
     tables = sorted(set(connection.introspection.table_names()) - KEPT_TABLES)
-    return [f"DELETE FROM {connection.ops.quote_name(table)}" for table in tables]
+    return [*(f"DELETE FROM {connection.ops.quote_name(table)}" for table in tables), FIRST_OWNER]
 
 
 def _empty_tables(_: TransactionTestCase) -> None:

@@ -55,7 +55,7 @@ class BatchList(ChangeList):
 @admin.register(Batch)
 class BatchAdmin(LookOnly):
     list_display = ("name", "state", "how_far", "ends", "window")
-    list_filter = ("status", "endpoint")
+    list_filter = ("status", "endpoint", "owner")
     search_fields = ("id", "model", "filename", "metadata", "input_file__id")
     search_help_text = "Name of the file, id, model or metadata"
     list_per_page = 25
@@ -73,7 +73,7 @@ class BatchAdmin(LookOnly):
             "More about this batch",
             {
                 "fields": (
-                    *("id", ("endpoint", "priority"), ("completion_window", "expires_at"), "told_metadata"),
+                    *(("id", "owner"), ("endpoint", "priority"), ("completion_window", "expires_at"), "told_metadata"),
                     *(("input_tokens", "cached_tokens"), ("output_tokens", "reasoning_tokens")),
                 )
             },

@@ -14,8 +14,18 @@ from common.admin import LookOnly
 
 @admin.register(WebhookDelivery)
 class WebhookDeliveryAdmin(LookOnly):
-    list_display = ("created_at", "event", "batch_link", "attempts", "delivered_at", "last_error")
-    fields = ("id", "event", "batch_link", "created_at", "attempts", "delivered_at", "next_at", "last_error")
+    list_display = ("created_at", "event", "batch_link", "is_for_owner", "attempts", "delivered_at", "last_error")
+    fields = (
+        "id",
+        "event",
+        "batch_link",
+        "is_for_owner",
+        "created_at",
+        "attempts",
+        "delivered_at",
+        "next_at",
+        "last_error",
+    )
     ordering = ("-created_at",)
     list_filter = ("event",)
     search_fields = ("id", "=batch__id")

@@ -28,22 +28,31 @@ from batches.models import Batch, BatchQuerySet
 from batches.scheduling import switch
 from batches.status import progress, reasons
 from common import failpoints, idempotency
+from common.authentication import AdminSession, ApiKeyAuthentication
 from common.errors import ApiError
+from common.models import Scope
 from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
+from common.owners import owner_of, rows
 from common.pagination import CursorPagination
 
 JSONL = {(200, "application/jsonl"): OpenApiTypes.BINARY}
 AFTER = place_parameter("after")
+# What concerns everybody's batches.
+FOR_ADMINISTRATORS: dict[str, Any] = {
+    "scopes": (Scope.ADMIN,),
+    "authentication_classes": (AdminSession, ApiKeyAuthentication),
+}
 
 
 class BatchViewSet(viewsets.GenericViewSet[Batch]):
+    scopes: tuple[Scope, ...] = (Scope.BATCHES,)
     serializer_class = BatchSerializer
     pagination_class = CursorPagination
     lookup_value_regex = r"[^/\x00]+"
 
     def get_queryset(self) -> BatchQuerySet:
-        return Batch.objects.all()
+        return rows(self.request, Batch.objects.all())
 
     def get_object(self) -> Batch:
         batch_id = self.kwargs["pk"]
@@ -65,7 +74,7 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         form.is_valid(raise_exception=True)
 
         def create() -> Response:
-            batch = form.save()
+            batch = form.save(owner=owner_of(request))
             # A committed batch is accepted: a wake-up that fails must not answer with a 5xx. The tick finds the batch.
             transaction.on_commit(lambda: _wake(batch.pk), robust=True)
             return Response(BatchSerializer(batch).data)
@@ -104,12 +113,12 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         return self.retrieve(request, pk)
 
     @operation("Pause all batches", AllPausedSerializer)
-    @action(detail=False, methods=["post"], url_path="pause")
+    @action(detail=False, methods=["post"], url_path="pause", **FOR_ADMINISTRATORS)
     def pause_all(self, request: Request) -> Response:
         return _all_paused(switch.pause_all())
 
     @operation("Resume all batches", AllPausedSerializer)
-    @action(detail=False, methods=["post"], url_path="resume")
+    @action(detail=False, methods=["post"], url_path="resume", **FOR_ADMINISTRATORS)
     def resume_all(self, request: Request) -> Response:
         switch.resume_all()
         transaction.on_commit(lambda: tasks.wake(tasks.drive))

@@ -6,7 +6,9 @@ from rest_framework.request import Request
 
 from batches.api.following import place_of, place_parameter, stream
 from batches.following import followed_file
+from batches.models import Batch
 from common.errors import ApiError
+from common.owners import rows
 from files_api import views
 
 
@@ -15,7 +17,8 @@ class FileViewSet(views.FileViewSet):
     def download(self, request: Request, pk: str) -> StreamingHttpResponse:
         """The bytes of a file. Of a result file with `offset`, and of one that is not made yet: its lines in the order
         of finishing, as `/v1/batches/{id}/output` has them."""
-        place, followed = place_of(request, "offset"), followed_file(pk)
+        place = place_of(request, "offset")
+        followed = followed_file(pk, among=rows(request, Batch.objects.all()))
         if followed and ("offset" in request.query_params or not followed.is_made):
             return stream(followed.batch, followed.kind, place, "application/octet-stream")
         if place:

@@ -11,11 +11,13 @@ from batches.api.pass_through import Call, asked_model, hand_on
 from batches.api.streams import MESSAGES
 from batches.backends.parameters.forbidden import hosted_in_messages
 from common.errors import ApiError
+from common.models import Scope
 
 PATH = "/v1/messages"
 
 
 class MessagesViewSet(viewsets.ViewSet):
+    scopes = (Scope.CHAT,)
     schema = None  # the OpenAPI document is about OpenAI's API
 
     def create(self, request: Request) -> HttpResponseBase:

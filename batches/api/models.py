@@ -9,6 +9,7 @@ from batches import registry
 from batches.api.serializers import ModelListSerializer, ModelObjectSerializer
 from common import errors
 from common.errors import ApiError
+from common.models import Scope
 from common.openapi import operation
 
 CONTEXT = OpenApiParameter(
@@ -24,6 +25,7 @@ class ModelViewSet(viewsets.ViewSet):
     The list has each model once; any name by which a line gets a model can be retrieved.
     """
 
+    scopes = (Scope.BATCHES, Scope.CHAT)
     lookup_value_regex = r"[^\x00]+"
 
     @operation("List the models that lines can name", ModelListSerializer)

@@ -26,8 +26,10 @@ from batches.backends.relay import Broken, NotConnected
 from batches.backends.replies import JSON
 from batches.models import Backend
 from common import strict_json
-from common.authentication import AdminSession, ApiKeyAuthentication, require_administrator
+from common.authentication import AdminSession, ApiKeyAuthentication, KeyOrThisMachine
 from common.errors import ApiError
+from common.models import Scope
+from common.owners import owner_of
 
 DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 PIECE_BYTES = 2**18
@@ -37,6 +39,7 @@ class UseViewSet(viewsets.ViewSet):
     """Requests to one model: /api/chat, generate, embed, embeddings, and show, which describes it."""
 
     schema = None  # the OpenAPI document is about OpenAI's API
+    scopes = (Scope.CHAT,)
     path = ""
     visit = Visit.PERSON
 
@@ -54,6 +57,7 @@ class StateViewSet(viewsets.ViewSet):
     """What Ollama says of itself: /api/version, and /api/tags and ps, with several servers of all of them."""
 
     schema = None
+    scopes = (Scope.CHAT, Scope.BATCHES)
 
     def version(self, request: Request) -> HttpResponseBase:
         return _asked(request, "/api/version", ollamas(request)[0])
@@ -70,14 +74,15 @@ class ChangeViewSet(viewsets.ViewSet):
     delete one must not delete the model that it stands for."""
 
     schema = None
+    scopes = (Scope.ADMIN,)
     authentication_classes = (AdminSession, ApiKeyAuthentication)
+    permission_classes = (KeyOrThisMachine,)
     path = ""
     method = "POST"
     source: tuple[str, ...] = ()  # the members, the first that has a value, which name a model that is there already
     visit = Visit.ERRAND
 
     def change(self, request: Request) -> HttpResponseBase:
-        require_administrator(request)
         body = body_of(request)
         model = next((body[name] for name in self.source if body.get(name)), "")
         backend = ollama_for(request, model if isinstance(model, str) else "")
@@ -86,7 +91,6 @@ class ChangeViewSet(viewsets.ViewSet):
 
     def me(self, request: Request) -> HttpResponseBase:
         """Who is signed in at ollama.com, which `ollama push` asks first."""
-        require_administrator(request)
         call = Call(ollamas(request)[0], "/api/me", None, STEPS, partial(as_given, "/api/me"), visit=Visit.QUESTION)
         return hand_on(request, call)
 
@@ -95,20 +99,20 @@ class BlobViewSet(viewsets.ViewSet):
     """The files that `ollama create` brings along: /api/blobs/sha256:…, handed on piece by piece and kept nowhere."""
 
     schema = None
+    scopes = (Scope.ADMIN,)
     authentication_classes = (AdminSession, ApiKeyAuthentication)
+    permission_classes = (KeyOrThisMachine,)
 
     def look(self, request: Request, digest: str) -> HttpResponseBase:
-        require_administrator(request)
         return _found(request, ollamas(request)[0], digest)
 
     def create(self, request: Request, digest: str) -> HttpResponseBase:
-        require_administrator(request)
         backend = ollamas(request)[0]
         found = _found(request, backend, digest)
         if found.status_code != 404:
             return found
         with ExitStack() as held:
-            take_a_place(held)
+            take_a_place(owner_of(request), held)
             try:
                 head, content = backends.send_blob(backend.url, digest, _pieces(request._request, held))
             except NotConnected:

@@ -10,6 +10,7 @@ import logging
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -38,8 +39,10 @@ from batches.scheduling import persons
 from common import errors
 from common.charset import require_utf8
 from common.errors import ApiError
+from common.models import Owner, Scope
 from common.negotiation import json_object, read_json
 from common.openapi import operation
+from common.owners import owner_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,9 @@ ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
 LIGHT_ANSWER_S, SHORT_ANSWER_S = 5.0, 1.0
 
 _places = threading.BoundedSemaphore(settings.MAX_PASS_THROUGH)
+# Of these, how many each owner has.
+_of_owners: Counter[int] = Counter()
+_guard = threading.Lock()
 
 
 class BodyParser(BaseParser):
@@ -84,6 +90,7 @@ REQUEST = {
 
 
 class PassThroughViewSet(viewsets.ViewSet):
+    scopes = (Scope.CHAT,)
     endpoint = ""
     parser_classes = (BodyParser,)
 
@@ -139,7 +146,7 @@ def hand_on(request: Request, call: Call) -> HttpResponseBase:
     """Send the call, and give the model server's answer as it comes. Raises ApiError."""
     with ExitStack() as held:
         if call.visit is not Visit.QUESTION:
-            take_a_place(held)
+            take_a_place(owner_of(request), held)
         person = _person(request, call)
         if person is not None:
             held.callback(person.leave)
@@ -232,16 +239,32 @@ def kind_of(backend: Backend) -> BackendKind:
         raise _unavailable(str(error)) from None
 
 
-def take_a_place(held: ExitStack) -> None:
-    if not _places.acquire(blocking=False):
-        raise ApiError(
-            f"{settings.MAX_PASS_THROUGH} requests are being passed through already (MAX_PASS_THROUGH). Try again.",
-            status=429,
-            type="rate_limit_error",
-            code="rate_limit_exceeded",
-            headers={"Retry-After": str(RETRY_AFTER_S)},
-        )
-    held.callback(_places.release)
+def take_a_place(owner: Owner, held: ExitStack) -> None:
+    """One of the places of this process, until `held` is closed. Raises a 429 if there is none, or if the owner has as
+    many as it may."""
+    most = owner.limit("streams")
+    with _guard:
+        if most is not None and _of_owners[owner.pk] >= most:
+            raise errors.too_many_requests(
+                f"{most} requests of '{owner.name}' are being passed through already (OWNER_MAX_STREAMS, or the "
+                "owner's page in the admin). Try again.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if not _places.acquire(blocking=False):
+            raise errors.too_many_requests(
+                f"{settings.MAX_PASS_THROUGH} requests are being passed through already (MAX_PASS_THROUGH). Try again.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        _of_owners[owner.pk] += 1
+    held.callback(_leave_place, owner.pk)
+
+
+def _leave_place(owner_id: int) -> None:
+    with _guard:
+        _of_owners[owner_id] -= 1
+        if not _of_owners[owner_id]:
+            del _of_owners[owner_id]
+    _places.release()
 
 
 def _watch_client(request: Request, held: ExitStack) -> Callable[[], None]:

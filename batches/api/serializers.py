@@ -103,7 +103,8 @@ class MetadataField(ApiField[dict[str, str], Any]):
 
 
 class BatchCreateSerializer(serializers.Serializer[Batch]):
-    """POST /v1/batches. Validation finds whether the input file exists and is good, as with OpenAI."""
+    """POST /v1/batches. Validation finds whether the input file exists and is good, as with OpenAI. `save` is given the
+    owner."""
 
     input_file_id = FileIdField(max_length=64)
     endpoint = TextField(supported=ENDPOINTS)
@@ -114,6 +115,7 @@ class BatchCreateSerializer(serializers.Serializer[Batch]):
     def create(self, validated_data: dict[str, Any]) -> Batch:
         metadata = validated_data.get("metadata")
         return creation.create(
+            owner=validated_data["owner"],
             input_file_id=validated_data["input_file_id"],
             endpoint=validated_data["endpoint"],
             completion_window=validated_data["completion_window"],

@@ -12,6 +12,7 @@ from batches.models.lease import Lease
 from batches.models.line import LONGEST_WAIT, Line, LineState
 from common import ids
 from common.database import from_now
+from common.models import owner_field
 from files_api.models import File
 
 
@@ -77,6 +78,7 @@ class Batch(models.Model):
     """One batch job. Files are named by id, without a foreign key's constraint: a batch outlives its files."""
 
     id = models.CharField(primary_key=True, max_length=64, default=ids.new_batch_id, editable=False)
+    owner = owner_field()
     endpoint = models.CharField(max_length=64)
     completion_window = models.CharField(max_length=16)
     metadata = models.JSONField(null=True, blank=True)
@@ -149,6 +151,7 @@ class Batch(models.Model):
         verbose_name_plural = "batches"
         indexes: ClassVar = [
             models.Index(fields=["created_at", "id"], name="batch_newest"),
+            models.Index(fields=["owner", "created_at", "id"], name="batch_newest_of_owner"),
             models.Index(fields=["status"], name="batch_status"),
             models.Index(fields=["stalled_at"], name="batch_stalled", condition=Q(stalled_at__isnull=False)),
         ]

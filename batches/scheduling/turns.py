@@ -1,19 +1,23 @@
 """Whose turn it is: which part of which batch a backend works on, and in which order the lines of the part are sent.
 
-    priority, then the model that is loaded (until another has waited for MODEL_PATIENCE_S),
+    the model that is loaded (until another has waited for MODEL_PATIENCE_S), then the owner who waits longest,
     then parts that had no turn yet (unless another has waited for a minute), then the part that waits longest for one
 
-Loading another model costs seconds and every prompt that the server remembers, so models are drained one after the
-other, across all batches. If more models wait than MODEL_PATIENCE_S has time for, each stays loaded for its share of
-that time. The parts of one model take turns, by time. Within a part, lines that begin alike are neighbours, so that
-the server reads the prompt that they share once.
+Of each owner, only the parts of its highest priority wait; priorities of different owners are not compared. Loading
+another model costs seconds and every prompt that the server remembers, so models are drained one after the other,
+across all batches. If more models wait than MODEL_PATIENCE_S has time for, each stays loaded for its share of that
+time. Owners take turns, and the parts of each owner, by time. Within a part, lines that begin alike are neighbours, so
+that the server reads the prompt that they share once.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
+from types import MappingProxyType
+from typing import cast
 
 from django.conf import settings
 from django.db import transaction
@@ -24,6 +28,7 @@ from django.utils import timezone
 from batches import backends
 from batches.lines import prompt
 from batches.models import NO_ROOM, Backend, Batch, Line, LineQuerySet, Part, PausedModel
+from common.models import Owner
 
 TURN_S = 30.0
 # A turn that is over goes on for at most this time, for lines that begin as the last line does.
@@ -59,11 +64,12 @@ class Turn:
     is_stamped: bool = False
 
     def claimed(self, line: Line) -> None:
-        """`line` is the last one claimed in this turn. The first claimed line stamps the part's `turn_at`, by which
-        all drives see that it had a turn."""
+        """`line` is the last one claimed in this turn. The first claimed line stamps the `turn_at` of the part and of
+        its owner, by which all drives see that they had a turn."""
         self.last_key = bytes(line.order_key)
         if not self.is_stamped:
             Part.objects.filter(pk=self.part.pk).update(turn_at=Now())
+            Owner.objects.filter(pk=_owner_of(self.part)).update(turn_at=Now())
             transaction.on_commit(self._stamped)
 
     def is_like(self, other: "Turn") -> bool:
@@ -143,6 +149,7 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
         is_at_border=_is_at_border,
         now=timezone.now(),
         base_of=backend.base_of,
+        owners_turns=_owners_turns(waiting),
     )
     if part is None:
         return None
@@ -159,6 +166,7 @@ def order(backend: Backend, most: int) -> list[Part]:
     waiting = list(_with_work(parts, are_lost=False).select_related("batch")[:MOST_ORDERED])
     loaded = _loaded(backend, "", waiting)
     found: list[Part] = []
+    now, owners_turns = timezone.now(), _owners_turns(waiting)
     while waiting and len(found) < most:
         part = choose(
             waiting,
@@ -166,14 +174,23 @@ def order(backend: Backend, most: int) -> list[Part]:
             stayed_s=0,
             turn=None,
             is_at_border=_is_at_border,
-            now=timezone.now(),
+            now=now,
             base_of=backend.base_of,
+            owners_turns=owners_turns,
         )
         assert part is not None  # one of those that wait
         waiting.remove(part)
         found.append(part)
         loaded = part.served_model
+        owners_turns[_owner_of(part)] = now + timedelta(microseconds=len(found))
     return found
+
+
+def _owners_turns(waiting: Sequence[Part]) -> dict[int, datetime | None]:
+    """When the last turn of each owner of these parts began, whichever of its parts had it."""
+    owners = {_owner_of(part) for part in waiting}
+    # One owner alone has every turn.
+    return dict(Owner.objects.filter(pk__in=owners).values_list("pk", "turn_at")) if len(owners) > 1 else {}
 
 
 def _turn_of(part: Part) -> Turn:
@@ -187,7 +204,9 @@ def yields(part: Part, turn: Turn) -> bool:
     would have to be loaded again for them, unless the turn has a higher priority."""
     if part.pk == turn.part.pk:
         return False
-    return turn.part.batch.priority > part.batch.priority or Turn(part).lines().exists()
+    is_of_owner = _owner_of(turn.part) == _owner_of(part)
+    is_before = is_of_owner and turn.part.batch.priority > part.batch.priority
+    return is_before or Turn(part).lines().exists()
 
 
 def choose(
@@ -199,15 +218,16 @@ def choose(
     is_at_border: Callable[[Turn], bool],
     now: datetime,
     base_of: Callable[[str], str] = str,
+    owners_turns: Mapping[int, datetime | None] = MappingProxyType({}),
 ) -> Part | None:
     """The part whose turn it is, among the `waiting` ones, which have a line to send. The model `loaded` has been at
     work for `stayed_s`. `turn` is the turn that is on; `is_at_border` tells whether it would end between prompts that
-    have little in common. Models of one `base_of` are loaded together, and count as one. Pure.
+    have little in common. Models of one `base_of` are loaded together, and count as one. `owners_turns`: when the last
+    turn of each owner began, if there are several. Pure.
     """
     if not waiting:
         return None
-    highest = max(part.batch.priority for part in waiting)
-    waiting = [part for part in waiting if part.batch.priority == highest]
+    waiting = _foremost(waiting)
     bases = {model: base_of(model) for model in {part.served_model for part in waiting}}
     base = _choose_base(waiting, bases, base_of(loaded), stayed_s, now)
     waiting = [part for part in waiting if bases[part.served_model] == base]
@@ -218,17 +238,51 @@ def choose(
         if turn.age_s < limit_s or (not fresh and turn.age_s < TURN_S + BORDER_S and not is_at_border(turn)):
             return current
     others = [part for part in waiting if part is not current] or waiting
+    owner = _next_owner(others, owners_turns, now)
+    others = [part for part in others if _owner_of(part) == owner]
+    fresh = [part for part in fresh if _owner_of(part) == owner]
     since, _, longest = min((_last_turn(part, now) or now, part.pk, part) for part in others)
     if fresh and since > now - FIRST_TURNS_FOR:
         return min(fresh, key=lambda part: (part.batch.created_at, part.pk))
     return longest
 
 
+def _owner_of(part: Part) -> int:
+    """The key of the owner, whom each batch has."""
+    return cast(int, part.batch.owner_id)
+
+
+def _foremost(waiting: Sequence[Part]) -> list[Part]:
+    """Of each owner, the parts of its highest priority: a priority is a word between batches of one owner."""
+    highest: dict[int, int] = {}
+    for part in waiting:
+        owner = _owner_of(part)
+        highest[owner] = max(part.batch.priority, highest.get(owner, part.batch.priority))
+    return [part for part in waiting if part.batch.priority == highest[_owner_of(part)]]
+
+
+def _next_owner(waiting: Sequence[Part], owners_turns: Mapping[int, datetime | None], now: datetime) -> int:
+    """The owner who waits longest for a turn. One who had none yet comes first, by the age of the oldest batch."""
+
+    def waits_since(owner: int) -> tuple[bool, datetime, int]:
+        last = _past(owners_turns.get(owner), now)
+        oldest = min(part.batch.created_at for part in waiting if _owner_of(part) == owner)
+        return last is not None, last or oldest, owner
+
+    owners = {_owner_of(part) for part in waiting}
+    return owners.pop() if len(owners) == 1 else min(owners, key=waits_since)
+
+
 def _last_turn(part: Part, now: datetime) -> datetime | None:
-    """When the last turn of `part` began. A stamp of the future counts as old, or the part would wait until then."""
-    if part.turn_at is not None and part.turn_at > now + MOST_AHEAD:
+    """When the last turn of `part` began."""
+    return _past(part.turn_at, now)
+
+
+def _past(turn_at: datetime | None, now: datetime) -> datetime | None:
+    """A stamp of the future counts as old, or who has it would wait until then."""
+    if turn_at is not None and turn_at > now + MOST_AHEAD:
         return now - timedelta(days=1)
-    return part.turn_at
+    return turn_at
 
 
 def _choose_base(waiting: Sequence[Part], bases: Mapping[str, str], loaded: str, stayed_s: float, now: datetime) -> str:
@@ -241,10 +295,38 @@ def _choose_base(waiting: Sequence[Part], bases: Mapping[str, str], loaded: str,
     longest = min(since, key=lambda base: (since[base], base))
     if loaded not in since:
         return longest
+    owners = _Owners.of(waiting, bases)
     # Otherwise each of many models would be loaded for a line or two, since all the others are overdue still.
-    has_had_its_share = stayed_s >= settings.MODEL_PATIENCE_S / len(since)
-    is_overdue = since[longest] < now - timedelta(seconds=settings.MODEL_PATIENCE_S)
-    return longest if is_overdue and has_had_its_share else loaded
+    if stayed_s < settings.MODEL_PATIENCE_S * owners.share_of(loaded):
+        return loaded
+    patience_s = settings.MODEL_PATIENCE_S
+    overdue = [base for base in since if since[base] < now - timedelta(seconds=patience_s * owners.wait(base, loaded))]
+    return min(overdue, key=lambda base: (since[base], base), default=loaded)
+
+
+@dataclass(frozen=True)
+class _Owners:
+    """Which models the lines of each owner wait for. Each owner has as much time as any other, in equal parts for its
+    models, so the models of one that has many get less each."""
+
+    models: Mapping[int, set[str]]
+
+    @classmethod
+    def of(cls, waiting: Sequence[Part], bases: Mapping[str, str]) -> "_Owners":
+        models: defaultdict[int, set[str]] = defaultdict(set)
+        for part in waiting:
+            models[_owner_of(part)].add(bases[part.served_model])
+        return cls(models)
+
+    def share_of(self, base: str) -> float:
+        """The part of the time that belongs to this model. All models together have 1."""
+        return sum(1 / len(names) for names in self.models.values() if base in names) / len(self.models)
+
+    def wait(self, base: str, loaded: str) -> float:
+        """For which part of the patience the model waits at most: for all of it if the loaded model serves one of its
+        owners, as with one owner alone; or else for the time that all other owners have."""
+        has_its_turn = any(base in names and loaded in names for names in self.models.values())
+        return 1 if has_its_turn else 1 - 1 / len(self.models)
 
 
 def _is_at_border(turn: Turn) -> bool:

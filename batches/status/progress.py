@@ -4,13 +4,14 @@ The work is bounded, whatever the size of the batch: its counters, and its last 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
 from django.conf import settings
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils import timezone
 
 from batches import creation, registry
@@ -304,7 +305,7 @@ def _estimate(
     for part, to_send in _to_send(batch, list(finished)).items():
         of_part = Speed.of(finished[part])
         if of_part is None:
-            of_part, other = _earlier(part, batch.endpoint)
+            of_part, other = _earlier(part, batch)
             earlier.append(other)
         work += to_send * of_part.each
         measured += of_part.lines
@@ -313,7 +314,9 @@ def _estimate(
     based_on += f", of {', '.join(earlier)} too: those may be longer or shorter." if earlier else "."
     if others := _others(batch):
         work += _before(batch, work, others, speed, read)
-        based_on += f" {len(others)} more in progress and not paused: their turns are counted in."
+        own = [other for other in others if other.owner_id == batch.owner_id]
+        based_on += f" {len(own)} more in progress and not paused: their turns are counted in." if own else ""
+        based_on += " The turns of others are counted in." if len(own) < len(others) else ""
     end = settings.QUIET_HOURS.after(timezone.now(), work, exact_until=batch.expires_at)
     if settings.QUIET_HOURS.text:
         based_on += " Quiet hours are counted in."
@@ -322,12 +325,15 @@ def _estimate(
     return end, based_on
 
 
-def _earlier(part: Part, endpoint: str) -> tuple[Speed, str]:
-    """The speed of the model in another batch, the last one that has any, and the id of that batch. Raises Unknown."""
-    others = Part.objects.filter(model=part.model, batch__endpoint=endpoint).exclude(pk=part.pk)
-    for other in others.order_by(F("turn_at").desc(nulls_last=True), "-pk")[:MOST_EARLIER]:
+def _earlier(part: Part, batch: Batch) -> tuple[Speed, str]:
+    """The speed of the model in another batch, the last one that has any, and the id of that batch, or other words for
+    one of another owner. Raises Unknown."""
+    others = Part.objects.filter(model=part.model, batch__endpoint=batch.endpoint).exclude(pk=part.pk)
+    last = others.order_by(F("turn_at").desc(nulls_last=True), "-pk").select_related("batch")
+    for other in last[:MOST_EARLIER]:
         if speed := Speed.of(_last_finished(other)):
-            return speed, other.batch_id
+            is_own = other.batch.owner_id == batch.owner_id
+            return speed, other.batch_id if is_own else f"other lines for {part.model}"
     raise Unknown(f"Not known before {LEAST_MEASURED} lines for {part.model} are finished.")
 
 
@@ -343,9 +349,11 @@ def _to_send(batch: Batch, parts: list[Part]) -> dict[Part, int]:
 
 
 def _others(batch: Batch) -> list[Batch]:
-    """The batches that have lines to send before the last line of this one."""
+    """The batches that have lines to send before the last line of this one. Whatever their priority, those of other
+    owners have turns."""
     others = Batch.objects.all().in_progress().exclude(pk=batch.pk)
-    others = others.filter(paused_at=None, priority__gte=batch.priority, total__gt=F("completed") + F("failed"))
+    others = others.filter(Q(priority__gte=batch.priority) | ~Q(owner=batch.owner_id))
+    others = others.filter(paused_at=None, total__gt=F("completed") + F("failed"))
     found = list(others.order_by("created_at")[: MOST_OTHERS + 1])
     if len(found) > MOST_OTHERS:
         raise Unknown(f"Not known while more than {MOST_OTHERS} other batches take turns.")
@@ -355,13 +363,18 @@ def _others(batch: Batch) -> list[Batch]:
 
 
 def _before(batch: Batch, work: timedelta, others: list[Batch], speed: Speed | None, read: _Read) -> timedelta:
-    """The time that others get until `work` is done: all they need if they go first, at most `work` if in turn."""
+    """The time that others get until `work` is done: all they need if they go first, at most `work` if in turn. Each
+    other owner gets at most as much as this one."""
     before = timedelta()
+    of_owners: defaultdict[int | None, timedelta] = defaultdict(timedelta)
     for other in others:
         finished = [line for part in read.parts(other)[:MOST_PARTS] for line in read.last_finished(part)]
         of_other = Speed.of(finished) or speed  # without a measurement, the other is assumed to be as fast
         if of_other is None:
             raise Unknown("Not known before lines of this and the other batches are finished.")
         wanted = other.lines_to_send * of_other.each
-        before += wanted if other.priority > batch.priority else min(wanted, work)
-    return before
+        if other.owner_id != batch.owner_id:
+            of_owners[other.owner_id] += wanted
+        else:
+            before += wanted if other.priority > batch.priority else min(wanted, work)
+    return before + sum((min(wanted, work + before) for wanted in of_owners.values()), timedelta())

@@ -23,6 +23,8 @@ from django.utils import timezone
 from batches import forecasts, lifecycle, webhooks
 from batches.models import Batch, Status, WebhookDelivery
 from common import ids
+from common.models import Owner
+from common.sockets import NotPublic, public_address, watched_pools
 from tests.conftest import line
 from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port
@@ -570,3 +572,131 @@ def test_a_slow_target_holds_up_no_batch(stack, fake, receiver):
     assert {unwrap(request).object for request in receiver.seen} == {"event"}
     eventually(lambda: server.log.read_text().count("was delivered") == 3, what="word of the last")
     assert SECRET[6:] not in server.log.read_text()
+
+
+# Owners
+
+
+OWNERS_SECRET = "whsec_" + base64.b64encode(bytes(range(32, 64))).decode()
+
+
+@pytest.fixture
+def of_owner(receiver, settings, transactional_db):
+    """A receiver of the first owner's own, beside none for all."""
+    settings.OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES = True
+    Owner.objects.first_one()
+    Owner.objects.update(webhook_url=receiver.url, webhook_secret=OWNERS_SECRET)
+    return receiver
+
+
+def fail(create, work):
+    batch = create([line("a", method="GET")])["id"]
+    work.validate(batch)
+    return batch
+
+
+def test_an_owner_is_told_at_an_address_of_its_own(of_owner, create, work):
+    batch = fail(create, work)
+    webhooks.send_due()
+    (request,) = of_owner.seen
+    event = unwrap(request, OWNERS_SECRET)
+    assert (event.type, event.data.id) == ("batch.failed", batch)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        unwrap(request)
+
+
+def test_another_owners_address_is_told_nothing(of_owner, create, work):
+    batch = create([line("a", method="GET")])["id"]
+    Batch.objects.update(owner=Owner.objects.create(name="Bob"))
+    work.validate(batch)
+    webhooks.send_due()
+    assert of_owner.seen == []
+
+
+def test_the_address_for_all_is_told_too(of_owner, create, work, settings):
+    with Receiver() as all_of_them:
+        settings.WEBHOOK_URL, settings.WEBHOOK_SECRET = all_of_them.url, SECRET
+        batch = fail(create, work)
+        webhooks.send_due()
+        assert unwrap(all_of_them.seen[0]).data.id == batch
+    assert unwrap(of_owner.seen[0], OWNERS_SECRET).data.id == batch
+    assert len({delivery.pk for delivery in WebhookDelivery.objects.all()}) == 2
+
+
+def test_an_owner_is_warned_too(of_owner, create, work, settings):
+    settings.WEBHOOK_WARNINGS = True
+    batch = create([line("a")])["id"]
+    webhooks.warn(batch, "window_too_short", about="today")
+    webhooks.warn(batch, "window_too_short", about="today")
+    webhooks.send_due()
+    assert [event["type"] for event in of_owner.events()] == ["batch.warning"]
+
+
+def test_an_address_that_is_gone_ends_its_events(of_owner, create, work):
+    fail(create, work)
+    Owner.objects.update(webhook_url="")
+    webhooks.send_due()
+    delivery = WebhookDelivery.objects.get()
+    assert (delivery.next_at, delivery.last_error) == (None, "its owner has no address any more; given up")
+    assert of_owner.seen == []
+
+
+def test_an_owners_address_on_this_machine_is_not_connected_to(of_owner, create, work, settings):
+    settings.OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES = False
+    fail(create, work)
+    webhooks.send_due()
+    delivery = WebhookDelivery.objects.get()
+    assert "none of the internet (OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES)" in delivery.last_error
+    assert of_owner.seen == []
+    settings.WEBHOOK_URL, settings.WEBHOOK_SECRET = of_owner.url, SECRET  # the operator's own is trusted
+    fail(create, work)
+    webhooks.send_due()
+    assert len(of_owner.seen) == 1
+
+
+def test_a_redirect_leads_nowhere(of_owner, create, work):
+    with Receiver() as inside:
+        of_owner.answers.append(Answer(302, {"Location": inside.url}))
+        fail(create, work)
+        webhooks.send_due()
+        assert inside.seen == []
+    assert WebhookDelivery.objects.get().last_error == "HTTP 302"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "0.0.0.0", "0", "10.1.2.3"),
+        *("172.16.0.1", "192.168.1.7", "169.254.169.254", "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1"),
+        *("255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fc00::1", "fd12:3456::1", "ff02::1", "2001:db8::1"),
+        *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::10.0.0.1", "2002:7f00:1::"),
+        *("2001:0:4136:e378:8000:63bf:80ff:fffe", "::127.0.0.1"),
+    ],
+)
+def test_no_address_but_one_of_the_internet_will_do(host):
+    with pytest.raises(NotPublic):
+        public_address(host, 80)
+
+
+@pytest.mark.parametrize("host", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+def test_those_of_the_internet_will(host):
+    assert public_address(host, 443) == host
+
+
+def test_of_several_addresses_each_has_to_be_one(monkeypatch):
+    def both(host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in ("1.1.1.1", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with pytest.raises(NotPublic):
+        public_address("two.example", 80)
+
+
+def test_what_was_checked_is_what_is_connected_to(receiver):
+    """The name could stand for another address a moment later."""
+    connected = []
+    pool = watched_pools(connected.append, address="127.0.0.1")["http"]
+    port = receiver.server.server_address[1]
+    answer = pool("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False)
+    assert (answer.status, receiver.seen[0].headers["Host"]) == (200, f"no-such-name.invalid:{port}")
+    assert connected[0].getpeername()[0] == "127.0.0.1"

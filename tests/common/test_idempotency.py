@@ -8,7 +8,7 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from batches.models import Batch
-from common.models import ApiKey, RememberedAnswer
+from common.models import ApiKey, Owner, RememberedAnswer
 from files_api.models import File
 from tests.conftest import CHAT, at_once, line, several_connections
 
@@ -48,11 +48,11 @@ def test_the_same_key_with_another_body_is_refused(api, send):
     assert (Batch.objects.count(), File.objects.count()) == (1, 1)
 
 
-def test_another_key_another_path_and_another_caller_are_other_requests(api):
+def test_another_key_another_path_and_another_owner_are_other_requests(api):
     create_batch(api)
     create_batch(api, key="other")
     upload(api)
-    _, secret = ApiKey.objects.make("laptop")
+    _, secret = ApiKey.objects.make("laptop", owner=Owner.objects.create(name="Ann"))
     api.credentials(HTTP_AUTHORIZATION=f"Bearer {secret}")
     create_batch(api)
     assert Batch.objects.count() == 3

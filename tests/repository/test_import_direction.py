@@ -10,7 +10,17 @@ from functools import partial
 import pytest
 
 from tests import architecture
-from tests.architecture import Tree, arrows_up, circles, importers, neighbours, outside, reaching, status_writers
+from tests.architecture import (
+    Tree,
+    arrows_up,
+    circles,
+    importers,
+    neighbours,
+    outside,
+    reaching,
+    status_writers,
+    unscoped,
+)
 from tests.stack import ROOT
 
 # From the top.
@@ -36,7 +46,8 @@ ENTRANCES = ["batches.tasks", "batches.api", "batches.admin", "batches.managemen
 REST_GROUND = [
     *("files_api.views", "files_api.serializers", "files_api.upload_handler", "files_api.urls", "files_api.form"),
     *("common.authentication", "common.exception_handler", "common.negotiation", "common.pagination"),
-    *("common.fields", "common.idempotency", "common.openapi"),
+    *("common.fields", "common.idempotency", "common.openapi", "common.owners"),
+    "common.throttling",
 ]
 HTTP = ["requests", "urllib3", "pycurl", "http.client", "urllib.request", "httpx", "aiohttp"]
 HTTP_HOMES = [
@@ -165,6 +176,15 @@ RULES = [
             "common.errors": "class ApiError:\n    def __init__(self, status):\n        self.status = status",
         },
     ),
+    Rule(
+        "views take rows of the request's owner alone",
+        partial(unscoped, views=["batches.api", "files_api.views", "files_api.serializers", "common.pagination"]),
+        {"batches.api.batches": "def get_queryset(self):\n    return Batch.objects.filter(pk=self.kwargs['pk'])"},
+        {
+            "batches.api.batches": "rows(self.request, Batch.objects.all()).filter(pk=pk)\nUpload.objects.create(id=1)",
+            "batches.switch": "Batch.objects.get(pk=pk)",
+        },
+    ),
 ]
 
 
@@ -190,6 +210,20 @@ def test_the_whole_project_is_read(tree: Tree) -> None:
     assert "batches.models" in tree.arrows["batches.lifecycle"]
     for package in ("batchserver", "batches", "benchmarks", "client", "common", "files_api"):
         assert len(tree.within(package)) == len(list((ROOT / package).rglob("*.py")))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Batch._default_manager.get(pk=pk)",
+        "get_object_or_404(Batch, pk=pk)",
+        "seen = Batch.objects\nseen.all()",
+        "rows(request, Batch.objects.all()) | Batch.objects.all()",
+        "def late():\n    return [each for each in File.objects.all()]",
+    ],
+)
+def test_rows_of_everybody_are_found(source: str) -> None:
+    assert unscoped(Tree.of({"files_api.views": source}), ["files_api"])
 
 
 @pytest.mark.parametrize(

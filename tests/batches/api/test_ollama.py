@@ -17,7 +17,7 @@ from batches import registry
 from batches.api import ollama_urls, pass_through
 from batches.models import Backend, Hold
 from common.errors import ApiError
-from common.models import ApiKey
+from common.models import ApiKey, Owner, Scope
 from tests import fake_native
 from tests.batches.conftest import reported
 from tests.fake_backend import MODEL, Action, FakeBackend, answer, events
@@ -71,7 +71,7 @@ def fill(held):
     taken = 0
     with suppress(ApiError):
         while True:
-            pass_through.take_a_place(held)
+            pass_through.take_a_place(Owner(), held)
             taken += 1
     return taken
 
@@ -551,7 +551,7 @@ def test_without_keys_models_are_changed_from_this_machine(send, backend, addres
 def test_without_keys_models_are_changed_from_no_other_machine(send, backend, options):
     statuses, said = tried(send, **options)
     assert statuses == {403}
-    assert all(b"manage.py create_api_key NAME --admin" in each for each in said)
+    assert all(b"manage.py create_api_key NAME" in each for each in said)
     assert is_untouched(backend)
 
 
@@ -569,12 +569,12 @@ def test_no_page_elsewhere_changes_models(send, backend):
 
 def test_a_key_changes_models_if_it_is_an_administrators(send, backend):
     _, plain = ApiKey.objects.make("laptop")
-    _, admins = ApiKey.objects.make("owner", is_admin=True)
+    _, admins = ApiKey.objects.make("owner", scopes=list(Scope))
     assert tried(send)[0] == {401}
     assert tried(send, headers={"Authorization": "Bearer sk-wrong"})[0] == {401}
     statuses, said = tried(send, headers={"Authorization": f"Bearer {plain}"})
     assert statuses == {403}
-    assert all(b"This key may not change models." in each for each in said)
+    assert all(b"lacks the scope 'admin'" in each for each in said)
     assert is_untouched(backend)
     headers = {"Authorization": f"Bearer {admins}", "X-Forwarded-For": "10.0.0.1"}
     assert tried(send, headers=headers, REMOTE_ADDR="192.168.1.7")[0] <= {200, 201, 404}

@@ -1,5 +1,6 @@
 """Whose turn it is, of what waits; and that the drive keeps to it, against a model server."""
 
+from collections import Counter
 from datetime import timedelta
 from itertools import groupby, pairwise
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from batches import registry
 from batches.models import Backend, Batch, Line, LineState, Part, PausedModel, Priority
 from batches.scheduling import turns
 from batches.scheduling.turns import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
+from common.models import Owner
 from tests.conftest import line
 from tests.fake_backend import TRIAL, Action, error_body
 
@@ -28,9 +30,9 @@ def ago(minutes):
     return NOW - timedelta(minutes=minutes)
 
 
-def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL):
+def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL, owner=1):
     """A part that waits; `turn` and `created` in minutes ago."""
-    batch = SimpleNamespace(priority=priority, created_at=ago(created), in_progress_at=ago(created))
+    batch = SimpleNamespace(priority=priority, created_at=ago(created), in_progress_at=ago(created), owner_id=owner)
     return SimpleNamespace(pk=pk, served_model=model, batch=batch, turn_at=None if turn is None else ago(turn))
 
 
@@ -42,7 +44,7 @@ class On(Turn):
         self.began -= age_s
 
 
-def chosen(*parts, loaded="m", stayed_s=float("inf"), turn=None, at_border=True, base_of=str):
+def chosen(*parts, loaded="m", stayed_s=float("inf"), turn=None, at_border=True, base_of=str, owners_turns=None):
     found = choose(
         parts,
         loaded=loaded,
@@ -51,6 +53,7 @@ def chosen(*parts, loaded="m", stayed_s=float("inf"), turn=None, at_border=True,
         is_at_border=lambda _: at_border,
         now=NOW,
         base_of=base_of,
+        owners_turns=owners_turns or {},
     )
     return found and found.pk
 
@@ -150,6 +153,80 @@ def test_priority_goes_before_everything():
     current = part(1, turn=0.1)
     assert chosen(current, part(2, priority=high), turn=On(current, 1)) == 2
     assert chosen(part(1, created=90, priority=low)) == 1
+
+
+# Owners
+
+
+def test_owners_take_turns_and_then_the_parts_of_each():
+    waiting = [part(1, turn=3), part(2, turn=9), part(3, turn=2, owner=2)]
+    assert chosen(*waiting, owners_turns={1: ago(1), 2: ago(2)}) == 3
+    assert chosen(*waiting, owners_turns={1: ago(2), 2: ago(1)}) == 2
+
+
+def test_an_owner_who_had_no_turn_yet_comes_first():
+    waiting = [part(1, turn=9), part(2, created=5, owner=2), part(3, created=8, owner=3)]
+    assert chosen(*waiting, owners_turns={1: ago(9)}) == 3
+    assert chosen(*waiting, owners_turns={1: ago(9), 2: ago(-120), 3: ago(0)}) == 2  # its clock went back
+
+
+def test_a_priority_is_a_word_between_the_batches_of_one_owner():
+    high, low = Priority.HIGH, Priority.LOW
+    assert chosen(part(1, turn=1, priority=high), part(2, turn=2, priority=low, owner=2), owners_turns={1: ago(1)}) == 2
+    current = part(2, turn=0.1, priority=low, owner=2)
+    assert chosen(part(1, priority=high), current, turn=On(current, 1), owners_turns={2: ago(0.1)}) == 2
+    assert chosen(part(1, turn=1, priority=high), part(2, turn=2, priority=low), owners_turns={1: ago(1)}) == 1
+
+
+def time_of_owners(parts, *, hours=1.0, arriving=lambda second: []):
+    """Seconds in which lines of each owner were sent. A part never comes to an end."""
+    had, owners_turns, turn, age_s, loaded, stayed_s = Counter(), {}, None, 0, "m", 0
+    for second in range(int(hours * 3600)):
+        now = NOW + timedelta(seconds=second)
+        parts = parts + arriving(second)
+        found = choose(
+            parts,
+            loaded=loaded,
+            stayed_s=stayed_s,
+            turn=turn and On(turn, age_s),
+            is_at_border=lambda _: True,
+            now=now,
+            owners_turns=owners_turns,
+        )
+        if found is not turn or age_s >= TURN_S:
+            turn, age_s = found, 0
+            found.turn_at = owners_turns[found.batch.owner_id] = now
+        if found.served_model != loaded:
+            loaded, stayed_s = found.served_model, 0
+        had[found.batch.owner_id] += 1
+        age_s, stayed_s = age_s + 1, stayed_s + 1
+    return had
+
+
+def test_twenty_batches_of_one_owner_take_no_more_than_one_of_another():
+    had = time_of_owners([*(part(number) for number in range(20)), part(99, owner=2)])
+    assert had[1] == pytest.approx(had[2], rel=0.1)
+
+
+def test_ever_new_batches_of_one_owner_take_no_more_either():
+    def arriving(second):
+        return [part(1000 + second, created=-second / 60)] if second % 10 == 0 else []
+
+    had = time_of_owners([part(99, turn=1, owner=2)], arriving=arriving)
+    assert had[1] == pytest.approx(had[2], rel=0.1)
+
+
+def test_many_models_of_one_owner_take_no_more_either(settings):
+    settings.MODEL_PATIENCE_S = 600
+    parts = [*(part(number, f"m{number}") for number in range(9)), part(99, "m", owner=2)]
+    had = time_of_owners(parts, hours=6)
+    assert had[1] == pytest.approx(had[2], rel=0.2)
+
+
+def test_owners_who_use_one_model_share_its_time(settings):
+    settings.MODEL_PATIENCE_S = 600
+    had = time_of_owners([part(1, "m"), part(2, "m", owner=2), part(3, "other", owner=2)], hours=6)
+    assert had[1] == pytest.approx(had[2] / 2, rel=0.5)  # "m" stays for three quarters, of which each has half
 
 
 # With rows
@@ -350,6 +427,26 @@ def test_a_turn_ends_though_all_lines_begin_alike(create, work, backend):
         turn.began -= 5  # five seconds later
     assert 3 < len(parts) < 7  # in 150 seconds
     assert all(before != after for before, after in pairwise(parts))
+
+
+def test_the_turn_after_that_of_one_owner_is_anothers(create, work, backend, api):
+    """Those of the first have a higher priority, and came before."""
+    for number in range(3):
+        work.validate(create([line(f"theirs-{number}")], metadata={"priority": "high"})["id"])
+    late = Owner.objects.create(name="late")
+    own = create([line("own")])["id"]
+    Batch.objects.filter(pk=own).update(owner=late)
+    work.validate(own)
+    backend_row = registry.report_backend()
+    assert [part.batch.owner_id for part in turns.order(backend_row, 4)] == [1, late.pk, 1, 1]
+    first = turns.next_turn(backend_row, None)
+    first.claimed(first.lines().first())
+    Line.objects.filter(part=first.part).update(state=LineState.SUCCEEDED)
+    second = turns.next_turn(backend_row, first)
+    assert (first.part.batch.owner_id, second.part.batch_id) == (1, own)
+    stamps = dict(Owner.objects.values_list("pk", "turn_at"))
+    assert stamps[late.pk] is None
+    assert stamps[1] is not None
 
 
 def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backend):
