@@ -222,6 +222,7 @@ class Dispatcher:
     # Record
 
     def _note(self, call: Call[Subject]) -> None:
+        self.lines.look_again()
         if is_question(call):
             self.shared.note_answer(call)
             self.tallies.note_answer(call)
@@ -262,6 +263,7 @@ class Dispatcher:
         failpoints.reach("after_store")
         self.answers.stored(time.monotonic() - started)
         self.lines.answered(len(group))
+        self.lines.look_again()
         if failed:
             self.lines.end_turn()  # lines in the buffer may be among the lines that fail
         for batch_id in failed:

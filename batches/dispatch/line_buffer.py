@@ -24,6 +24,7 @@ class LineBuffer:
         self._backend = backend
         self._lease = lease
         self._turn: turns.Turn | None = None
+        self._found_none = False  # nothing could be claimed, and nothing that we know of has changed since
         self._lanes = [Lane()]
         self._lane_of: dict[int, Lane] = {}  # of the lines in flight
         self._alike: set[int] = set()  # of the lines claimed or in flight: it matters which slot reads them
@@ -81,6 +82,10 @@ class LineBuffer:
         """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
         self._claim_size = min(MOST_CLAIMED, 2 * lines) if lines > 1 else 1
 
+    def look_again(self) -> None:
+        """A call is over, or its answer stored: there may be lines to claim where there were none."""
+        self._found_none = False
+
     def use_lanes(self, number: int) -> None:
         """Send lines in so many lanes from now on. Safe to call often."""
         number = max(1, number)
@@ -103,8 +108,10 @@ class LineBuffer:
         return any(lane.is_low(size) for lane in self._lanes)
 
     def refill(self, room: int, in_flight: Sequence[Line]) -> None:
-        """Claim more lines for a room of `room` calls. Call if `is_low`. `in_flight` are not answered yet."""
-        self._refill(room, in_flight)
+        """Claim more lines for a room of `room` calls. Call if `is_low`. `in_flight` are not answered yet. Once there
+        was none to claim, asks the database again after `look_again`, or after `choose_turn` found a turn."""
+        if not self._found_none:
+            self._refill(room, in_flight)
         for lane in self._lanes:
             longest = max(self._lanes, key=lambda each: len(each.ready))
             # A lane that has one line and nothing in flight sends that line itself.
@@ -127,6 +134,7 @@ class LineBuffer:
             ended, self._turn = self._turn, None
             self.choose_turn(in_flight)
             if self._turn is not None and self._turn.is_like(ended):
+                self._found_none = True
                 return  # another drive has just claimed its lines, or its batch stopped: the next look tells
 
     def _claim(self, turn: turns.Turn, size: int) -> bool:
@@ -161,6 +169,7 @@ class LineBuffer:
         if turn is not None and self._turn is not None and turn.part.pk != self._turn.part.pk:
             self._claim_size = 1  # the lines of another part may take longer
         self._turn = turn
+        self._found_none = turn is None
 
     def _stayed_s(self, at_work: str) -> float:
         """How long lines of the model at work alone have been sent. No time, if this drive has sent none of its lines:
@@ -181,6 +190,7 @@ class LineBuffer:
         """Hand all lines back and end the turn, whose lines cannot be sent now. `refill` finds out the next turn."""
         self.hand_back()
         self._turn = None
+        self._found_none = False
 
     def hand_back(self) -> None:
         """Make all lines claimable again, uncharged. Does nothing if there are none."""

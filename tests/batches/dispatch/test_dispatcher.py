@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from batches import lifecycle
@@ -360,3 +361,20 @@ def test_statuses_seen_on_the_way(create, work, backend):
     done = work.batch(batch["id"])
     assert done["status"] == Status.COMPLETED
     assert all(done[name] for name in ("in_progress_at", "finalizing_at", "completed_at", "output_file_id"))
+
+
+def test_a_drive_without_a_line_to_claim_asks_for_one_once_a_second(create, work, backend):
+    """And not each time that it wakes up while the last answers are computed."""
+    backend.on("a", Action(delay_s=1.5))
+    work.validate(create([line("a")])["id"])
+    asked = 0
+
+    def note(execute, sql, params, many, context):
+        nonlocal asked
+        asked += backend.arrived() == ["a"] and sql.startswith("SELECT") and 'FROM "batches_part"' in sql
+        return execute(sql, params, many, context)
+
+    began = time.monotonic()
+    with connection.execute_wrapper(note):
+        work.drive()
+    assert asked <= 4 * (time.monotonic() - began + 1)
