@@ -22,8 +22,10 @@ ADMIN = "; ".join(
 )
 # Answers of the API are no pages: shown by a browser, they load nothing and run nothing.
 OTHERS = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_UNUSED = ("accelerometer", "autoplay", "camera", "display-capture", "fullscreen", "geolocation", "gyroscope")
-_UNUSED += ("magnetometer", "microphone", "midi", "payment", "publickey-credentials-get", "serial", "usb")
+_UNUSED = (
+    *("accelerometer", "autoplay", "camera", "display-capture", "fullscreen", "geolocation", "gyroscope"),
+    *("magnetometer", "microphone", "midi", "payment", "publickey-credentials-get", "serial", "usb"),
+)
 PERMISSIONS = ", ".join(f"{feature}=()" for feature in _UNUSED)
 
 
