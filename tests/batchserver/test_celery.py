@@ -37,7 +37,7 @@ for output in ("hash", "unified"):
 
 @pytest.mark.usefixtures("processes")
 def test_no_page_or_command_shows_a_secret():
-    """What a worker answers to `celery inspect conf` and `report`, and diffsettings, of a process with such settings."""
+    """By what a worker answers to `celery inspect conf` and `report`, and by diffsettings."""
     environment = os.environ | SECRETS | {"DJANGO_SETTINGS_MODULE": "batchserver.settings"}
     done = subprocess.run(
         [sys.executable, "-c", SHOW], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
