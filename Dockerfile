@@ -13,8 +13,8 @@ RUN useradd --uid 1000 --create-home batchserver \
     && install --directory --owner=batchserver --group=batchserver --mode=0700 /data
 
 WORKDIR /app
-COPY requirements*.txt ./
-RUN pip install -r requirements.txt
+COPY requirements.lock ./
+RUN pip install --require-hashes --no-deps -r requirements.lock
 # What else gets in is listed in .dockerignore.
 COPY . ./
 

@@ -12,15 +12,22 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import SecurityWarning
+from django.conf import settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
+
+OURS = "CELERY_"
 
 # Messages are JSON with ids alone, so a worker may run as root (in a container, for instance) without a warning.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 # A worker imports `include` once Django is set up; other processes never import it.
 app = Celery("batchserver", include=["batchserver.worker"])
-app.config_from_object("django.conf:settings", namespace="CELERY")
+# Its own settings alone: what it has it shows, by `celery inspect conf` and `celery report`, and of ours it would mask
+# by the name what has "key" or "secret" in it.
+app.config_from_object(
+    {name.removeprefix(OURS).lower(): getattr(settings, name) for name in dir(settings) if name.startswith(OURS)}
+)
 app.autodiscover_tasks()
 # A shared task uses the current app of its thread. Without this only the thread that made the app has one.
 app.set_default()

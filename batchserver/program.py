@@ -11,11 +11,11 @@ from batchserver import serve_options
 def manage(arguments: Sequence[str]) -> int:
     """Run the management command that is named; the exit status. A wrong setting is told without a traceback."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
+    if arguments[1:2] == ["serve"]:
+        serve_options.apply(arguments[2:], os.environ, program=f"{Path(arguments[0]).name} serve")
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
-    if arguments[1:2] == ["serve"]:
-        serve_options.apply(arguments[2:], os.environ, program=f"{Path(arguments[0]).name} serve")
     try:
         execute_from_command_line(list(arguments))
     except ImproperlyConfigured as error:

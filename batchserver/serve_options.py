@@ -9,6 +9,17 @@ from batchserver import installation
 from batchserver.version import VERSION
 
 NAMES = {"host": "HOST", "port": "PORT", "data_dir": "DATA_DIR"}
+DESCRIPTION = "Run web, workers and broker (and the embedded backend, if configured) until Ctrl-C; restart what dies."
+EXAMPLES = """examples:
+  script/server                                  this machine alone, http://127.0.0.1:4080
+  script/server --port 8080 --data-dir ~/batches
+  script/server --host 0.0.0.0                   the network too, which needs an API key:
+  .venv/bin/python manage.py create_api_key NAME
+
+The first start prints the administrator's password for /admin/ once. Clients use http://127.0.0.1:4080/v1 as base_url.
+The model server is Ollama at http://localhost:11434 unless OLLAMA_BASE_URL or BACKEND_URL names another. Settings are
+read from the environment and from .env; .env.example lists them all. Options win over both.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,17 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=_port, metavar="NUMBER", help="TCP port to listen at (PORT), 4080 unless set")
     parser.add_argument("--data-dir", type=_directory, metavar="PATH", help="where all state is kept (DATA_DIR)")
+    parser.add_argument("--no-admin", action="store_true", help="make no administrator; the next `serve` does")
+    parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
 
 
 def apply(arguments: Sequence[str], environment: MutableMapping[str, str], *, program: str) -> None:
     """Put the options that are given into the environment. A value that cannot be used ends the process with status 2,
-    `--version` with 0; what is no option of these is left to the command's own parser. `program` is what usage says."""
-    parser = argparse.ArgumentParser(program, add_help=False)
+    `--help` and `--version` with 0; what is no option of these is left to the command's own parser. `program` is what
+    usage says.
+
+    The command's own parser has those two from Django; but it reads the settings first, one of which may be wrong, and
+    tells Django's version. Nothing that has to be installed is imported here.
+    """
+    parser = argparse.ArgumentParser(
+        program, description=DESCRIPTION, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_arguments(parser)
-    # The command's own parser has it too, from Django; but it reads the settings first, and tells Django's version.
     parser.add_argument("--version", action="version", version=f"{installation.NAME} {VERSION}")
     given, _ = parser.parse_known_args(arguments)
-    environment.update({NAMES[name]: str(value) for name, value in vars(given).items() if value is not None})
+    environment.update({NAMES[name]: str(value) for name, value in vars(given).items() if name in NAMES and value})
 
 
 def _port(text: str) -> int:

@@ -306,6 +306,8 @@ SPECTACULAR_SETTINGS = {
     "SERVE_INCLUDE_SCHEMA": False,
 }
 
+DEFAULT_EXCEPTION_REPORTER_FILTER = "batchserver.masking.SecretsMasked"
+
 USE_TZ = True
 LANGUAGE_CODE = "en-us"
 USE_I18N = False

@@ -22,10 +22,12 @@ from kombu.exceptions import OperationalError
 from batches.registry import report_backend
 from batches.scheduling.others import Others
 from batches.tasks import shutdown, tick
+from batchserver import private
 from batchserver.celery import app
 from common import schema, signs_of_life
 
 logger = logging.getLogger(__name__)
+private.from_now_on()
 
 TICK_EVERY_S = 2.0
 REPORT_EVERY_S = 3.0

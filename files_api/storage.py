@@ -84,7 +84,9 @@ class DurableFileSystemStorage(FileSystemStorage):
                     copy.write(chunk)
                 return self._save(name, copy)
         final = Path(self.path(name))
-        final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not final.parent.is_dir():
+            final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _fsync(final.parent.parent)
         content.flush()
         os.fsync(content.fileno())
         os.replace(content.temporary_file_path(), final)

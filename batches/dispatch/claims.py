@@ -23,6 +23,7 @@ from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahea
 from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part, Response, last_places
 from batches.scheduling import turns
 from common import failpoints
+from common.database import durable_commit
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ def store(
     batches, for which the caller wakes the control worker.
     """
     group = _Group()
-    with transaction.atomic():
+    # Whoever was told of an answer finds it again after a power cut.
+    with durable_commit(), transaction.atomic():
         places = last_places({call.subject.batch_id for call in calls})
         for call in calls:
             line, reply = call.subject, call.reply

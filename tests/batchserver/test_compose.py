@@ -275,8 +275,7 @@ def test_the_image_holds_the_project_and_nothing_of_this_machine() -> None:
     packages = {app for app in settings.INSTALLED_APPS if (ROOT / app).is_dir()}
 
     # Benchmarks measure from outside.
-    requirements = {"requirements.txt", "requirements-client.txt", "requirements-server.txt"}
-    assert let_in() == {"CHANGELOG.md", "LICENSE", "manage.py", *requirements, *packages} - {"benchmarks"}
+    assert let_in() == {"CHANGELOG.md", "LICENSE", "manage.py", "requirements.lock", *packages} - {"benchmarks"}
 
 
 @pytest.mark.usefixtures("processes")

@@ -115,12 +115,34 @@ def test_without_its_packages_it_says_what_to_type_in_the_checkout(capsys, monke
     assert "In the checkout: pip install '.[server]'" in capsys.readouterr().err
 
 
-def test_the_help_lists_them_and_nothing_of_django(capsys):
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_the_help_helps_and_has_nothing_of_django(option, capsys):
     with pytest.raises(SystemExit, match="0"):
-        program.manage(["manage.py", "serve", "--help"])
+        program.manage(["manage.py", "serve", "--port", "4090", option])
     told = capsys.readouterr().out
     assert "TCP port to listen at (PORT), 4080 unless set" in " ".join(told.split())
+    for what in ("create_api_key NAME", ".env.example", "base_url", "OLLAMA_BASE_URL", "--host 0.0.0.0"):
+        assert what in told
     assert "--settings" not in told
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_the_script_tells_it_where_nothing_is_installed_and_a_setting_is_wrong(option, tmp_path):
+    """By a Python without packages (-S), as on a fresh machine; nothing is made there."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "script" / "server", option],
+        env=os.environ | {"PYTHON": str(bare), "PORT": "no port"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: " if option == "--help" else "ollama-batch-server ")
 
 
 WITH_ITS_PARENT = """

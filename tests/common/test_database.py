@@ -5,7 +5,7 @@ from django.db import IntegrityError, connection, transaction
 
 from batches.models import Backend
 from common import signs_of_life
-from common.database import bulk_writes, insert, relaxed_commits, retrying
+from common.database import bulk_writes, durable_commit, insert, relaxed_commits, retrying
 
 
 def setting(name):
@@ -23,6 +23,17 @@ def test_a_relaxed_commit_survives_the_kill_of_any_process(transactional_db):
     else:
         with relaxed_commits():
             assert setting("SHOW synchronous_commit") == "on"
+
+
+def test_a_durable_commit_among_relaxed_ones_survives_a_power_cut(transactional_db):
+    with relaxed_commits():
+        with durable_commit():
+            if connection.vendor == "sqlite":
+                assert setting("PRAGMA synchronous") == 2  # FULL
+        if connection.vendor == "sqlite":
+            assert setting("PRAGMA synchronous") == 1
+    with transaction.atomic(), durable_commit():  # too late for this transaction, and no error
+        assert Backend.objects.count() == 0
 
 
 def test_bulk_writes_give_back_what_they_took(transactional_db):

@@ -37,7 +37,7 @@ def run(*command, cwd, status=0, **environment):
 def wheel(tmp_path_factory, processes):
     """Built from a copy, so that what setuptools leaves behind is left there. Asks no package index."""
     copy = tmp_path_factory.mktemp("source")
-    for name in (*BUILT_FROM, *(path.name for path in ROOT.glob("requirements*.txt"))):
+    for name in (*BUILT_FROM, *(path.name for path in ROOT.glob("requirements*.*"))):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory, processes):
 def pins(name):
     """The requirements that the lines of a file have."""
     lines = (ROOT / name).read_text().splitlines()
-    return [Requirement(each) for each in lines if each and not each.startswith("#")]
+    return [Requirement(each) for each in lines if each and not each.startswith(("#", "-r"))]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 12
 
 
 class Command(BaseCommand):
-    help = "Run web, workers and broker (and the embedded backend, if configured) until Ctrl-C; restart what dies."
+    help = serve_options.DESCRIPTION
 
     # Django's own; whoever mistypes an option is shown those that a server has.
     suppressed_base_arguments = {  # noqa: RUF012
@@ -35,8 +35,6 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         serve_options.add_arguments(parser)  # what they say is in the settings by now
-        parser.add_argument("--no-admin", action="store_true", help="make no administrator; the next `serve` does")
-        parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
 
     def handle(self, *args: Any, **options: Any) -> None:
         supervisor = Supervisor(log_format=settings.LOG_FORMAT, own_log=_own_log())

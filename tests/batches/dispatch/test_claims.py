@@ -1,9 +1,11 @@
 """Who may claim a line and write its answer."""
 
 import logging
+import re
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from batches import leases, lifecycle, registry
@@ -105,3 +107,25 @@ def test_answers_that_come_after_the_lease_was_lost_are_told_once(create, work, 
         claims.store(lease, answered(lines))
 
     assert caplog.messages == [f"3 results came too late and were dropped, the first of {batch['id']} line 1"]
+
+
+def test_an_answer_is_fsynced_before_anybody_is_told_of_it(create, work, backend):
+    """On SQLite, where a drive's own commits are not."""
+    if connection.vendor != "sqlite":
+        return  # it fsyncs each commit
+    batch = create([line("a"), line("b")])["id"]
+    work.validate(batch)
+    levels, stored_at = ["FULL"], []
+
+    def watch(execute, sql, parameters, many, context):
+        if found := re.match(r"PRAGMA synchronous=(\w+)", sql):
+            levels.append({"1": "NORMAL", "2": "FULL"}.get(found[1], found[1]))
+        elif sql.startswith('INSERT INTO "batches_response"'):
+            stored_at.append(levels[-1])
+        return execute(sql, parameters, many, context)
+
+    with connection.execute_wrapper(watch):
+        work.drive()
+    assert set(stored_at) == {"FULL"}
+    assert "NORMAL" in levels
+    assert levels[-1] == "FULL"
