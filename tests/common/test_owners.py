@@ -56,7 +56,7 @@ CHATS = {
     "POST /v1/messages": OWN,
     **{f"POST /api/{name}": OWN for name in ("chat", "generate", "embed", "embeddings", "show")},
 }
-EITHER = {
+WITH_ANY = {
     "GET /v1/models": OWN,
     "GET /v1/models/{id}": OWN,
     **{f"GET /api/{name}": OWN for name in ("tags", "ps", "version")},
@@ -77,14 +77,14 @@ EVERYBODYS = {
     "GET /readyz": OPEN,
     "GET /": OPEN,
 }
-TABLE = BATCHES | CHATS | EITHER | ADMINISTRATORS | EVERYBODYS
+TABLE = BATCHES | CHATS | WITH_ANY | ADMINISTRATORS | EVERYBODYS
 # What these change in the database is undone; the others change nothing there, or need transactions of their own.
 CHANGES_ROWS = {*BATCHES, "POST /v1/batches/pause", "POST /v1/batches/resume"}
 # The scopes of a key that has all but those that the address asks for.
 LACKING = {
     **dict.fromkeys(BATCHES, (Scope.CHAT,)),
     **dict.fromkeys(CHATS, (Scope.BATCHES,)),
-    **dict.fromkeys(EITHER, (Scope.ADMIN,)),
+    **dict.fromkeys(WITH_ANY, ()),
     **dict.fromkeys([*ADMINISTRATORS, *EVERYBODYS], (Scope.BATCHES, Scope.CHAT)),
 }
 
