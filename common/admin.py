@@ -127,6 +127,12 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
         model = ApiKey
         fields = ("name", "owner", "for_batches", "for_chat", "is_admin", "expires_at")
 
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        if not any(cleaned.get(name) for name in ("for_batches", "for_chat", "is_admin")):
+            raise forms.ValidationError("A key has to be for something: choose a scope.")
+        return cleaned
+
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(LookOnly):

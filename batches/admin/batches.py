@@ -26,6 +26,7 @@ from batches.models import FINAL, Batch
 from batches.status import progress, reasons
 from batches.status.overview import filenames
 from common.admin import LookOnly
+from common.models import Owner
 from common.permissions import may_look
 from files_api.models import File
 
@@ -59,6 +60,7 @@ class BatchAdmin(LookOnly):
     search_fields = ("id", "model", "filename", "metadata", "input_file__id")
     search_help_text = "Name of the file, id, model or metadata"
     list_per_page = 25
+    list_select_related = ("owner",)
     # What runs is on top, in the order in which most batches come to their turns; then what is over, the newest first.
     ordering = (
         Case(When(status__in=FINAL, then=1), default=0),
@@ -107,7 +109,10 @@ class BatchAdmin(LookOnly):
 
     @admin.display(description="Batch")
     def name(self, batch: Any) -> str:
-        return render_to_string("batches/cell_name.html", {"batch": batch, "filename": batch.filename})
+        # Where there is one owner alone, nobody asks whose a batch is.
+        owner = "" if batch.owner_id == Owner.FIRST else batch.owner.name
+        context = {"batch": batch, "filename": batch.filename, "owner": owner}
+        return render_to_string("batches/cell_name.html", context)
 
     @admin.display(description="State")
     def state(self, batch: Any) -> str:

@@ -25,7 +25,7 @@ class ModelViewSet(viewsets.ViewSet):
     The list has each model once; any name by which a line gets a model can be retrieved.
     """
 
-    scopes = (Scope.BATCHES, Scope.CHAT)
+    scopes = tuple(Scope)
     lookup_value_regex = r"[^\x00]+"
 
     @operation("List the models that lines can name", ModelListSerializer)

@@ -57,7 +57,7 @@ class StateViewSet(viewsets.ViewSet):
     """What Ollama says of itself: /api/version, and /api/tags and ps, with several servers of all of them."""
 
     schema = None
-    scopes = (Scope.CHAT, Scope.BATCHES)
+    scopes = tuple(Scope)
 
     def version(self, request: Request) -> HttpResponseBase:
         return _asked(request, "/api/version", ollamas(request)[0])

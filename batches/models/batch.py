@@ -30,7 +30,7 @@ class Status(models.TextChoices):
 
 
 class Priority(models.IntegerChoices):
-    """`metadata.priority` of a batch: its lines go before, between or behind those of all others."""
+    """`metadata.priority` of a batch: its lines go before, between or behind those of its owner's others."""
 
     LOW = -1
     NORMAL = 0

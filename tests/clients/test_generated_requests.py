@@ -76,7 +76,7 @@ class Run:
             ]
 
 
-def run(server, document, *phases, examples=1):
+def run(server, document, *phases, examples=1, key=""):
     """Send what schemathesis makes of the document. The same each time, but for ids that the server chose."""
     nothing_learnt = {"extra-data-sources": {"responses": False}}
     options = {
@@ -96,6 +96,7 @@ def run(server, document, *phases, examples=1):
     config = {
         "seed": 1,
         "base-url": server.base,
+        "headers": {"Authorization": f"Bearer {key}"} if key else {},
         "continue-on-failure": True,
         "cache": {"enabled": False},
         "suppress-health-check": ["too_slow"],
@@ -242,12 +243,17 @@ def test_the_server_keeps_what_the_document_says(server, fake, held):
     assert {status for _, status in result.answers} - BY_GUNICORN == {200, 400, 404, 405, 409, 413, 415}
 
 
-def test_without_a_key_everything_is_refused(server):
-    subprocess.run(
-        [sys.executable, "manage.py", "create_api_key", "laptop"],
+def test_without_a_key_everything_is_refused_and_another_owners_finds_nothing(server):
+    client = client_of(server)
+    file = client.files.create(file=("a.jsonl", b"{}\n"), purpose="batch").id
+    batch = finish(client, submit(client, [line("a")]).id)
+    upload = client.uploads.create(filename="a.jsonl", purpose="batch", bytes=3, mime_type="text/jsonl").id
+    made = subprocess.run(
+        [sys.executable, "manage.py", "create_api_key", "laptop", "--owner", "another"],
         cwd=ROOT,
         env=os.environ | server.environment,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         check=True,
     )
     document = Document(server)
@@ -257,3 +263,25 @@ def test_without_a_key_everything_is_refused(server):
     assert not result.problems, "\n\n".join(result.problems[:10])
     assert {label for label, _ in result.answers} == document.labels
     assert {status for _, status in result.answers} == {401}
+
+    files, batches, uploads = [file, batch.input_file_id, batch.output_file_id], [batch.id], [upload]
+    mine = {"files": files, "batches": batches, "uploads": uploads}
+    for path, operations in document.raw["paths"].items():
+        kind = path.split("/")[2]
+        for operation in operations.values():
+            if "{id}" in path and kind in mine:
+                document.prefer(operation["operationId"], mine[kind])
+    for kind in ("files", "batches"):
+        document.prefer(f"{kind}_list", mine[kind], name="after")
+
+    result = run(server, document.raw, "examples", "fuzzing", examples=5, key=made.stdout.strip())
+
+    assert not result.problems, "\n\n".join(result.problems[:10])
+    found = {label for label, status in result.answers if status == 200}
+    assert not [label for label in found if "{id}" in label and "/models/" not in label]
+    assert {"POST /v1/files", "GET /v1/batches", "GET /v1/models"} <= found
+    headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+    listed = [
+        requests.get(f"{server.base}/v1/{kind}", headers=headers, timeout=10).text for kind in ("files", "batches")
+    ]
+    assert not [each for each in (*files, *batches) if any(each in text for text in listed)]

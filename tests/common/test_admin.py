@@ -41,6 +41,12 @@ def test_a_key_is_made_and_shown_once(admin_client, api):
         assert all(each in text(page) for each in ("laptop", "Ann", "batches", key.hint))
 
 
+def test_a_key_is_for_something(admin_client):
+    answer = admin_client.post(f"{KEYS}add/", {"name": "laptop", "owner": 1})
+    assert "choose a scope" in text(answer)
+    assert not ApiKey.objects.exists()
+
+
 def test_a_key_is_not_changed_but_revoked(admin_client):
     key, _ = ApiKey.objects.make("laptop")
     assert admin_client.post(f"{KEYS}{key.pk}/change/", {"name": "other", "is_admin": "on"}).status_code == 403

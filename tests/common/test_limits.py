@@ -2,8 +2,11 @@
 
 from contextlib import ExitStack
 
+import httpx2 as httpx
+import openai
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.wsgi import get_wsgi_application
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
@@ -274,3 +277,48 @@ def test_no_more_streams_are_open_than_may_be(ann):
     with ExitStack() as later:
         for _ in range(2):
             take_a_place(ann, later)
+
+
+# As the official client takes it
+
+
+@pytest.fixture
+def official(ann, monkeypatch):
+    """OpenAI's own client with Ann's key, without a socket between it and the server."""
+    monkeypatch.setattr("platform.platform", lambda: "Linux")  # it starts a process
+    _, secret = ApiKey.objects.make("official", owner=ann)
+    http = openai.DefaultHttpxClient(transport=httpx.WSGITransport(app=get_wsgi_application()))
+    with openai.OpenAI(base_url="http://testserver/v1", api_key=secret, http_client=http, max_retries=0) as client:
+        yield client
+
+
+def test_the_official_client_reads_what_is_left_and_waits_as_long_as_it_is_told(official, ann, monkeypatch):
+    limit(ann, requests_per_minute=2)
+    headers = official.files.with_raw_response.list().headers
+    assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("2", "1")
+    official.files.list()
+    with pytest.raises(openai.RateLimitError, match="Limit 2") as refused:
+        official.files.list()
+    assert (refused.value.code, refused.value.type) == ("rate_limit_exceeded", "rate_limit_error")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        limit(ann, requests_per_minute=0)
+
+    monkeypatch.setattr("time.sleep", sleep)
+    official.with_options(max_retries=1).files.list()
+    assert [round(each) for each in waits] == [int(refused.value.response.headers["Retry-After"])]
+
+
+def test_the_official_client_tries_nothing_again_that_waiting_does_not_help(official, ann, monkeypatch):
+    limit(ann, active_batches=1, stored_bytes=1)
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+    client = official.with_options(max_retries=3)
+    with pytest.raises(openai.PermissionDeniedError, match="may store 1"):
+        client.files.create(file=("a.jsonl", LINE), purpose="batch")
+    batch = {"input_file_id": "file-none", "endpoint": CHAT, "completion_window": "24h"}
+    client.batches.create(**batch)
+    with pytest.raises(openai.RateLimitError, match="may have 1") as refused:
+        client.batches.create(**batch)
+    assert refused.value.code == "insufficient_quota"

@@ -19,6 +19,7 @@ from batches.admin.actions import ACTIONS, suiting
 from batches.models import Backend, Batch, Line, Priority, Status
 from batches.scheduling import switch
 from batches.status import reasons
+from common.models import Owner
 from files_api.models import File
 from tests.conftest import line, needs
 from tests.fake_backend import Action
@@ -104,6 +105,13 @@ def test_batches_that_run_stand_above_those_that_are_over(admin_client, create, 
     moves = text(admin_client.get(f"{LIST}moves/?id={runs}&id={over}&id=none"))
     assert "0 of 1" in moves
     assert "1 of 1" in moves
+
+
+def test_a_list_tells_whose_a_batch_is_if_it_is_not_the_first_owners(admin_client, running):
+    assert "default" not in text(admin_client.get(LIST)).partition("in.jsonl")[2]
+    Batch.objects.update(owner=Owner.objects.create(name="Ann <b>"))
+    assert "Ann <b>" in text(admin_client.get(LIST)).partition("in.jsonl")[2]
+    assert "Ann <b>" in text(admin_client.get(page_of(running.pk)))
 
 
 def test_a_window_that_will_be_missed_is_red(admin_client, running):

@@ -15,6 +15,7 @@ from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
 from batches.models import Batch, Hold, Line
 from batches.scheduling import gate, persons
+from common.models import ApiKey, Owner, Scope
 from tests.conftest import CHAT, line
 
 
@@ -207,11 +208,14 @@ def test_what_lines_had_is_told_while_persons_come(start, clock):
 
 @pytest.mark.slow
 def test_the_lines_of_a_batch_run_in_their_share(create, work, backend, settings, monkeypatch):
-    """The cycles are short here; a person never leaves."""
+    """The cycles are short here; a person never leaves, and the batch is another owner's: chats of one owner hold no
+    batch of another for ever."""
     monkeypatch.setattr("batches.scheduling.share.CYCLE_S", 2.0)
     backend.delay_s = 0.05
     work.validate(create([line(str(number)) for number in range(10)])["id"])
-    persons.Person(registry.own_backend())
+    Batch.objects.update(owner=Owner.objects.create(name="Bob"))
+    chatting, _ = ApiKey.objects.make("Ann's", owner=Owner.objects.create(name="Ann"), scopes=[Scope.CHAT])
+    persons.Person(registry.own_backend(), who=f"key {chatting.pk}")
     work.drive()
     assert Batch.objects.get().completed == 10
     assert not Hold.objects.filter(reason=Hold.Reason.SHARE).exists()

@@ -15,6 +15,7 @@ from batches.models import Backend, Batch, Hold, Line, LineState, Part, PausedMo
 from batches.scheduling import gate, switch
 from batches.scheduling.quiet_hours import QuietHours
 from batches.status import disk, progress
+from common.models import Owner
 from files_api.models import File
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
@@ -461,6 +462,25 @@ def test_the_turns_of_others_are_counted_in(make, live_backend):
     assert ends_in(progress.of(batch)) == pytest.approx(200 + 10 + 10_000, abs=3)
     longer.refresh_from_db()
     assert ends_in(progress.of(longer)) == pytest.approx(10_000, abs=3)
+
+
+def test_each_other_owner_gets_as_much_time_as_this_one(make, live_backend):
+    """Whatever its priority, and whether by one batch or by several; nothing is said of how many."""
+    ann, bob = (Owner.objects.create(name=name) for name in ("Ann", "Bob"))
+    batch = make(50, 100, each=2.0)
+    for _ in range(3):
+        make(50, 1000, each=1.0, owner=ann, priority=1)
+    make(50, 10, each=1.0, owner=bob, priority=-1)
+    told = progress.of(batch)
+    assert ends_in(told) == pytest.approx(200 + 200 + 10, abs=3)
+    assert told.estimated_from == "The speed of the last 49 lines. The turns of others are counted in."
+    make(50, 20, each=1.0)
+    told = progress.of(batch)
+    assert ends_in(told) == pytest.approx(220 + 220 + 10, abs=3)
+    assert told.estimated_from == (
+        "The speed of the last 49 lines. 1 more in progress and not paused: their turns are counted in. "
+        "The turns of others are counted in."
+    )
 
 
 def test_more_than_can_be_told_is_not_told(make, live_backend):
