@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -194,6 +195,24 @@ def test_a_body_that_is_kept_back_for_the_word_to_go_on_is_asked_for_when_it_is_
         assert (answer.status, answer.headers["Connection"]) == (400, "keep-alive")
     with server.connect(head(server, "POST", "/v1/batches", *expect, key=False)) as client:
         assert AnswerOf(client).status == 401
+
+
+def test_guessers_keep_nobody_waiting(server):
+    with requests.Session() as session:
+        page = f"{server.base}/admin/login/"
+        session.get(page, timeout=SOON_S)
+        form = {"username": "owner", "password": "guess", "csrfmiddlewaretoken": session.cookies["csrftoken"]}
+        cookies = session.cookies.get_dict()
+
+    def guess(_):
+        return [requests.post(page, data=form, cookies=cookies, timeout=60).status_code for _ in range(2)]
+
+    with ThreadPoolExecutor(ATTACKERS) as pool:
+        guesses = pool.map(guess, range(ATTACKERS))
+        others_are_served(server)
+        statuses = [status for each in guesses for status in each]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) <= 10
 
 
 def test_each_slow_client_is_given_up(server):
