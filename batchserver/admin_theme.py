@@ -48,6 +48,7 @@ OPTIONS: dict[str, Any] = {
     "SHOW_HISTORY": False,
     "SHOW_BACK_BUTTON": False,
     "COLORS": {"primary": _PRIMARY},
+    "LOGIN": {"form": "common.logins.LoginForm"},
     "STYLES": [_file("batches/admin.css")],
     "SCRIPTS": [_file("batches/admin.js")],
     "GLOBAL_CALLBACK": "batches.admin.first_page.on_every_page",

@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -42,6 +43,19 @@ def text(environment: Environment, name: str, default: str = "") -> str:
 def texts(environment: Environment, name: str) -> list[str]:
     """The items between commas, none of them empty."""
     return [item for part in environment.get(name, "").split(",") if (item := part.strip())]
+
+
+def networks(environment: Environment, name: str) -> list[str]:
+    """Addresses and networks such as 10.0.0.0/8, with commas between them."""
+    found = texts(environment, name)
+    for each in found:
+        try:
+            ip_network(each)
+        except ValueError:
+            raise ImproperlyConfigured(
+                f"{name}={each!r}: expected addresses and networks such as 10.0.0.5,192.168.0.0/24."
+            ) from None
+    return found
 
 
 def whole(environment: Environment, name: str, default: int, *, least: int = 0, most: int = 2**63 - 1) -> int:

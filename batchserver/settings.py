@@ -30,9 +30,22 @@ HOST = env.text(environ, "HOST", "127.0.0.1")
 PORT = env.whole(environ, "PORT", 4080, least=1, most=65535)
 # Requests that are passed through at once; more are refused.
 MAX_PASS_THROUGH = env.whole(environ, "MAX_PASS_THROUGH", 64, least=1, most=1000)
-# One process, so that /metrics has one set of counters; threads, so that a slow upload delays no other request. Those
-# beyond MAX_PASS_THROUGH are for requests that must be answered at once: polling, uploads, cancelling.
+# One process, so that /metrics has one set of counters. So many requests are at work at once; whoever waits for a slow
+# client does not count. Those beyond MAX_PASS_THROUGH are for requests that must be answered at once: polling, uploads,
+# cancelling.
 WEB_THREADS = MAX_PASS_THROUGH + 16
+
+# How long the web server waits for a client that stands still, and what a slower one has to move after that time. Who
+# reads an answer only now and then is cut off too.
+CLIENT_TIMEOUT_S = env.seconds(environ, "CLIENT_TIMEOUT_S") or 60.0
+CLIENT_LEAST_BYTES_PER_S = env.whole(environ, "CLIENT_LEAST_BYTES_PER_S", 1024)
+# Longer than clients and proxies keep an idle connection: who closes it first must not be the server, which would cut
+# off a request that is on its way.
+KEEP_ALIVE_S = env.seconds(environ, "KEEP_ALIVE_S") or 75.0
+MAX_CONNECTIONS = env.whole(environ, "MAX_CONNECTIONS", 2000, least=16, most=100_000)
+MAX_CONNECTIONS_PER_ADDRESS = env.whole(environ, "MAX_CONNECTIONS_PER_ADDRESS", 512)  # 0: no bound
+# Networks whose connections bring many clients, and whose X-Forwarded-For is believed.
+TRUSTED_PROXIES = env.networks(environ, "TRUSTED_PROXIES")
 
 # State
 DATA_DIR = installation.data_dir(env.text(environ, "DATA_DIR"), environ)

@@ -6,6 +6,7 @@ from drf_spectacular.renderers import OpenApiJsonRenderer2
 from drf_spectacular.views import SpectacularAPIView
 
 from batchserver import views
+from common import logins
 
 # Open even if keys are needed: the document has no data, and says how a key is sent.
 document = SpectacularAPIView.as_view(authentication_classes=[], renderer_classes=[OpenApiJsonRenderer2])
@@ -15,6 +16,7 @@ urlpatterns = [
     path("v1/", include("batches.api.urls")),
     path("v1/openapi.json", document),
     path("api/", include("batches.api.ollama_urls")),
+    path("admin/login/", logins.login),  # before the admin's own
     path("admin/", admin.site.urls),
     path("health", views.show_health),
     # A middleware answers these; here they have their addresses.

@@ -4,7 +4,6 @@ import io
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -21,20 +20,13 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-# For this time the rest of a refused upload is read and thrown away.
-DRAIN_S = 30.0
-
-
 class StreamedBodies:
-    """Give a chunked request the Content-Length that Django needs, and read a refused request to its end.
+    """Give a chunked request the Content-Length that Django needs.
 
     Django reads CONTENT_LENGTH bytes and takes a missing length for 0, so an upload by `Transfer-Encoding: chunked` (as
-    Node's streams send it) would arrive empty. If the server ends the input itself (`wsgi.input_terminated`), a form
-    or a model's file gets a length beyond any file and is read to its real end. Any other body is small, and is read
-    here to be counted.
-
-    A client that is still sending when it is refused would see a broken connection instead of the reason. So the rest
-    of the body is read first, for DRAIN_S at most.
+    Node's streams send it) would arrive empty. If the server ends the input itself (`wsgi.input_terminated`), it gets a
+    length beyond any file and is read to its real end, by a view that knows how much it takes and may refuse it before.
+    The admin's forms are small, and are read here to be counted.
 
     A chunk that is malformed is an OSError to Django, as a body that breaks off is: it answers a 400. The answer to a
     HEAD has no body.
@@ -46,22 +38,19 @@ class StreamedBodies:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ["wsgi.input"] = _Input(environ["wsgi.input"])
         if environ.get("wsgi.input_terminated") and not environ.get("CONTENT_LENGTH"):
-            if _is_streamed(environ):
+            if not str(environ.get("PATH_INFO", "")).startswith("/admin/"):
                 if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
                     environ["CONTENT_LENGTH"] = str(sys.maxsize)
             else:
-                most = max(settings.DATA_UPLOAD_MAX_MEMORY_SIZE, settings.MAX_LINE_BYTES)
                 try:
                     # One byte over the limit is enough for a refusal.
-                    body = environ["wsgi.input"].read(most + 1)
+                    body = environ["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
                 except OSError:
                     environ["CONTENT_LENGTH"] = "1"  # the view reads on, and gets the same error
                 else:
                     environ["wsgi.input"] = io.BytesIO(body)
                     environ["CONTENT_LENGTH"] = str(len(body))
         response = self.app(environ, start_response)
-        if environ.get("wsgi.input_terminated"):
-            _drain(environ["wsgi.input"])
         return _head_of(response) if environ["REQUEST_METHOD"] == "HEAD" else response
 
 
@@ -70,12 +59,6 @@ def _head_of(response: Iterable[bytes]) -> Iterable[bytes]:
     if (close := getattr(response, "close", None)) is not None:
         close()
     return []
-
-
-def _is_streamed(environ: dict[str, Any]) -> bool:
-    """The body is a form with a file, or a file itself, which the view reads in pieces."""
-    path, content_type = str(environ.get("PATH_INFO", "")), str(environ.get("CONTENT_TYPE", ""))
-    return path.startswith("/api/blobs/") or content_type.startswith("multipart/")
 
 
 class KnownCharset:
@@ -117,14 +100,6 @@ class _Input:
         except (OSError, ParseException) as error:
             self._error = error if isinstance(error, OSError) else OSError(str(error))
             raise self._error from error
-
-
-def _drain(stream: Any) -> None:
-    ends_at = time.monotonic() + DRAIN_S
-    # The client may be gone, or its body may be malformed.
-    with suppress(OSError):
-        while stream.read(2**18) and time.monotonic() < ends_at:
-            pass
 
 
 def own_names() -> list[str]:

@@ -49,6 +49,8 @@ def _as_api_error(exc: BaseException, request: Request | HttpRequest) -> ApiErro
             return ApiError(f"The request body is too large. Expected at most {most} bytes.", status=413)
         case SuspiciousOperation():
             return ApiError(str(exc))
+        case UnreadablePostError(__cause__=TimeoutError()):
+            return ApiError("The request body did not come in time (CLIENT_TIMEOUT_S). Send it again.", status=408)
         case UnreadablePostError():
             return ApiError("The request body broke off, or one of its chunks is malformed.")
         case DatabaseError() if reason := schema.explain(exc):

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from django.conf import settings
+from django.http import HttpRequest
 from rest_framework.negotiation import BaseContentNegotiation
-from rest_framework.parsers import JSONParser
+from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
@@ -32,12 +34,31 @@ class AlwaysJson(BaseContentNegotiation):
         return renderer, renderer.media_type
 
 
-class JsonParser(JSONParser):
+class JsonParser(BaseParser):
     """The JSON body of a call: as strict as a line of a batch."""
 
+    media_type = "application/json"
+
     def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        require_utf8(parser_context["request"]._request)
-        return read_json(stream.read())
+        request = parser_context["request"]._request
+        require_utf8(request)
+        content = read_body(request, stream, settings.DATA_UPLOAD_MAX_MEMORY_SIZE)
+        # Only a chunked body can be empty here.
+        return read_json(content) if content else {}
+
+
+def read_body(request: HttpRequest, stream: Any, most_bytes: int, *, setting: str = "") -> bytes:
+    """The whole body, of `most_bytes` at most. Raises ApiError, for a length that is told before a byte of it is read.
+
+    `setting` is the name of the limit, for the message.
+    """
+    is_chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    length = 0 if is_chunked else int(request.META.get("CONTENT_LENGTH") or 0)
+    content: bytes = b"" if length > most_bytes else stream.read(most_bytes + 1)
+    if max(length, len(content)) > most_bytes:
+        limit = f"{most_bytes} bytes" + (f" ({setting})" if setting else "")
+        raise ApiError(f"The request body is too large. Expected at most {limit}.", status=413)
+    return content
 
 
 def read_json(content: bytes) -> Any:

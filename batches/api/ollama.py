@@ -7,7 +7,6 @@ administrator changes models. No address of a client's own reaches Ollama: those
 
 import json
 import re
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +18,7 @@ from rest_framework.request import Request
 
 from batches import backends
 from batches.api.native import as_given, body_of, ollama_for, ollamas
-from batches.api.pass_through import TAKES_NOTHING_S, Call, Visit, asked_model, away, broken, hand_on, take_a_place
+from batches.api.pass_through import Call, Visit, asked_model, away, broken, hand_on, take_a_place
 from batches.api.streams import ANSWERS, STEPS
 from batches.backends import ollama_derived
 from batches.backends.relay import Broken, NotConnected
@@ -114,7 +113,7 @@ class BlobViewSet(viewsets.ViewSet):
         with ExitStack() as held:
             take_a_place(owner_of(request), held)
             try:
-                head, content = backends.send_blob(backend.url, digest, _pieces(request._request, held))
+                head, content = backends.send_blob(backend.url, digest, _pieces(request._request))
             except NotConnected:
                 raise away(backend) from None
             except Broken as error:
@@ -183,11 +182,7 @@ def _found(request: Request, backend: Backend, digest: str) -> HttpResponseBase:
     return hand_on(request, call)
 
 
-def _pieces(request: HttpRequest, held: ExitStack) -> Iterator[bytes]:
-    """The body as it comes. A client that sends nothing for TAKES_NOTHING_S while it is held is given up."""
-    client: socket.socket | None = request.META.get("gunicorn.socket")
-    if client is not None:
-        client.settimeout(TAKES_NOTHING_S)
-        held.callback(client.settimeout, None)
+def _pieces(request: HttpRequest) -> Iterator[bytes]:
+    """The body as it comes."""
     while piece := request.read(PIECE_BYTES):
         yield piece

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -36,7 +36,7 @@ from batches.backends.replies import JSON, Verdict
 from batches.lines.jsonl import model_of
 from batches.models import Backend
 from batches.scheduling import persons
-from common import errors
+from common import errors, negotiation
 from common.charset import require_utf8
 from common.errors import ApiError
 from common.models import Owner, Scope
@@ -49,8 +49,6 @@ logger = logging.getLogger(__name__)
 SAYING_DONE = ("/v1/chat/completions", "/v1/completions")
 RETRY_AFTER_S = 5
 LONGEST_IGNORED = 2000  # bytes of the header; others on the way refuse long ones
-# A client is gone if it takes nothing for TAKES_NOTHING_S while every buffer on the way is full.
-TAKES_NOTHING_S = 30.0
 # A server that says nothing is asked ASKED_AFTER_S later, and then every ASKED_EVERY_S, whether it answers at all: a
 # question that costs it nothing, for which it has LIGHT_ANSWER_S, or SHORT_ANSWER_S if it was silent before.
 ASKED_AFTER_S, ASKED_EVERY_S = 1.0, 10.0
@@ -72,11 +70,7 @@ class BodyParser(BaseParser):
 def read_body(request: HttpRequest, stream: Any) -> Any:
     """The JSON value of the request's body, which may be as large as a line. Raises ApiError."""
     require_utf8(request)
-    content = stream.read(settings.MAX_LINE_BYTES + 1)
-    if len(content) > settings.MAX_LINE_BYTES:
-        most = f"{settings.MAX_LINE_BYTES} bytes (MAX_LINE_BYTES)"
-        raise ApiError(f"The request body is too large. Expected at most {most}.", status=413)
-    return read_json(content)
+    return read_json(negotiation.read_body(request, stream, settings.MAX_LINE_BYTES, setting="MAX_LINE_BYTES"))
 
 
 REQUEST = {
@@ -150,7 +144,7 @@ def hand_on(request: Request, call: Call) -> HttpResponseBase:
         person = _person(request, call)
         if person is not None:
             held.callback(person.leave)
-        look_at_client, silence = _watch_client(request, held), Silence(call.backend)
+        look_at_client, silence = _watch_client(request), Silence(call.backend)
 
         def look() -> None:
             if person is not None:
@@ -267,26 +261,15 @@ def _leave_place(owner_id: int) -> None:
     _places.release()
 
 
-def _watch_client(request: Request, held: ExitStack) -> Callable[[], None]:
-    """Give up a client that takes nothing; returns what raises ApiError once the client is gone."""
+def _watch_client(request: Request) -> Callable[[], None]:
+    """What raises ApiError once the client is gone. One that takes nothing is given up by its socket."""
     client: socket.socket | None = request.META.get("gunicorn.socket")
-    if client is not None:
-        _limit_standstill(client, TAKES_NOTHING_S)
-        held.callback(_limit_standstill, client, 0.0)  # a download may follow over the same connection
 
     def look() -> None:
         if client is not None and _is_gone(client):
             raise ApiError("The client went away.", status=499)
 
     return look
-
-
-def _limit_standstill(client: socket.socket, seconds: float) -> None:
-    """Let a write to the client fail if it takes nothing for `seconds` (0: no limit). Otherwise a client that does not
-    read keeps a place and a call, as it does on a system without such a limit, until it ends."""
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):  # a Unix socket, which a proxy reads, or a closed socket
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def _is_gone(client: socket.socket) -> bool:

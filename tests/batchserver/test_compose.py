@@ -25,7 +25,15 @@ APP = ("migrate", "web", "control", "inference")
 LONG_RUNNING = ("web", "control", "inference")
 # The default depends on other settings or is made at the first start; an empty value stands for it.
 UNSET = {
-    *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "CELERY_BROKER_URL", "SECRET_KEY", "BACKEND_URL"),
+    *(
+        "ALLOWED_HOSTS",
+        "TRUSTED_PROXIES",
+        "CSRF_TRUSTED_ORIGINS",
+        "DATABASE_URL",
+        "CELERY_BROKER_URL",
+        "SECRET_KEY",
+        "BACKEND_URL",
+    ),
     *("LINE_TIMEOUT_S", "BACKEND_API_KEY", "MODEL_ALIASES", "WEBHOOK_URL", "WEBHOOK_SECRET"),
     *("QUIET_HOURS", "TIME_ZONE"),
     "BACKEND_PARALLEL",

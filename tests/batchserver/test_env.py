@@ -31,6 +31,13 @@ def test_a_list_has_no_empty_items():
     assert env.texts({}, "HOSTS") == []
 
 
+def test_networks():
+    assert env.networks({"NAME": " 10.0.0.5, fd00::/8 ,"}, "NAME") == ["10.0.0.5", "fd00::/8"]
+    for value in ("proxy.example", "10.0.0.5/8", "10.0.0", "all"):
+        told = f"NAME={value!r}: expected addresses and networks such as 10.0.0.5,192.168.0.0/24."
+        assert refused(env.networks, {"NAME": f"10.0.0.1,{value}"}, "NAME") == told
+
+
 def test_whole_numbers_have_bounds():
     assert env.whole({"PORT": " 80 "}, "PORT", 4080, least=1, most=65535) == 80
     assert env.whole({"PORT": ""}, "PORT", 4080, least=1, most=65535) == 4080

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import socket
 import sqlite3
 import threading
 import time
@@ -25,6 +24,7 @@ from tests.fake_backend import MODEL, Action, FakeBackend, answer, error_body, e
 from tests.stack import Stack, eventually, free_port
 
 PLACES = 8  # MAX_PASS_THROUGH here
+TAKES_NOTHING_S = 5  # CLIENT_TIMEOUT_S here
 
 
 @pytest.fixture(autouse=True)
@@ -398,23 +398,6 @@ def test_a_paused_backend_is_asked_all_the_same(ask, backend):
     assert ask().status_code == 200
 
 
-def test_the_connection_is_left_as_it_was(api, transactional_db, backend):
-    """The client's next request over it may be a download that it reads slowly."""
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
-        connection, _ = server.accept()
-        with connection:
-
-            def limit_ms():
-                return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-
-            body = line("hello", body={"stream": True})["body"]
-            response = api.post(CHAT, body, format="json", **{"gunicorn.socket": connection})
-            assert limit_ms() == pass_through.TAKES_NOTHING_S * 1000
-            assert b"[DONE]" in response.getvalue()
-            response.close()
-            assert limit_ms() == 0
-
-
 # Whole servers
 
 
@@ -423,6 +406,7 @@ def pair(tmp_path_factory, processes):
     """A server and its fake model server, for tests that leave both as they were: a start takes longer than most."""
     with FakeBackend() as fake:
         environment = {"OLLAMA_BASE_URL": fake.url, "INTERACTIVE_HOLD_S": "0", "MAX_PASS_THROUGH": str(PLACES)}
+        environment["CLIENT_TIMEOUT_S"] = str(TAKES_NOTHING_S)
         server = Stack(tmp_path_factory.mktemp("shared") / "data", environment)
         server.start()
         yield server, fake
@@ -503,7 +487,7 @@ def test_a_client_that_takes_nothing_keeps_its_place_no_longer(shared):
         for _ in range(PLACES):
             clients.enter_context(post(server, stream=True))
         assert post(server).status_code == 429
-        within_s = pass_through.TAKES_NOTHING_S + 15
+        within_s = TAKES_NOTHING_S + 15
         eventually(lambda: post(server).status_code == 200, within_s=within_s, what="a free place")
 
 

@@ -1,0 +1,154 @@
+"""The threads that answer requests: few at work, and many that wait for a client."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from django.db import connections
+
+logger = logging.getLogger(__name__)
+
+Job = Callable[[], None]
+# Threads that are kept for the next requests. Each of them may keep a connection to the database.
+KEPT = 16
+KEPT_S = 30.0
+
+
+class RequestThreads:
+    """A pool in which `places` threads at most are at work, and `most` threads exist.
+
+    A thread that waits for its client stands aside: another one takes its place, so a client that is slow to send or to
+    read costs a thread and no place. The places bound how many connections to the database are open: who stands aside
+    has none (`close_connections`). Whoever comes back goes before a new request.
+
+    The threads are daemons: one that hangs keeps no process from its end.
+    """
+
+    def __init__(self, places: int, most: int) -> None:
+        self._lock = threading.Lock()
+        self._free = places
+        self._most = most
+        self._count = 0
+        self._jobs: deque[Job] = deque()
+        self._kept: list[SimpleQueue[Job]] = []
+        self._returning: deque[threading.Event] = deque()
+        self._is_shut = False
+
+    @property
+    def lacks_threads(self) -> bool:
+        """There is work and a place for it, and all threads wait for clients."""
+        with self._lock:
+            return bool(self._jobs and self._free and self._count >= self._most)
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """What `work` returns, once there is a place for it."""
+        done: Future[Any] = Future()
+        with self._lock:
+            self._jobs.append(partial(_settle, done, work, arguments))
+            self._give_places()
+        return done
+
+    def shutdown(self, wait: bool = False) -> None:
+        """No thread is kept any more. Waits for none, whatever `wait` says."""
+        with self._lock:
+            self._is_shut = True
+            for inbox in self._kept:
+                inbox.put(_nothing)
+            self._kept.clear()
+
+    @contextmanager
+    def standing_aside(self) -> Iterator[None]:
+        """Give the place of the calling thread away, and wait for one at the end of the block."""
+        with self._lock:
+            self._free += 1
+            self._give_places()
+        try:
+            yield
+        finally:
+            back = threading.Event()
+            with self._lock:
+                self._returning.append(back)
+                self._give_places()
+            back.wait()
+
+    def _give_places(self) -> None:
+        while self._free:
+            if self._returning:
+                self._free -= 1
+                self._returning.popleft().set()
+            elif self._jobs and self._kept:
+                self._free -= 1
+                self._kept.pop().put(self._jobs.popleft())
+            elif not self._jobs or self._count >= self._most or not self._start():
+                return
+
+    def _start(self) -> bool:
+        """Begin the next job in a new thread; False if the system has none left."""
+        job = self._jobs.popleft()
+        self._free -= 1
+        self._count += 1
+        try:
+            threading.Thread(target=self._run, args=(job,), name="request", daemon=True).start()
+        except RuntimeError as error:
+            logger.error("no thread can be started: %s", error)
+            self._jobs.appendleft(job)
+            self._free += 1
+            self._count -= 1
+            return False
+        return True
+
+    def _run(self, first: Job) -> None:
+        inbox: SimpleQueue[Job] = SimpleQueue()
+        job: Job | None = first
+        while job is not None:
+            job()
+            job = self._next(inbox)
+        close_connections()
+
+    def _next(self, inbox: "SimpleQueue[Job]") -> Job | None:
+        """The thread's next job, for which it has a place; None if the thread is to end."""
+        with self._lock:
+            self._free += 1
+            if self._jobs and not self._returning:
+                self._free -= 1
+                return self._jobs.popleft()
+            if self._is_shut or len(self._kept) >= KEPT:
+                self._count -= 1
+                self._give_places()
+                return None
+            self._kept.append(inbox)
+            self._give_places()
+        with suppress(Empty):
+            return inbox.get(timeout=KEPT_S)
+        with self._lock:
+            if inbox in self._kept:
+                self._kept.remove(inbox)
+                self._count -= 1
+                return None
+        return inbox.get()  # it was given a job just now
+
+
+def close_connections() -> None:
+    """Close this thread's connections to the database, but for one in a transaction. The next query opens one again."""
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+def _settle(done: "Future[Any]", work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        result = work(*arguments)
+    except BaseException as error:  # noqa: BLE001  (whoever submitted the work gets it)
+        done.set_exception(error)
+    else:
+        done.set_result(result)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,189 @@
+"""Threads that stand aside while they wait for a client, and how long a client is waited for."""
+
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+
+import pytest
+from django.db import connection
+
+from batchserver import client_socket, request_threads
+from batchserver.client_socket import ClientSocket, Patience
+from batchserver.request_threads import RequestThreads
+from tests.stack import eventually
+
+WAIT_S = 20  # far longer than anything here takes
+
+
+@pytest.fixture
+def threads(request):
+    made = RequestThreads(places=2, most=getattr(request, "param", 8))
+    yield made
+    made.shutdown()
+
+
+def test_no_more_than_the_places_are_at_work_and_the_rest_waits(threads):
+    end, at_work = threading.Event(), []
+
+    def work(number):
+        at_work.append(number)
+        end.wait(WAIT_S)
+        return number
+
+    done = [threads.submit(work, number) for number in range(4)]
+    eventually(lambda: len(at_work) == 2, within_s=WAIT_S)
+    assert not threads.lacks_threads
+    end.set()
+    assert [each.result(WAIT_S) for each in done] == [0, 1, 2, 3]
+
+
+def test_who_stands_aside_gives_its_place_and_comes_back_before_new_requests(threads):
+    client, order = threading.Event(), []
+
+    def wait_for_client():
+        with threads.standing_aside():
+            client.wait(WAIT_S)
+        order.append("back")
+
+    waiting = [threads.submit(wait_for_client) for _ in range(4)]
+    # More wait than there are places, and others are served.
+    assert threads.submit(lambda: "served").result(WAIT_S) == "served"
+    end = threading.Event()
+    busy = [threads.submit(end.wait, WAIT_S) for _ in range(2)]
+    later = threads.submit(order.append, "new")
+    client.set()
+    eventually(lambda: len(threads._returning) == 4, within_s=WAIT_S)
+    assert order == []
+    end.set()
+    for each in [*waiting, *busy, later]:
+        each.result(WAIT_S)
+    assert order.index("new") >= 2
+
+
+@pytest.mark.parametrize("threads", [3], indirect=True)
+def test_it_tells_when_all_threads_wait(threads):
+    client = threading.Event()
+
+    def wait_for_client():
+        with threads.standing_aside():
+            client.wait(WAIT_S)
+
+    waiting = [threads.submit(wait_for_client) for _ in range(4)]
+    eventually(lambda: threads.lacks_threads, within_s=WAIT_S)
+    client.set()
+    for each in waiting:
+        each.result(WAIT_S)
+    assert not threads.lacks_threads
+
+
+def test_an_error_is_the_submitters_and_the_thread_goes_on(threads):
+    with pytest.raises(ZeroDivisionError):
+        threads.submit(lambda: 1 / 0).result(WAIT_S)
+    with pytest.raises(SystemExit):
+        threads.submit(lambda: exit(1)).result(WAIT_S)
+    assert threads.submit(len, "abc").result(WAIT_S) == 3
+
+
+def test_few_threads_are_kept(monkeypatch):
+    monkeypatch.setattr(request_threads, "KEPT", 2)
+    threads, begun = RequestThreads(places=6, most=6), threading.Barrier(7)
+    done = [threads.submit(begun.wait, WAIT_S) for _ in range(6)]
+    begun.wait(WAIT_S)
+    for each in done:
+        each.result(WAIT_S)
+    eventually(lambda: threads._count == 2, within_s=WAIT_S)
+    threads.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("stood_still_s", "waited_s", "moved_bytes", "is_over"),
+    [
+        (0, 0, 0, False),
+        (9.9, 9.9, 0, False),
+        (10, 10, 10**9, True),  # it stands still, whatever it moved before
+        (1, 11, 11 * 100, False),
+        (1, 11, 11 * 100 - 1, True),
+        (1, 3600, 10**9, False),
+    ],
+)
+def test_patience(stood_still_s, waited_s, moved_bytes, is_over):
+    assert Patience(10, 100).is_over(stood_still_s, waited_s, moved_bytes) is is_over
+    assert Patience(10, 0).is_over(0, waited_s, 0) is False
+
+
+@pytest.fixture
+def pair(request):
+    """Our end of a connection, and the client's."""
+    patience = Patience(*getattr(request, "param", (0.2, 0)))
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.getsockname())
+        accepted, _ = server.accept()
+        with ClientSocket(accepted, patience, nullcontext) as ours:
+            yield ours, client
+
+
+def test_who_sends_nothing_and_who_takes_nothing_is_given_up(pair):
+    ours, _ = pair
+    with pytest.raises(TimeoutError, match="too slowly"):
+        ours.recv(10)
+    with pytest.raises(BrokenPipeError, match="too slowly"):
+        ours.sendall(b"a" * 2**24)
+    assert ours.is_given_up
+
+
+@pytest.mark.parametrize("pair", [(0.2, 10**12)], indirect=True)
+def test_who_is_slow_is_given_up_although_something_moves(pair):
+    ours, client = pair
+    with ThreadPoolExecutor(1) as pool:
+        end = threading.Event()
+
+        def drip():
+            while not end.wait(0.05):
+                client.sendall(b"a")
+
+        dripping = pool.submit(drip)
+        with pytest.raises(TimeoutError):
+            list(iter(lambda: ours.recv(10), b""))
+        end.set()
+        dripping.result()
+
+
+@pytest.mark.parametrize("pair", [(WAIT_S, 0)], indirect=True)
+@pytest.mark.parametrize("way", ["sendall", "sendfile"])
+def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path):
+    ours, client = pair
+    content = os.urandom(2**20)
+    path = tmp_path / "answer"
+    path.write_bytes(b"left out" + content)
+    with ThreadPoolExecutor(1) as pool, path.open("rb") as file:
+        sent = pool.submit(ours.sendall, content) if way == "sendall" else pool.submit(ours.sendfile, file, 8)
+        received = bytearray()
+        while len(received) < len(content):
+            received += client.recv(2**16)
+        assert received == content
+        assert sent.result(WAIT_S) == (len(content) if way == "sendfile" else None)
+
+
+def test_who_waits_for_a_client_keeps_no_connection_to_the_database(transactional_db, pair, monkeypatch):
+    """And has a new one afterwards. `aside` is entered before, so another thread may take the place meanwhile."""
+    ours, client = pair
+    monkeypatch.setattr(client_socket, "SHORT_WAIT_S", 0.0)
+    monkeypatch.setattr(client_socket, "close_connections", lambda: seen.append("closed"))
+    seen = []
+
+    @contextmanager
+    def aside():
+        seen.append("aside")
+        yield
+        seen.append("back")
+
+    ours._aside = aside
+    connection.ensure_connection()
+    with pytest.raises(TimeoutError):
+        ours.recv(1)
+    assert seen == ["aside", "closed", "back"]
+    client.sendall(b"a")
+    assert ours.recv(1) == b"a"
