@@ -308,7 +308,8 @@ def test_the_official_client_reads_what_is_left_and_waits_as_long_as_it_is_told(
 
     monkeypatch.setattr("time.sleep", sleep)
     official.with_options(max_retries=1).files.list()
-    assert [round(each) for each in waits] == [int(refused.value.response.headers["Retry-After"])]
+    (wait_s,) = waits
+    assert 20 < wait_s <= 30  # by itself it would wait for a second
 
 
 def test_the_official_client_tries_nothing_again_that_waiting_does_not_help(official, ann, monkeypatch):
