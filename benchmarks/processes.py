@@ -49,9 +49,10 @@ def named_families(server_pid: int) -> dict[str, list[int]]:
     """Web and workers of our server, each with its processes; empty if there is no /proc."""
     families = {}
     for pid in _children_of(server_pid):
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-        for word, name in (("gunicorn", "web"), ("control", "control worker"), ("inference", "inference worker")):
-            if word in words:
+        # Where setproctitle is installed, gunicorn and Celery rename their processes: `[celeryd: control@host:…`.
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        for word, name in (("gunicorn", "web"), ("control@", "control worker"), ("inference@", "inference worker")):
+            if word in command:
                 families[name] = family(pid)
     return families
 

@@ -170,6 +170,8 @@ def workbench(model_server: ModelServer, **environment: str) -> Iterator[Workben
             "BACKEND_URL": model_server.url,
             "MODEL_NAME": model_server.models[0],
             "SHUTDOWN_GRACE_S": "0.1",
+            # The bare client that is compared with a batch is no person for whom the batch stands aside.
+            "NOTICE_OTHERS": "False",
         }
         log = directory / "server.log"
         command = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve", "--no-admin"]

@@ -216,8 +216,10 @@ class FakeBackend:
 
     def has_loaded(self, model: str) -> None:
         with self._lock:
-            if model not in self.loaded:
-                # Ollama has one runner for the weights, whatever names share them.
+            # Ollama has one runner for the weights, whatever names share them. It goes on, under the name that it has,
+            # for another name with the same context.
+            alike = [each for each in self.loaded if origin(each) == origin(model)]
+            if all(self.context_of(each) != self.context_of(model) for each in alike):
                 self.loaded = [*(each for each in self.loaded if origin(each) != origin(model)), model]
 
     def let_go(self, model: str) -> None:

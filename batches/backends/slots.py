@@ -15,8 +15,9 @@ from urllib3.exceptions import HTTPError
 from batches.backends.connection import Connection, Cut
 from batches.backends.replies import JSON
 
-# More slots than this are not told apart; a consumer card seldom has memory for as many.
-MOST_SLOTS = 9
+# So many requests tell the slots of most servers. If all of them are computed at once, MOST_SLOTS are sent; more slots
+# than those are not told apart.
+FEW_SLOTS, MOST_SLOTS = 9, 33
 # An answer of fewer pieces may end before the server began the others: its count is not trusted.
 LEAST_PIECES = 12
 # An answer with a smaller part of the pieces of the first one to end was begun in the slot that this one had left.
@@ -49,22 +50,26 @@ def count(
     too short. The server must have the model loaded and nothing else to do. Raises Cut once `is_cut()`.
     """
     for path, body in requests:
-        if slots := _Race(connect, path, body).run(is_cut):
+        slots = _Race(connect, path, body, FEW_SLOTS).run(is_cut)
+        if slots == FEW_SLOTS:
+            slots = _Race(connect, path, body, MOST_SLOTS).run(is_cut) or slots
+        if slots:
             return slots
     return None
 
 
 class _Race:
-    """MOST_SLOTS equal requests, sent at once."""
+    """Equal requests, sent at once over a connection each."""
 
-    def __init__(self, connect: Callable[[], Connection], path: str, body: JSON) -> None:
+    def __init__(self, connect: Callable[[], Connection], path: str, body: JSON, number: int) -> None:
         self._path, self._body = path, body
-        self._connections = [connect() for _ in range(MOST_SLOTS)]
+        self._connections = [connect() for _ in range(number)]
         self._events: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
 
     def run(self, is_cut: Callable[[], bool]) -> int | None:
         """How many answers were under way when the first one ended; None if that one was too short, or an error."""
-        threads = [threading.Thread(target=self._ask, args=(each,), daemon=True) for each in range(MOST_SLOTS)]
+        numbers = range(len(self._connections))
+        threads = [threading.Thread(target=self._ask, args=(each,), daemon=True) for each in numbers]
         for thread in threads:
             thread.start()
         try:

@@ -162,6 +162,7 @@ class Tuner:
         self._mark = mark
         self._look = look
         self._made: set[str] = set()
+        self._own_context = 0  # of the model as it is; 0: not known yet
         self._connection = backends.connect()
         self._exchange = self._connection.exchange(None)
 
@@ -172,6 +173,8 @@ class Tuner:
 
     def load(self, tokens: int) -> tuple[str, ModelState]:
         """Load the model with this context, 0 for its own, and tell its name and state. Raises CannotTune."""
+        if tokens == self._own_context:
+            tokens = 0  # Ollama would go on with the model that is loaded, and list it by that name alone
         name = self._kind.derived_name(self._load.model, tokens, self._mark) if tokens else self._load.model
         if tokens and name not in self._made:
             self._made.add(name)  # first: what is made is deleted, whatever happens
@@ -184,6 +187,8 @@ class Tuner:
             raise CannotTune(
                 f"{self._kind.title} cannot load {self._load.model} (HTTP {status}). See its log. {answer}"
             )
+        if not tokens:
+            self._own_context = state.context_tokens
         self._look()
         return name, state
 

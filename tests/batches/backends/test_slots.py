@@ -15,9 +15,11 @@ REQUESTS = Ollama().slot_requests("/v1/chat/completions", "tiny")
 
 
 @contextmanager
-def server(computes_at_once, pieces=(20, 20), status=200, pause_s=0.005):
-    """Streams so many `pieces` in answer to each of REQUESTS; requests beyond its slots wait. Yields its address."""
+def server(computes_at_once, pieces=(20, 20), status=200, pause_s=0.005, most_requests=1000):
+    """Streams so many `pieces` in answer to each of REQUESTS; requests beyond its slots wait, and those after the first
+    `most_requests` are refused. Yields its address."""
     slot = threading.Semaphore(computes_at_once)
+    rest = threading.Semaphore(most_requests)
     stopped = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -28,7 +30,7 @@ def server(computes_at_once, pieces=(20, 20), status=200, pause_s=0.005):
             number = [body for _, body in REQUESTS].index(asked)
             self.close_connection = True
             with slot:
-                self.send_response(status)
+                self.send_response(status if rest.acquire(blocking=False) else 503)
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 try:
@@ -64,9 +66,15 @@ def test_as_many_answers_begin_before_the_first_ends_as_there_are_slots(number):
 
 
 @pytest.mark.slow
-def test_more_slots_than_can_be_told_apart_count_as_so_many():
-    with server(64, pause_s=0.05) as url:
-        assert counted(url) == slots.MOST_SLOTS
+@pytest.mark.parametrize(("number", "found"), [(16, 16), (64, slots.MOST_SLOTS)])
+def test_more_slots_than_the_first_requests_tell_apart_are_counted_by_more_requests(number, found):
+    with server(number, pause_s=0.05) as url:
+        assert counted(url) == found
+
+
+def test_a_count_that_breaks_down_beyond_the_first_requests_is_at_least_these():
+    with server(16, pause_s=0.02, most_requests=slots.FEW_SLOTS) as url:
+        assert counted(url) == slots.FEW_SLOTS
 
 
 def test_an_answer_that_is_too_short_is_asked_in_another_way():

@@ -6,8 +6,9 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
+from batches.backends.ollama import Ollama
 from batches.backends.speed import Speed
-from batches.management.tuning import Found, contexts_to_try, steps
+from batches.management.tuning import Found, Tuner, contexts_to_try, steps, without_file
 from batches.models import Hold
 from tests.conftest import line
 from tests.fake_backend import COUNTING, MODEL, Action, error_body
@@ -82,6 +83,21 @@ def test_it_finds_what_fits_measures_and_prints_lines_for_the_environment(file, 
     assert asked <= {"id-0", "id-1", "id-2"}
     assert backend.derived == {}
     assert not Hold.objects.exists()  # batches go on
+
+
+@pytest.mark.parametrize("own", [2048, 4096, 32_768])
+def test_the_context_that_the_model_has_as_it_is_needs_no_derived_model(backend, own):
+    backend.context = own
+    tuner = Tuner(Ollama(), without_file(MODEL), mark="0" * 6, look=lambda: None)
+    try:
+        assert tuner.load(0)[0] == MODEL
+        name, state = tuner.load(own)
+        assert (name, state.context_tokens) == (MODEL, own)
+        assert tuner.load(2 * own)[1].context_tokens == 2 * own
+        assert tuner.load(own)[1].context_tokens == own  # loaded again, since another context was in between
+        assert list(backend.derived.values()) == [2 * own]
+    finally:
+        tuner.close()
 
 
 @pytest.mark.slow
