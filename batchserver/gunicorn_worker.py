@@ -59,7 +59,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def run(self) -> None:
         from django.conf import settings  # of the application, which is loaded by now
 
-        self.worker_connections = _allow_files(settings.MAX_CONNECTIONS)
+        self.worker_connections = self.max_keepalived = _allow_files(settings.MAX_CONNECTIONS)
         self._patience = Patience(settings.CLIENT_TIMEOUT_S, settings.CLIENT_LEAST_BYTES_PER_S)
         self._keep_alive_s = settings.KEEP_ALIVE_S
         self._most_of_one = settings.MAX_CONNECTIONS_PER_ADDRESS

@@ -24,8 +24,9 @@ class RequestThreads:
     """A pool in which `places` threads at most are at work, and `most` threads exist.
 
     A thread that waits for its client stands aside: another one takes its place, so a client that is slow to send or to
-    read costs a thread and no place. The places bound how many connections to the database are open: who stands aside
-    has none (`close_connections`). Whoever comes back goes before a new request.
+    read costs a thread and no place. Whoever comes back goes before a new request. As many connections to the database
+    as places are open at most: who stands aside has none (`close_connections`), and threads are kept for free places
+    alone.
 
     The threads are daemons: one that hangs keeps no process from its end.
     """
@@ -36,7 +37,7 @@ class RequestThreads:
         self._most = most
         self._count = 0
         self._jobs: deque[Job] = deque()
-        self._kept: list[SimpleQueue[Job]] = []
+        self._kept: list[SimpleQueue[Job | None]] = []
         self._returning: deque[threading.Event] = deque()
         self._is_shut = False
 
@@ -58,9 +59,8 @@ class RequestThreads:
         """No thread is kept any more. Waits for none, whatever `wait` says."""
         with self._lock:
             self._is_shut = True
-            for inbox in self._kept:
-                inbox.put(_nothing)
-            self._kept.clear()
+            while self._kept:
+                self._dismiss()
 
     @contextmanager
     def standing_aside(self) -> Iterator[None]:
@@ -78,15 +78,25 @@ class RequestThreads:
             back.wait()
 
     def _give_places(self) -> None:
-        while self._free:
-            if self._returning:
-                self._free -= 1
-                self._returning.popleft().set()
-            elif self._jobs and self._kept:
+        self._let_return()
+        while self._free and self._jobs:
+            if self._kept:
                 self._free -= 1
                 self._kept.pop().put(self._jobs.popleft())
-            elif not self._jobs or self._count >= self._most or not self._start():
+            elif self._count >= self._most or not self._start():
                 return
+
+    def _let_return(self) -> None:
+        while self._free and self._returning:
+            self._free -= 1
+            self._returning.popleft().set()
+            if len(self._kept) > self._free:
+                self._dismiss()
+
+    def _dismiss(self) -> None:
+        """End the thread that is kept for longest."""
+        self._kept.pop(0).put(None)
+        self._count -= 1
 
     def _start(self) -> bool:
         """Begin the next job in a new thread; False if the system has none left."""
@@ -100,30 +110,30 @@ class RequestThreads:
             self._jobs.appendleft(job)
             self._free += 1
             self._count -= 1
+            self._most = max(1, self._count)  # the system's bound is lower than ours
             return False
         return True
 
     def _run(self, first: Job) -> None:
-        inbox: SimpleQueue[Job] = SimpleQueue()
+        inbox: SimpleQueue[Job | None] = SimpleQueue()
         job: Job | None = first
         while job is not None:
             job()
             job = self._next(inbox)
         close_connections()
 
-    def _next(self, inbox: "SimpleQueue[Job]") -> Job | None:
+    def _next(self, inbox: "SimpleQueue[Job | None]") -> Job | None:
         """The thread's next job, for which it has a place; None if the thread is to end."""
         with self._lock:
             self._free += 1
-            if self._jobs and not self._returning:
+            self._let_return()
+            if self._free and self._jobs:
                 self._free -= 1
                 return self._jobs.popleft()
-            if self._is_shut or len(self._kept) >= KEPT:
+            if self._is_shut or len(self._kept) >= min(KEPT, self._free):
                 self._count -= 1
-                self._give_places()
                 return None
             self._kept.append(inbox)
-            self._give_places()
         with suppress(Empty):
             return inbox.get(timeout=KEPT_S)
         with self._lock:
@@ -131,7 +141,7 @@ class RequestThreads:
                 self._kept.remove(inbox)
                 self._count -= 1
                 return None
-        return inbox.get()  # it was given a job just now
+        return inbox.get()  # it was given something just now
 
 
 def close_connections() -> None:
@@ -148,7 +158,3 @@ def _settle(done: "Future[Any]", work: Callable[..., Any], arguments: tuple[Any,
         done.set_exception(error)
     else:
         done.set_result(result)
-
-
-def _nothing() -> None:
-    pass

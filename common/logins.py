@@ -50,8 +50,8 @@ class Attempts:
         self._failed: dict[Key, deque[float]] = {}
 
     def begin(self, limits: Sequence[tuple[Key, int]]) -> float:
-        """Count an attempt as failed for all these keys and return 0, or count nothing and return the seconds in which
-        none is allowed."""
+        """Count an attempt as failed for all these keys, and return 0; or count nothing, and return the seconds until
+        one may be made."""
         now = self.clock()
         with self._lock:
             wait_s = max((self._wait_s(key, limit, now) for key, limit in limits), default=0.0)

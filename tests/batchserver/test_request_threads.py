@@ -97,6 +97,27 @@ def test_few_threads_are_kept(monkeypatch):
     threads.shutdown()
 
 
+def test_kept_threads_and_those_at_work_are_as_many_as_the_places(threads):
+    """Each may have a connection to the database."""
+    client, end = threading.Event(), threading.Event()
+
+    def wait_for_client():
+        with threads.standing_aside():
+            client.wait(WAIT_S)
+        end.wait(WAIT_S)
+
+    waiting = [threads.submit(wait_for_client) for _ in range(2)]
+    assert threads.submit(len, "abc").result(WAIT_S) == 3
+    eventually(lambda: len(threads._kept) == 1, within_s=WAIT_S)
+    client.set()
+    eventually(lambda: threads._free == 0, within_s=WAIT_S)
+    assert (threads._kept, threads._count) == ([], 2)
+    end.set()
+    for each in waiting:
+        each.result(WAIT_S)
+    assert threads.submit(len, "abc").result(WAIT_S) == 3
+
+
 @pytest.mark.parametrize(
     ("stood_still_s", "waited_s", "moved_bytes", "is_over"),
     [

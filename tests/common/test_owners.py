@@ -93,7 +93,7 @@ def endpoints(patterns=None, before="/"):
     """METHOD address of everything that the server answers, the admin's pages left out."""
     for each in get_resolver().url_patterns if patterns is None else patterns:
         text = re.sub(r"\(\?P<\w+>\[[^]]*\]\+\)|<\w+:\w+>", "{id}", str(each.pattern)).strip("^$")
-        if text == "admin/":
+        if text.startswith("admin/"):
             continue
         if hasattr(each, "url_patterns"):
             yield from endpoints(each.url_patterns, before + text)
