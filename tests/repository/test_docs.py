@@ -41,6 +41,7 @@ FOREIGN = {
     "OLLAMA_API_KEY": "read by Ollama's own client for Python",
     "OLLAMA_NUM_PARALLEL": "Ollama's own; docker-compose.yml gives it BACKEND_PARALLEL",
     "VLLM_SERVER_DEV_MODE": "vLLM's own",
+    "LLAMA_ARG_FIT_TARGET": "llama.cpp's own, which Ollama starts",
 }
 # Programs that the pages' commands may start, and why their commands are parsed and not run.
 PROGRAMS = {
