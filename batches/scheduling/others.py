@@ -13,7 +13,7 @@ from datetime import timedelta
 from django.conf import settings
 
 from batches import backends
-from batches.models import Backend, Hold
+from batches.models import Backend, Batch, Hold, Part
 from batches.scheduling import model_uses
 from batches.scheduling.habits import Habits
 from common.database import from_now
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A hold is renewed by each probe of the backend, and ends by itself if its worker is killed.
 LIFETIME_S = 15.0
-# A model that others loaded keeps lines back while it is loaded. But it may stay loaded for ever, so for no longer than
-# Ollama keeps a model as a rule.
+# A model that others loaded keeps lines of other models back while it is loaded. But it may stay loaded for ever, so
+# for no longer than Ollama keeps a model as a rule.
 LOADED_S = 300.0
 # Within this time our own use is noted, and a request that we broke off ends.
 SLACK_S = 5.0
@@ -44,7 +44,7 @@ class Others:
     def __init__(self) -> None:
         self._before: dict[str, str] | None = None
         self._looked_at = 0.0
-        self._until: dict[str, float] = {}  # by model: until when lines stand aside for those who use it
+        self._used_at: dict[str, float] = {}  # by model: when others were last seen to use it
         self._is_held = False
         self._listed: dict[str, str] = {}  # the models' names as the server lists them
         self._habits = Habits()
@@ -56,36 +56,51 @@ class Others:
         self._listed = {kind.identity(name) or name: name for name in loaded_until}
         before, took_s = self._before, now - self._looked_at
         self._before, self._looked_at = loaded, now
-        self._until = {name: until for name, until in self._until.items() if name in loaded and until > now}
+        most_s = max(LOADED_S, settings.INTERACTIVE_HOLD_S)
+        self._used_at = {name: at for name, at in self._used_at.items() if name in loaded and now < at + most_s}
         if not settings.NOTICE_OTHERS:
-            self._until.clear()
+            self._used_at.clear()
         elif before is not None:  # the first look does not tell use from what only stayed loaded
             # Derived models are ours, or those of another server like ours.
             used = {name for name in loaded if before.get(name) != loaded[name] and kind.derived(name) is None}
-            self._note(backend, kind.identity(backend.loaded_model), used, took_s)
+            self._note(backend, used, took_s)
         self._hold(backend, now)
 
-    def _note(self, backend: Backend, ours: str, used: set[str], took_s: float) -> None:
-        """We or others have used these models since the last look, `took_s` ago. Drives send lines of `ours`."""
+    def _note(self, backend: Backend, used: set[str], took_s: float) -> None:
+        """We or others have used these models since the last look, `took_s` ago."""
         if not used:
             return
         by_us = model_uses.within(backend, timedelta(seconds=took_s + SLACK_S))
-        known = model_uses.within(backend, model_uses.REMEMBERED) | {ours}
         now = time.monotonic()
         for name in used - by_us:
             self._habits.came(name, now)
             self._habits.left(name, now)
-            stays_s = self._habits.hold_s(name, settings.INTERACTIVE_HOLD_S) if name in known else LOADED_S
-            if stays_s:
-                self._until[name] = now + stays_s
+            self._used_at[name] = now
+
+    def _until(self, backend: Backend, now: float) -> dict[str, float]:
+        """By model: until when lines stand aside for those who use it."""
+        if not self._used_at:
+            return {}
+        kind = backends.kind_named(backend.kind)
+        # Nobody has to load a model anew after lines of it: for those who use it, lines wait as for a person.
+        shared = model_uses.within(backend, model_uses.REMEMBERED) | {kind.identity(backend.loaded_model)}
+        wanted = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
+        shared |= {kind.identity(model) for model in wanted.values_list("model", flat=True).distinct()}
+        most_s = settings.INTERACTIVE_HOLD_S
+        until = {
+            name: at + (self._habits.hold_s(name, most_s) if name in shared else LOADED_S)
+            for name, at in self._used_at.items()
+        }
+        return {name: end for name, end in until.items() if end > now}
 
     def _hold(self, backend: Backend, now: float) -> None:
         """Write what `_until` says, if anything does, or did until now."""
-        name = max(self._until, key=self._until.__getitem__, default="")
+        ends = self._until(backend, now)
+        name = max(ends, key=ends.__getitem__, default="")
         if not name and not self._is_held:
             return
         if name:
-            stand_aside(backend, self._listed[name], min(LIFETIME_S, self._until[name] - now))
+            stand_aside(backend, self._listed[name], min(LIFETIME_S, ends[name] - now))
         else:
             Hold.objects.filter(backend=backend, reason=Hold.Reason.OTHERS).delete()
         self._is_held = bool(name)

@@ -4,10 +4,12 @@ from datetime import timedelta
 
 import pytest
 from django.db.models import F
+from django.db.models.functions import Now
 
-from batches.models import Hold, ModelUse
+from batches.models import Batch, Hold, ModelUse
 from batches.scheduling import gate, model_uses, others, persons
 from batches.scheduling.others import Others
+from tests.conftest import line
 from tests.fake_backend import MODEL
 
 OTHER = "other:1b"
@@ -94,6 +96,35 @@ def test_use_of_our_model_while_we_use_it_for_nothing_is_by_others(here, clock):
     assert watch.look() == "others"
     assert watch.look(after_s=9) == "others"
     assert watch.look(after_s=2) == ""
+
+
+@pytest.mark.parametrize("is_created_first", [True, False])
+def test_a_model_that_lines_want_keeps_them_back_for_a_while_after_others_used_it(
+    here, clock, create, work, is_created_first
+):
+    """Somebody tries a prompt at Ollama itself, and makes a batch of such prompts."""
+    here.now_has_loaded("")
+    if is_created_first:
+        work.validate(create([line("a")])["id"])
+    watch = Watch(here, clock)
+    watch.loaded[MODEL] = "1"
+    assert watch.look() == "others"
+    if not is_created_first:
+        work.validate(create([line("a")])["id"])
+    assert watch.look() == "others"
+    assert watch.look(after_s=8) == ""
+    watch.loaded[OTHER] = "1"  # no line wants this one, so it would be unloaded for lines
+    assert [watch.look(), watch.look(after_s=200)] == ["others", "others"]
+
+
+@pytest.mark.parametrize("of", ["a batch that is paused", "a batch for another model"])
+def test_a_model_that_no_line_wants_now_keeps_lines_back_while_it_is_loaded(here, clock, create, work, of):
+    work.validate(create([line("a", body={"model": MODEL if of == "a batch that is paused" else OTHER})])["id"])
+    Batch.objects.filter(status="in_progress").update(paused_at=Now() if "paused" in of else None)
+    here.now_has_loaded("")
+    watch = Watch(here, clock)
+    watch.loaded[MODEL] = "1"
+    assert [watch.look(), watch.look(after_s=200)] == ["others", "others"]
 
 
 def test_use_by_us_is_none_by_others(here, clock):
