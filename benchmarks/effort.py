@@ -22,6 +22,9 @@ class Effort:
     slots: tuple[int, ...] = (1, 4)
     parallel: int | None = None
     most_lines: int = 100_000
+    load_s: float = 180.0
+    load_clients: int = 200
+    database_url: str = ""
     run_batch: str = ""
     backend_url: str = ""
     model: str = ""
@@ -42,6 +45,8 @@ class Effort:
         """From the options of the command. Raises CommandError if they do not go together."""
         if options["scale"] <= 0 or options["rounds"] < 1:
             raise CommandError("--scale has to be above 0, and --rounds 1 or more.")
+        if options["load_s"] <= 0 or options["load_clients"] < 1:
+            raise CommandError("--load-s has to be above 0, and --load-clients 1 or more.")
         if bool(options["backend_url"]) != bool(options["model"]):
             raise CommandError("--backend-url and --model belong together.")
         if min(options["slots"]) < 1:
@@ -68,6 +73,9 @@ class Effort:
             if value != getattr(usual, name):
                 values = value if isinstance(value, tuple) else (value,)
                 words += [f"--{name.replace('_', '-')}"]
+                if name == "database_url":
+                    words.append("…")  # it may hold a password
+                    continue
                 words += [f"{each:g}" if isinstance(each, float) else shlex.quote(str(each)) for each in values]
         return words
 
@@ -104,6 +112,13 @@ def add_arguments(parser: CommandParser) -> None:
         type=int,
         default=usual.most_lines,
         help="scale: lines of the largest batch; 1000000 takes ten times as long (default: 100000)",
+    )
+    add("--load-s", type=float, default=usual.load_s, help="load: seconds for which the clients ask (default: 180)")
+    add("--load-clients", type=int, default=usual.load_clients, help="load: clients at once (default: 200)")
+    add(
+        "--database-url",
+        default="",
+        help="load: an empty Postgres to measure with after SQLite, such as postgres://user@host/name",
     )
     add(
         "--backend-url",

@@ -33,8 +33,8 @@ WITHIN_S = 300.0
 # anywhere.
 OF_BOTH, OF_ADDRESS, OF_NAME = 10, 30, 100
 MOST_KEYS = 20_000
-# Passwords that are hashed at once, and those that may wait for it. More are told to come again.
-HASHED, WAITING, AGAIN_S = 2, 8, 2
+# Passwords that are hashed at once, and those that may wait for it, in places of requests. More are told to come again.
+HASHED, WAITING, AGAIN_S = 2, 2, 2
 KNOWN = "known_browser"  # the cookie
 KNOWN_FOR_S = 365 * 86_400
 

@@ -52,6 +52,7 @@ def test_who_stands_aside_gives_its_place_and_comes_back_before_new_requests(thr
     assert threads.submit(lambda: "served").result(WAIT_S) == "served"
     end = threading.Event()
     busy = [threads.submit(end.wait, WAIT_S) for _ in range(2)]
+    eventually(lambda: threads._free == 0 and not threads._jobs, within_s=WAIT_S)
     later = threads.submit(order.append, "new")
     client.set()
     eventually(lambda: len(threads._returning) == 4, within_s=WAIT_S)

@@ -195,6 +195,15 @@ def test_disk(data_dir: Path) -> None:
     assert "Target: another batch adds at most 0.5 of what the first took." in printed
 
 
+def test_load(data_dir: Path) -> None:
+    (answers, [batch]), printed = measure(data_dir, "load", "--load-s", "6", "--load-clients", "10")
+    assert {row["SQLite"] for row in answers} >= {"poll", "list"}
+    assert all(are_positive(row, "requests", "p50 s", "p99 s", "max s") or number(row["max s"]) < 1 for row in answers)
+    assert are_positive(batch, "lines/s alone", "lines/s beside the clients", "share")
+    assert "no 5xx, no broken connection" in printed
+    assert ": no fault, p99 " in printed
+
+
 def test_latency(data_dir: Path) -> None:
     [rows], printed = measure(data_dir, "latency")
     assert [row["GET"] for row in rows] == ["batch", "batches", "health"]

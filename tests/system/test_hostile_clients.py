@@ -18,7 +18,7 @@ import requests
 
 from tests.stack import ROOT, eventually, free_port
 
-PLACES = 4
+PLACES = 8  # more than logins ever take
 ATTACKERS = 64
 CLIENT_TIMEOUT_S = 10
 # Far longer than an answer takes on a slow machine, and far shorter than an attacker is waited for.

@@ -20,6 +20,7 @@ from benchmarks.disk import disk
 from benchmarks.effort import Effort
 from benchmarks.intake import intake
 from benchmarks.latency import latency
+from benchmarks.load import load
 from benchmarks.money import money
 from benchmarks.overhead import overhead
 from benchmarks.pages import pages
@@ -34,7 +35,7 @@ Scenario = Callable[[Effort], list[Table]]
 # In the order of the report; a scenario's docstring is its text there.
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (overhead, throughput, prefixes, models, intake, scale, disk, latency, person, pages, money)
+    for scenario in (overhead, throughput, prefixes, models, intake, scale, disk, latency, load, person, pages, money)
 }
 
 
