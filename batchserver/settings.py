@@ -181,7 +181,7 @@ INSTALLED_APPS = [
     "files_api",
     "batches",
     "unfold",  # before the admin, whose templates it replaces, and behind ours, which extend them
-    "django.contrib.admin",
+    "django.contrib.admin.apps.SimpleAdminConfig",  # its pages are looked for by urls, and so by no worker
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

@@ -11,6 +11,7 @@ from common import logins
 # Open even if keys are needed: the document has no data, and says how a key is sent.
 document = SpectacularAPIView.as_view(authentication_classes=[], renderer_classes=[OpenApiJsonRenderer2])
 
+admin.autodiscover()
 urlpatterns = [
     path("v1/", include("files_api.urls")),
     path("v1/", include("batches.api.urls")),
