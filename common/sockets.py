@@ -59,18 +59,24 @@ def public_address(host: str, port: int) -> str:
     return found[0]
 
 
+# The internet has its IPv6 addresses here alone (IANA's registry), without those of documents, which Python's list
+# lacks before 3.13. What Python calls global has site-local addresses too, and those that translators hand on to IPv4.
+_INTERNET = ipaddress.IPv6Network("2000::/3")
+_OF_DOCUMENTS = ipaddress.IPv6Network("3fff::/20")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return _is_global(address.ipv4_mapped)
-        # What reaches an address of IPv4 is as public as that.
-        within = [address.sixtofour, *(address.teredo or ())]
-        if address in ipaddress.ip_network("64:ff9b::/96") or address in ipaddress.ip_network("::/96"):
-            within.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(_is_global(each) for each in within if each is not None):
-            return False
-    return _is_global(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return _is_global(address)
+    # What reaches an address of IPv4 is as public as that.
+    within = address.ipv4_mapped or address.sixtofour
+    if address in _NAT64:
+        within = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if within is not None:
+        return _is_global(within)
+    return address in _INTERNET and address not in _OF_DOCUMENTS and _is_global(address)
 
 
 def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
