@@ -38,6 +38,8 @@ from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_a
 logger = logging.getLogger(__name__)
 
 THREAD = "webhooks"
+# Addresses to which one process sends at the same time.
+MOST_AT_ONCE = 8
 WARNING = "batch.warning"
 DEADLINE_S = 20.0
 # How long an event is reserved for one sender: longer than any attempt takes.
@@ -50,32 +52,42 @@ FORGOTTEN_AT_ONCE = 1000
 
 
 def deliver_due() -> None:
-    """Let a thread of this process send due events, one thread at most; returns at once.
+    """Let threads of this process send due events, one thread for each address; returns at once.
 
-    For processes that do not fork. An event that becomes due while the thread is ending waits for the next call.
+    A target that does not answer holds up the events for its own address alone: its thread ends, and of more than
+    MOST_AT_ONCE addresses those that are next are drawn by lot. For processes that do not fork. An event that becomes
+    due while its thread is ending waits for the next call.
     """
-    if not WebhookDelivery.objects.all().due().exists():
+    addresses = WebhookDelivery.objects.all().due().addresses()
+    if not addresses:
         return
-    if not any(thread.name == THREAD for thread in threading.enumerate()):
-        threading.Thread(target=_deliver, name=THREAD, daemon=True).start()
+    running = {thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD)}
+    names = {f"{THREAD} {'of all' if each is None else each}": each for each in addresses}
+    waiting = sorted(names.keys() - running)
+    for name in random.sample(waiting, max(0, min(len(waiting), MOST_AT_ONCE - len(running)))):
+        threading.Thread(target=_deliver, args=(names[name],), name=name, daemon=True).start()
 
 
-def _deliver() -> None:
+def _deliver(address: int | None) -> None:
     try:
-        send_due()
+        send_due(address)
     except Error as error:
         logger.warning("webhooks: the database did not answer: %s", error)
     finally:
         connection.close()
 
 
-def send_due() -> None:
-    """Send due events, one after the other, until none is due. Safe to run in many processes at once.
+def send_due(address: int | None) -> None:
+    """Send due events for one address, one after the other, until none is due or one was not taken. Safe to run in many
+    processes at once.
 
     Raises the database's errors; the event that was being sent is sent again.
     """
-    while delivery := retrying(_reserve):
-        retrying(_store, delivery, _send(delivery))
+    while delivery := retrying(_reserve, address):
+        values = _send(delivery)
+        retrying(_store, delivery, values)
+        if not values.get("delivered_at"):
+            return
 
 
 def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
@@ -96,9 +108,10 @@ def forget_old() -> None:
     WebhookDelivery.objects.filter(pk__in=list(over.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE])).delete()
 
 
-def _reserve() -> WebhookDelivery | None:
-    """The event that has been due for longest, not due for others for RESERVED_FOR; None if none is due."""
-    while delivery := WebhookDelivery.objects.all().due().order_by("next_at").first():
+def _reserve(address: int | None) -> WebhookDelivery | None:
+    """The event for this address that has been due for longest, not due for others for RESERVED_FOR; None if none is
+    due."""
+    while delivery := WebhookDelivery.objects.all().due().to(address).order_by("next_at").first():
         unreserved = WebhookDelivery.objects.all().due().filter(pk=delivery.pk, attempts=delivery.attempts)
         delivery.attempts += 1
         if unreserved.update(attempts=delivery.attempts, next_at=from_now(RESERVED_FOR)):
