@@ -1,5 +1,6 @@
 """What the admin pages have in common; and who may come in: users, groups, and owners with their API keys."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.utils import timezone
 from django.utils.html import format_html
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
@@ -103,7 +105,7 @@ class OwnerAdmin(ModelAdmin):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Owner]:
-        live = ApiKey.objects.filter(owner=OuterRef("pk"), revoked_at=None).order_by().values("owner")
+        live = ApiKey.objects.live().filter(owner=OuterRef("pk")).order_by().values("owner")
         counted = live.annotate(count=Count("pk")).values("count")
         found: QuerySet[Owner] = super().get_queryset(request)
         return found.annotate(live_keys=Coalesce(Subquery(counted), 0))
@@ -126,6 +128,12 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
     class Meta:
         model = ApiKey
         fields = ("name", "owner", "for_batches", "for_chat", "is_admin", "expires_at")
+
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at is not None and expires_at <= timezone.now():
+            raise forms.ValidationError("This is over: the key would never be taken. Expected a time to come, or none.")
+        return expires_at
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}

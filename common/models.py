@@ -112,10 +112,13 @@ class ApiKeyManager(models.Manager["ApiKey"]):
         no slow hash; they are looked up by digest."""
         return self.filter(digest=digest_of(secret), revoked_at=None).select_related("owner").first()
 
-    def live(self) -> "dict[str, ApiKey] | None":
+    def live(self) -> models.QuerySet["ApiKey"]:
+        """The keys that are taken: neither revoked nor expired."""
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
+
+    def by_digest(self) -> "dict[str, ApiKey] | None":
         """The keys that are taken, by their digests; None while there is no key at all."""
-        live = self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
-        return {key.digest: key for key in live} if self.exists() else None
+        return {key.digest: key for key in self.live()} if self.exists() else None
 
 
 class ApiKey(models.Model):

@@ -56,11 +56,23 @@ def test_a_person_may_have_several_keys(api):
         ("--expires", "90"),
         ("--expires", "0d"),
         ("--expires", "-1d"),
+        ("--owner", ""),
+        ("--owner", "  "),
+        ("--owner", "A" * 101),
+        ("--owner", "Ann\nroot"),
+        ("--owner", "Ann\x00"),
     ],
 )
 def test_a_wrong_option_is_refused(db, options):
     with pytest.raises(CommandError, match="expected"):
         run("create_api_key", "laptop", f"{options[0]}={options[1]}")
+    assert not ApiKey.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", "n" * 101, "two\nlines"])
+def test_a_key_has_a_name(db, name):
+    with pytest.raises(CommandError, match="expected a name of 1 to 100 characters"):
+        run("create_api_key", name)
     assert not ApiKey.objects.exists()
 
 
