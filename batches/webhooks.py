@@ -16,6 +16,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,7 +34,7 @@ from urllib3.util import parse_url
 from batches.models import Figures, WebhookDelivery
 from batches.models.figures import NO_LABELS
 from common.database import from_now, retrying
-from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_address, watched_pools
+from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_addresses, watched_pools
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:
     request = requests.Request("POST", target.url, headers, data=content).prepare()
     sock = WatchedSocket()
     with _Deadline(sock):
-        adapter = _WatchedAdapter(sock, address=_checked_address(request.url) if target.is_checked else None)
+        adapter = _WatchedAdapter(sock, addresses=_checked_addresses(request.url) if target.is_checked else ())
         try:
             with adapter.send(request, stream=True, timeout=(CONNECT_TIMEOUT_S, None)) as response:
                 wait = response.headers.get("Retry-After", "")
@@ -235,24 +236,24 @@ def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:
             adapter.close()
 
 
-def _checked_address(url: str | None) -> str:
-    """The address to connect to. Raises NotPublic, or OSError if the name stands for none."""
+def _checked_addresses(url: str | None) -> list[str]:
+    """The addresses to connect to. Raises NotPublic, or OSError if the name stands for none."""
     found = parse_url(url or "")
     port = found.port or (443 if found.scheme == "https" else 80)
-    return public_address((found.host or "").strip("[]"), port)
+    return public_addresses((found.host or "").strip("[]"), port)
 
 
 class _WatchedAdapter(HTTPAdapter):
     """Gives `sock` the connection of the one request that it sends."""
 
-    def __init__(self, sock: WatchedSocket, *, address: str | None = None) -> None:
+    def __init__(self, sock: WatchedSocket, *, addresses: Sequence[str]) -> None:
         self._socket = sock
-        self._address = address
+        self._addresses = addresses
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected, address=self._address)
+        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected, addresses=self._addresses)
 
 
 class _TooSlow(Exception):

@@ -19,12 +19,13 @@ from django.contrib.admin.utils import quote
 from django.db import IntegrityError, connection
 from django.urls import reverse
 from django.utils import timezone
+from urllib3.exceptions import NewConnectionError
 
 from batches import forecasts, lifecycle, webhooks
 from batches.models import Batch, Status, WebhookDelivery
 from common import ids
 from common.models import Owner
-from common.sockets import NotPublic, public_address, watched_pools
+from common.sockets import NotPublic, public_addresses, watched_pools
 from tests.conftest import line
 from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port
@@ -726,12 +727,12 @@ def test_a_redirect_leads_nowhere(of_owner, create, work):
 )
 def test_no_address_but_one_of_the_internet_will_do(host):
     with pytest.raises(NotPublic):
-        public_address(host, 80)
+        public_addresses(host, 80)
 
 
 @pytest.mark.parametrize("host", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
 def test_those_of_the_internet_will(host):
-    assert public_address(host, 443) == host
+    assert public_addresses(host, 443) == [host]
 
 
 def test_of_several_addresses_each_has_to_be_one(monkeypatch):
@@ -740,14 +741,23 @@ def test_of_several_addresses_each_has_to_be_one(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
     with pytest.raises(NotPublic):
-        public_address("two.example", 80)
+        public_addresses("two.example", 80)
 
 
 def test_what_was_checked_is_what_is_connected_to(receiver):
     """The name could stand for another address a moment later."""
     connected = []
-    pool = watched_pools(connected.append, address="127.0.0.1")["http"]
+    pool = watched_pools(connected.append, addresses=["127.0.0.1"])["http"]
     port = receiver.server.server_address[1]
     answer = pool("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False)
     assert (answer.status, receiver.seen[0].headers["Host"]) == (200, f"no-such-name.invalid:{port}")
     assert connected[0].getpeername()[0] == "127.0.0.1"
+
+
+def test_of_several_addresses_the_first_that_can_be_reached_is_connected_to(receiver):
+    pool = watched_pools(lambda _: None, addresses=["127.0.0.2", "127.0.0.1"])["http"]
+    port = receiver.server.server_address[1]
+    assert pool("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False).status == 200
+    nowhere = watched_pools(lambda _: None, addresses=["127.0.0.2", "127.0.0.3"])["http"]
+    with pytest.raises(NewConnectionError):
+        nowhere("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False)
