@@ -2,7 +2,6 @@
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import admin, messages
@@ -17,6 +16,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from common.addresses import is_address
 from common.models import ApiKey, Owner
 from common.permissions import may_look
 from common.signing import is_secret, new_secret
@@ -60,12 +60,7 @@ class OwnerForm(forms.ModelForm[Owner]):
 
     def clean_webhook_url(self) -> str:
         url: str = self.cleaned_data["webhook_url"].strip()
-        try:
-            parts = urlsplit(url)
-            is_good = not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-        except ValueError:
-            is_good = False
-        if not is_good:
+        if url and not is_address(url):
             raise forms.ValidationError(
                 "Expected an address that begins with http:// or https://, such as https://example.org/hook."
             )

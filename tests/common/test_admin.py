@@ -110,6 +110,10 @@ def test_the_webhooks_secret_is_for_those_who_may_change_it(admin_client):
     [
         ("name", "default"),
         *(("webhook_url", each) for each in ("example.org", "ftp://example.org", "http://", "http://[", "http://a:x/")),
+        *(
+            ("webhook_url", each)
+            for each in ("http://a b/", "http://a/ b", "http://a\n.b/", "http://a:0/", "http://a:65536/")
+        ),
         *(("webhook_secret", each) for each in ("secret", "whsec_short", "whsec_!" + "A" * 40)),
         *(("max_streams", each) for each in ("-1", "x")),
     ],
