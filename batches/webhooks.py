@@ -16,6 +16,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,11 +34,13 @@ from urllib3.util import parse_url
 from batches.models import Figures, WebhookDelivery
 from batches.models.figures import NO_LABELS
 from common.database import from_now, retrying
-from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_address, watched_pools
+from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_addresses, watched_pools
 
 logger = logging.getLogger(__name__)
 
 THREAD = "webhooks"
+# Addresses to which one process sends at the same time.
+MOST_AT_ONCE = 8
 WARNING = "batch.warning"
 DEADLINE_S = 20.0
 # How long an event is reserved for one sender: longer than any attempt takes.
@@ -50,32 +53,42 @@ FORGOTTEN_AT_ONCE = 1000
 
 
 def deliver_due() -> None:
-    """Let a thread of this process send due events, one thread at most; returns at once.
+    """Let threads of this process send due events, one thread for each address; returns at once.
 
-    For processes that do not fork. An event that becomes due while the thread is ending waits for the next call.
+    A target that does not answer holds up the events for its own address alone: its thread ends, and of more than
+    MOST_AT_ONCE addresses those that are next are drawn by lot. For processes that do not fork. An event that becomes
+    due while its thread is ending waits for the next call.
     """
-    if not WebhookDelivery.objects.all().due().exists():
+    addresses = WebhookDelivery.objects.all().due().addresses()
+    if not addresses:
         return
-    if not any(thread.name == THREAD for thread in threading.enumerate()):
-        threading.Thread(target=_deliver, name=THREAD, daemon=True).start()
+    running = {thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD)}
+    names = {f"{THREAD} {'of all' if each is None else each}": each for each in addresses}
+    waiting = sorted(names.keys() - running)
+    for name in random.sample(waiting, max(0, min(len(waiting), MOST_AT_ONCE - len(running)))):
+        threading.Thread(target=_deliver, args=(names[name],), name=name, daemon=True).start()
 
 
-def _deliver() -> None:
+def _deliver(address: int | None) -> None:
     try:
-        send_due()
+        send_due(address)
     except Error as error:
         logger.warning("webhooks: the database did not answer: %s", error)
     finally:
         connection.close()
 
 
-def send_due() -> None:
-    """Send due events, one after the other, until none is due. Safe to run in many processes at once.
+def send_due(address: int | None) -> None:
+    """Send due events for one address, one after the other, until none is due or one was not taken. Safe to run in many
+    processes at once.
 
     Raises the database's errors; the event that was being sent is sent again.
     """
-    while delivery := retrying(_reserve):
-        retrying(_store, delivery, _send(delivery))
+    while delivery := retrying(_reserve, address):
+        values = _send(delivery)
+        retrying(_store, delivery, values)
+        if not values.get("delivered_at"):
+            return
 
 
 def send_again(deliveries: QuerySet[WebhookDelivery]) -> None:
@@ -96,9 +109,10 @@ def forget_old() -> None:
     WebhookDelivery.objects.filter(pk__in=list(over.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE])).delete()
 
 
-def _reserve() -> WebhookDelivery | None:
-    """The event that has been due for longest, not due for others for RESERVED_FOR; None if none is due."""
-    while delivery := WebhookDelivery.objects.all().due().order_by("next_at").first():
+def _reserve(address: int | None) -> WebhookDelivery | None:
+    """The event for this address that has been due for longest, not due for others for RESERVED_FOR; None if none is
+    due."""
+    while delivery := WebhookDelivery.objects.all().due().to(address).order_by("next_at").first():
         unreserved = WebhookDelivery.objects.all().due().filter(pk=delivery.pk, attempts=delivery.attempts)
         delivery.attempts += 1
         if unreserved.update(attempts=delivery.attempts, next_at=from_now(RESERVED_FOR)):
@@ -213,7 +227,7 @@ def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:
     request = requests.Request("POST", target.url, headers, data=content).prepare()
     sock = WatchedSocket()
     with _Deadline(sock):
-        adapter = _WatchedAdapter(sock, address=_checked_address(request.url) if target.is_checked else None)
+        adapter = _WatchedAdapter(sock, addresses=_checked_addresses(request.url) if target.is_checked else ())
         try:
             with adapter.send(request, stream=True, timeout=(CONNECT_TIMEOUT_S, None)) as response:
                 wait = response.headers.get("Retry-After", "")
@@ -222,24 +236,24 @@ def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:
             adapter.close()
 
 
-def _checked_address(url: str | None) -> str:
-    """The address to connect to. Raises NotPublic, or OSError if the name stands for none."""
+def _checked_addresses(url: str | None) -> list[str]:
+    """The addresses to connect to. Raises NotPublic, or OSError if the name stands for none."""
     found = parse_url(url or "")
     port = found.port or (443 if found.scheme == "https" else 80)
-    return public_address((found.host or "").strip("[]"), port)
+    return public_addresses((found.host or "").strip("[]"), port)
 
 
 class _WatchedAdapter(HTTPAdapter):
     """Gives `sock` the connection of the one request that it sends."""
 
-    def __init__(self, sock: WatchedSocket, *, address: str | None = None) -> None:
+    def __init__(self, sock: WatchedSocket, *, addresses: Sequence[str]) -> None:
         self._socket = sock
-        self._address = address
+        self._addresses = addresses
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected, address=self._address)
+        self.poolmanager.pool_classes_by_scheme = watched_pools(self._socket.connected, addresses=self._addresses)
 
 
 class _TooSlow(Exception):

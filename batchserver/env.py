@@ -18,6 +18,7 @@ import tzlocal
 from django.core.exceptions import ImproperlyConfigured
 
 from batches.scheduling.quiet_hours import QuietHours
+from common.addresses import is_address
 from common.signing import is_secret
 
 Environment = Mapping[str, str]
@@ -145,7 +146,7 @@ def pairs(environment: Environment, name: str) -> dict[str, str]:
 def url(environment: Environment, name: str, default: str) -> str:
     """A model server's address, without a slash at its end. It must have neither user nor password."""
     value = text(environment, name, default).rstrip("/")
-    if not _is_address(value):
+    if not is_address(value):
         raise ImproperlyConfigured(f"{name}={value!r}: expected an address like http://localhost:11434.")
     if "@" in urlsplit(value).netloc:
         # The address is shown by /health and /metrics.
@@ -167,19 +168,11 @@ def urls(environment: Environment, name: str, default: str) -> str:
 def secret_url(environment: Environment, name: str) -> str:
     """An address as it was typed: a slash at its end can mean something. "" if none is given."""
     value = text(environment, name)
-    if value and not _is_address(value):
+    if value and not is_address(value):
         raise ImproperlyConfigured(
             f"{name} (not shown, it may hold a key): expected an address like https://example.org/hook."
         )
     return value
-
-
-def _is_address(value: str) -> bool:
-    try:
-        parts = urlsplit(value)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        return False
 
 
 def signing_secret(environment: Environment, name: str, *, needed_by: str) -> str:

@@ -16,7 +16,7 @@ class Scrapers:
     look: then there are no figures but those of the process itself."""
 
     def __init__(self) -> None:
-        self._ask = Bounded(ApiKey.objects.live, within_s=WITHIN_S)
+        self._ask = Bounded(ApiKey.objects.by_digest, within_s=WITHIN_S)
         self._known: dict[str, ApiKey] | None = None
 
     def refusal(self, request: HttpRequest) -> ApiError | None:

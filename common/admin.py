@@ -1,7 +1,7 @@
 """What the admin pages have in common; and who may come in: users, groups, and owners with their API keys."""
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from django import forms
 from django.contrib import admin, messages
@@ -12,9 +12,11 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.utils import timezone
 from django.utils.html import format_html
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from common.addresses import is_address
 from common.models import ApiKey, Owner
 from common.permissions import may_look
 from common.signing import is_secret, new_secret
@@ -58,12 +60,7 @@ class OwnerForm(forms.ModelForm[Owner]):
 
     def clean_webhook_url(self) -> str:
         url: str = self.cleaned_data["webhook_url"].strip()
-        try:
-            parts = urlsplit(url)
-            is_good = not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-        except ValueError:
-            is_good = False
-        if not is_good:
+        if url and not is_address(url):
             raise forms.ValidationError(
                 "Expected an address that begins with http:// or https://, such as https://example.org/hook."
             )
@@ -103,7 +100,7 @@ class OwnerAdmin(ModelAdmin):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Owner]:
-        live = ApiKey.objects.filter(owner=OuterRef("pk"), revoked_at=None).order_by().values("owner")
+        live = ApiKey.objects.live().filter(owner=OuterRef("pk")).order_by().values("owner")
         counted = live.annotate(count=Count("pk")).values("count")
         found: QuerySet[Owner] = super().get_queryset(request)
         return found.annotate(live_keys=Coalesce(Subquery(counted), 0))
@@ -126,6 +123,12 @@ class ApiKeyForm(forms.ModelForm[ApiKey]):
     class Meta:
         model = ApiKey
         fields = ("name", "owner", "for_batches", "for_chat", "is_admin", "expires_at")
+
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at is not None and expires_at <= timezone.now():
+            raise forms.ValidationError("This is over: the key would never be taken. Expected a time to come, or none.")
+        return expires_at
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or {}

@@ -42,21 +42,35 @@ def once(request: Request, asked: str, create: Callable[[], Response]) -> Respon
         return remembered
 
 
+def is_repeated(request: Request) -> bool:
+    """The key of this request got an answer before, whatever was asked then; for what is decided before the request is
+    read whole."""
+    return _remembered(request) is not None
+
+
 def answered(request: Request, asked: str) -> Response | None:
     """The answer that the key of this request got before, if any; for creates that prepare at length what they store.
 
     Raises a 409 if the key came with another text.
     """
-    key = _key(request)
-    remembered = RememberedAnswer.objects.filter(scope=_scope(request), key=key).first() if key else None
-    if remembered is None or remembered.created_at < timezone.now() - KEPT_FOR:
+    remembered = _remembered(request)
+    if remembered is None:
         return None
     if remembered.fingerprint != _fingerprint(asked):
         raise errors.conflict(
-            f"The Idempotency-Key '{key}' was used for another request within the last 24 hours. Use a new key.",
+            f"The Idempotency-Key '{remembered.key}' was used for another request within the last 24 hours. Use a new "
+            "key.",
             code="idempotency_key_reused",
         )
     return Response(remembered.body)
+
+
+def _remembered(request: Request) -> RememberedAnswer | None:
+    key = _key(request)
+    if not key:
+        return None
+    newer = RememberedAnswer.objects.filter(created_at__gte=timezone.now() - KEPT_FOR)
+    return newer.filter(scope=_scope(request), key=key).first()
 
 
 def _key(request: Request) -> str:

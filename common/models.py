@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 from typing import ClassVar
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, models
+from django.db import Error, models
 from django.db.models import Q
 from django.utils import timezone
+
+from common.database import not_waiting
 
 
 class OwnerManager(models.Manager["Owner"]):
@@ -110,10 +112,13 @@ class ApiKeyManager(models.Manager["ApiKey"]):
         no slow hash; they are looked up by digest."""
         return self.filter(digest=digest_of(secret), revoked_at=None).select_related("owner").first()
 
-    def live(self) -> "dict[str, ApiKey] | None":
+    def live(self) -> models.QuerySet["ApiKey"]:
+        """The keys that are taken: neither revoked nor expired."""
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
+
+    def by_digest(self) -> "dict[str, ApiKey] | None":
         """The keys that are taken, by their digests; None while there is no key at all."""
-        live = self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
-        return {key.digest: key for key in live} if self.exists() else None
+        return {key.digest: key for key in self.live()} if self.exists() else None
 
 
 class ApiKey(models.Model):
@@ -154,11 +159,12 @@ class ApiKey(models.Model):
         return [scope for scope, has in have.items() if has]
 
     def note_use(self) -> None:
-        """Note that the key is used now. Written once in USED_TO, and not at all while the database is busy."""
+        """Note that the key is used now. Written once in USED_TO, and not at all while the database is busy or takes no
+        writes: no request waits or fails for it."""
         now = timezone.now()
         if self.last_used_at is not None and now - self.USED_TO < self.last_used_at <= now:
             return
-        with suppress(OperationalError, InterfaceError):
+        with suppress(Error), not_waiting():
             ApiKey.objects.filter(pk=self.pk).update(last_used_at=now)
 
     @property

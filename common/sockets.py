@@ -4,14 +4,16 @@ tells the server to stop computing."""
 import ipaddress
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 from urllib3.util import Url
 
 CONNECT_TIMEOUT_S = 5.0
+MOST_TRIED = 3  # addresses of one name
 
 
 def shut(sock: socket.socket) -> None:
@@ -50,27 +52,33 @@ class NotPublic(OSError):
     """A name stands for an address of this machine or of a network that is not the internet."""
 
 
-def public_address(host: str, port: int) -> str:
-    """An address that the name stands for now. Raises NotPublic if one of its addresses is none of the internet, and
-    OSError if it has none. What is connected to is this address: asked again, the name may stand for another."""
+def public_addresses(host: str, port: int) -> list[str]:
+    """The addresses that the name stands for now. Raises NotPublic if one of them is none of the internet, and OSError
+    if there is none. What is connected to is one of these: asked again, the name may stand for another."""
     found = [str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if not found or not all(map(_is_public, found)):
         raise NotPublic("the address is not one of the internet")
-    return found[0]
+    return found
+
+
+# The internet has its IPv6 addresses here alone (IANA's registry), without those of documents, which Python's list
+# lacks before 3.13. What Python calls global has site-local addresses too, and those that translators hand on to IPv4.
+_INTERNET = ipaddress.IPv6Network("2000::/3")
+_OF_DOCUMENTS = ipaddress.IPv6Network("3fff::/20")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return _is_global(address.ipv4_mapped)
-        # What reaches an address of IPv4 is as public as that.
-        within = [address.sixtofour, *(address.teredo or ())]
-        if address in ipaddress.ip_network("64:ff9b::/96") or address in ipaddress.ip_network("::/96"):
-            within.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(_is_global(each) for each in within if each is not None):
-            return False
-    return _is_global(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return _is_global(address)
+    # What reaches an address of IPv4 is as public as that.
+    within = address.ipv4_mapped or address.sixtofour
+    if address in _NAT64:
+        within = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if within is not None:
+        return _is_global(within)
+    return address in _INTERNET and address not in _OF_DOCUMENTS and _is_global(address)
 
 
 def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
@@ -78,15 +86,23 @@ def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 def watched_pools(
-    on_connect: Callable[[socket.socket], None], *, address: str | None = None
+    on_connect: Callable[[socket.socket], None], *, addresses: Sequence[str] = ()
 ) -> dict[str, type[HTTPConnectionPool]]:
-    """urllib3's classes of pools by scheme, which give `on_connect` the socket of each new connection. Each goes to
-    this `address`, whatever the name in the URL stands for now; certificates are still those of the name."""
+    """urllib3's classes of pools by scheme, which give `on_connect` the socket of each new connection. With `addresses`
+    it goes to the first of them that can be reached, of MOST_TRIED, whatever the name in the URL stands for now;
+    certificates are still those of the name."""
+    tried = addresses[:MOST_TRIED]
 
     class Http(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            if address is None:
+            if not tried:
                 return super()._new_conn()
+            for address in tried[:-1]:
+                with suppress(NewConnectionError, ConnectTimeoutError):
+                    return self._connect_to(address)
+            return self._connect_to(tried[-1])
+
+        def _connect_to(self, address: str) -> socket.socket:
             name, self._dns_host = self._dns_host, address
             try:
                 return super()._new_conn()

@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 from django.conf import settings
-from django.db import transaction
 from django.http import FileResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
@@ -72,8 +71,8 @@ class FileViewSet(viewsets.GenericViewSet[File]):
     )
     def create(self, request: Request) -> Response:
         owner = owner_of(request)
-        with transaction.atomic():
-            stored_bytes.check(owner, least_bytes(request))  # before they arrive
+        if not idempotency.is_repeated(request):  # what is sent again is stored already, and takes no more
+            stored_bytes.look_ahead(owner, least_bytes(request))
         content = receive(request, "file", settings.MAX_FILE_BYTES)
         form = FileCreateSerializer.from_form(request.data)
         form.is_valid(raise_exception=True)
@@ -135,13 +134,13 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
         asked = json_object(request)
         form = UploadCreateSerializer(data=asked)
         form.is_valid(raise_exception=True)
-        with transaction.atomic():
-            stored_bytes.check(owner_of(request), form.validated_data["bytes"])
-        return idempotency.once(
-            request,
-            json.dumps(asked, sort_keys=True),
-            lambda: Response(UploadSerializer(form.save(owner=owner_of(request))).data),
-        )
+
+        def create() -> Response:
+            owner = owner_of(request)
+            stored_bytes.look_ahead(owner, form.validated_data["bytes"])
+            return Response(UploadSerializer(form.save(owner=owner)).data)
+
+        return idempotency.once(request, json.dumps(asked, sort_keys=True), create)
 
     @operation(
         "Add a part", UploadPartSerializer, request=inline_serializer("UploadPartCreate", {"data": FilePartField()})

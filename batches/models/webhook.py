@@ -22,6 +22,17 @@ class WebhookDeliveryQuerySet(models.QuerySet["WebhookDelivery"]):
         has_address = Q() if settings.WEBHOOK_URL else Q(is_for_owner=True)
         return self.filter(has_address, next_at__lte=Now())
 
+    def addresses(self) -> "set[int | None]":
+        """Whose addresses they are for: the ids of owners, and None for WEBHOOK_URL."""
+        found = self.values_list("is_for_owner", "batch__owner").distinct()
+        return {owner if is_for_owner else None for is_for_owner, owner in found}
+
+    def to(self, address: int | None) -> "WebhookDeliveryQuerySet":
+        """Those for one of the addresses that `addresses` names."""
+        return (
+            self.filter(is_for_owner=False) if address is None else self.filter(is_for_owner=True, batch__owner=address)
+        )
+
 
 class WebhookDelivery(models.Model):
     """An event on its way to an address. The id comes from the batch, the event and whose address it is, so a delivery

@@ -3,6 +3,9 @@
     the model that is loaded (until another has waited for MODEL_PATIENCE_S), then the owner who waits longest,
     then parts that had no turn yet (unless another has waited for a minute), then the part that waits longest for one
 
+A turn lasts 30 s. It ends after 5 s for a part that had none yet: of the same owner if no other waits, or else of an
+owner who had no turn lately.
+
 Of each owner, only the parts of its highest priority wait; priorities of different owners are not compared. Loading
 another model costs seconds and every prompt that the server remembers, so models are drained one after the other,
 across all batches. If more models wait than MODEL_PATIENCE_S has time for, each stays loaded for its share of that
@@ -37,6 +40,8 @@ BORDER_S = 10.0
 FIRST_TURN_WITHIN_S = 5.0
 # A part that had a turn waits at most this time while new parts keep coming.
 FIRST_TURNS_FOR = timedelta(minutes=1)
+# An owner who had no turn for so long is waited for like a part that had none yet.
+NO_TURN_LATELY = timedelta(minutes=10)
 SUSPICIOUS_CLAIMS = 3
 # Parts that are put in the order of their turns to be shown: each turn is chosen among all that wait.
 MOST_ORDERED = 200
@@ -234,8 +239,9 @@ def choose(
     current = next((part for part in waiting if turn is not None and part.pk == turn.part.pk), None)
     fresh = [part for part in waiting if part.turn_at is None and part is not current]
     if current is not None and turn is not None:
-        limit_s = FIRST_TURN_WITHIN_S if fresh else TURN_S
-        if turn.age_s < limit_s or (not fresh and turn.age_s < TURN_S + BORDER_S and not is_at_border(turn)):
+        hurried = [part for part in fresh if _ends_early(current, part, owners_turns, now)]
+        limit_s = FIRST_TURN_WITHIN_S if hurried else TURN_S
+        if turn.age_s < limit_s or (not hurried and turn.age_s < TURN_S + BORDER_S and not is_at_border(turn)):
             return current
     others = [part for part in waiting if part is not current] or waiting
     owner = _next_owner(others, owners_turns, now)
@@ -245,6 +251,15 @@ def choose(
     if fresh and since > now - FIRST_TURNS_FOR:
         return min(fresh, key=lambda part: (part.batch.created_at, part.pk))
     return longest
+
+
+def _ends_early(current: Part, fresh: Part, owners_turns: Mapping[int, datetime | None], now: datetime) -> bool:
+    """Whether the turn of `current` is short because `fresh` had none yet. Between owners turns are whole, or one who
+    sends a new batch in each turn of another would have more time. One who had no turn lately is no such owner."""
+    if not owners_turns:
+        return True
+    last = _past(owners_turns.get(_owner_of(fresh)), now)
+    return _owner_of(fresh) != _owner_of(current) and (last is None or last < now - NO_TURN_LATELY)
 
 
 def _owner_of(part: Part) -> int:

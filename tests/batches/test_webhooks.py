@@ -19,12 +19,13 @@ from django.contrib.admin.utils import quote
 from django.db import IntegrityError, connection
 from django.urls import reverse
 from django.utils import timezone
+from urllib3.exceptions import NewConnectionError
 
 from batches import forecasts, lifecycle, webhooks
 from batches.models import Batch, Status, WebhookDelivery
 from common import ids
 from common.models import Owner
-from common.sockets import NotPublic, public_address, watched_pools
+from common.sockets import NotPublic, public_addresses, watched_pools
 from tests.conftest import line
 from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port
@@ -124,15 +125,22 @@ def make_due():
     WebhookDelivery.objects.all().waiting().update(next_at=timezone.now() - timedelta(seconds=1))
 
 
+def send_due():
+    """All that is due, as the threads do it."""
+    while addresses := WebhookDelivery.objects.all().due().addresses():
+        for each in addresses:
+            webhooks.send_due(each)
+
+
 def send_again_now():
     make_due()
-    webhooks.send_due()
+    send_due()
 
 
 def send_and_see_it_wait(wait_s):
     """It fails, and is due again after `wait_s`, give or take a quarter."""
     before = timezone.now()
-    webhooks.send_due()
+    send_due()
     next_at = WebhookDelivery.objects.get().next_at
     assert next_at - before > timedelta(seconds=wait_s * 0.7)
     assert next_at - timezone.now() < timedelta(seconds=wait_s * 1.3)
@@ -174,8 +182,8 @@ def test_each_end_is_told_once_and_the_official_client_takes_it(
     told = work.batch(batch)
     assert told["status"] == status
 
-    webhooks.send_due()
-    webhooks.send_due()
+    send_due()
+    send_due()
 
     (request,) = hook.seen
     assert request.path == "/hook/?key=k"
@@ -192,7 +200,7 @@ def test_each_end_is_told_once_and_the_official_client_takes_it(
 
 
 def test_another_secret_or_body_is_refused(failed, hook):
-    webhooks.send_due()
+    send_due()
     (request,) = hook.seen
     with pytest.raises(openai.InvalidWebhookSignatureError):
         unwrap(request, "whsec_" + base64.b64encode(bytes(32)).decode())
@@ -216,7 +224,7 @@ def test_a_warning_is_told_once_if_it_is_wanted(hook, too_large, settings):
     for _ in range(2):
         forecasts.review()
     assert [each["code"] for each in Batch.objects.get().warnings] == ["disk_too_small"]
-    webhooks.send_due()
+    send_due()
     [request] = hook.seen
     event = json.loads(request.body)
     assert (event["type"], event["data"]) == ("batch.warning", {"id": too_large.pk})
@@ -238,18 +246,18 @@ def test_a_warning_is_not_told_if_nobody_asked_for_it(hook, too_large):
 
 def test_without_an_address_nothing_is_stored_or_sent(create, work, receiver):
     work.validate(create([line("a", method="GET")])["id"])
-    webhooks.send_due()
+    send_due()
     assert not WebhookDelivery.objects.exists()
     assert receiver.seen == []
 
 
 def test_an_event_waits_while_the_address_is_taken_away(failed, hook, settings):
     settings.WEBHOOK_URL = ""
-    webhooks.send_due()
+    send_due()
     webhooks.deliver_due()
     assert hook.seen == []
     settings.WEBHOOK_URL = hook.url
-    webhooks.send_due()
+    send_due()
     assert len(hook.seen) == 1
 
 
@@ -270,7 +278,7 @@ def test_a_target_that_fails_gets_the_same_event_later(failed, hook):
     hook.answers = [Answer(500), Answer(503)]
     send_and_see_it_wait(5)
     assert WebhookDelivery.objects.get().last_error == "HTTP 500"
-    webhooks.send_due()
+    send_due()
     assert len(hook.seen) == 1  # the wait is not over
     make_due()
     send_and_see_it_wait(30)
@@ -299,14 +307,14 @@ def test_a_target_may_ask_for_a_longer_wait_within_reason(failed, hook, asked, w
 
 def test_no_redirect_is_followed(failed, hook):
     hook.answers = [Answer(302, {"Location": "/elsewhere"})]
-    webhooks.send_due()
+    send_due()
     assert len(hook.seen) == 1
     assert WebhookDelivery.objects.get().last_error == "HTTP 302"
 
 
 def test_a_target_that_is_gone_for_good_is_left_alone(failed, hook):
     hook.answers = [Answer(410)]
-    webhooks.send_due()
+    send_due()
     delivery = WebhookDelivery.objects.get()
     assert (delivery.next_at, delivery.delivered_at, delivery.last_error) == (None, None, "HTTP 410; given up")
 
@@ -314,7 +322,7 @@ def test_a_target_that_is_gone_for_good_is_left_alone(failed, hook):
 def test_an_event_is_given_up_after_a_day(failed, hook):
     hook.answers = [Answer(500), Answer(500)]
     WebhookDelivery.objects.update(created_at=timezone.now() - DAY + timedelta(hours=1))
-    webhooks.send_due()
+    send_due()
     assert WebhookDelivery.objects.get().next_at is not None
     WebhookDelivery.objects.update(created_at=timezone.now() - DAY)
     send_again_now()
@@ -331,7 +339,7 @@ def test_a_target_that_hangs_or_drips_is_cut_off(failed, hook, monkeypatch, drip
     else:
         hook.open.clear()
     started = time.monotonic()
-    webhooks.send_due()
+    send_due()
     assert time.monotonic() - started < 5
     delivery = WebhookDelivery.objects.get()
     assert (delivery.last_error, delivery.delivered_at) == ("no answer within 0.5 s", None)
@@ -353,7 +361,7 @@ def test_the_body_of_an_answer_is_not_waited_for(failed, settings):
         thread.start()
         settings.WEBHOOK_URL = url
         started = time.monotonic()
-        webhooks.send_due()
+        send_due()
         thread.join(20)
     assert time.monotonic() - started < webhooks.DEADLINE_S / 2
     assert WebhookDelivery.objects.get().delivered_at is not None
@@ -368,7 +376,7 @@ def test_the_body_of_an_answer_is_not_waited_for(failed, settings):
 )
 def test_a_target_that_cannot_be_reached_is_tried_again(failed, settings, url, problem):
     settings.WEBHOOK_URL = url.format(port=free_port())
-    webhooks.send_due()
+    send_due()
     delivery = WebhookDelivery.objects.get()
     assert delivery.last_error == problem
     assert delivery.next_at is not None
@@ -376,11 +384,11 @@ def test_a_target_that_cannot_be_reached_is_tried_again(failed, settings, url, p
 
 def test_neither_the_secret_nor_the_address_is_logged_or_stored(failed, hook, caplog, settings):
     hook.answers = [Answer(500)]
-    webhooks.send_due()
+    send_due()
     send_again_now()
     settings.WEBHOOK_URL = f"http://user:password@127.0.0.1:{free_port()}/?token=t"
     webhooks.send_again(WebhookDelivery.objects.all())
-    webhooks.send_due()
+    send_due()
     assert "batch.failed was delivered" in caplog.text
     assert "batch.failed was not delivered: HTTP 500" in caplog.text
     told = caplog.text + WebhookDelivery.objects.get().last_error
@@ -394,12 +402,12 @@ def test_neither_the_secret_nor_the_address_is_logged_or_stored(failed, hook, ca
 def test_what_is_being_sent_is_not_sent_by_another(failed, hook):
     def send_too():
         try:
-            webhooks.send_due()
+            send_due()
         finally:
             connection.close()
 
     hook.answers = [Answer(during=send_too)]
-    webhooks.send_due()
+    send_due()
     assert len(hook.seen) == 1
 
 
@@ -411,7 +419,7 @@ def test_many_senders_at_once_send_each_event_once(create, work, hook):
     def send():
         start.wait(10)
         try:
-            webhooks.send_due()
+            send_due()
         finally:
             connection.close()
 
@@ -426,7 +434,7 @@ def test_many_senders_at_once_send_each_event_once(create, work, hook):
 
 def test_what_a_killed_sender_left_is_sent_once_its_claim_is_over(failed, hook):
     WebhookDelivery.objects.update(attempts=1, next_at=timezone.now() + webhooks.RESERVED_FOR)
-    webhooks.send_due()
+    send_due()
     assert hook.seen == []
     send_again_now()
     assert WebhookDelivery.objects.get().attempts == 2
@@ -439,13 +447,13 @@ def test_a_sender_whose_claim_ran_out_stores_nothing(failed, hook):
         connection.close()
 
     hook.answers = [Answer(500, during=overtake)]
-    webhooks.send_due()
+    send_due()
     delivery = WebhookDelivery.objects.get()
     assert (delivery.attempts, delivery.next_at, delivery.last_error) == (2, None, "theirs")
 
 
 def senders():
-    return [thread for thread in threading.enumerate() if thread.name == webhooks.THREAD]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(webhooks.THREAD)]
 
 
 def test_a_thread_sends_and_ends(failed, hook):
@@ -466,7 +474,7 @@ def test_a_thread_sends_and_ends(failed, hook):
 
 
 def test_the_admin_shows_deliveries_and_sends_them_again(failed, hook, admin_client, django_user_model):
-    webhooks.send_due()
+    send_due()
     url = reverse("admin:batches_webhookdelivery_changelist")
     page = admin_client.get(url).text
     assert reverse("admin:batches_batch_change", args=[quote(failed["id"])]) in page
@@ -475,7 +483,7 @@ def test_the_admin_shows_deliveries_and_sends_them_again(failed, hook, admin_cli
 
     again = {"action": "send_again", "_selected_action": [delivery.pk]}
     assert f"Sending batch.failed of {failed['id']}." in admin_client.post(url, again, follow=True).text
-    webhooks.send_due()
+    send_due()
     assert len(hook.seen) == 2
     assert hook.seen[0].body == hook.seen[1].body
 
@@ -502,7 +510,7 @@ def test_the_metrics_count_attempts_and_what_was_delivered(failed, hook, api):
 
     assert told("webhook_attempts") == told("webhooks_delivered") == ["0.0"]
     hook.answers = [Answer(503)]
-    webhooks.send_due()
+    send_due()
     assert (told("webhook_attempts"), told("webhooks_delivered")) == (["1.0"], ["0.0"])
     send_again_now()
     assert (told("webhook_attempts"), told("webhooks_delivered")) == (["2.0"], ["1.0"])
@@ -512,7 +520,7 @@ def test_the_metrics_count_attempts_and_what_was_delivered(failed, hook, api):
 
 def test_the_metrics_tell_how_many_wait(failed, hook, api):
     assert "ollama_batch_server_webhooks_waiting 1.0" in api.get("/metrics").content.decode()
-    webhooks.send_due()
+    send_due()
     assert "ollama_batch_server_webhooks_waiting 0.0" in api.get("/metrics").content.decode()
 
 
@@ -597,7 +605,7 @@ def fail(create, work):
 
 def test_an_owner_is_told_at_an_address_of_its_own(of_owner, create, work):
     batch = fail(create, work)
-    webhooks.send_due()
+    send_due()
     (request,) = of_owner.seen
     event = unwrap(request, OWNERS_SECRET)
     assert (event.type, event.data.id) == ("batch.failed", batch)
@@ -609,7 +617,7 @@ def test_another_owners_address_is_told_nothing(of_owner, create, work):
     batch = create([line("a", method="GET")])["id"]
     Batch.objects.update(owner=Owner.objects.create(name="Bob"))
     work.validate(batch)
-    webhooks.send_due()
+    send_due()
     assert of_owner.seen == []
 
 
@@ -617,7 +625,7 @@ def test_the_address_for_all_is_told_too(of_owner, create, work, settings):
     with Receiver() as all_of_them:
         settings.WEBHOOK_URL, settings.WEBHOOK_SECRET = all_of_them.url, SECRET
         batch = fail(create, work)
-        webhooks.send_due()
+        send_due()
         assert unwrap(all_of_them.seen[0]).data.id == batch
     assert unwrap(of_owner.seen[0], OWNERS_SECRET).data.id == batch
     assert len({delivery.pk for delivery in WebhookDelivery.objects.all()}) == 2
@@ -628,14 +636,57 @@ def test_an_owner_is_warned_too(of_owner, create, work, settings):
     batch = create([line("a")])["id"]
     webhooks.warn(batch, "window_too_short", about="today")
     webhooks.warn(batch, "window_too_short", about="today")
-    webhooks.send_due()
+    send_due()
     assert [event["type"] for event in of_owner.events()] == ["batch.warning"]
+
+
+def test_a_target_that_hangs_holds_up_its_own_events_alone(of_owner, create, work, settings):
+    of_owner.open.clear()
+    with Receiver() as all_of_them:
+        settings.WEBHOOK_URL, settings.WEBHOOK_SECRET = all_of_them.url, SECRET
+        batches = [fail(create, work) for _ in range(3)]
+        webhooks.deliver_due()
+        eventually(lambda: len(all_of_them.seen) == 3, what="the events for the address of all")
+        eventually(lambda: of_owner.seen, what="the first event for the owner's")
+        webhooks.deliver_due()  # no second thread for it
+        assert len(of_owner.seen) == len(senders()) == 1
+        of_owner.open.set()
+        eventually(lambda: not senders(), what="the end of the threads")
+    assert {event["data"]["id"] for event in of_owner.events()} == set(batches)
+
+
+def test_who_does_not_take_an_event_lets_go_of_its_place(of_owner, create, work):
+    fail(create, work)
+    fail(create, work)
+    of_owner.answers = [Answer(500), Answer(500)]
+    webhooks.send_due(Owner.FIRST)
+    assert len(of_owner.seen) == 1
+    webhooks.send_due(Owner.FIRST)
+    assert len(of_owner.seen) == 2
+
+
+def test_no_more_addresses_are_told_at_once_than_may_be(of_owner, create, work, monkeypatch):
+    monkeypatch.setattr(webhooks, "MOST_AT_ONCE", 2)
+    of_owner.open.clear()
+    for number in range(3):
+        batch = fail(create, work)
+        owner = Owner.objects.create(name=f"{number}", webhook_url=of_owner.url, webhook_secret=OWNERS_SECRET)
+        Batch.objects.filter(pk=batch).update(owner=owner)
+    for _ in range(2):
+        webhooks.deliver_due()
+        eventually(lambda: len(of_owner.seen) == 2, what="two events")
+    assert len(senders()) == 2
+    of_owner.open.set()
+    eventually(lambda: not senders(), what="the end of the threads")
+    webhooks.deliver_due()
+    eventually(lambda: len(of_owner.seen) == 3, what="the third")
+    eventually(lambda: not senders(), what="the end of the thread")
 
 
 def test_an_address_that_is_gone_ends_its_events(of_owner, create, work):
     fail(create, work)
     Owner.objects.update(webhook_url="")
-    webhooks.send_due()
+    send_due()
     delivery = WebhookDelivery.objects.get()
     assert (delivery.next_at, delivery.last_error) == (None, "its owner has no address any more; given up")
     assert of_owner.seen == []
@@ -644,13 +695,13 @@ def test_an_address_that_is_gone_ends_its_events(of_owner, create, work):
 def test_an_owners_address_on_this_machine_is_not_connected_to(of_owner, create, work, settings):
     settings.OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES = False
     fail(create, work)
-    webhooks.send_due()
+    send_due()
     delivery = WebhookDelivery.objects.get()
     assert "none of the internet (OWNER_WEBHOOKS_TO_PRIVATE_ADDRESSES)" in delivery.last_error
     assert of_owner.seen == []
     settings.WEBHOOK_URL, settings.WEBHOOK_SECRET = of_owner.url, SECRET  # the operator's own is trusted
     fail(create, work)
-    webhooks.send_due()
+    send_due()
     assert len(of_owner.seen) == 1
 
 
@@ -658,7 +709,7 @@ def test_a_redirect_leads_nowhere(of_owner, create, work):
     with Receiver() as inside:
         of_owner.answers.append(Answer(302, {"Location": inside.url}))
         fail(create, work)
-        webhooks.send_due()
+        send_due()
         assert inside.seen == []
     assert WebhookDelivery.objects.get().last_error == "HTTP 302"
 
@@ -670,17 +721,18 @@ def test_a_redirect_leads_nowhere(of_owner, create, work):
         *("172.16.0.1", "192.168.1.7", "169.254.169.254", "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1"),
         *("255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fc00::1", "fd12:3456::1", "ff02::1", "2001:db8::1"),
         *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::10.0.0.1", "2002:7f00:1::"),
-        *("2001:0:4136:e378:8000:63bf:80ff:fffe", "::127.0.0.1"),
+        *("2001:0:4136:e378:8000:63bf:80ff:fffe", "::127.0.0.1", "::8.8.8.8", "fec0::1", "::ffff:0:127.0.0.1"),
+        *("64:ff9b:1::7f00:1", "3fff::1", "5f00::1", "4000::1", "fe00::1", "ff0e::1"),
     ],
 )
 def test_no_address_but_one_of_the_internet_will_do(host):
     with pytest.raises(NotPublic):
-        public_address(host, 80)
+        public_addresses(host, 80)
 
 
 @pytest.mark.parametrize("host", ["1.1.1.1", "8.8.8.8", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
 def test_those_of_the_internet_will(host):
-    assert public_address(host, 443) == host
+    assert public_addresses(host, 443) == [host]
 
 
 def test_of_several_addresses_each_has_to_be_one(monkeypatch):
@@ -689,14 +741,23 @@ def test_of_several_addresses_each_has_to_be_one(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
     with pytest.raises(NotPublic):
-        public_address("two.example", 80)
+        public_addresses("two.example", 80)
 
 
 def test_what_was_checked_is_what_is_connected_to(receiver):
     """The name could stand for another address a moment later."""
     connected = []
-    pool = watched_pools(connected.append, address="127.0.0.1")["http"]
+    pool = watched_pools(connected.append, addresses=["127.0.0.1"])["http"]
     port = receiver.server.server_address[1]
     answer = pool("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False)
     assert (answer.status, receiver.seen[0].headers["Host"]) == (200, f"no-such-name.invalid:{port}")
     assert connected[0].getpeername()[0] == "127.0.0.1"
+
+
+def test_of_several_addresses_the_first_that_can_be_reached_is_connected_to(receiver):
+    pool = watched_pools(lambda _: None, addresses=["127.0.0.2", "127.0.0.1"])["http"]
+    port = receiver.server.server_address[1]
+    assert pool("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False).status == 200
+    nowhere = watched_pools(lambda _: None, addresses=["127.0.0.2", "127.0.0.3"])["http"]
+    with pytest.raises(NewConnectionError):
+        nowhere("no-such-name.invalid", port).request("POST", "/", body=b"{}", retries=False)

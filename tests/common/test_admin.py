@@ -1,10 +1,12 @@
 """Owners and API keys in the admin."""
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.utils import timezone
 
 from common.models import ApiKey, Owner, Scope
 from common.signing import is_secret
@@ -45,6 +47,22 @@ def test_a_key_is_for_something(admin_client):
     answer = admin_client.post(f"{KEYS}add/", {"name": "laptop", "owner": 1})
     assert "choose a scope" in text(answer)
     assert not ApiKey.objects.exists()
+
+
+def test_a_key_that_would_never_be_taken_is_not_made(admin_client):
+    form = {"name": "laptop", "owner": 1, "for_batches": "on", "expires_at_0": "2020-01-01", "expires_at_1": "12:00"}
+    assert list(problems(admin_client.post(f"{KEYS}add/", form))) == ["expires_at"]
+    assert not ApiKey.objects.exists()
+
+
+def test_the_live_keys_of_an_owner_are_counted(admin_client):
+    ann = Owner.objects.create(name="Ann")
+    for _ in range(3):
+        ApiKey.objects.make("live", owner=ann, expires_at=timezone.now() + timedelta(days=1))
+    ApiKey.objects.make("expired", owner=ann, expires_at=timezone.now())
+    ApiKey.objects.make("revoked", owner=ann)[0].revoke()
+    page = admin_client.get(f"{OWNERS}?q=Ann").context["cl"]
+    assert [owner.live_keys for owner in page.result_list] == [3]
 
 
 def test_a_key_is_not_changed_but_revoked(admin_client):
@@ -92,6 +110,10 @@ def test_the_webhooks_secret_is_for_those_who_may_change_it(admin_client):
     [
         ("name", "default"),
         *(("webhook_url", each) for each in ("example.org", "ftp://example.org", "http://", "http://[", "http://a:x/")),
+        *(
+            ("webhook_url", each)
+            for each in ("http://a b/", "http://a/ b", "http://a\n.b/", "http://a:0/", "http://a:65536/")
+        ),
         *(("webhook_secret", each) for each in ("secret", "whsec_short", "whsec_!" + "A" * 40)),
         *(("max_streams", each) for each in ("-1", "x")),
     ],

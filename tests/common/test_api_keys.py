@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
-from django.db import OperationalError, connection
+from django.db import InternalError, OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
@@ -56,11 +56,23 @@ def test_a_person_may_have_several_keys(api):
         ("--expires", "90"),
         ("--expires", "0d"),
         ("--expires", "-1d"),
+        ("--owner", ""),
+        ("--owner", "  "),
+        ("--owner", "A" * 101),
+        ("--owner", "Ann\nroot"),
+        ("--owner", "Ann\x00"),
     ],
 )
 def test_a_wrong_option_is_refused(db, options):
     with pytest.raises(CommandError, match="expected"):
         run("create_api_key", "laptop", f"{options[0]}={options[1]}")
+    assert not ApiKey.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["", " ", "n" * 101, "two\nlines"])
+def test_a_key_has_a_name(db, name):
+    with pytest.raises(CommandError, match="expected a name of 1 to 100 characters"):
+        run("create_api_key", name)
     assert not ApiKey.objects.exists()
 
 
@@ -119,13 +131,30 @@ def test_the_last_use_is_noted_once_a_minute(api):
     assert ApiKey.objects.get().last_used_at > first
 
 
-def test_a_busy_database_keeps_no_key_out(api, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OperationalError("database is locked"), InternalError("cannot execute UPDATE in a read-only transaction")]
+)
+def test_a_busy_database_keeps_no_key_out(api, monkeypatch, error):
     def busy(*args, **kwargs):
-        raise OperationalError("database is locked")
+        raise error
 
     _, secret = ApiKey.objects.make("laptop")
     monkeypatch.setattr("django.db.models.query.QuerySet.update", busy)
     assert get(api, secret).status_code == 200
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="Postgres locks one row alone")
+def test_no_request_waits_for_the_lock_to_note_the_use(api, monkeypatch):
+    waits = []
+
+    def wait():
+        with connection.cursor() as cursor:
+            return cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+
+    _, secret = ApiKey.objects.make("laptop")
+    monkeypatch.setattr("django.db.models.query.QuerySet.update", lambda *_, **__: waits.append(wait()))
+    get(api, secret)
+    assert (waits, wait()) == ([0], 20_000)
 
 
 def test_what_a_key_lacks_is_told(api):

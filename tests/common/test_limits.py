@@ -180,6 +180,46 @@ def test_parts_of_uploads_count_and_joining_them_takes_no_more(own, ann):
     is_used_up(upload(own), 403)
 
 
+def test_an_upload_that_is_sent_again_gets_its_answer_though_no_more_fits(own, ann):
+    content = LINE * 20_000
+    limit(ann, stored_bytes=len(content))
+    answers = [upload(own, content, HTTP_IDEMPOTENCY_KEY="k") for _ in range(2)]
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    is_used_up(upload(own, content, HTTP_IDEMPOTENCY_KEY="other"), 403)
+    own.delete(f"/v1/files/{answers[0].json()['id']}")
+
+    begin = {"filename": "a", "purpose": "batch", "mime_type": "text/jsonl", "bytes": len(content)}
+    answers = [own.post("/v1/uploads", begin, format="json", HTTP_IDEMPOTENCY_KEY="k")]
+    limit(ann, stored_bytes=1)
+    answers.append(own.post("/v1/uploads", begin, format="json", HTTP_IDEMPOTENCY_KEY="k"))
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+
+
+def test_parts_are_joined_though_results_have_used_the_limit_up(own, ann):
+    announced = {"filename": "a.jsonl", "purpose": "batch", "mime_type": "text/jsonl", "bytes": len(LINE)}
+    path = f"/v1/uploads/{own.post('/v1/uploads', announced, format='json').json()['id']}"
+    part = own.post(f"{path}/parts", {"data": SimpleUploadedFile("a", LINE)}).json()["id"]
+    limit(ann, stored_bytes=1)  # as if a batch had ended meanwhile
+    joined = own.post(f"{path}/complete", {"part_ids": [part]}, format="json")
+    assert (joined.status_code, joined.json()["status"]) == (200, "completed")
+
+
+def test_an_upload_without_a_limit_begins_no_transaction_before_its_bytes_are_there(own, ann, monkeypatch):
+    """On SQLite each takes the one write lock."""
+
+    def read(*args):
+        monkeypatch.undo()
+        raise ApiError("enough")
+
+    own.get("/v1/files")
+    monkeypatch.setattr("files_api.form.FormParser.parse", read)
+    with CaptureQueriesContext(connection) as queries:
+        assert upload(own).status_code == 400
+    assert not [each["sql"] for each in queries if not each["sql"].startswith("SELECT")]
+
+
 def test_results_are_stored_whatever_the_limit_is_and_count(own, ann, work, backend):
     file_id = upload(own, b"".join(map(_line, "ab"))).json()["id"]
     batch = _create(own, file_id).json()

@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from common.models import ApiKey, Owner, Scope
 
+LONGEST_NAME = 100
 _UNITS = {"h": "hours", "d": "days"}
 
 
@@ -18,9 +19,10 @@ class Command(BaseCommand):
     help = "Create an API key and print it once. As soon as one exists, every call under /v1 and /api needs a key."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", help="what the key is for, to tell keys apart")
+        parser.add_argument("name", type=_name, help="what the key is for, to tell keys apart")
         parser.add_argument(
             "--owner",
+            type=_name,
             metavar="OWNER",
             help="whose files and batches it is for; made if there is none of this name (default: the first owner, "
             "who has what was made without a key)",
@@ -51,6 +53,12 @@ class Command(BaseCommand):
                 f"The database cannot be used: {reason}. If it was never set up: python manage.py setup"
             ) from None
         self.stdout.write(secret)
+
+
+def _name(text: str) -> str:
+    if not text.strip() or len(text) > LONGEST_NAME or not text.isprintable():
+        raise ArgumentTypeError(f"{text[:200]!r}: expected a name of 1 to {LONGEST_NAME} characters, on one line.")
+    return text.strip()
 
 
 def _scopes(text: str) -> tuple[Scope, ...]:

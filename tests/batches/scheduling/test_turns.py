@@ -30,10 +30,11 @@ def ago(minutes):
     return NOW - timedelta(minutes=minutes)
 
 
-def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL, owner=1):
+def part(pk, model="m", *, turn=None, created=60, priority=Priority.NORMAL, owner=1, lasts_s=float("inf")):
     """A part that waits; `turn` and `created` in minutes ago."""
     batch = SimpleNamespace(priority=priority, created_at=ago(created), in_progress_at=ago(created), owner_id=owner)
-    return SimpleNamespace(pk=pk, served_model=model, batch=batch, turn_at=None if turn is None else ago(turn))
+    turn_at = None if turn is None else ago(turn)
+    return SimpleNamespace(pk=pk, served_model=model, batch=batch, turn_at=turn_at, left_s=lasts_s)
 
 
 class On(Turn):
@@ -178,12 +179,13 @@ def test_a_priority_is_a_word_between_the_batches_of_one_owner():
     assert chosen(part(1, turn=1, priority=high), part(2, turn=2, priority=low), owners_turns={1: ago(1)}) == 1
 
 
-def time_of_owners(parts, *, hours=1.0, arriving=lambda second: []):
-    """Seconds in which lines of each owner were sent. A part never comes to an end."""
+def time_of_owners(parts, *, hours=1.0, arriving=lambda second, waiting: []):
+    """Seconds in which lines of each owner were sent."""
     had, owners_turns, turn, age_s, loaded, stayed_s = Counter(), {}, None, 0, "m", 0
     for second in range(int(hours * 3600)):
         now = NOW + timedelta(seconds=second)
-        parts = parts + arriving(second)
+        parts = [each for each in parts if each.left_s > 0]
+        parts += arriving(second, parts)
         found = choose(
             parts,
             loaded=loaded,
@@ -199,6 +201,7 @@ def time_of_owners(parts, *, hours=1.0, arriving=lambda second: []):
         if found.served_model != loaded:
             loaded, stayed_s = found.served_model, 0
         had[found.batch.owner_id] += 1
+        found.left_s -= 1
         age_s, stayed_s = age_s + 1, stayed_s + 1
     return had
 
@@ -209,11 +212,38 @@ def test_twenty_batches_of_one_owner_take_no_more_than_one_of_another():
 
 
 def test_ever_new_batches_of_one_owner_take_no_more_either():
-    def arriving(second):
+    def arriving(second, waiting):
         return [part(1000 + second, created=-second / 60)] if second % 10 == 0 else []
 
     had = time_of_owners([part(99, turn=1, owner=2)], arriving=arriving)
     assert had[1] == pytest.approx(had[2], rel=0.1)
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_new_batch_in_each_turn_of_another_takes_no_more_either(others):
+    """Each is over in one turn, so that none waits meanwhile."""
+    lasting = [part(90 + each, turn=1, owner=2 + each) for each in range(others)]
+    new = iter(range(100, 10_000))
+
+    def arriving(second, waiting):
+        is_idle = all(each.batch.owner_id != 1 for each in waiting)
+        return [part(next(new), created=-second / 60, lasts_s=TURN_S)] if is_idle else []
+
+    had = time_of_owners(lasting, arriving=arriving)
+    for each in lasting:
+        assert had[1] == pytest.approx(had[each.batch.owner_id], rel=0.1)
+
+
+def test_an_owner_who_had_no_turn_lately_waits_seconds_at_most():
+    current = part(1, turn=0.2)
+    turn = On(current, FIRST_TURN_WITHIN_S + 1)
+    new = part(2, owner=2, created=0)
+    assert chosen(current, new, turn=turn, owners_turns={1: ago(0.2), 2: None}) == 2
+    assert chosen(current, new, turn=turn, owners_turns={1: ago(0.2), 2: ago(11)}) == 2
+    assert chosen(current, new, turn=turn, owners_turns={1: ago(0.2), 2: ago(1)}) == 1
+    own = part(3, created=0)
+    assert chosen(current, own, turn=turn, owners_turns={}) == 3
+    assert chosen(current, own, part(2, owner=2, turn=1), turn=turn, owners_turns={1: ago(0.2), 2: ago(1)}) == 1
 
 
 def test_many_models_of_one_owner_take_no_more_either(settings):

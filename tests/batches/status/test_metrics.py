@@ -95,7 +95,7 @@ def test_no_counter_falls_when_batches_are_deleted(work, create, backend, api, s
     cancelled = an_old_batch(status=Status.CANCELLED, total=10, completed=3, failed=1, input_tokens=7)
     expired = an_old_batch(None, status=Status.EXPIRED, total=5, completed=4, cached_tokens=2)
     failed = an_old_batch(None, status=Status.FAILED)
-    webhooks._deliver()  # one attempt each, at a port where nobody listens
+    webhooks._deliver(None)  # one attempt, at a port where nobody listens
     before = counters(scraped(api))
     assert value(before, "lines_total", model=MODEL, result="cancelled") == 6
     assert value(before, "lines_total", model="several", result="expired") == 1

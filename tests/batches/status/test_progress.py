@@ -185,6 +185,11 @@ def test_before_the_first_answer_it_is_told_by_the_result_file_of_another_batch(
     assert disk.of(batch).needed_bytes is None  # it names no model yet
     batch.model = MODEL
     assert disk.of(batch).needed_bytes == in_rows(500 * 100) + 500 * 100 + disk.ENVELOPE_BYTES * 100
+    of_another_owner = Owner.objects.create(name="Ann")
+    Batch.objects.filter(pk=earlier.pk).update(owner=of_another_owner)
+    assert disk.of(batch).needed_bytes is None
+    batch.owner = of_another_owner
+    assert disk.of(batch).needed_bytes is not None
     file.delete()
     assert disk.of(batch).needed_bytes is None
     assert disk.of(earlier).needed_bytes == 0
