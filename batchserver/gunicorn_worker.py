@@ -156,7 +156,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         else:
             self._hold(connection, for_s, self._on_head)
 
-    def _on_head(self, connection: Connection, _: Any) -> None:
+    def _on_head(self, connection: Connection) -> None:
         had_begun = connection.has_begun
         try:
             is_whole = connection.sock.read_head()
@@ -182,14 +182,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         connection.is_lingering = True
         self._hold(connection, for_s, self._on_rest)
 
-    def _on_rest(self, connection: Connection, _: Any) -> None:
+    def _on_rest(self, connection: Connection) -> None:
         if not connection.sock.discard():
             self._release(connection)
             self._end(connection)
 
-    def _hold(self, connection: Connection, for_s: float, on_bytes: Callable[[Connection, Any], None]) -> None:
+    def _hold(self, connection: Connection, for_s: float, on_bytes: Callable[[Connection], None]) -> None:
         connection.until = time.monotonic() + for_s
-        self.poller.register(connection.sock, selectors.EVENT_READ, partial(on_bytes, connection))
+
+        def on_event(_: Any) -> None:
+            # A connection that was accepted in the same round may have had this one closed.
+            if connection in self._held:
+                on_bytes(connection)
+
+        self.poller.register(connection.sock, selectors.EVENT_READ, on_event)
         self._held[connection] = None
 
     def _release(self, connection: Connection) -> None:
