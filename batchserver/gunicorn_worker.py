@@ -29,6 +29,8 @@ LINGER_S = 30.0
 # is on its way.
 LAST_S, STOP_S = 2.0, 1.0
 LOOK_EVERY_S = 0.25
+# A new connection's first request comes within that time, or the client is a slow one.
+PROMPT_S = 5.0
 SPARE_FILES = 512  # for files, databases and the model server, beside connections
 
 
@@ -38,6 +40,7 @@ class Connection(TConn):  # type: ignore[misc]
     def __init__(self, cfg: Any, client: ClientSocket, address: Any, server: Any) -> None:
         super().__init__(cfg, client, address, server)
         self.until = 0.0
+        self.since = 0.0  # when the loop got it, or the first byte of a request on it
         self.is_lingering = False
         self.data_ready = True  # a thread gets it when its request has begun
         self.counted_as = ""
@@ -45,6 +48,11 @@ class Connection(TConn):  # type: ignore[misc]
     @property
     def has_begun(self) -> bool:
         return bool(self.sock.ahead)
+
+    @property
+    def awaits_head(self) -> bool:
+        """A request is on its way, or is the first one: the connection is not only kept."""
+        return self.has_begun or self.parser is None
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -170,7 +178,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._release(connection)
             self._hand_over(connection)
         elif not had_begun:
-            connection.until = time.monotonic() + self._patience.standstill_s
+            connection.since = time.monotonic()
+            connection.until = connection.since + self._patience.standstill_s
 
     def _hand_over(self, connection: Connection) -> None:
         self._in_threads.add(connection)
@@ -188,7 +197,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._end(connection)
 
     def _hold(self, connection: Connection, for_s: float, on_bytes: Callable[[Connection], None]) -> None:
-        connection.until = time.monotonic() + for_s
+        connection.since = time.monotonic()
+        connection.until = connection.since + for_s
 
         def on_event(_: Any) -> None:
             # A connection that was accepted in the same round may have had this one closed.
@@ -217,9 +227,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._end(connection)
 
     def _make_room(self) -> bool:
-        """Close the connection that is missed least: one that lingers, one that is kept for a next request, one whose
-        head comes slowly; else cut a client that is waited for, which ends a moment later. False if there is none."""
-        found = min(self._held, key=lambda each: (each.has_begun and not each.is_lingering, each.until), default=None)
+        """Close the connection that is missed least: one that lingers, one whose head comes slowly, one that is kept for
+        a next request, one that is new; else cut a client that is waited for, which ends a moment later. False if there
+        is none."""
+        slow_before = time.monotonic() - PROMPT_S
+
+        def order(each: Connection) -> tuple[int, float]:
+            if each.is_lingering:
+                return 0, each.until
+            if each.awaits_head and each.since < slow_before:
+                return 1, each.until
+            return (3 if each.awaits_head else 2), each.until
+
+        found = min(self._held, key=order, default=None)
         if found is None:
             return self._cut_who_waits_longest()
         self._release(found)

@@ -48,8 +48,8 @@ def connect(worker):
             client = clients.enter_context(socket.create_connection(worker.sockets[0].getsockname(), timeout=10))
             client.sendall(sent)
             if is_accepted:
-                before = len(worker._held)
-                eventually(lambda: go_round(worker) or len(worker._held) > before, what="the connection")
+                before = set(worker._held)
+                eventually(lambda: go_round(worker) or set(worker._held) - before, what="the connection")
                 go_round(worker)
             return client
 
@@ -76,3 +76,20 @@ def test_a_connection_that_is_closed_for_another_may_have_sent_something_meanwhi
     for key in (listener, *events.values()):
         key.data(key.fileobj)
     assert (worker.nr_conns, len(worker._held)) == (MOST, MOST)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+def test_room_is_made_by_who_is_slow_and_not_by_who_is_new_or_kept(worker, connect, sent):
+    kept = connect()
+    [connection] = worker._held
+    connection.parser = object()  # it had a request before
+    slow = [connect(sent) for _ in range(2)]
+    for each in worker._held:
+        each.since -= gunicorn_worker.PROMPT_S + 1
+    new = connect()
+    others = [connect(sent) for _ in range(2)]
+    assert [is_open(client) for client in slow] == [False, False]
+    assert all(is_open(client) for client in (kept, new, *others))
+    connect()
+    assert not is_open(kept)
+    assert is_open(new)
