@@ -109,7 +109,7 @@ class ClientSocket(socket.socket):
         self._request = request
         self._owes_continue = bool(request._expected_100_continue)
         request._expected_100_continue = False  # or gunicorn tells it at once, before a refusal
-        self._received = self._sent = 0
+        self._received, self._sent = 0, self._queued()  # of the answer before
         self._waited_s = 0.0
 
     def end_body(self) -> None:
@@ -156,7 +156,7 @@ class ClientSocket(socket.socket):
             else:
                 self._received += len(piece)
                 return piece
-            if not self._wait(select.POLLIN, lambda: self._received):
+            if not self._wait(select.POLLIN):
                 raise TimeoutError(errno.ETIMEDOUT, "The client sent its request too slowly.")
 
     def send(self, data: Any, flags: int = 0) -> int:
@@ -184,27 +184,31 @@ class ClientSocket(socket.socket):
             try:
                 sent = send()
             except BlockingIOError:
-                if not self._wait(select.POLLOUT, self._taken):
+                if not self._wait(select.POLLOUT):
                     self.is_given_up = True
                     raise BrokenPipeError(errno.EPIPE, "The client takes the answer too slowly.") from None
             else:
                 self._sent += sent
                 return sent
 
-    def _taken(self) -> int:
-        """Bytes that the client's system has taken. The kernel here may hold megabytes, and calls that sending."""
+    def _moved(self) -> int:
+        """Bytes of the request and its answer that the client has sent and taken."""
+        return self._received + self._sent - self._queued()
+
+    def _queued(self) -> int:
+        """Bytes that the client's system has not taken. The kernel here may hold megabytes, and calls that sent."""
         try:
             [queued] = struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, b"\0" * 4))
         except (OSError, AttributeError):
-            return self._sent
-        return self._sent - int(queued)
+            return 0
+        return int(queued)
 
-    def _wait(self, event: int, moved: Callable[[], int]) -> bool:
+    def _wait(self, event: int) -> bool:
         """Wait for the client; False once the patience is over."""
         poll = select.poll()
         poll.register(self, event)
         started = stood_since = time.monotonic()
-        before, now = moved(), started
+        before, now = self._moved(), started
         with self._aside():
             self.waits_since = started
             try:
@@ -214,8 +218,8 @@ class ClientSocket(socket.socket):
                 while not ready:
                     step_s = min(LOOK_EVERY_S, self._patience.standstill_s / 4)
                     ready, now = poll.poll(step_s * 1000), time.monotonic()
-                    if (taken := moved()) > before:
-                        before, stood_since = taken, now
+                    if (moved := self._moved()) > before:
+                        before, stood_since = moved, now
                     if not ready and self._patience.is_over(now - stood_since, self._waited_s + now - started, before):
                         return False
             finally:

@@ -5,6 +5,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 from django.db import connection
@@ -118,6 +119,22 @@ def test_kept_threads_and_those_at_work_are_as_many_as_the_places(threads):
     assert threads.submit(len, "abc").result(WAIT_S) == 3
 
 
+def test_a_signal_that_ends_the_server_may_come_while_a_request_is_submitted(threads, monkeypatch):
+    """SIGINT, whose handler runs in the loop's thread wherever that is."""
+    answers = []
+    loop = threading.Thread(target=lambda: answers.append(threads.submit(len, "abc").result(WAIT_S)), daemon=True)
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            threads.shutdown()
+            super().start()
+
+    monkeypatch.setattr(request_threads.threading, "Thread", Interrupted)
+    loop.start()
+    loop.join(WAIT_S)
+    assert answers == [3]
+
+
 @pytest.mark.parametrize(
     ("stood_still_s", "waited_s", "moved_bytes", "is_over"),
     [
@@ -170,6 +187,25 @@ def test_who_is_slow_is_given_up_although_something_moves(pair):
             list(iter(lambda: ours.recv(10), b""))
         end.set()
         dripping.result()
+
+
+@pytest.mark.parametrize("pair", [(WAIT_S, 1000)], indirect=True)
+def test_what_a_slow_client_sent_counts_while_it_takes_its_answer(pair):
+    """Both together are as fast as is asked for."""
+    ours, client = pair
+    ours.begin(SimpleNamespace(_expected_100_continue=False))
+    client.sendall(b"a" * 2**16)
+    while ours._received < 2**16:
+        ours.recv(2**16)
+    ours._waited_s = 60.0
+    answer = b"a" * 2**22
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(ours.sendall, answer)
+        eventually(lambda: ours.waits_since is not None, within_s=WAIT_S)
+        left = len(answer)
+        while left:
+            left -= len(client.recv(2**16))
+        sent.result(WAIT_S)
 
 
 @pytest.mark.parametrize("pair", [(WAIT_S, 0)], indirect=True)
