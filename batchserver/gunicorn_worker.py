@@ -31,6 +31,11 @@ LAST_S, STOP_S = 2.0, 1.0
 LOOK_EVERY_S = 0.25
 # A new connection's first request comes within that time, or the client is a slow one.
 PROMPT_S = 5.0
+# What accept(2) reports of a connection that is lost already, or that the system has no room for now.
+NOT_ACCEPTED = (
+    *(errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.ENOBUFS, errno.ENOMEM, errno.EPROTO),
+    *(errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
+)
 SPARE_FILES = 512  # for files, databases and the model server, beside connections
 
 
@@ -104,7 +109,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._make_room()
-            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+            elif error.errno not in NOT_ACCEPTED:
                 raise
             return
         client = ClientSocket(accepted, self._patience, self.tpool.standing_aside)
@@ -227,9 +232,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._end(connection)
 
     def _make_room(self) -> bool:
-        """Close the connection that is missed least: one that lingers, one whose head comes slowly, one that is kept for
-        a next request, one that is new; else cut a client that is waited for, which ends a moment later. False if there
-        is none."""
+        """Close the connection that is missed least: one that lingers, one whose head comes slowly, one that is kept
+        for a next request, one that is new; else cut a client that is waited for, which ends a moment later. False if
+        there is none."""
         slow_before = time.monotonic() - PROMPT_S
 
         def order(each: Connection) -> tuple[int, float]:

@@ -5,8 +5,6 @@ import logging
 import select
 import selectors
 import socket
-import threading
-import time
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -93,3 +91,15 @@ def test_room_is_made_by_who_is_slow_and_not_by_who_is_new_or_kept(worker, conne
     connect()
     assert not is_open(kept)
     assert is_open(new)
+
+
+@pytest.mark.parametrize("reason", [errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO, errno.ENOBUFS, errno.EPERM])
+def test_a_connection_that_cannot_be_accepted_is_no_end_of_the_server(worker, reason):
+    def accept():
+        raise OSError(reason, "")
+
+    worker.accept(SimpleNamespace(accept=accept))
+    closed = socket.socket()
+    closed.close()
+    with pytest.raises(OSError, match="Bad"):  # a fault of ours is
+        worker.accept(closed)
