@@ -25,6 +25,8 @@ MOST_REST_BYTES = 2**18
 # A thread that waits for longer gives its connection to the database back.
 SHORT_WAIT_S = 0.25
 LOOK_EVERY_S = 1.0
+# The file system of the file cannot do it: the bytes are read and sent instead.
+NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -173,7 +175,14 @@ class ClientSocket(socket.socket):
         begin = offset
         while offset < end:
             piece = min(end - offset, 2**24)
-            sent = self._sending(partial(os.sendfile, self.fileno(), file.fileno(), offset, piece))
+            try:
+                sent = self._sending(partial(os.sendfile, self.fileno(), file.fileno(), offset, piece))
+            except OSError as error:
+                if error.errno not in NO_SENDFILE:
+                    raise
+                content = os.pread(file.fileno(), min(piece, 2**18), offset)
+                sent = len(content)
+                self.sendall(content)
             if not sent:
                 break  # the file became shorter
             offset += sent

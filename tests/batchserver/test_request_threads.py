@@ -1,5 +1,6 @@
 """Threads that stand aside while they wait for a client, and how long a client is waited for."""
 
+import errno
 import os
 import socket
 import threading
@@ -157,6 +158,7 @@ def pair(request):
     patience = Patience(*getattr(request, "param", (0.2, 0)))
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(WAIT_S)
         client.connect(server.getsockname())
         accepted, _ = server.accept()
         with ClientSocket(accepted, patience, nullcontext) as ours:
@@ -209,9 +211,15 @@ def test_what_a_slow_client_sent_counts_while_it_takes_its_answer(pair):
 
 
 @pytest.mark.parametrize("pair", [(WAIT_S, 0)], indirect=True)
-@pytest.mark.parametrize("way", ["sendall", "sendfile"])
-def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path):
+@pytest.mark.parametrize("way", ["sendall", "sendfile", "sendfile that the file system lacks"])
+def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path, monkeypatch):
     ours, client = pair
+    if way.endswith("lacks"):
+
+        def refuse(*_):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(os, "sendfile", refuse)
     content = os.urandom(2**20)
     path = tmp_path / "answer"
     path.write_bytes(b"left out" + content)
@@ -221,7 +229,7 @@ def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path):
         while len(received) < len(content):
             received += client.recv(2**16)
         assert received == content
-        assert sent.result(WAIT_S) == (len(content) if way == "sendfile" else None)
+        assert sent.result(WAIT_S) == (None if way == "sendall" else len(content))
 
 
 def test_who_waits_for_a_client_keeps_no_connection_to_the_database(transactional_db, pair, monkeypatch):
