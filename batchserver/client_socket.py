@@ -18,7 +18,6 @@ from typing import Any
 from batchserver.request_threads import close_connections
 
 END_OF_HEAD = b"\r\n\r\n"
-# A longer head goes to gunicorn's parser as it is, which says what is too long.
 MOST_HEAD_BYTES = 2**16
 # Of a body that nobody has read: so much is thrown away for the sake of keeping the connection.
 MOST_REST_BYTES = 2**18
@@ -79,14 +78,13 @@ class ClientSocket(socket.socket):
     # In the loop
 
     def read_head(self) -> bool:
-        """Read what has come; whether a thread can go on with it: the head is whole, or too long. Raises OSError, also
-        if the client is gone."""
+        """Read what has come; whether the head is whole. Raises OSError, also if the client is gone."""
         piece = super().recv(2**16)
         if not piece:
             raise ConnectionResetError(errno.ECONNRESET, "The client is gone.")
         searched = max(0, len(self.ahead) - len(END_OF_HEAD) + 1)
         self.ahead += piece
-        return len(self.ahead) > MOST_HEAD_BYTES or self.ahead.find(END_OF_HEAD, searched) >= 0
+        return self.ahead.find(END_OF_HEAD, searched) >= 0
 
     def abort(self) -> None:
         """Close the connection, and throw away what the client has not taken, which may be megabytes."""

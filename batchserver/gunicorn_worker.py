@@ -16,7 +16,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from batchserver.client_socket import END_OF_HEAD, ClientSocket, Patience
+from batchserver.client_socket import END_OF_HEAD, MOST_HEAD_BYTES, ClientSocket, Patience
 from batchserver.request_threads import RequestThreads
 from common import signs_of_life
 
@@ -182,6 +182,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if is_whole:
             self._release(connection)
             self._hand_over(connection)
+        elif len(connection.sock.ahead) > MOST_HEAD_BYTES:
+            self._release(connection)
+            self._refuse(connection, 431, "The head of the request is too large.")
         elif not had_begun:
             connection.since = time.monotonic()
             connection.until = connection.since + self._patience.standstill_s
@@ -297,11 +300,12 @@ def _say(client: ClientSocket, status: int, reason: str) -> None:
     phrase, type_ = {
         408: ("Request Timeout", "invalid_request_error"),
         429: ("Too Many Requests", "rate_limit_error"),
+        431: ("Request Header Fields Too Large", "invalid_request_error"),
         503: ("Service Unavailable", "server_error"),
     }[status]
     body = json.dumps({"error": {"message": reason, "type": type_, "param": None, "code": None}})
     head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    again = "" if status == 408 else "Retry-After: 5\r\n"
+    again = "Retry-After: 5\r\n" if status in (429, 503) else ""
     with suppress(OSError):
         socket.socket.send(client, f"{head}{again}Content-Length: {len(body)}\r\n\r\n{body}".encode())
 

@@ -12,7 +12,7 @@ import pytest
 from gunicorn.config import Config
 
 from batchserver import gunicorn_worker
-from batchserver.client_socket import Patience
+from batchserver.client_socket import MOST_HEAD_BYTES, Patience
 from batchserver.gunicorn_worker import Worker
 from tests.stack import eventually
 
@@ -103,3 +103,11 @@ def test_a_connection_that_cannot_be_accepted_is_no_end_of_the_server(worker, re
     closed.close()
     with pytest.raises(OSError, match="Bad"):  # a fault of ours is
         worker.accept(closed)
+
+
+def test_a_head_that_does_not_end_is_refused_without_a_thread(worker, connect):
+    client = connect(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * (MOST_HEAD_BYTES // 6))
+    eventually(lambda: go_round(worker) or not is_open(client), within_s=10, what="the answer")
+    assert client.recv(100).startswith(b"HTTP/1.1 431 ")
+    [connection] = worker._held
+    assert connection.is_lingering
