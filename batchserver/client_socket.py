@@ -18,13 +18,14 @@ from typing import Any
 from batchserver.request_threads import close_connections
 
 END_OF_HEAD = b"\r\n\r\n"
-# A longer head goes to gunicorn's parser as it is, which says what is too long.
 MOST_HEAD_BYTES = 2**16
 # Of a body that nobody has read: so much is thrown away for the sake of keeping the connection.
 MOST_REST_BYTES = 2**18
 # A thread that waits for longer gives its connection to the database back.
 SHORT_WAIT_S = 0.25
 LOOK_EVERY_S = 1.0
+# The file system of the file cannot do it: the bytes are read and sent instead.
+NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -77,14 +78,13 @@ class ClientSocket(socket.socket):
     # In the loop
 
     def read_head(self) -> bool:
-        """Read what has come; whether a thread can go on with it: the head is whole, or too long. Raises OSError, also
-        if the client is gone."""
+        """Read what has come; whether the head is whole. Raises OSError, also if the client is gone."""
         piece = super().recv(2**16)
         if not piece:
             raise ConnectionResetError(errno.ECONNRESET, "The client is gone.")
         searched = max(0, len(self.ahead) - len(END_OF_HEAD) + 1)
         self.ahead += piece
-        return len(self.ahead) > MOST_HEAD_BYTES or self.ahead.find(END_OF_HEAD, searched) >= 0
+        return self.ahead.find(END_OF_HEAD, searched) >= 0
 
     def abort(self) -> None:
         """Close the connection, and throw away what the client has not taken, which may be megabytes."""
@@ -109,7 +109,7 @@ class ClientSocket(socket.socket):
         self._request = request
         self._owes_continue = bool(request._expected_100_continue)
         request._expected_100_continue = False  # or gunicorn tells it at once, before a refusal
-        self._received = self._sent = 0
+        self._received, self._sent = 0, self._queued()  # of the answer before
         self._waited_s = 0.0
 
     def end_body(self) -> None:
@@ -156,7 +156,7 @@ class ClientSocket(socket.socket):
             else:
                 self._received += len(piece)
                 return piece
-            if not self._wait(select.POLLIN, lambda: self._received):
+            if not self._wait(select.POLLIN):
                 raise TimeoutError(errno.ETIMEDOUT, "The client sent its request too slowly.")
 
     def send(self, data: Any, flags: int = 0) -> int:
@@ -173,7 +173,14 @@ class ClientSocket(socket.socket):
         begin = offset
         while offset < end:
             piece = min(end - offset, 2**24)
-            sent = self._sending(partial(os.sendfile, self.fileno(), file.fileno(), offset, piece))
+            try:
+                sent = self._sending(partial(os.sendfile, self.fileno(), file.fileno(), offset, piece))
+            except OSError as error:
+                if error.errno not in NO_SENDFILE:
+                    raise
+                content = os.pread(file.fileno(), min(piece, 2**18), offset)
+                sent = len(content)
+                self.sendall(content)
             if not sent:
                 break  # the file became shorter
             offset += sent
@@ -184,27 +191,31 @@ class ClientSocket(socket.socket):
             try:
                 sent = send()
             except BlockingIOError:
-                if not self._wait(select.POLLOUT, self._taken):
+                if not self._wait(select.POLLOUT):
                     self.is_given_up = True
                     raise BrokenPipeError(errno.EPIPE, "The client takes the answer too slowly.") from None
             else:
                 self._sent += sent
                 return sent
 
-    def _taken(self) -> int:
-        """Bytes that the client's system has taken. The kernel here may hold megabytes, and calls that sending."""
+    def _moved(self) -> int:
+        """Bytes of the request and its answer that the client has sent and taken."""
+        return self._received + self._sent - self._queued()
+
+    def _queued(self) -> int:
+        """Bytes that the client's system has not taken. The kernel here may hold megabytes, and calls that sent."""
         try:
             [queued] = struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, b"\0" * 4))
         except (OSError, AttributeError):
-            return self._sent
-        return self._sent - int(queued)
+            return 0
+        return int(queued)
 
-    def _wait(self, event: int, moved: Callable[[], int]) -> bool:
+    def _wait(self, event: int) -> bool:
         """Wait for the client; False once the patience is over."""
         poll = select.poll()
         poll.register(self, event)
         started = stood_since = time.monotonic()
-        before, now = moved(), started
+        before, now = self._moved(), started
         with self._aside():
             self.waits_since = started
             try:
@@ -214,8 +225,8 @@ class ClientSocket(socket.socket):
                 while not ready:
                     step_s = min(LOOK_EVERY_S, self._patience.standstill_s / 4)
                     ready, now = poll.poll(step_s * 1000), time.monotonic()
-                    if (taken := moved()) > before:
-                        before, stood_since = taken, now
+                    if (moved := self._moved()) > before:
+                        before, stood_since = moved, now
                     if not ready and self._patience.is_over(now - stood_since, self._waited_s + now - started, before):
                         return False
             finally:

@@ -3,6 +3,7 @@
 Safe to run at every start, and by several processes at once.
 """
 
+import os
 import secrets
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from batchserver import installation, private
 from common.models import ApiKey
 
 ADMIN_NAME = "admin"
+# No directory of ours has one of these in it.
+SHARED = tuple(map(Path, ("/etc", "/home", "/root", "/tmp", "/usr", "/var/lib", "/var/tmp")))
 
 
 def make_directories() -> None:
     """Make DATA_DIR and the directories of files, if missing, and see that this user alone gets into them. Raises
     ImproperlyConfigured."""
-    if settings.DATA_DIR in (Path("/"), Path.home(), settings.BASE_DIR):
+    own_home = Path(os.path.expanduser("~"))  # Path.home() fails for a user without one
+    holds_others = any(each.is_relative_to(settings.DATA_DIR) for each in SHARED)
+    if holds_others or settings.DATA_DIR in (own_home, settings.BASE_DIR):
         raise ImproperlyConfigured(
             f"DATA_DIR={str(settings.DATA_DIR)!r}: expected a directory of its own, which is closed to other users."
         )

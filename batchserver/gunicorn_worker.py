@@ -16,7 +16,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from batchserver.client_socket import END_OF_HEAD, ClientSocket, Patience
+from batchserver.client_socket import END_OF_HEAD, MOST_HEAD_BYTES, ClientSocket, Patience
 from batchserver.request_threads import RequestThreads
 from common import signs_of_life
 
@@ -29,6 +29,13 @@ LINGER_S = 30.0
 # is on its way.
 LAST_S, STOP_S = 2.0, 1.0
 LOOK_EVERY_S = 0.25
+# A new connection's first request comes within that time, or the client is a slow one.
+PROMPT_S = 5.0
+# What accept(2) reports of a connection that is lost already, or that the system has no room for now.
+NOT_ACCEPTED = (
+    *(errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.ENOBUFS, errno.ENOMEM, errno.EPROTO),
+    *(errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
+)
 SPARE_FILES = 512  # for files, databases and the model server, beside connections
 
 
@@ -38,6 +45,7 @@ class Connection(TConn):  # type: ignore[misc]
     def __init__(self, cfg: Any, client: ClientSocket, address: Any, server: Any) -> None:
         super().__init__(cfg, client, address, server)
         self.until = 0.0
+        self.since = 0.0  # when the loop got it, or the first byte of a request on it
         self.is_lingering = False
         self.data_ready = True  # a thread gets it when its request has begun
         self.counted_as = ""
@@ -45,6 +53,11 @@ class Connection(TConn):  # type: ignore[misc]
     @property
     def has_begun(self) -> bool:
         return bool(self.sock.ahead)
+
+    @property
+    def awaits_head(self) -> bool:
+        """A request is on its way, or is the first one: the connection is not only kept."""
+        return self.has_begun or self.parser is None
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -96,7 +109,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._make_room()
-            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+            elif error.errno not in NOT_ACCEPTED:
                 raise
             return
         client = ClientSocket(accepted, self._patience, self.tpool.standing_aside)
@@ -156,7 +169,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         else:
             self._hold(connection, for_s, self._on_head)
 
-    def _on_head(self, connection: Connection, _: Any) -> None:
+    def _on_head(self, connection: Connection) -> None:
         had_begun = connection.has_begun
         try:
             is_whole = connection.sock.read_head()
@@ -169,8 +182,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if is_whole:
             self._release(connection)
             self._hand_over(connection)
+        elif len(connection.sock.ahead) > MOST_HEAD_BYTES:
+            self._release(connection)
+            self._refuse(connection, 431, "The head of the request is too large.")
         elif not had_begun:
-            connection.until = time.monotonic() + self._patience.standstill_s
+            connection.since = time.monotonic()
+            connection.until = connection.since + self._patience.standstill_s
 
     def _hand_over(self, connection: Connection) -> None:
         self._in_threads.add(connection)
@@ -182,14 +199,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         connection.is_lingering = True
         self._hold(connection, for_s, self._on_rest)
 
-    def _on_rest(self, connection: Connection, _: Any) -> None:
+    def _on_rest(self, connection: Connection) -> None:
         if not connection.sock.discard():
             self._release(connection)
             self._end(connection)
 
-    def _hold(self, connection: Connection, for_s: float, on_bytes: Callable[[Connection, Any], None]) -> None:
-        connection.until = time.monotonic() + for_s
-        self.poller.register(connection.sock, selectors.EVENT_READ, partial(on_bytes, connection))
+    def _hold(self, connection: Connection, for_s: float, on_bytes: Callable[[Connection], None]) -> None:
+        connection.since = time.monotonic()
+        connection.until = connection.since + for_s
+
+        def on_event(_: Any) -> None:
+            # A connection that was accepted in the same round may have had this one closed.
+            if connection in self._held:
+                on_bytes(connection)
+
+        self.poller.register(connection.sock, selectors.EVENT_READ, on_event)
         self._held[connection] = None
 
     def _release(self, connection: Connection) -> None:
@@ -211,9 +235,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._end(connection)
 
     def _make_room(self) -> bool:
-        """Close the connection that is missed least: one that lingers, one that is kept for a next request, one whose
-        head comes slowly; else cut a client that is waited for, which ends a moment later. False if there is none."""
-        found = min(self._held, key=lambda each: (each.has_begun and not each.is_lingering, each.until), default=None)
+        """Close the connection that is missed least: one that lingers, one whose head comes slowly, one that is kept
+        for a next request, one that is new; else cut a client that is waited for, which ends a moment later. False if
+        there is none."""
+        slow_before = time.monotonic() - PROMPT_S
+
+        def order(each: Connection) -> tuple[int, float]:
+            if each.is_lingering:
+                return 0, each.until
+            if each.awaits_head and each.since < slow_before:
+                return 1, each.until
+            return (3 if each.awaits_head else 2), each.until
+
+        found = min(self._held, key=order, default=None)
         if found is None:
             return self._cut_who_waits_longest()
         self._release(found)
@@ -266,11 +300,12 @@ def _say(client: ClientSocket, status: int, reason: str) -> None:
     phrase, type_ = {
         408: ("Request Timeout", "invalid_request_error"),
         429: ("Too Many Requests", "rate_limit_error"),
+        431: ("Request Header Fields Too Large", "invalid_request_error"),
         503: ("Service Unavailable", "server_error"),
     }[status]
     body = json.dumps({"error": {"message": reason, "type": type_, "param": None, "code": None}})
     head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    again = "" if status == 408 else "Retry-After: 5\r\n"
+    again = "Retry-After: 5\r\n" if status in (429, 503) else ""
     with suppress(OSError):
         socket.socket.send(client, f"{head}{again}Content-Length: {len(body)}\r\n\r\n{body}".encode())
 

@@ -32,7 +32,8 @@ class RequestThreads:
     """
 
     def __init__(self, places: int, most: int) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a signal may interrupt `submit`, and its handler shuts the pool.
+        self._lock = threading.RLock()
         self._free = places
         self._most = most
         self._count = 0

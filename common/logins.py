@@ -142,8 +142,16 @@ def client_address(request: HttpRequest) -> str:
     for claimed in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
         if not claimed.strip() or not _is_trusted(address):
             break
-        address = claimed.strip()
+        address = _without_port(claimed.strip())
     return str(address)
+
+
+def _without_port(address: str) -> str:
+    """Some proxies name the client's port too, which is another one for each connection."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, colon, _ = address.rpartition(":")
+    return host if colon and ":" not in host else address
 
 
 def _is_trusted(address: str) -> bool:

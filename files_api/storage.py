@@ -69,7 +69,7 @@ class DurableFileSystemStorage(FileSystemStorage):
         """Raises OSError if something else than a file lies there. Opening a pipe would wait for ever, and a link may
         lead to what is no client's."""
         path = self.path(name)
-        if not os.path.realpath(os.path.dirname(path)).startswith(os.path.realpath(self.location)):
+        if not Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(self.location)):
             raise OSError(errno.ELOOP, "A link leads out of its directory")
         stream = open(path, mode, opener=_without_links)  # noqa: SIM115  (handed on)
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):

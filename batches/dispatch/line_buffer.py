@@ -199,6 +199,7 @@ class LineBuffer:
     def _hand_back(self, lines: list[Line]) -> None:
         if lines:
             retrying(claims.hand_back, self._lease, lines)
+            self._found_none = False  # these can be claimed again
             self._alike.difference_update(line.pk for line in lines)
             for lane in self._lanes:
                 lane.ready = deque(line for line in lane.ready if line not in lines)

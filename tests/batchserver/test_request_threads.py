@@ -1,10 +1,12 @@
 """Threads that stand aside while they wait for a client, and how long a client is waited for."""
 
+import errno
 import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 from django.db import connection
@@ -119,6 +121,22 @@ def test_kept_threads_and_those_at_work_are_as_many_as_the_places(threads):
     assert threads.submit(len, "abc").result(WAIT_S) == 3
 
 
+def test_a_signal_that_ends_the_server_may_come_while_a_request_is_submitted(threads, monkeypatch):
+    """SIGINT, whose handler runs in the loop's thread wherever that is."""
+    answers = []
+    loop = threading.Thread(target=lambda: answers.append(threads.submit(len, "abc").result(WAIT_S)), daemon=True)
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            threads.shutdown()
+            super().start()
+
+    monkeypatch.setattr(request_threads.threading, "Thread", Interrupted)
+    loop.start()
+    loop.join(WAIT_S)
+    assert answers == [3]
+
+
 @pytest.mark.parametrize(
     ("stood_still_s", "waited_s", "moved_bytes", "is_over"),
     [
@@ -141,6 +159,7 @@ def pair(request):
     patience = Patience(*getattr(request, "param", (0.2, 0)))
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(WAIT_S)
         client.connect(server.getsockname())
         accepted, _ = server.accept()
         with ClientSocket(accepted, patience, nullcontext) as ours:
@@ -173,10 +192,35 @@ def test_who_is_slow_is_given_up_although_something_moves(pair):
         dripping.result()
 
 
-@pytest.mark.parametrize("pair", [(WAIT_S, 0)], indirect=True)
-@pytest.mark.parametrize("way", ["sendall", "sendfile"])
-def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path):
+@pytest.mark.parametrize("pair", [(WAIT_S, 1000)], indirect=True)
+def test_what_a_slow_client_sent_counts_while_it_takes_its_answer(pair):
+    """Both together are as fast as is asked for."""
     ours, client = pair
+    ours.begin(SimpleNamespace(_expected_100_continue=False))
+    client.sendall(b"a" * 2**16)
+    while ours._received < 2**16:
+        ours.recv(2**16)
+    ours._waited_s = 60.0
+    answer = b"a" * 2**22
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(ours.sendall, answer)
+        eventually(lambda: ours.waits_since is not None, within_s=WAIT_S)
+        left = len(answer)
+        while left:
+            left -= len(client.recv(2**16))
+        sent.result(WAIT_S)
+
+
+@pytest.mark.parametrize("pair", [(WAIT_S, 0)], indirect=True)
+@pytest.mark.parametrize("way", ["sendall", "sendfile", "sendfile that the file system lacks"])
+def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path, monkeypatch):
+    ours, client = pair
+    if way.endswith("lacks"):
+
+        def refuse(*_):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(os, "sendfile", refuse)
     content = os.urandom(2**20)
     path = tmp_path / "answer"
     path.write_bytes(b"left out" + content)
@@ -186,7 +230,7 @@ def test_an_answer_comes_whole_however_it_is_sent(pair, way, tmp_path):
         while len(received) < len(content):
             received += client.recv(2**16)
         assert received == content
-        assert sent.result(WAIT_S) == (len(content) if way == "sendfile" else None)
+        assert sent.result(WAIT_S) == (None if way == "sendall" else len(content))
 
 
 def test_who_waits_for_a_client_keeps_no_connection_to_the_database(transactional_db, pair, monkeypatch):

@@ -287,15 +287,18 @@ def test_a_file_that_cannot_be_read_now_is_a_503_with_the_reason(api, monkeypatc
     assert "Retry-After" in answer.headers
 
 
-def test_a_directory_that_leads_out_is_not_followed(api, settings, tmp_path):
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_a_directory_that_leads_out_is_not_followed(api, settings, tmp_path, is_beside):
+    """Nor if it leads to one beside, whose name begins alike."""
+    moved = settings.FILES_DIR.with_name(f"{settings.FILES_DIR.name}-moved") if is_beside else tmp_path / "moved"
     file_id = send(api, b"{}\n").json()["id"]
     directory = settings_path(File.objects.get(pk=file_id)).parent
     assert directory != settings.FILES_DIR
-    directory.rename(tmp_path / "moved")
+    directory.rename(moved)
     try:
-        directory.symlink_to(tmp_path / "moved")
+        directory.symlink_to(moved)
         assert api.get(f"/v1/files/{file_id}/content").status_code == 404
     finally:
         directory.unlink()
-        (tmp_path / "moved").rename(directory)
+        moved.rename(directory)
     assert api.get(f"/v1/files/{file_id}/content").getvalue() == b"{}\n"
