@@ -31,6 +31,7 @@ def pages_of_the_database():
         return cursor.fetchone()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="Postgres frees rows by its own autovacuum")
 def test_the_database_stops_growing_batch_after_batch(create, work, backend):
     for name in NAMES:

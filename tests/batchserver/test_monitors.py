@@ -58,6 +58,7 @@ def test_that_the_model_server_is_away_or_all_is_paused_is_no_failure(working):
     assert conditions.by_rows() == []
 
 
+@pytest.mark.slow
 def test_the_tick_fails_or_is_old(working):
     Pulse.stamp("ticked", error="send webhooks (OSError)")
     assert conditions.by_rows() == [

@@ -82,6 +82,7 @@ def test_many_names_from_one_address_are_one_guesser(hashed):
     assert len(hashed) == logins.OF_ADDRESS
 
 
+@pytest.mark.slow
 def test_many_addresses_that_guess_at_one_name_are_bounded_and_the_owners_browser_is_not_meant(hashed):
     browser = Client()
     assert attempt(PASSWORD, address="10.0.0.1", client=browser).status_code == 302

@@ -213,6 +213,7 @@ def world(api, work, backend, create, upload):
     return World(api, work, backend, create, upload)
 
 
+@pytest.mark.slow
 def test_each_endpoint_answers_each_caller_as_the_table_says(world):
     found = {}
     for endpoint, wanted in TABLE.items():
@@ -249,6 +250,7 @@ VARIANTS = [
 WITH_IDS = [endpoint for endpoint, statuses in TABLE.items() if statuses == ROW]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", ["other owner", "administrator"])
 def test_another_owners_row_is_as_one_that_never_was(world, caller):
     unknown = made_up(world.ids)

@@ -974,6 +974,7 @@ def test_the_batch_warns_of_members_with_any_name(create, work, backend, setting
     assert all(len(param) <= 100 and len(message) < 500 for param, message in warned.items())
 
 
+@pytest.mark.slow
 def test_a_batch_keeps_so_many_warnings_however_often_it_is_driven(create):
     create([line("a")])
     stored = Line.objects.select_related("batch").first() or Line(batch=Batch.objects.get(), number=1)

@@ -31,6 +31,7 @@ def test_a_few_lines_of_a_model_that_fails_everything_lose_none(create, work, ba
     assert work.run(batch)["request_counts"]["completed"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "action", [Action(400, error_body("no max_tokens")), Action(404, error_body("no such adapter"))]
 )
