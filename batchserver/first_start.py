@@ -3,7 +3,6 @@
 Safe to run at every start, and by several processes at once.
 """
 
-import os
 import secrets
 from pathlib import Path
 
@@ -24,9 +23,10 @@ SHARED = tuple(map(Path, ("/etc", "/home", "/root", "/tmp", "/usr", "/var/lib", 
 def make_directories() -> None:
     """Make DATA_DIR and the directories of files, if missing, and see that this user alone gets into them. Raises
     ImproperlyConfigured."""
-    own_home = Path(os.path.expanduser("~"))  # Path.home() fails for a user without one
     holds_others = any(each.is_relative_to(settings.DATA_DIR) for each in SHARED)
-    if holds_others or settings.DATA_DIR in (own_home, settings.BASE_DIR):
+    # The home of a user of a service's own is often its DATA_DIR, and lies elsewhere.
+    is_a_persons_home = settings.DATA_DIR.parent == Path("/home")
+    if holds_others or is_a_persons_home or settings.DATA_DIR == settings.BASE_DIR:
         raise ImproperlyConfigured(
             f"DATA_DIR={str(settings.DATA_DIR)!r}: expected a directory of its own, which is closed to other users."
         )

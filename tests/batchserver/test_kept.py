@@ -89,14 +89,21 @@ def test_a_start_closes_what_an_older_version_left_open(tmp_path, settings):
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
 
 
-@pytest.mark.parametrize("name", ["/", "home", "checkout", "/tmp", "/var", "/usr"])
+@pytest.mark.parametrize("name", ["/", "/root", "/home/ann", "checkout", "/tmp", "/var", "/usr"])
 def test_a_directory_that_holds_other_things_is_not_closed(settings, monkeypatch, name):
     monkeypatch.setattr(private, "make", lambda directory: None)  # of the machine of the tests, if this fails
-    settings.DATA_DIR = {"home": Path.home(), "checkout": settings.BASE_DIR}.get(name, Path(name))
-    before = settings.DATA_DIR.stat().st_mode
+    settings.DATA_DIR = settings.BASE_DIR if name == "checkout" else Path(name)
+    before = settings.DATA_DIR.exists() and settings.DATA_DIR.stat().st_mode
     with pytest.raises(ImproperlyConfigured, match="expected a directory of its own"):
         first_start.make_directories()
-    assert settings.DATA_DIR.stat().st_mode == before
+    assert (settings.DATA_DIR.exists() and settings.DATA_DIR.stat().st_mode) == before
+
+
+def test_the_home_of_a_services_own_user_will_do(tmp_path, settings, monkeypatch):
+    settings.DATA_DIR = tmp_path / "service"
+    monkeypatch.setenv("HOME", str(settings.DATA_DIR))
+    first_start.make_directories()
+    assert stat.S_IMODE(settings.DATA_DIR.stat().st_mode) == 0o700
 
 
 def test_what_cannot_be_closed_is_told_and_no_reason_not_to_start(tmp_path, monkeypatch, caplog):
