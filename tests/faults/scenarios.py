@@ -416,7 +416,7 @@ PHASES = (
 )
 
 ALL = [
-    Scenario("inference worker, kill -9 at every step", _killed_at_failpoints, INFERENCE_STEPS, quick=BOTH),
+    Scenario("inference worker, kill -9 at every step", _killed_at_failpoints, INFERENCE_STEPS, quick=SQLITE),
     Scenario("control worker, kill -9 at every step", _killed_at_failpoints, CONTROL_STEPS, quick=SQLITE),
     Scenario("web, kill -9 at every step", _web_killed_at_failpoints, WEB_STEPS, quick=SQLITE),
     Scenario("web, kill -9 in each phase", _in_each_phase(World.kill_web), PHASES),
