@@ -8,6 +8,8 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from common.disk import sync_directory
+
 logger = logging.getLogger(__name__)
 
 SECRET_KEY = "secret_key"
@@ -65,7 +67,7 @@ def _make(path: Path) -> None:
         pass
     finally:
         os.unlink(temporary)
-    _fsync(path.parent)
+    sync_directory(path.parent)
 
 
 def _replace(path: Path) -> None:
@@ -76,7 +78,7 @@ def _replace(path: Path) -> None:
             return  # another process was faster
         logger.warning("%s was damaged, and is made anew", path.name)
         os.replace(_written(path), path)
-        _fsync(path.parent)
+        sync_directory(path.parent)
 
 
 def _written(path: Path) -> str:
@@ -87,11 +89,3 @@ def _written(path: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     return temporary
-
-
-def _fsync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

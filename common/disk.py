@@ -1,6 +1,8 @@
-"""What a disk that fails says, in sentences for a person: of files, and of a database that lies on it."""
+"""A disk: what is on it for good, and what it says when it fails, of files and of a database that lies on it."""
 
 import errno
+import os
+from pathlib import Path
 
 from django.db import DatabaseError
 
@@ -24,6 +26,15 @@ _POSTGRES_CODES = {
     "25006": ("Postgres takes no changes", "Let DATABASE_URL name a server that does"),
     "58030": ("The disk of Postgres fails", "See that it is in order"),
 }
+
+
+def sync_directory(directory: Path) -> None:
+    """Let the names in the directory survive a power cut. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def trouble(error: OSError) -> str:

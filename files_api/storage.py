@@ -86,11 +86,11 @@ class DurableFileSystemStorage(FileSystemStorage):
         final = Path(self.path(name))
         if not final.parent.is_dir():
             final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _fsync(final.parent.parent)
+            disk.sync_directory(final.parent.parent)
         content.flush()
         os.fsync(content.fileno())
         os.replace(content.temporary_file_path(), final)
-        _fsync(final.parent)
+        disk.sync_directory(final.parent)
         return name
 
 
@@ -177,11 +177,3 @@ def temporary_file() -> Iterator[MeasuredFile]:
         yield file
     finally:
         file.close()
-
-
-def _fsync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
