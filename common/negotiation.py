@@ -47,13 +47,18 @@ class JsonParser(BaseParser):
         return read_json(content) if content else {}
 
 
+def told_length(request: HttpRequest | Request) -> int:
+    """How many bytes the body has, as the client says; 0 if it does not."""
+    is_chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
+    return 0 if is_chunked else int(request.META.get("CONTENT_LENGTH") or 0)
+
+
 def read_body(request: HttpRequest, stream: Any, most_bytes: int, *, setting: str = "") -> bytes:
     """The whole body, of `most_bytes` at most. Raises ApiError, for a length that is told before a byte of it is read.
 
     `setting` is the name of the limit, for the message.
     """
-    is_chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
-    length = 0 if is_chunked else int(request.META.get("CONTENT_LENGTH") or 0)
+    length = told_length(request)
     content: bytes = b"" if length > most_bytes else stream.read(most_bytes + 1)
     if max(length, len(content)) > most_bytes:
         limit = f"{most_bytes} bytes" + (f" ({setting})" if setting else "")

@@ -10,6 +10,7 @@ from rest_framework.request import Request
 
 from common import errors
 from common.errors import ApiError
+from common.negotiation import told_length
 from files_api.storage import MeasuredFile, missing_bytes
 
 # Bytes of a form beside its file: boundaries, headers, short fields.
@@ -63,8 +64,7 @@ class MeasuringUploadHandler(FileUploadHandler):
 
 def least_bytes(request: Request) -> int:
     """How many bytes the form's file part has at least, by the Content-Length; 0 if nobody knows."""
-    chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
-    return 0 if chunked else max(0, int(request.META.get("CONTENT_LENGTH") or 0) - MULTIPART_OVERHEAD_BYTES)
+    return max(0, told_length(request) - MULTIPART_OVERHEAD_BYTES)
 
 
 def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
@@ -72,11 +72,10 @@ def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
 
     A Content-Length that is too large is refused before its bytes arrive; any other upload is counted as it streams.
     """
-    length = int(request.META.get("CONTENT_LENGTH") or 0)
-    chunked = request.headers.get("Transfer-Encoding", "").lower() == "chunked"
-    if not chunked and length > most_bytes + MULTIPART_OVERHEAD_BYTES:
+    length = told_length(request)
+    if length > most_bytes + MULTIPART_OVERHEAD_BYTES:
         raise errors.too_large(param, most_bytes)
-    if missing_bytes(0 if chunked else length):
+    if missing_bytes(length):
         raise errors.no_room()
     handler = MeasuringUploadHandler(request._request)
     handler.most_bytes = most_bytes
