@@ -4,11 +4,10 @@ Surrounding blanks do not count, and an empty value counts as none. A value that
 ImproperlyConfigured, which names the variable, the value (unless it may hold a secret) and what is allowed.
 """
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -119,7 +118,7 @@ def is_loopback(environment: Environment, name: str, default: str = "") -> bool:
     if address == "localhost":
         return True
     try:
-        return ipaddress.ip_address(address.strip("[]")).is_loopback
+        return ip_address(address.strip("[]")).is_loopback
     except ValueError:  # a name, or nothing
         return False
 

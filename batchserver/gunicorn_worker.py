@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv6Network, ip_address, ip_network
+from http import HTTPStatus
 from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
@@ -19,6 +19,8 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from batchserver.client_socket import END_OF_HEAD, MOST_HEAD_BYTES, ClientSocket, Patience
 from batchserver.request_threads import RequestThreads
 from common import signs_of_life
+from common.addresses import ip_of, is_among, network_of
+from common.errors import ApiError
 
 # Threads that wait for clients, beside those at work. Beyond them, who has been waited for longest is cut off.
 MOST_WAITING = 1024
@@ -76,7 +78,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._patience = Patience(settings.CLIENT_TIMEOUT_S, settings.CLIENT_LEAST_BYTES_PER_S)
         self._keep_alive_s = settings.KEEP_ALIVE_S
         self._most_of_one = settings.MAX_CONNECTIONS_PER_ADDRESS
-        self._proxies = [ip_network(each) for each in settings.TRUSTED_PROXIES]
+        self._proxies = settings.TRUSTED_PROXIES
         signs_of_life.give_to(settings.SIGNS_OF_LIFE_FD, of=self.ppid)
         signs_of_life.begin()
         super().run()
@@ -266,15 +268,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _counted_as(self, address: Any) -> str:
         """Whose connections are counted together; empty for those of this machine and of trusted proxies, which bring
         those of many clients."""
-        try:
-            found = ip_address(address[0])
-        except (ValueError, IndexError):
+        found = ip_of(address[0]) if address else None
+        if found is None:
             return ""  # a Unix socket
-        found = getattr(found, "ipv4_mapped", None) or found
-        if not self._most_of_one or found.is_loopback or any(found in network for network in self._proxies):
+        if not self._most_of_one or found.is_loopback or is_among(found, self._proxies):
             return ""
-        # Whoever has one address of IPv6 has 2**64 of them.
-        return str(found if found.version == 4 else IPv6Network((found, 64), strict=False))
+        return network_of(found)
 
     # In a thread
 
@@ -295,17 +294,14 @@ def _answer(
     return response
 
 
+_TYPES = {429: "rate_limit_error", 503: "server_error"}
+
+
 def _say(client: ClientSocket, status: int, reason: str) -> None:
     """Send a whole answer if the client can take it now."""
-    phrase, type_ = {
-        408: ("Request Timeout", "invalid_request_error"),
-        429: ("Too Many Requests", "rate_limit_error"),
-        431: ("Request Header Fields Too Large", "invalid_request_error"),
-        503: ("Service Unavailable", "server_error"),
-    }[status]
-    body = json.dumps({"error": {"message": reason, "type": type_, "param": None, "code": None}})
-    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    again = "Retry-After: 5\r\n" if status in (429, 503) else ""
+    body = json.dumps(ApiError(reason, type=_TYPES.get(status, "invalid_request_error")).envelope)
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    again = "Retry-After: 5\r\n" if status in _TYPES else ""
     with suppress(OSError):
         socket.socket.send(client, f"{head}{again}Content-Length: {len(body)}\r\n\r\n{body}".encode())
 

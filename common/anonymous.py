@@ -1,10 +1,9 @@
 """Who may call without a key, while there is no key: this machine alone, and no page of another site."""
 
-import ipaddress
-
 from django.conf import settings
 from django.http import HttpRequest
 
+from common.addresses import ip_of
 from common.errors import ApiError
 
 # A request with one of these came through a proxy: the address that we see is the proxy's. They are believed in this
@@ -35,11 +34,8 @@ def came_through_a_proxy(request: HttpRequest) -> bool:
 
 def comes_by_loopback(request: HttpRequest) -> bool:
     """Whether the other end of the connection is on this machine. A proxy on it is, too."""
-    try:
-        address = ipaddress.ip_address(_peer(request))
-    except ValueError:
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    address = ip_of(_peer(request))
+    return address is not None and address.is_loopback
 
 
 def _is_from_this_machine(request: HttpRequest) -> bool:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
-from ipaddress import IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -20,6 +19,8 @@ from django.contrib import admin
 from django.core import signing
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponseBase
+
+from common.addresses import ip_of, is_among, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,14 +156,10 @@ def _without_port(address: str) -> str:
 
 
 def _is_trusted(address: str) -> bool:
-    try:
-        found = ip_address(address)
-    except ValueError:
+    found = ip_of(address)
+    if found is None:
         return False
-    found = getattr(found, "ipv4_mapped", None) or found
-    if settings.BEHIND_TLS and found.is_loopback:
-        return True
-    return any(found in ip_network(each) for each in settings.TRUSTED_PROXIES)
+    return (settings.BEHIND_TLS and found.is_loopback) or is_among(found, settings.TRUSTED_PROXIES)
 
 
 def _limits(request: HttpRequest, name: str) -> list[tuple[Key, int]]:
@@ -187,12 +184,8 @@ def _known_browser(request: HttpRequest, name: str) -> str:
 
 
 def _network(address: str) -> str:
-    """Whoever has one address of IPv6 has 2**64 of them."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return address[:100]
-    return str(IPv6Network((found, 64), strict=False)) if found.version == 6 and not found.ipv4_mapped else str(found)
+    found = ip_of(address)
+    return address[:100] if found is None else network_of(found)
 
 
 @contextmanager
