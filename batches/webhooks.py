@@ -34,6 +34,7 @@ from urllib3.util import parse_url
 from batches.models import Figures, WebhookDelivery
 from batches.models.figures import NO_LABELS
 from common.database import from_now, retrying
+from common.signing import key_of
 from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_addresses, watched_pools
 
 logger = logging.getLogger(__name__)
@@ -204,9 +205,8 @@ def _content(delivery: WebhookDelivery) -> bytes:
 
 
 def _signature(secret: str, event_id: str, timestamp: str, content: bytes) -> str:
-    key = base64.b64decode(secret.removeprefix("whsec_"))
     signed = f"{event_id}.{timestamp}.".encode() + content
-    return "v1," + base64.b64encode(hmac.digest(key, signed, "sha256")).decode()
+    return "v1," + base64.b64encode(hmac.digest(key_of(secret), signed, "sha256")).decode()
 
 
 def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:

@@ -91,7 +91,7 @@ class KeyOrThisMachine(HasScope):
 
 def _make_a_key(*scopes: Scope) -> str:
     option = "--admin" if scopes == (Scope.ADMIN,) else f"--scopes {','.join(scopes)}"
-    return f"Make a key that may: python manage.py create_api_key NAME {option}."
+    return f"Make a key that may: {anonymous.MAKE_A_KEY} {option}."
 
 
 def _missing_key(request: Request) -> ApiError:
