@@ -78,9 +78,9 @@ def _check_limits(owner: Owner) -> None:
     if most_batches is None and most_lines is None:
         return
     owner.lock()
-    active = Batch.objects.filter(owner=owner).exclude(status__in=FINAL).count()
-    if most_batches is not None and active >= most_batches:
-        raise _used_up(owner, f"{active} batches", most_batches, "OWNER_MAX_ACTIVE_BATCHES")
+    active = Batch.objects.filter(owner=owner).exclude(status__in=FINAL)
+    if most_batches is not None and (batches := active.count()) >= most_batches:
+        raise _used_up(owner, f"{batches} batches", most_batches, "OWNER_MAX_ACTIVE_BATCHES")
     if most_lines is not None and (lines := open_lines(owner)) >= most_lines:
         raise _used_up(owner, f"{lines} lines", most_lines, "OWNER_MAX_OPEN_LINES")
 

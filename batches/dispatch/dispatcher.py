@@ -263,7 +263,6 @@ class Dispatcher:
         failpoints.reach("after_store")
         self.answers.stored(time.monotonic() - started)
         self.lines.answered(len(group))
-        self.lines.look_again()
         if failed:
             self.lines.end_turn()  # lines in the buffer may be among the lines that fail
         for batch_id in failed:

@@ -81,9 +81,10 @@ class LineBuffer:
     def answered(self, lines: int) -> None:
         """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
         self._claim_size = min(MOST_CLAIMED, 2 * lines) if lines > 1 else 1
+        self.look_again()
 
     def look_again(self) -> None:
-        """A call is over, or its answer stored: there may be lines to claim where there were none."""
+        """A call is over, or an answer is stored: there may be lines to claim where there were none."""
         self._found_none = False
 
     def use_lanes(self, number: int) -> None:
