@@ -94,6 +94,7 @@ class FakeBackend:
         self.is_vllm = False  # it answers as vLLM does: `slots` requests at once, of any kind, and the others wait
         self.has_metrics = True  # as vLLM: says how many requests run and wait
         self.most_waiting = 10_000  # as vLLM: refuses a request if so many wait
+        self.answers_once_full = False  # answers none before it has refused one, however slowly they come
         self.roots: dict[str, str] = {}  # as vLLM: the base models of LoRA modules
         self.models = [MODEL]
         self.lists_models = True
@@ -125,6 +126,7 @@ class FakeBackend:
         self._always: dict[str, Action] = {}
         self._lock = threading.Lock()
         self._release = threading.Event()
+        self._has_refused = threading.Event()
         self._free_slots = threading.Condition()
         self._busy_slots = self._waiting = 0
         self._port = port
@@ -372,9 +374,12 @@ class _Handler(fake_native.NativeRoutes):
         try:
             action = self.fake.take(seen)
             if self.fake.is_vllm and self.fake.is_full:
+                self.fake._has_refused.set()
                 self._send(503, json.dumps(error_body("The server is overloaded")).encode())
             elif self.fake.is_vllm:
                 with self.fake.slot():
+                    if self.fake.answers_once_full:
+                        self.fake._has_refused.wait(30)
                     self._serve(seen, action)
             else:
                 self._serve(seen, action)

@@ -17,7 +17,7 @@ from pathlib import Path
 from batches import leases
 from tests.fake_backend import Action, error_body
 from tests.faults import invariants
-from tests.faults.world import FINAL, Postgres, World
+from tests.faults.world import FINAL, READ_S, Postgres, World
 from tests.stack import ROOT, eventually
 
 SQLITE, BOTH = ("sqlite",), ("sqlite", "postgres")
@@ -62,7 +62,7 @@ class Outcome:
         return "; ".join([*filter(None, [self.error]), *problems]) or "all held"
 
 
-def run(scenario: Scenario, postgres: Postgres | None, *, root: Path = ROOT) -> Outcome:
+def run(scenario: Scenario, postgres: Postgres | None, *, root: Path = ROOT, reads_within_s: float = READ_S) -> Outcome:
     """Play a scenario in a world of its own and check every invariant. `root` is the source tree that is run."""
     outcome = Outcome()
     started = time.monotonic()
@@ -76,6 +76,7 @@ def run(scenario: Scenario, postgres: Postgres | None, *, root: Path = ROOT) -> 
             root=root,
             disk_mb=scenario.disk_mb,
             own_clock=scenario.own_clock,
+            reads_within_s=reads_within_s,
             **scenario.environment,
         )
         try:

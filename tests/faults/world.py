@@ -214,6 +214,7 @@ class World:
         root: Path = ROOT,
         disk_mb: int = 0,
         own_clock: bool = False,
+        reads_within_s: float = READ_S,
         **environment: str,
     ) -> None:
         self.directory = directory
@@ -221,6 +222,7 @@ class World:
         self.backend = Backend()
         self.backend.delay_s = 0.15
         self.failpoints = failpoints
+        self.reads_within_s = reads_within_s
         self.disk_mb = disk_mb  # DATA_DIR is a file system of its own, of that size; needs root
         database_url = postgres.new_database() if postgres else ""
         self.rows = Rows(directory / "data", database_url)

@@ -52,6 +52,7 @@ def test_the_setting_wins(create, work, backend, settings):
 
 def test_lines_that_a_full_server_refuses_are_sent_again_and_pay_nothing(create, work, backend):
     backend.slots, backend.most_waiting, backend.delay_s = 4, 10, 0.05
+    backend.answers_once_full = True
     run(create, work)
     assert len(backend.seen) > 24
     assert set(Line.objects.values_list("attempts", "backend_crashes")) == {(0, 0)}
