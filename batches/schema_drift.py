@@ -30,7 +30,7 @@ ADDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("batches", "batch"): ("repeated", "repeated_finished"),
 }
 # What the edits removed, by model.
-REMOVED: dict[tuple[str, str], dict[str, Field[Any, Any]]] = {
+REMOVED: dict[tuple[str, str], dict[str, "Field[Any, Any]"]] = {
     ("batches", "backend"): {"model_names": JSONField(default=list), "window_changed_at": DateTimeField(null=True)},
 }
 

@@ -27,7 +27,8 @@ from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
 from batches.status import reasons
-from common import idempotency, signs_of_life
+from common import signs_of_life
+from common.models import RememberedAnswer
 from files_api import retention
 
 logger = logging.getLogger(__name__)
@@ -263,7 +264,7 @@ DUTIES: dict[str, Callable[[], object]] = {
     "send webhooks": webhooks.deliver_due,
 }
 SWEEPS: dict[str, Callable[[], object]] = {
-    "forget old idempotency keys": idempotency.forget_old,
+    "forget old idempotency keys": RememberedAnswer.forget_old,
     "forget holds that ended": persons.forget_ended,
     "forget old uses of models": model_uses.forget_old,
     "forget old answers": reuse.forget_old,

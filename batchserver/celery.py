@@ -15,6 +15,8 @@ from celery.exceptions import SecurityWarning
 from django.conf import settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "batchserver.settings")
+# `setup` and `serve` run Django's checks. A worker that ran them too would import every page that it does not serve.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 OURS = "CELERY_"
 

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote, urlsplit
 
-import django_stubs_ext
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
 from batchserver import admin_theme, env, installation, kept, supervisor
 from batchserver.version import VERSION
-
-django_stubs_ext.monkeypatch()  # makes admin.ModelAdmin[Batch] and the like valid at run time, for mypy
 
 BASE_DIR = installation.ROOT
 

@@ -23,7 +23,9 @@ from common.signing import is_secret, new_secret
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Any]  # the theme has no types; its class has Django's methods
+    ModelForm = forms.ModelForm[Any]
 else:
+    from django.forms import ModelForm
     from unfold.admin import ModelAdmin
 
 admin.site.index_title = "Now"
@@ -51,7 +53,7 @@ class LookOnly(ModelAdmin):
 LIMITS = ("max_stored_bytes", "max_active_batches", "max_open_lines", "max_requests_per_minute", "max_streams")
 
 
-class OwnerForm(forms.ModelForm[Owner]):
+class OwnerForm(ModelForm):
     """Its own rules are those of a webhook: an address with a secret, which is made if there is none."""
 
     class Meta:
@@ -119,7 +121,7 @@ class OwnerAdmin(ModelAdmin):
         return False
 
 
-class ApiKeyForm(forms.ModelForm[ApiKey]):
+class ApiKeyForm(ModelForm):
     class Meta:
         model = ApiKey
         fields = ("name", "owner", "for_batches", "for_chat", "is_admin", "expires_at")

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from datetime import timedelta
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
@@ -13,7 +12,6 @@ from common import errors
 from common.models import Owner, RememberedAnswer
 from common.owners import owner_of
 
-KEPT_FOR = timedelta(hours=24)
 LONGEST_KEY = 255
 
 
@@ -27,7 +25,7 @@ def once(request: Request, asked: str, create: Callable[[], Response]) -> Respon
     key = _key(request)
     if not key:
         return create()
-    forget_old()
+    RememberedAnswer.forget_old()
     try:
         with transaction.atomic():
             row = RememberedAnswer.objects.create(scope=_scope(request), key=key, fingerprint=_fingerprint(asked))
@@ -69,7 +67,7 @@ def _remembered(request: Request) -> RememberedAnswer | None:
     key = _key(request)
     if not key:
         return None
-    newer = RememberedAnswer.objects.filter(created_at__gte=timezone.now() - KEPT_FOR)
+    newer = RememberedAnswer.objects.filter(created_at__gte=timezone.now() - RememberedAnswer.KEPT_FOR)
     return newer.filter(scope=_scope(request), key=key).first()
 
 
@@ -88,7 +86,3 @@ def _scope(request: Request) -> str:
 
 def _fingerprint(asked: str) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
-
-
-def forget_old() -> None:
-    RememberedAnswer.objects.filter(created_at__lt=timezone.now() - KEPT_FOR).delete()

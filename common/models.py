@@ -178,6 +178,8 @@ class ApiKey(models.Model):
 class RememberedAnswer(models.Model):
     """The answer to a create that came with an Idempotency-Key; kept for a day."""
 
+    KEPT_FOR = timedelta(days=1)
+
     scope = models.CharField(max_length=300, help_text="The path, and who asked.")
     key = models.CharField(max_length=255)
     fingerprint = models.CharField(max_length=64, help_text="SHA-256 of what was asked.")
@@ -189,6 +191,11 @@ class RememberedAnswer(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope} {self.key}"
+
+    @classmethod
+    def forget_old(cls) -> None:
+        """Delete those that are older than KEPT_FOR. Safe to run twice."""
+        cls.objects.filter(created_at__lt=timezone.now() - cls.KEPT_FOR).delete()
 
 
 def digest_of(secret: str) -> str:
