@@ -321,8 +321,8 @@ def stack(tmp_path: Path, processes: None) -> Iterator[Callable[..., Stack]]:
     """Start whole servers, real processes with state of their own, and stop them afterwards."""
     started: list[Stack] = []
 
-    def start(**environment: str) -> Stack:
-        server = Stack(tmp_path / f"data{len(started)}", environment)
+    def start(*, is_first_start: bool = False, **environment: str) -> Stack:
+        server = Stack(tmp_path / f"data{len(started)}", environment, is_first_start=is_first_start)
         started.append(server)
         server.start()
         return server

@@ -20,7 +20,7 @@ for name in SETTINGS + OTHERS:
 # The workers of pytest-xdist have theirs in that of the process that starts them, which alone ends in order.
 STATE = Path(tempfile.mkdtemp(prefix="batch-tests-", dir=os.environ.get("TEST_STATE")))
 atexit.register(shutil.rmtree, STATE, ignore_errors=True)
-os.environ.setdefault("TEST_STATE", str(STATE))
+SHARED_STATE = Path(os.environ.setdefault("TEST_STATE", str(STATE)))  # of all workers of one run
 
 
 def start_postgres(directory: Path) -> str:

@@ -648,7 +648,8 @@ def test_a_target_that_hangs_holds_up_its_own_events_alone(of_owner, create, wor
         webhooks.deliver_due()
         eventually(lambda: len(all_of_them.seen) == 3, what="the events for the address of all")
         eventually(lambda: of_owner.seen, what="the first event for the owner's")
-        webhooks.deliver_due()  # no second thread for it
+        eventually(lambda: len(senders()) == 1, what="the end of the thread for the address of all")
+        webhooks.deliver_due()  # no second thread for the owner's
         assert len(of_owner.seen) == len(senders()) == 1
         of_owner.open.set()
         eventually(lambda: not senders(), what="the end of the threads")

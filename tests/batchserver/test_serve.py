@@ -18,7 +18,7 @@ from tests.stack import ROOT, Stack, command_line, eventually, kill
 
 
 def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url)
+    server = stack(OLLAMA_BASE_URL=fake.url, is_first_start=True)
 
     said = server.log.read_text()
     assert f"API      {server.base}/v1" in said
@@ -45,10 +45,6 @@ def test_it_starts_with_nothing_and_stops_in_order(stack, fake):
     assert not [pid for pid in known if command_line(pid)]
     assert "Traceback" not in server.log.read_text()
 
-
-def test_the_password_is_printed_once(stack, fake):
-    server = stack(OLLAMA_BASE_URL=fake.url)
-    server.stop()
     server.start()
     assert server.log.read_text().count("shown only this once") == 1
 

@@ -117,7 +117,7 @@ def test_a_server_does_not_start_on_a_database_of_a_newer_version(tmp_path, fake
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("queue", ["control", "inference"])
 def test_a_worker_does_not_start_on_a_database_that_is_not_set_up(queue, tmp_path):
-    server = Stack(tmp_path / "data", {})
+    server = Stack(tmp_path / "data", {}, is_first_start=True)
     celery = ["-m", "celery", "--quiet", "--app", "batchserver", "worker", "--loglevel", "WARNING", "-c", "1"]
     server.start(ready=False, command=[sys.executable, *celery, "-Q", queue])
     try:

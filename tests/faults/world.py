@@ -29,7 +29,7 @@ from tests.fake_backend import Action, FakeBackend, Seen, answer
 from tests.stack import ROOT, Stack, eventually, free_port
 
 FINAL = ("completed", "failed", "expired", "cancelled")
-LOOK_EVERY_S = 0.1
+LOOK_EVERY_S = 0.25
 CLOCK = Path(__file__).with_name("clock.c")
 FRONT = Path(__file__).with_name("front.py")
 # What a read may take; an outage that a scenario announces may last so long at most.

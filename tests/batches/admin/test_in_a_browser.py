@@ -54,7 +54,7 @@ def browser(tmp_path, processes):
 
 def test_a_person_looks_after_batches(stack, fake, browser, tmp_path):
     fake.always("b", Action(hang=True))
-    server = stack(OLLAMA_BASE_URL=fake.url)
+    server = stack(OLLAMA_BASE_URL=fake.url, is_first_start=True)
     client = client_of(server)
     password = re.search(r"Made user admin, password (\S+)", server.log.read_text())[1]
     browser.get(f"{server.base}/")
