@@ -23,8 +23,10 @@ from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL, Action, FakeBackend, answer, error_body, events
 from tests.stack import Stack, eventually, free_port
 
-PLACES = 8  # MAX_PASS_THROUGH here
+PLACES = 8  # MAX_PASS_THROUGH in this process
+STREAMS = 64  # MAX_PASS_THROUGH of a server where nobody sets it
 TAKES_NOTHING_S = 5  # CLIENT_TIMEOUT_S here
+SOON_S = 5  # more than a poll takes on a busy machine
 
 
 @pytest.fixture(autouse=True)
@@ -405,7 +407,7 @@ def test_a_paused_backend_is_asked_all_the_same(ask, backend):
 def pair(tmp_path_factory, processes):
     """A server and its fake model server, for tests that leave both as they were: a start takes longer than most."""
     with FakeBackend() as fake:
-        environment = {"OLLAMA_BASE_URL": fake.url, "INTERACTIVE_HOLD_S": "0", "MAX_PASS_THROUGH": str(PLACES)}
+        environment = {"OLLAMA_BASE_URL": fake.url, "INTERACTIVE_HOLD_S": "0"}
         environment["CLIENT_TIMEOUT_S"] = str(TAKES_NOTHING_S)
         server = Stack(tmp_path_factory.mktemp("shared") / "data", environment)
         server.start()
@@ -482,22 +484,24 @@ def test_a_client_that_takes_nothing_keeps_its_place_no_longer(shared):
     # More than all buffers on the way to it hold.
     events = b'data: {"choices": []}\n\n' * 1_000_000
     stream = Action(body=events, headers={"Content-Type": pass_through.EVENT_STREAM})
-    fake.on("hello", *[stream] * PLACES)
+    fake.on("hello", stream, stream)
     with ExitStack() as clients:
-        for _ in range(PLACES):
+        for _ in range(2):
             clients.enter_context(post(server, stream=True))
-        assert post(server).status_code == 429
+        assert len(held_until(server)) == 2
         within_s = TAKES_NOTHING_S + 15
-        eventually(lambda: post(server).status_code == 200, within_s=within_s, what="a free place")
+        eventually(lambda: not held_until(server), within_s=within_s, what="the end of the holds")
 
 
 def test_there_is_always_room_to_poll(shared):
     server, fake = shared
-    fake.always("long", Action(hang=True))
-    with ThreadPoolExecutor(PLACES) as pool:
-        calls = [pool.submit(post, server, "long", timeout=8) for _ in range(PLACES)]
-        eventually(lambda: len(fake.seen) == PLACES, within_s=6, what="the calls")
-        assert len(held_until(server)) == PLACES
+    fake.always("long", Action(pause_s=60))
+    many = range(STREAMS)
+    with ExitStack() as clients, ThreadPoolExecutor(16) as pool:
+        begun = [clients.enter_context(each) for each in pool.map(lambda _: post(server, "long", stream=True), many)]
+        streams = [each.iter_content(1) for each in begun]
+        assert all(next(stream) for stream in streams)
+        assert len(fake.seen) == len(held_until(server)) == STREAMS
 
         started = time.monotonic()
         refused = post(server)
@@ -505,9 +509,9 @@ def test_there_is_always_room_to_poll(shared):
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         for _ in range(5):
             assert requests.get(f"{server.base}/v1/batches", timeout=5).status_code == 200
-        assert time.monotonic() - started < 2
-        assert all(isinstance(call.exception(), requests.Timeout) for call in calls)
-    eventually(lambda: post(server).status_code == 200, within_s=5, what="a free place")
+        assert time.monotonic() - started < SOON_S
+        assert not any(seen.gone for seen in fake.seen)
+    eventually(lambda: post(server).status_code == 200, within_s=10, what="a free place")
 
 
 def test_a_killed_web_process_holds_nothing_for_long(stack, fake):
