@@ -23,6 +23,7 @@ from common import failpoints, ids
 from common.database import DamagedText, readable
 from common.disk import trouble
 from common.errors import SETTLED, line_error
+from files_api import storage_id
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file
 
@@ -215,6 +216,7 @@ class _Finalizer:
             expires_at=now + self.batch.output_lifetime if self.batch.output_lifetime else None,
         )
         content.seek(0)
+        storage_id.check()
         file.content.save(f".{self.keeper.lease.pk}", content, save=False)
         self.files[name] = file
         failpoints.reach("after_result_file")

@@ -28,12 +28,14 @@ from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
 from batches.status import reasons
 from common import idempotency, signs_of_life
-from files_api import retention
+from files_api import retention, storage_id
 
 logger = logging.getLogger(__name__)
 
 # Set in a worker's main process by the order to shut down, read in its pool's children.
 shutdown = multiprocessing.Value("b", 0, lock=False)
+# Likewise, while the worker takes no work: a drive ends after its calls.
+hold = multiprocessing.Value("b", 0, lock=False)
 
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=10)
@@ -92,6 +94,8 @@ def validate(batch_id: str) -> None:
 
 @shared_task
 def drive() -> None:
+    if hold.value or storage_id.trouble():
+        return
     backend = registry.own_backend()
     if not backend.kind or not backend.is_fresh:
         backend = registry.report_backend()
@@ -103,8 +107,11 @@ def drive() -> None:
         # A worker killed by SIGKILL leaves its busy child behind; the child must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
-    if not should_stop():
+    def must_end() -> bool:
+        return bool(hold.value)
+
+    dispatcher.Dispatcher(backend, should_stop=should_stop, must_end=must_end, wake_control=wake_control).run()
+    if not should_stop() and not must_end():
         # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
         registry.report_backend()
 

@@ -47,11 +47,11 @@ def _validate(batch: Batch, keeper: leases.Keeper) -> Outcome:
     file = File.objects.all().held(batch.input_file_id, batch.pk)
     if file is None or file.purpose != "batch":
         return _fail_whole(batch, keeper.lease, _file_problem(batch, file))
+    if not file.content:
+        return _fail_whole(batch, keeper.lease, _file_problem(batch, None))
     try:
         return _validate_slice(batch, file, keeper.lease)
-    except FileNotFoundError:
-        return _fail_whole(batch, keeper.lease, _file_problem(batch, None))
-    except OSError as error:
+    except OSError as error:  # a file that has a row and is not there is a fault of the host, and none of the batch
         raise steps.CannotGoOn(f"The input file cannot be read: {trouble(error)}") from error
 
 

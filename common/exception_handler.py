@@ -70,7 +70,7 @@ def _as_api_error(exc: BaseException, request: Request | HttpRequest) -> ApiErro
         case OSError() if exc.errno in disk.NO_ROOM:
             logger.error("no room to store a file: %s", exc)
             return errors.no_room()
-        case OSError() if exc.errno in disk.OF_FILES:
+        case OSError() if exc.errno in disk.OF_FILES or isinstance(exc, FileNotFoundError):
             logger.error("a file cannot be read or written: %s", exc)
             return _disk_fails(disk.trouble(exc), request)
     return None

@@ -12,7 +12,7 @@ from common.byte_forms import SAMPLE_BYTES, looks_like
 from common.errors import ApiError
 from common.jsonl import read_lines
 from common.models import Owner
-from files_api import stored_bytes
+from files_api import storage_id, stored_bytes
 from files_api.models import File
 from files_api.storage import MeasuredFile
 
@@ -33,7 +33,8 @@ def accept(
     """The File of a received upload, stored. `lifetime` None is as with OpenAI: 30 days for a batch file.
 
     A batch file is JSONL if its first line is JSON, whatever its name; the other lines are read when a batch is created
-    from the file. `new_bytes` are those that the owner does not store already; None: all. Raises ApiError.
+    from the file. `new_bytes` are those that the owner does not store already; None: all. Raises ApiError, and
+    WrongStorage.
     """
     if purpose == "batch":
         _check_first_line(content)
@@ -49,6 +50,7 @@ def accept(
         expires_at=now + lifetime if lifetime else None,
     )
     failpoints.reach("after_upload_received")
+    storage_id.check()
     # The bytes are in place and fsynced before the row that points at them is committed.
     file.content.save("", content, save=False)
     failpoints.reach("after_upload_stored")

@@ -167,3 +167,17 @@ class UploadPart(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id} of {self.upload_id}"
+
+
+class Storage(models.Model):
+    """The storage in which the bytes of all rows lie, in one row. The storage has the same mark in an object of its
+    own (`files_api/storage_id.py`)."""
+
+    THE_ONE = 1
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=THE_ONE, editable=False)
+    mark = models.CharField(max_length=64)
+    seen_at = models.DateTimeField(null=True, help_text="When a process last said that it works with it.")
+
+    def __str__(self) -> str:
+        return self.mark

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from django.db import DatabaseError
 
-from batches import registry
+from batches import hosts, registry
 from batches.status import health
 from common import schema
 from common.bounded import Bounded
-from files_api import storage
+from files_api import storage, storage_id
 
 WITHIN_S = 3.0
 
@@ -34,6 +34,7 @@ class Conditions:
             "database": by_rows,
             "broker": lambda: by_broker(ask_broker),
             "disk": by_disk,
+            "storage": by_storage,
         }
         self._checks = {name: Bounded(check, within_s=within_s) for name, check in checks.items()}
 
@@ -73,3 +74,12 @@ def by_broker(ask: Callable[[], object]) -> list[Failed]:
 def by_disk() -> list[Failed]:
     reason = storage.why_not_writable()
     return [Failed("disk", reason)] if reason else []
+
+
+def by_storage() -> list[Failed]:
+    """Whether the storage is the one of the database, here and where workers are."""
+    try:
+        reasons = {storage_id.trouble(), *hosts.held().values()} - {""}
+    except DatabaseError:
+        return []  # `by_rows` says so
+    return [Failed("storage", reason) for reason in sorted(reasons)]

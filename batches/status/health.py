@@ -7,17 +7,18 @@ from django.conf import settings
 from django.db.models import Count
 from django.utils import timezone
 
-from batches import registry
+from batches import hosts, registry
 from batches.models import Backend, Batch, Pulse, Status
 from batches.scheduling import gate, turns
+from files_api import storage_id
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
 MOST_REASONS = 3
 
 
 def summary() -> dict[str, Any]:
-    """`status` is ok, waiting (for the model server, or for the end of a stall) or failing (the control worker does not
-    tick, or a duty of its tick fails); `reason` says why.
+    """`status` is ok, waiting (for the model server, for the files of a host, or for the end of a stall) or failing
+    (the control worker does not tick, or a duty of its tick fails); `reason` says why.
 
     If the gate is closed, by a person or by the clock, `reason` says so, and `status` stays: nothing is wrong.
     `batch_share_had` is the part of the last ten minutes that lines had of a backend, if persons kept them back then.
@@ -48,9 +49,17 @@ def told() -> tuple[str, list[str]]:
 def _look(backends: list[Backend]) -> tuple[str, list[str]]:
     failing = tick_trouble()
     waiting = [] if failing or backends else [registry.NO_WORKER]
+    waiting += hosts_trouble()
     waiting += [trouble for backend in backends for trouble in _troubles(backend)]
     waiting += _stalled_reasons()
     return "failing" if failing else "waiting" if waiting else "ok", [*failing, *waiting, *closed_reasons()]
+
+
+def hosts_trouble() -> list[str]:
+    """Why hosts take no work, or no uploads, in sentences for a person; this host is one of them."""
+    told = hosts.troubles()
+    own = storage_id.trouble()
+    return told if not own or any(own in each for each in told) else [own, *told]
 
 
 def tick_trouble() -> list[str]:

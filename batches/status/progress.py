@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db.models import F, Q
 from django.utils import timezone
 
-from batches import creation, registry
+from batches import creation, hosts, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 from batches.status import disk
@@ -120,7 +120,7 @@ def _of(batch: Batch, read: _Read) -> Progress:
     parts = read.parts(batch)
     finished = {part: read.last_finished(part) for part in parts[:MOST_PARTS]}
     speed = Speed.of([line for lines in finished.values() for line in lines])
-    blocked, turn, end, based_on = batch.stall_reason or None, None, None, None
+    blocked, turn, end, based_on = _held_up(batch), None, None, None
     on_disk = read.needs.disk(batch)
     if batch.status in switch.PAUSABLE:
         with_work = _with_work(parts)
@@ -158,7 +158,7 @@ def waiting_for(batch: Batch) -> str | None:
     """Why the batch's next step is not done, no line of it is sent, or answers are not used, in sentences for a person;
     None if it goes on."""
     if batch.status not in switch.PAUSABLE:
-        return batch.stall_reason or None
+        return _held_up(batch)
     with_work = _with_work(_parts(batch))
     return _blocked(batch, with_work) or _turn(batch, with_work) or _unchecked(with_work)
 
@@ -177,10 +177,19 @@ def _with_work(parts: list[Part]) -> list[Part]:
 # What it waits for
 
 
+def _held_up(batch: Batch) -> str | None:
+    """Why its next step is not done: it stalls, or hosts that could do the step take no work."""
+    if batch.stall_reason or batch.status == Status.IN_PROGRESS or batch.lease_id is not None:
+        return batch.stall_reason or None
+    if batch.is_final and batch.tidied_at is not None:
+        return None
+    return " ".join(hosts.troubles()) or None
+
+
 def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     """What must end before a line of the batch is sent."""
-    if batch.stall_reason:
-        return batch.stall_reason
+    if reason := _held_up(batch):
+        return reason
     if switch.is_paused(batch) and batch.paused_at is not None:
         return (
             f"A person paused this batch at {gate.clock(batch.paused_at)}. Resume it in the admin, by manage.py "
@@ -190,7 +199,7 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
         return None
     backends = registry.live_backends()
     if not backends:
-        return registry.NO_WORKER
+        return " ".join(hosts.troubles()) or registry.NO_WORKER
     reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
     if all(reasons.values()):
         return next(iter(reasons.values()))

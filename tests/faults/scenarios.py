@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batches import leases
+from files_api import storage_id
 from tests.fake_backend import Action, error_body
 from tests.faults import invariants
 from tests.faults.world import FINAL, READ_S, Postgres, World
@@ -370,8 +371,8 @@ def _upload_without_room(world: World) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (8 * 2**20, hard))
     answered = world.upload(b'{"padding": "' + b"x" * 10 * 2**20 + b'"}\n')
     assert (answered.status_code, answered.json()["error"]["type"]) == (507, "server_error"), answered.text
-    left = [path.name for path in (world.server.data_dir / "files").rglob("*") if path.is_file()]
-    assert not left, f"left behind: {left}"
+    left = {path.name for path in (world.server.data_dir / "files").rglob("*") if path.is_file()}
+    assert left == {storage_id.OBJECT}, f"left behind: {left}"
     for pid in world.pids_of("gunicorn"):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
     world.submit(3)

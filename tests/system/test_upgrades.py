@@ -234,6 +234,7 @@ RELEASED = {
     "files_api/0001_initial": "16ce9eefd037e6b9",
     "files_api/0002_uploads": "df10a2741615e8ef",
     "files_api/0003_owners": "392f61fc47a54605",
+    "files_api/0004_storage_id": "4e5c23c6f06355c0",
 }
 # An attribute of one of our modules, with the path to it.
 OUR_PATH = re.compile(r"(?<!['\w.])(?:batches|batchserver|common|files_api)(?:\.\w+)*\.(\w+)")
