@@ -13,13 +13,12 @@ from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from batches import leases, lifecycle, results, steps
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Response, Status
 from batches.status import totals
-from common import failpoints, ids
+from common import database, failpoints, ids
 from common.disk import trouble
 from files_api import retention
 from files_api.models import File, FileHold, stored_name
@@ -54,7 +53,7 @@ def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -
         raise steps.CannotGoOn(
             f"The bytes of files that the batch needs no more cannot be removed: {trouble(error)}"
         ) from error
-    Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
+    Batch.objects.filter(pk=batch.pk).update(tidied_at=database.now())
     return Outcome.DONE
 
 
@@ -81,7 +80,7 @@ def delete(batch_id: str, *, slice_s: float = float("inf")) -> Outcome:
             return Outcome.DONE
         totals.keep(Batch.objects.filter(pk=batch_id))
         files = File.objects.filter(pk__in=[batch.output_file_id, batch.error_file_id], deleted_at=None)
-        files.update(deleted_at=timezone.now())
+        files.update(deleted_at=database.now())
         FileHold.objects.filter(holder=batch_id).delete()
         batch.delete()
     logger.info("%s: deleted", batch_id)
@@ -111,12 +110,12 @@ def delete_outlived_files() -> None:
     files = File.objects.all().visible().filter(free, created_at__lt=_oldest_kept())
     ids = list(files.values_list("pk", flat=True)[:FILES_AT_ONCE])
     # A batch may have been made of one of them meanwhile.
-    if count := File.objects.filter(free, pk__in=ids, deleted_at=None).update(deleted_at=timezone.now()):
+    if count := File.objects.filter(free, pk__in=ids, deleted_at=None).update(deleted_at=database.now()):
         logger.info("%d files deleted that no batch has, for RETENTION_DAYS is over", count)
 
 
 def _oldest_kept() -> datetime:
-    return timezone.now() - timedelta(days=settings.RETENTION_DAYS)
+    return database.now() - timedelta(days=settings.RETENTION_DAYS)
 
 
 def _delete_responses(batch: Batch, numbers: tuple[int, int]) -> None:

@@ -16,9 +16,8 @@ from typing import Any
 from celery import shared_task
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
-from django.db import InterfaceError, OperationalError, connection
+from django.db import Error, connection
 from django.db.models import Q
-from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
 from batches import cleanup, failing, forecasts, leases, lifecycle, registry, results, reuse, validation, webhooks
@@ -27,7 +26,7 @@ from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
 from batches.status import reasons
-from common import idempotency, signs_of_life
+from common import database, idempotency, signs_of_life
 from files_api import retention, storage_id
 
 logger = logging.getLogger(__name__)
@@ -146,7 +145,7 @@ def tidy(batch_id: str) -> None:
 @shared_task
 def delete(batch_id: str) -> None:
     if cleanup.delete(batch_id, slice_s=cleanup.SLICE_S) is Outcome.MORE:
-        Batch.objects.filter(pk=batch_id).update(nudged_at=timezone.now())  # or the tick would ask for it too
+        Batch.objects.filter(pk=batch_id).update(nudged_at=database.now())  # or the tick would ask for it too
         wake(delete, batch_id)
 
 
@@ -162,7 +161,9 @@ def tick() -> None:
             _do(DUTIES, "ticked")
             if Pulse.due("sweep", SWEEP_EVERY):
                 _do(SWEEPS, "swept")
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
+        if not database.is_away(error):
+            raise
         # /health is "failing" if no tick was done for TICK_MISSING_AFTER.
         logger.warning("no tick: the database does not answer: %s", error)
 
@@ -215,11 +216,14 @@ def _nudge_control() -> None:
 
 def _is_to_nudge(batch_id: str) -> bool:
     """True once in NUDGE_AGAIN_AFTER for a batch, however many ticks see it, or messages would multiply."""
-    return Batch.objects.filter(_long_ago(), pk=batch_id).update(nudged_at=timezone.now()) == 1
+    nudged = 0
+    with database.passing_by_locks():
+        nudged = Batch.objects.filter(_long_ago(), pk=batch_id).update(nudged_at=database.now())
+    return nudged == 1
 
 
 def _long_ago() -> Q:
-    return Q(nudged_at=None) | Q(nudged_at__lte=timezone.now() - NUDGE_AGAIN_AFTER)
+    return Q(nudged_at=None) | Q(nudged_at__lte=database.now() - NUDGE_AGAIN_AFTER)
 
 
 def _compare_windows() -> None:

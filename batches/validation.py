@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F, Q
-from django.utils import timezone
 
 from batches import backends, creation, leases, lifecycle, registry, reuse, steps
 from batches.backends.base import BackendKind
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
-from common import failpoints
+from common import database, failpoints
 from common.database import bulk_writes, insert
 from common.disk import trouble
 from common.errors import batch_error
@@ -190,7 +189,7 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
     with transaction.atomic():
         ours = Batch.objects.filter(pk=batch.pk, status=Status.VALIDATING, lease=lease)
         # The lease first: the moved cursor is committed with its lines or not at all.
-        if not leases.renew(lease) or not ours.update(nudged_at=timezone.now(), **progress):
+        if not leases.renew(lease) or not ours.update(nudged_at=database.now(), **progress):
             raise leases.LeaseLost
         repeated = 0
         for part, lines in by_part.items():

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common import errors
+from common import database, errors
 from common.models import Owner, RememberedAnswer
 from common.owners import owner_of
 
@@ -69,7 +68,7 @@ def _remembered(request: Request) -> RememberedAnswer | None:
     key = _key(request)
     if not key:
         return None
-    newer = RememberedAnswer.objects.filter(created_at__gte=timezone.now() - KEPT_FOR)
+    newer = RememberedAnswer.objects.filter(created_at__gte=database.now() - KEPT_FOR)
     return newer.filter(scope=_scope(request), key=key).first()
 
 
@@ -91,4 +90,4 @@ def _fingerprint(asked: str) -> str:
 
 
 def forget_old() -> None:
-    RememberedAnswer.objects.filter(created_at__lt=timezone.now() - KEPT_FOR).delete()
+    RememberedAnswer.objects.filter(created_at__lt=database.now() - KEPT_FOR).delete()

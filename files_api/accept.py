@@ -5,9 +5,8 @@ from itertools import islice
 
 from django.conf import settings
 from django.db import DatabaseError, transaction
-from django.utils import timezone
 
-from common import failpoints, strict_json
+from common import database, failpoints, strict_json
 from common.byte_forms import SAMPLE_BYTES, looks_like
 from common.errors import ApiError
 from common.jsonl import read_lines
@@ -39,7 +38,7 @@ def accept(
     if purpose == "batch":
         _check_first_line(content)
         lifetime = lifetime or BATCH_FILE_LIFETIME
-    now = timezone.now()
+    now = database.now()
     file = File(
         owner=owner,
         filename=filename,

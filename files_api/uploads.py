@@ -3,9 +3,8 @@
 import hashlib
 
 from django.db import DatabaseError, transaction
-from django.utils import timezone
 
-from common import errors
+from common import database, errors
 from common.errors import ApiError
 from files_api import retention, storage_id, stored_bytes
 from files_api.accept import accept
@@ -65,7 +64,7 @@ def cancel(upload: Upload) -> Upload:
         upload = _locked(upload)
         if upload.cancelled_at is None:
             _refuse(upload, *OVER)
-            upload.cancelled_at = timezone.now()
+            upload.cancelled_at = database.now()
             upload.save(update_fields=["cancelled_at"])
     retention.remove(upload.parts.all())
     return upload

@@ -5,11 +5,11 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import Count
-from django.utils import timezone
 
 from batches import hosts, registry
 from batches.models import Backend, Batch, Pulse, Status
 from batches.scheduling import gate, turns
+from common import database
 from files_api import storage_id
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
@@ -65,7 +65,7 @@ def hosts_trouble() -> list[str]:
 def tick_trouble() -> list[str]:
     """Why the control worker does not do its duties, in sentences for a person; empty if it does."""
     tick = Pulse.objects.filter(pk="ticked").first()
-    if tick is None or tick.at < timezone.now() - TICK_MISSING_AFTER:
+    if tick is None or tick.at < database.now() - TICK_MISSING_AFTER:
         return ["The control worker has not ticked lately."]
     failing = failed_duties()
     return [f"The control worker cannot {failing}; its log says more."] if failing else []

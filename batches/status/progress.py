@@ -12,12 +12,12 @@ from itertools import pairwise
 
 from django.conf import settings
 from django.db.models import F, Q
-from django.utils import timezone
 
 from batches import creation, hosts, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 from batches.status import disk
+from common import database
 
 # The speed is that of the last MOST_MEASURED lines, and unknown for fewer than LEAST_MEASURED.
 MOST_MEASURED, LEAST_MEASURED = 200, 5
@@ -262,7 +262,7 @@ def _warnings(batch: Batch, end: datetime | None, on_disk: disk.Disk) -> list[di
 
 def _window_too_short(batch: Batch, end: datetime) -> str:
     # A quarter more than the forecast, which is none of a clock.
-    days = min(creation.LONGEST_WINDOW.days, math.ceil((end - timezone.now()) * 1.25 / timedelta(days=1)))
+    days = min(creation.LONGEST_WINDOW.days, math.ceil((end - database.now()) * 1.25 / timedelta(days=1)))
     return (
         f"The completion window ends at {gate.clock(batch.expires_at)}, and by the forecast the batch ends at "
         f"{gate.clock(end)}. Lines that are open when the window ends fail with batch_expired. Extend the window: "
@@ -326,7 +326,7 @@ def _estimate(
         own = [other for other in others if other.owner_id == batch.owner_id]
         based_on += f" {len(own)} more in progress and not paused: their turns are counted in." if own else ""
         based_on += " The turns of others are counted in." if len(own) < len(others) else ""
-    end = settings.QUIET_HOURS.after(timezone.now(), work, exact_until=batch.expires_at)
+    end = settings.QUIET_HOURS.after(database.now(), work, exact_until=batch.expires_at)
     if settings.QUIET_HOURS.text:
         based_on += " Quiet hours are counted in."
     if end > batch.expires_at:

@@ -228,13 +228,16 @@ RELEASED = {
     "batches/0013_responses_in_rows_of_their_own": "33d8e25017e4d182",
     "batches/0014_figures": "2f387184458fa397",
     "batches/0015_owners": "0e14f31831d47913",
+    "batches/0016_clock_of_the_database": "746d48b553a05bfa",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
     "batchserver/0003_owners": "193ebd6d7b13561e",
+    "batchserver/0004_clock_of_the_database": "fd752b8a8b99cdd2",
     "files_api/0001_initial": "16ce9eefd037e6b9",
     "files_api/0002_uploads": "df10a2741615e8ef",
     "files_api/0003_owners": "392f61fc47a54605",
     "files_api/0004_storage_id": "4e5c23c6f06355c0",
+    "files_api/0005_clock_of_the_database": "f63a4df4d17dc72d",
 }
 # An attribute of one of our modules, with the path to it.
 OUR_PATH = re.compile(r"(?<!['\w.])(?:batches|batchserver|common|files_api)(?:\.\w+)*\.(\w+)")
