@@ -6,12 +6,12 @@ A step that failed is not asked for again at once: the batch stalls (`lifecycle.
 import logging
 from collections.abc import Callable
 
-from django.db import InterfaceError, OperationalError
 from django.db.models import Q
 
 from batches import leases, lifecycle
 from batches.lifecycle import Outcome
 from batches.models import Batch
+from common import database
 from common.database import retrying
 from files_api import storage_id
 
@@ -66,6 +66,6 @@ def _why_not(batch_id: str, due: Q) -> Outcome:
 
 def _own_fault(error: Exception) -> str:
     name = type(error).__name__
-    if isinstance(error, OperationalError | InterfaceError):
+    if database.is_away(error):
         return f"The database does not answer ({name}). See the log of the control worker."
     return f"An error of the server's own ({name}). See the log of the control worker."
