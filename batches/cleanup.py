@@ -13,14 +13,15 @@ from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Coalesce
-from django.utils import timezone
 
 from batches import leases, lifecycle, results, steps
+from batches.creation import LONGEST_WINDOW
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Response, Status
 from batches.status import totals
-from common import failpoints, ids
+from common import database, failpoints, ids
 from common.disk import trouble
+from common.models import Owner
 from files_api import retention
 from files_api.models import File, FileHold, stored_name
 
@@ -54,7 +55,7 @@ def _tidy(batch: Batch, keeper: leases.Keeper, *, breathe: Callable[[], None]) -
         raise steps.CannotGoOn(
             f"The bytes of files that the batch needs no more cannot be removed: {trouble(error)}"
         ) from error
-    Batch.objects.filter(pk=batch.pk).update(tidied_at=timezone.now())
+    Batch.objects.filter(pk=batch.pk).update(tidied_at=database.now())
     return Outcome.DONE
 
 
@@ -81,7 +82,7 @@ def delete(batch_id: str, *, slice_s: float = float("inf")) -> Outcome:
             return Outcome.DONE
         totals.keep(Batch.objects.filter(pk=batch_id))
         files = File.objects.filter(pk__in=[batch.output_file_id, batch.error_file_id], deleted_at=None)
-        files.update(deleted_at=timezone.now())
+        files.update(deleted_at=database.now())
         FileHold.objects.filter(holder=batch_id).delete()
         batch.delete()
     logger.info("%s: deleted", batch_id)
@@ -111,12 +112,22 @@ def delete_outlived_files() -> None:
     files = File.objects.all().visible().filter(free, created_at__lt=_oldest_kept())
     ids = list(files.values_list("pk", flat=True)[:FILES_AT_ONCE])
     # A batch may have been made of one of them meanwhile.
-    if count := File.objects.filter(free, pk__in=ids, deleted_at=None).update(deleted_at=timezone.now()):
+    if count := File.objects.filter(free, pk__in=ids, deleted_at=None).update(deleted_at=database.now()):
         logger.info("%d files deleted that no batch has, for RETENTION_DAYS is over", count)
 
 
+def correct_owners() -> None:
+    """Give result files to the owner of their batch, if a worker of a version without owners stored them as the first
+    owner's, beside workers of this one. Safe to run twice."""
+    lately = Batch.objects.exclude(owner=Owner.FIRST).filter(created_at__gt=database.now() - LONGEST_WINDOW)
+    for name in ("output_file", "error_file"):
+        for file_id, owner_id in lately.filter(**{f"{name}__owner": Owner.FIRST}).values_list(name, "owner"):
+            File.objects.filter(pk=file_id, owner=Owner.FIRST).update(owner=owner_id)
+            logger.warning("%s: given to the owner of its batch", file_id)
+
+
 def _oldest_kept() -> datetime:
-    return timezone.now() - timedelta(days=settings.RETENTION_DAYS)
+    return database.now() - timedelta(days=settings.RETENTION_DAYS)
 
 
 def _delete_responses(batch: Batch, numbers: tuple[int, int]) -> None:

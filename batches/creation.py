@@ -5,10 +5,9 @@ from datetime import timedelta
 
 from django.db import transaction
 from django.db.models import F, Sum
-from django.utils import timezone
 
 from batches.models import FINAL, Batch, Priority
-from common import errors
+from common import database, errors
 from common.errors import ApiError
 from common.models import Owner
 from files_api.models import File
@@ -46,7 +45,7 @@ def create(
 ) -> Batch:
     """Store a new batch, with a hold on its input file. Validation finds whether the owner has that file and whether it
     is good. Raises a 429 if the owner has as many as it may."""
-    now = timezone.now()
+    now = database.now()
     with transaction.atomic():
         _check_limits(owner)
         batch = Batch.objects.create(

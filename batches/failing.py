@@ -13,13 +13,13 @@ from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import F, Q, QuerySet
-from django.utils import timezone
 
 from batches import leases, reuse, steps
 from batches.backends.replies import LONGEST_CODE, Reply, reason_of
 from batches.lifecycle import Outcome
 from batches.models import Batch, Figures, Lease, Line, LineState, Part, Response, Status, last_places
 from batches.models.figures import labels
+from common import database
 from common.database import retrying
 
 SLICE_S = 2.0
@@ -84,7 +84,7 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
         Response.store((pk, failure["body"]) for pk in ids)
         Line.objects.filter(pk__in=ids).update(
             state=LineState.FAILED,
-            finished_at=timezone.now(),
+            finished_at=database.now(),
             http_status=failure["status"],
             error_code=failure["code"][:LONGEST_CODE],
             error_message=failure["message"],

@@ -7,12 +7,12 @@ from collections.abc import Collection
 from datetime import timedelta
 
 from django.db import transaction
-from django.utils import timezone
 
 from batches import lifecycle, webhooks
 from batches.models import Batch, Figures
 from batches.scheduling import gate
 from batches.status import progress
+from common import database
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,12 @@ def review() -> None:
     batches = Batch.objects.all().runnable().order_by("expires_at")[:MOST_BATCHES]
     for told in progress.of_each(batches):
         batch = told.batch
-        _store(batch, told)
+        with database.passing_by_locks():
+            _store(batch, told)
         _tell(told)
         if told.estimated_end is not None:
             ends.append((told.estimated_end.timestamp(), batch.expires_at.timestamp()))
-    Figures.add(Figures.FORECASTS, {}, present={"at": timezone.now().timestamp(), "ends": ends})
+    Figures.add(Figures.FORECASTS, {}, present={"at": database.now().timestamp(), "ends": ends})
 
 
 def extend(batch_id: str, length: timedelta) -> bool:

@@ -13,7 +13,7 @@ from django.db.models.functions import Least, Now
 
 from batches.models import Backend, Batch, Lease, Line, LineState
 from common import signs_of_life
-from common.database import from_now, retrying
+from common.database import from_now, passing_by_locks, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
@@ -89,7 +89,7 @@ def release(lease: Lease) -> None:
 
 
 def reap() -> int:
-    """Hand back the work of dead leases; the number of dead leases. Any process, any time, safe to run twice.
+    """Hand back the work of dead leases; for how many that was done. Any process, any time, safe to run twice.
 
     A lease is dead if it expired, or if its process was on this host and is gone. A lease that ends far in the future
     was written before the clock went back, and counts as expired too.
@@ -99,8 +99,10 @@ def reap() -> int:
     for lease in Lease.objects.filter(host=_host()).exclude(pk__in=dead):
         if _is_gone(lease):
             dead.add(lease.pk)
+    reaped = 0
     for token in dead | _tokens_without_lease():
-        with transaction.atomic():
+        # A process that stands still in the middle of a transaction holds up its own lines alone.
+        with passing_by_locks():
             lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
             lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
             lines.update(state=LineState.PENDING, lease=None, lost_claims=lost)
@@ -108,7 +110,8 @@ def reap() -> int:
             Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
             Backend.objects.filter(alone=token).update(alone=None)
             Lease.objects.filter(pk=token).delete()
-    return len(dead)
+            reaped += token in dead
+    return reaped
 
 
 def _tokens_without_lease() -> set[int]:

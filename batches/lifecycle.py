@@ -28,9 +28,9 @@ from typing import Any
 from django.db import transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
-from django.utils import timezone
 
 from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
+from common import database
 from common.database import from_now
 from common.errors import ApiError, conflict
 
@@ -68,7 +68,7 @@ def move(batch_id: str, to: Status, *, only_if: Q | None = None, lease: Lease | 
         batches = batches.filter(lease=lease)
     if only_if is not None:
         batches = batches.filter(only_if)
-    now = timezone.now()
+    now = database.now()
     with transaction.atomic():
         moved = batches.update(status=to, **{f"{to}_at": now}, **NOT_STALLED, **fields) == 1
         if moved and to in FINAL:
@@ -96,7 +96,7 @@ def extend(batch_id: str, length: timedelta) -> bool:
     Of this and the move of an overdue batch to finalizing, the first UPDATE wins. Raises a 409 if that was the move, or
     if the batch sends no lines any more for another reason.
     """
-    ends_at = timezone.now() + length
+    ends_at = database.now() + length
     open_ = Batch.objects.filter(pk=batch_id, status__in=(Status.VALIDATING, Status.IN_PROGRESS))
     if open_.filter(expires_at__lt=ends_at).update(expires_at=ends_at):
         logger.info("%s: its completion window ends at %s", batch_id, ends_at.isoformat(timespec="seconds"))
@@ -123,11 +123,17 @@ def close_finished(closed: Callable[[str], None]) -> None:
     run again.
     """
     for batch_id in Batch.objects.drained().values_list("pk", flat=True):
-        if move(batch_id, Status.FINALIZING):
-            closed(batch_id)
+        _close(batch_id, Q(), closed)
     for batch_id in Batch.objects.overdue().values_list("pk", flat=True):
-        if move(batch_id, Status.FINALIZING, only_if=Q(expires_at__lte=timezone.now())):
-            closed(batch_id)
+        _close(batch_id, Q(expires_at__lte=Now()), closed)
+
+
+def _close(batch_id: str, only_if: Q, closed: Callable[[str], None]) -> None:
+    moved = False
+    with database.passing_by_locks():  # a worker that stands still while it stores an answer holds up its batch alone
+        moved = move(batch_id, Status.FINALIZING, only_if=only_if)
+    if moved:
+        closed(batch_id)
 
 
 def stall(batch_id: str, reason: str, *, only_in: Status | None = None) -> bool:

@@ -10,11 +10,10 @@ from typing import Any
 from django.conf import settings
 from django.db import DatabaseError
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches import backends
 from batches.models import Backend, Part, Status
-from common import schema
+from common import database, schema
 from files_api.storage import no_room_hint
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = l
         backend.kind, backend.version = state.kind, state.version
         backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
         backend.parallel = settings.BACKEND_PARALLEL or state.parallel
-        backend.seen_at = timezone.now()
+        backend.seen_at = database.now()
         fields += ["kind", "version", "listed", "loaded_names", "parallel", "seen_at"]
         # A model that is listed again is tried at once; its pause may have minutes left.
         back = [each.pk for each in missed if backend.has_model(each.model)]
@@ -60,12 +59,12 @@ def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = l
             fields.append("counted_slots")
         if no_room := no_room_hint():
             _pause(backend, no_room)
-        elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= timezone.now()):
+        elif backend.is_paused and (backend.resume_at is None or backend.resume_at <= database.now()):
             backend.resume()
             backend.paused_models.update(resume_at=Now(), since=Now())  # a restart may have mended them
             logger.info("%s answers: %s %s", backend.url, state.kind, state.version)
     backend.worker = socket.gethostname()
-    backend.worker_seen_at = timezone.now()
+    backend.worker_seen_at = database.now()
     backend.save(update_fields=fields)
     if state is not None:
         note_loaded(backend, state.loaded_until)

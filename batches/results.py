@@ -13,16 +13,16 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Case, F, Q, TextField, Value, When
 from django.db.models.functions import Coalesce, Length
-from django.utils import timezone
 
 from batches import leases, lifecycle, model_labels, reuse, steps
 from batches.lifecycle import Outcome
 from batches.models import OPEN, Batch, Figures, Line, LineState, Status, last_places
 from batches.models.figures import labels
-from common import failpoints, ids
+from common import database, failpoints, ids
 from common.database import DamagedText, readable
 from common.disk import trouble
 from common.errors import SETTLED, line_error
+from files_api import storage_id
 from files_api.models import RESULTS, File
 from files_api.storage import MeasuredFile, free_bytes, temporary_file
 
@@ -120,7 +120,7 @@ class _Finalizer:
         state = LineState.CANCELLED if self.batch.status == Status.CANCELLING else LineState.EXPIRED
         while Line.objects.all().open().filter(part__batch=self.batch).exists():
             for numbers in ranges(self.batch):
-                settled = {"state": state, "lease": None, "finished_at": timezone.now()}
+                settled = {"state": state, "lease": None, "finished_at": database.now()}
                 with transaction.atomic():
                     place = last_places([self.batch.pk])[self.batch.pk]
                     open_ = self.batch.lines.filter(number__range=numbers, state__in=OPEN)
@@ -203,7 +203,7 @@ class _Finalizer:
 
         The file's id comes from the batch; its stored name has the lease's id, so that no other writes to it.
         """
-        now = timezone.now()
+        now = database.now()
         file = File(
             id=ids.derived_file_id(self.batch.pk, name),
             owner_id=self.batch.owner_id,
@@ -215,6 +215,7 @@ class _Finalizer:
             expires_at=now + self.batch.output_lifetime if self.batch.output_lifetime else None,
         )
         content.seek(0)
+        storage_id.check()
         file.content.save(f".{self.keeper.lease.pk}", content, save=False)
         self.files[name] = file
         failpoints.reach("after_result_file")

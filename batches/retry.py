@@ -8,11 +8,10 @@ from typing import IO, Any
 
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
 
 from batches import creation, lifecycle
 from batches.models import FINAL, UNANSWERED, Batch, LineState, Priority
-from common import strict_json
+from common import database, strict_json
 from common.errors import SETTLED, ApiError, conflict
 from files_api import stored_bytes
 from files_api.accept import BATCH_FILE_LIFETIME
@@ -72,7 +71,7 @@ def input_of(wish: Wish) -> Iterator[MeasuredFile]:
 
 def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: dict[str, str] | None) -> Batch:
     """The new batch, of what `input_of` gave. `window` and `metadata` None: those of the parent."""
-    parent, now = wish.parent, timezone.now()
+    parent, now = wish.parent, database.now()
     file = File(
         owner=parent.owner,
         filename=f"{parent.pk}_retry.jsonl",

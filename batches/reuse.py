@@ -16,10 +16,9 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import Count
-from django.utils import timezone
 
 from batches.models import Answer, Batch, Line, LineState, Part
-from common import ids, strict_json
+from common import database, ids, strict_json
 from common.database import readable
 from common.models import Owner
 
@@ -100,7 +99,7 @@ def recall(line: Line) -> str | None:
     none is kept, or none that can be read."""
     if not settings.ANSWER_ONCE_ACROSS_BATCHES or line.digest is None:
         return None
-    oldest = timezone.now() - KEPT_FOR
+    oldest = database.now() - KEPT_FOR
     known = Answer.objects.filter(pk=_key(line), created_at__gt=oldest)
     try:
         response = readable(known.values_list("response", flat=True).first)
@@ -111,6 +110,6 @@ def recall(line: Line) -> str | None:
 
 def forget_old() -> None:
     """Forget answers older than KEPT_FOR, FORGOTTEN_AT_ONCE at most. Each sweep calls it."""
-    old = Answer.objects.filter(created_at__lt=timezone.now() - KEPT_FOR).order_by("created_at")
+    old = Answer.objects.filter(created_at__lt=database.now() - KEPT_FOR).order_by("created_at")
     if digests := list(old.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE]):
         Answer.objects.filter(pk__in=digests).delete()

@@ -6,13 +6,14 @@ A step that failed is not asked for again at once: the batch stalls (`lifecycle.
 import logging
 from collections.abc import Callable
 
-from django.db import InterfaceError, OperationalError
 from django.db.models import Q
 
 from batches import leases, lifecycle
 from batches.lifecycle import Outcome
 from batches.models import Batch
+from common import database
 from common.database import retrying
+from files_api import storage_id
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keepe
     now. Any other error is a fault of the server's own, and stalls the batch too: when it can go on is not known. `run`
     raises only errors of the database, if not even the stall can be stored.
     """
+    if retrying(storage_id.trouble):
+        return Outcome.LATER  # another host may do it: nothing is wrong with the batch, and `batches.hosts` says why
     with leases.Keeper(purpose) as keeper:
         waiting = Batch.objects.filter(due, pk=batch_id, lease=None).not_stalled()
         if not retrying(waiting.update, lease=keeper.lease):
@@ -63,6 +66,6 @@ def _why_not(batch_id: str, due: Q) -> Outcome:
 
 def _own_fault(error: Exception) -> str:
     name = type(error).__name__
-    if isinstance(error, OperationalError | InterfaceError):
+    if database.is_away(error):
         return f"The database does not answer ({name}). See the log of the control worker."
     return f"An error of the server's own ({name}). See the log of the control worker."

@@ -16,9 +16,8 @@ from typing import Any
 from celery import shared_task
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
-from django.db import InterfaceError, OperationalError, connection
+from django.db import Error, connection
 from django.db.models import Q
-from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
 from batches import cleanup, failing, forecasts, leases, lifecycle, registry, results, reuse, validation, webhooks
@@ -27,14 +26,16 @@ from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
 from batches.status import reasons
-from common import signs_of_life
+from common import database, signs_of_life
 from common.models import RememberedAnswer
-from files_api import retention
+from files_api import retention, storage_id
 
 logger = logging.getLogger(__name__)
 
 # Set in a worker's main process by the order to shut down, read in its pool's children.
 shutdown = multiprocessing.Value("b", 0, lock=False)
+# Likewise, while the worker takes no work: a drive ends after its calls.
+hold = multiprocessing.Value("b", 0, lock=False)
 
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=10)
@@ -43,15 +44,16 @@ WAKE_AGAIN_AFTER = timedelta(seconds=5)
 FORECAST_EVERY = timedelta(seconds=15)
 RETENTION_EVERY = timedelta(minutes=1)
 FORGET_EVERY = timedelta(hours=1)
-MESSAGE_LIFE_S = 600
+MESSAGE_LIFE = timedelta(minutes=10)
 MOST_TOLD = 5  # reasons in one line of the log
 
 
 def wake(task: Any, *args: str) -> None:
     """Send a message. A message that cannot be sent is not an error: the next tick sees what is due."""
     try:
-        # A tick has sent the message again long before it expires.
-        task.apply_async(args=args, expires=MESSAGE_LIFE_S)
+        # A tick has sent the message again long before it expires. Whoever reads it looks at the clock of its own host,
+        # which may be minutes ahead of the database's.
+        task.apply_async(args=args, expires=database.now() + MESSAGE_LIFE)
     except (BrokerError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
@@ -93,6 +95,8 @@ def validate(batch_id: str) -> None:
 
 @shared_task
 def drive() -> None:
+    if hold.value or storage_id.trouble():
+        return
     backend = registry.own_backend()
     if not backend.kind or not backend.is_fresh:
         backend = registry.report_backend()
@@ -104,8 +108,11 @@ def drive() -> None:
         # A worker killed by SIGKILL leaves its busy child behind; the child must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
-    if not should_stop():
+    def must_end() -> bool:
+        return bool(hold.value)
+
+    dispatcher.Dispatcher(backend, should_stop=should_stop, must_end=must_end, wake_control=wake_control).run()
+    if not should_stop() and not must_end():
         # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
         registry.report_backend()
 
@@ -140,7 +147,7 @@ def tidy(batch_id: str) -> None:
 @shared_task
 def delete(batch_id: str) -> None:
     if cleanup.delete(batch_id, slice_s=cleanup.SLICE_S) is Outcome.MORE:
-        Batch.objects.filter(pk=batch_id).update(nudged_at=timezone.now())  # or the tick would ask for it too
+        Batch.objects.filter(pk=batch_id).update(nudged_at=database.now())  # or the tick would ask for it too
         wake(delete, batch_id)
 
 
@@ -156,7 +163,9 @@ def tick() -> None:
             _do(DUTIES, "ticked")
             if Pulse.due("sweep", SWEEP_EVERY):
                 _do(SWEEPS, "swept")
-    except (OperationalError, InterfaceError) as error:
+    except Error as error:
+        if not database.is_away(error):
+            raise
         # /health is "failing" if no tick was done for TICK_MISSING_AFTER.
         logger.warning("no tick: the database does not answer: %s", error)
 
@@ -209,11 +218,14 @@ def _nudge_control() -> None:
 
 def _is_to_nudge(batch_id: str) -> bool:
     """True once in NUDGE_AGAIN_AFTER for a batch, however many ticks see it, or messages would multiply."""
-    return Batch.objects.filter(_long_ago(), pk=batch_id).update(nudged_at=timezone.now()) == 1
+    nudged = 0
+    with database.passing_by_locks():
+        nudged = Batch.objects.filter(_long_ago(), pk=batch_id).update(nudged_at=database.now())
+    return nudged == 1
 
 
 def _long_ago() -> Q:
-    return Q(nudged_at=None) | Q(nudged_at__lte=timezone.now() - NUDGE_AGAIN_AFTER)
+    return Q(nudged_at=None) | Q(nudged_at__lte=database.now() - NUDGE_AGAIN_AFTER)
 
 
 def _compare_windows() -> None:
@@ -232,6 +244,7 @@ def _delete_outlived() -> None:
 def _forget_what_is_over() -> None:
     if Pulse.due("forget", FORGET_EVERY):
         webhooks.forget_old()
+        cleanup.correct_owners()
         SessionStore.clear_expired()
 
 

@@ -1,5 +1,6 @@
 """Validation: each line of the input file becomes a row, or the batch fails and its bad lines are named."""
 
+import errno
 import logging
 import time
 from collections import defaultdict
@@ -10,14 +11,13 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.db import IntegrityError, transaction
 from django.db.models import F, Q
-from django.utils import timezone
 
 from batches import backends, creation, leases, lifecycle, registry, reuse, steps
 from batches.backends.base import BackendKind
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, jsonl, prompt
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Status
-from common import failpoints
+from common import database, failpoints
 from common.database import bulk_writes, insert
 from common.disk import trouble
 from common.errors import batch_error
@@ -47,11 +47,11 @@ def _validate(batch: Batch, keeper: leases.Keeper) -> Outcome:
     file = File.objects.all().held(batch.input_file_id, batch.pk)
     if file is None or file.purpose != "batch":
         return _fail_whole(batch, keeper.lease, _file_problem(batch, file))
+    if not file.content:
+        return _fail_whole(batch, keeper.lease, _file_problem(batch, None))
     try:
         return _validate_slice(batch, file, keeper.lease)
-    except FileNotFoundError:
-        return _fail_whole(batch, keeper.lease, _file_problem(batch, None))
-    except OSError as error:
+    except OSError as error:  # a file that has a row and is not there is a fault of the host, and none of the batch
         raise steps.CannotGoOn(f"The input file cannot be read: {trouble(error)}") from error
 
 
@@ -65,6 +65,8 @@ def _file_problem(batch: Batch, file: File | None) -> dict[str, Any]:
 
 def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
     ends_at = time.monotonic() + SLICE_S
+    if file.content.size < file.bytes:  # it would seem to end there, maybe in the middle of a line
+        raise FileNotFoundError(errno.ENOENT, "A part of the file is missing")
     check = _LineCheck(batch)
     with bulk_writes(), file.content.open("rb") as stream:
         lines = read_lines(
@@ -190,7 +192,7 @@ def _try_to_store(batch: Batch, lease: Lease, check: "_LineCheck", group: _Group
     with transaction.atomic():
         ours = Batch.objects.filter(pk=batch.pk, status=Status.VALIDATING, lease=lease)
         # The lease first: the moved cursor is committed with its lines or not at all.
-        if not leases.renew(lease) or not ours.update(nudged_at=timezone.now(), **progress):
+        if not leases.renew(lease) or not ours.update(nudged_at=database.now(), **progress):
             raise leases.LeaseLost
         repeated = 0
         for part, lines in by_part.items():

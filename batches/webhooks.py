@@ -15,7 +15,6 @@ import json
 import logging
 import random
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,13 +25,13 @@ from django.conf import settings
 from django.db import Error, connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from batches.models import Figures, WebhookDelivery
 from batches.models.figures import NO_LABELS
+from common import database
 from common.database import from_now, retrying
 from common.signing import key_of
 from common.sockets import CONNECT_TIMEOUT_S, NotPublic, WatchedSocket, public_addresses, watched_pools
@@ -106,7 +105,7 @@ def warn(batch_id: str, code: str, about: str) -> None:
 
 def forget_old() -> None:
     """Forget events older than KEPT_FOR that are delivered or given up, FORGOTTEN_AT_ONCE at most."""
-    over = WebhookDelivery.objects.filter(next_at=None, created_at__lt=timezone.now() - KEPT_FOR)
+    over = WebhookDelivery.objects.filter(next_at=None, created_at__lt=database.now() - KEPT_FOR)
     WebhookDelivery.objects.filter(pk__in=list(over.values_list("pk", flat=True)[:FORGOTTEN_AT_ONCE])).delete()
 
 
@@ -146,7 +145,7 @@ def _send(delivery: WebhookDelivery) -> dict[str, Any]:
         return _again(delivery, f"no answer ({_kind(error)})")
     if 200 <= status < 300:
         logger.info("%s: %s was delivered", delivery.batch_id, delivery.event)
-        return {"next_at": None, "delivered_at": timezone.now(), "last_error": ""}
+        return {"next_at": None, "delivered_at": database.now(), "last_error": ""}
     if status == 410:
         return _given_up(delivery, "HTTP 410")
     return _again(delivery, f"HTTP {status}", wait_s)
@@ -155,7 +154,7 @@ def _send(delivery: WebhookDelivery) -> dict[str, Any]:
 def _again(delivery: WebhookDelivery, problem: str, wait_s: float = 0.0) -> dict[str, Any]:
     backoff_s = BACKOFF_S[min(delivery.attempts, len(BACKOFF_S)) - 1] * random.uniform(0.75, 1.25)
     backoff = timedelta(seconds=max(backoff_s, min(wait_s, BACKOFF_S[-1])))
-    if timezone.now() + backoff > delivery.created_at + GIVEN_UP_AFTER:
+    if database.now() + backoff > delivery.created_at + GIVEN_UP_AFTER:
         return _given_up(delivery, problem)
     logger.warning("%s: %s was not delivered: %s", delivery.batch_id, delivery.event, problem)
     return {"next_at": from_now(backoff), "last_error": problem}
@@ -215,7 +214,7 @@ def _post(delivery: WebhookDelivery, target: Target) -> tuple[int, float]:
     Raises _TooSlow, requests' own errors or OSError.
     """
     content = _content(delivery)
-    timestamp = str(int(time.time()))
+    timestamp = str(int(database.now().timestamp()))
     headers = {
         "Content-Type": "application/json",
         "User-Agent": "ollama-batch-server",

@@ -25,9 +25,19 @@ Environment = Mapping[str, str]
 # What Postgres is asked for, unless DATABASE_URL says otherwise. Without it, a wait for a lock has no end, and a lost
 # connection is found after hours. The wait is half as long as `common.database.retrying` goes on, so that it tries
 # twice. A transaction is a page at most, and is idle in it for the time that a page takes us: one that idles for longer
-# is that of a process that was stopped, whose locks would last for ever.
+# is that of a process that was stopped or cut off, whose locks would last for ever. It ends before those who wait for
+# its locks give up, and before its lease is over, whose lines it may have locked. The last two are for the server's end
+# of a connection by TCP, which may be in the middle of sending.
 POSTGRES: dict[str, Any] = {
-    "options": "-c lock_timeout=10s -c idle_in_transaction_session_timeout=300s",
+    "options": " ".join(
+        f"-c {setting}"
+        for setting in (
+            "lock_timeout=10s",
+            "idle_in_transaction_session_timeout=15s",
+            "tcp_keepalives_idle=30",
+            "tcp_user_timeout=60s",
+        )
+    ),
     "connect_timeout": 10,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
@@ -219,7 +229,7 @@ def quiet_hours(environment: Environment, name: str, zone: str) -> QuietHours:
 def database(environment: Environment, name: str) -> dict[str, Any]:
     """Django's settings of the database at this URL; {} if none is given.
 
-    Options of the URL (?sslmode=…) win over those in POSTGRES.
+    Options of the URL (?sslmode=…, ?options=-c…) win over those in POSTGRES.
     """
     value = text(environment, name)
     if not value:
@@ -230,7 +240,10 @@ def database(environment: Environment, name: str) -> dict[str, Any]:
         # Without the value: it may hold a password.
         raise ImproperlyConfigured(f"{name}: expected sqlite:///path or postgres://user:password@host/name.") from error
     if found["ENGINE"] == "django.db.backends.postgresql":
-        found["OPTIONS"] = POSTGRES | found.get("OPTIONS", {})
+        given = found.get("OPTIONS", {})
+        found["OPTIONS"] = POSTGRES | given
+        if "options" in given:  # of two equal settings the last one counts
+            found["OPTIONS"]["options"] = f"{POSTGRES['options']} {given['options']}"
     return found
 
 

@@ -13,7 +13,9 @@ from django.core.management import call_command
 from django.db import IntegrityError, transaction
 
 from batchserver import installation, private
+from common import disk
 from common.models import ApiKey
+from files_api import storage_id
 
 ADMIN_NAME = "admin"
 # No directory of ours has one of these in it.
@@ -53,8 +55,20 @@ def who_may_call() -> str:
     )
 
 
-def prepare(*, with_admin: bool = True) -> str | None:
-    """Make what is missing and bring the database up to date; the new administrator's password if one was made."""
+def _settle_storage(*, take: bool) -> None:
+    try:
+        storage_id.take() if take else storage_id.settle()
+    except storage_id.WrongStorage as error:
+        raise ImproperlyConfigured(storage_id.at_start(error)) from error
+    except OSError as error:
+        raise ImproperlyConfigured(f"The storage of files cannot be used: {disk.trouble(error)}") from error
+
+
+def prepare(*, with_admin: bool = True, take_storage: bool = False) -> str | None:
+    """Make what is missing and bring the database up to date; the new administrator's password if one was made.
+
+    `take_storage`: let the storage be that of the database, whatever it lacks. Raises ImproperlyConfigured.
+    """
     make_directories()
     # Made here if they are missing, before any other process needs them.
     try:
@@ -62,6 +76,7 @@ def prepare(*, with_admin: bool = True) -> str | None:
     except OSError as error:
         raise ImproperlyConfigured(f"{error.strerror}.") from error
     call_command("migrate", verbosity=0, interactive=False)
+    _settle_storage(take=take_storage)
     users = get_user_model().objects
     if not with_admin or users.filter(is_superuser=True).exists():
         return None

@@ -19,12 +19,13 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from kombu.exceptions import OperationalError
 
+from batches import tasks
 from batches.registry import report_backend
 from batches.scheduling.others import Others
-from batches.tasks import shutdown, tick
-from batchserver import private
+from batchserver import fitness, private
 from batchserver.celery import app
 from common import schema, signs_of_life
+from files_api import storage_id
 
 logger = logging.getLogger(__name__)
 private.from_now_on()
@@ -95,8 +96,8 @@ class Consumer(consumer.Consumer):
 
 
 class Timers(bootsteps.StartStopStep):
-    """What a worker's main process does on a timer, idle or busy: show that it lives, ask for a tick, probe its
-    backend."""
+    """What a worker's main process does on a timer, idle or busy: show that it lives, see whether it may take work, ask
+    for a tick, probe its backend."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -107,10 +108,18 @@ class Timers(bootsteps.StartStopStep):
         loop.start()
         self._repeat(worker, signs_of_life.EVERY_S, loop.go_round)
         queues = set(worker.app.amqp.queues.consume_from)
+        self.fitness = fitness.Fitness(worker, queues, tasks.hold)
+        self._repeat(worker, fitness.EVERY_S, self.fitness.look)
         if "control" in queues:
             self._repeat(worker, TICK_EVERY_S, _ask_for_tick)
         if "inference" in queues:
             self._repeat(worker, REPORT_EVERY_S, _report_backend)
+
+    def close(self, worker: Any) -> None:
+        """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
+        loop.excuse()
+        if not self.fitness.is_ending:
+            tasks.shutdown.value = 1
 
     def stop(self, worker: Any) -> None:
         for timer in self.timers:
@@ -126,13 +135,16 @@ app.steps["worker"].add(Timers)
 
 def _ask_for_tick() -> None:
     try:
-        # A tick that waits for a busy worker may expire: the next tick does the same.
-        tick.apply_async(expires=TICK_EVERY_S)
+        # A tick that waits for a busy worker may expire: the next tick does the same. By the clock of this host, whose
+        # worker reads it, or that of another host, which has ticks of its own.
+        tasks.tick.apply_async(expires=TICK_EVERY_S)
     except (OperationalError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
 
 def _report_backend() -> None:
+    if tasks.hold.value:
+        return  # no line is sent to it from here
     try:
         report_backend(others.look)
     except DatabaseError as error:
@@ -143,12 +155,17 @@ def _report_backend() -> None:
 
 
 @signals.worker_init.connect
-def _leave_another_schema_alone(**kwargs: Any) -> None:
-    """End the worker, with what to do, if the database is of another version: each of its steps would fail."""
+def _leave_what_is_anothers_alone(**kwargs: Any) -> None:
+    """End the worker, with what to do, if the database is of another version, or lies with another storage: each of its
+    steps would fail."""
     try:
         reason = schema.trouble()
-    except DatabaseError:
-        return  # the database is busy or away: the worker waits for it
+        if not reason:
+            storage_id.settle()
+    except storage_id.WrongStorage as error:
+        reason = storage_id.at_start(error)
+    except (DatabaseError, OSError):
+        return  # the database or the storage is busy or away: the worker waits for it
     finally:
         # As in `_report_backend`: the pool forks from this process.
         connection.close()
@@ -158,8 +175,9 @@ def _leave_another_schema_alone(**kwargs: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _stop_drives(**kwargs: Any) -> None:
+    """By a signal, at once: the loop, which comes to `Timers.close`, may be waiting for the broker."""
     loop.excuse()
-    shutdown.value = 1
+    tasks.shutdown.value = 1
 
 
 @signals.task_prerun.connect

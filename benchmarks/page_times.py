@@ -16,11 +16,11 @@ from django.core.management.base import CommandError
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.utils import timezone
 
 from batches import lifecycle
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Pulse, Response, Status
 from batches.results import result_line
+from common import database
 from files_api.models import RESULTS, File
 from files_api.storage import temporary_file
 
@@ -37,7 +37,7 @@ def measure(lines: int, batches: int, rounds: int) -> list[dict[str, Any]]:
 
 def _fill(lines: int, batches: int) -> dict[str, Batch]:
     """Rows as a server would have made them; the ids that pages are asked for."""
-    now = timezone.now()
+    now = database.now()
     backend = Backend.objects.create(
         name="measured",
         url="http://localhost:11434",
@@ -66,7 +66,7 @@ def _fill(lines: int, batches: int) -> dict[str, Batch]:
 
 
 def _batch(lines: int, *, done: int, hours: int, is_over: bool) -> Batch:
-    now = timezone.now()
+    now = database.now()
     file = _input_file()
     failed = done // EVERY_FAILED
     ended = now - timedelta(hours=hours / 2) if is_over else None

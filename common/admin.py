@@ -12,10 +12,10 @@ from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.utils import timezone
 from django.utils.html import format_html
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
+from common import database
 from common.addresses import is_address
 from common.models import ApiKey, Owner
 from common.permissions import may_look
@@ -128,7 +128,7 @@ class ApiKeyForm(ModelForm):
 
     def clean_expires_at(self) -> datetime | None:
         expires_at: datetime | None = self.cleaned_data["expires_at"]
-        if expires_at is not None and expires_at <= timezone.now():
+        if expires_at is not None and expires_at <= database.now():
             raise forms.ValidationError("This is over: the key would never be taken. Expected a time to come, or none.")
         return expires_at
 

@@ -4,13 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DatabaseError, Error, InterfaceError, OperationalError, connection, transaction
 from django.db.models import DateTimeField, ExpressionWrapper, Model
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from common import schema, signs_of_life
 
@@ -19,6 +21,61 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 RETRY_FOR_S = 20.0
+# Postgres's codes: lock_not_available, idle_in_transaction_session_timeout.
+LOCK_TIMEOUT, IDLE_IN_TRANSACTION = "55P03", "25P03"
+READ_CLOCK_EVERY_S = 5.0
+# More than a clock that is adjusted little by little moves in that time.
+LEAST_STEP_S = 0.1
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the database's clock said, and when that was by the clocks of this process."""
+
+    at: datetime
+    monotonic: float
+    wall: float
+
+    @classmethod
+    def take(cls) -> "_Reading":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT statement_timestamp()")
+            [at] = cursor.fetchone()
+        # Afterwards, so that `now` is never ahead of the database.
+        return cls(at, time.monotonic(), time.time())
+
+    def now(self) -> datetime:
+        return self.at + timedelta(seconds=time.monotonic() - self.monotonic)
+
+    def is_good(self) -> bool:
+        """Not if somebody has set this machine's clock since: the database may be on the same machine."""
+        age_s = time.monotonic() - self.monotonic
+        return age_s < READ_CLOCK_EVERY_S and abs(time.time() - self.wall - age_s) < LEAST_STEP_S
+
+
+_reading: _Reading | None = None
+
+
+def now() -> datetime:
+    """The time by the database's clock, within some milliseconds and never ahead of it: for every stamp that is stored
+    or compared. The clocks of hosts differ by minutes, and then a host that is behind seems to be missing, and one
+    that is ahead to be alive after its death.
+
+    Postgres is asked once in READ_CLOCK_EVERY_S; between, and while it is away, this process counts on. SQLite's clock
+    is that of this machine. Raises DatabaseError if the database was never asked and is away.
+    """
+    global _reading
+    if connection.vendor == "sqlite":
+        return timezone.now()
+    reading = _reading
+    if reading is None or not reading.is_good():
+        try:
+            reading = _reading = _Reading.take()
+        except (DatabaseError, InterfaceError):
+            if reading is None:
+                raise
+            reading = _reading = _Reading(reading.now(), time.monotonic(), time.time())
+    return reading.now()
 
 
 def from_now(delay: timedelta) -> "ExpressionWrapper[CombinedExpression]":
@@ -51,6 +108,35 @@ def insert(model: type[Model], names: Iterable[str], rows: Iterable[tuple[Any, .
         else:
             places = ", ".join(["%s"] * (len(given) + len(defaults)))
             cursor.executemany(f"INSERT INTO {quote(model._meta.db_table)} ({columns}) VALUES ({places})", whole)
+
+
+def is_away(error: Exception) -> bool:
+    """Whether the database is locked or away, or has ended a transaction of ours that was idle: it may pass. Postgres
+    has another class of errors for the latter."""
+    return isinstance(error, OperationalError | InterfaceError) or _code(error) == IDLE_IN_TRANSACTION
+
+
+def _code(error: Exception) -> str | None:
+    """Postgres's code of the error."""
+    return getattr(error.__cause__, "sqlstate", None)
+
+
+@contextmanager
+def passing_by_locks() -> Iterator[None]:
+    """A transaction for one of many things to do. If another process has a row of it locked for longer than a moment,
+    nothing of it is done and the block ends without an error: the others need not wait, and whoever is asked again
+    later does it. On SQLite, which has one lock for all, it is any transaction.
+    """
+    try:
+        with transaction.atomic():
+            if connection.vendor == "postgresql":
+                with connection.cursor() as cursor:
+                    cursor.execute("SET LOCAL lock_timeout = '500ms'")
+            yield
+    except OperationalError as error:
+        if _code(error) != LOCK_TIMEOUT:
+            raise
+        logger.info("another process has the rows locked: they are looked at again later")
 
 
 @contextmanager
@@ -139,7 +225,7 @@ def readable(query: Callable[[], T]) -> T:
 
 
 def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `work` returns. While the database is locked or away, try again for RETRY_FOR_S, then raise the last error.
+    """What `work` returns. While the database `is_away`, try again for RETRY_FOR_S, then raise the last error.
 
     `work` must be one transaction that can be run again. An error of a missing table or column is raised at once.
     """
@@ -147,8 +233,8 @@ def retrying(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     while True:
         try:
             return work(*args, **kwargs)
-        except (OperationalError, InterfaceError) as error:
-            if time.monotonic() > ends_at or schema.is_schema_error(error):
+        except Error as error:
+            if not is_away(error) or time.monotonic() > ends_at or schema.is_schema_error(error):
                 raise
             logger.warning("the database did not answer, trying again: %s", error)
             connection.close_if_unusable_or_obsolete()

@@ -6,13 +6,13 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, Error, InterfaceError
 from django.http import Http404, HttpRequest, JsonResponse, UnreadablePostError
 from rest_framework import exceptions, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common import disk, errors, schema
+from common import database, disk, errors, schema
 from common.errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _as_api_error(exc: BaseException, request: Request | HttpRequest) -> ApiErro
         case DatabaseError() if reason := disk.database_trouble(exc):
             logger.error("the disk of the database fails: %s", exc)
             return _disk_fails(reason, request)
-        case OperationalError() | InterfaceError():
+        case Error() if database.is_away(exc):
             logger.warning("the database did not answer: %s", exc)
             return ApiError(
                 "The database is busy or away. Try again.",
@@ -70,7 +70,7 @@ def _as_api_error(exc: BaseException, request: Request | HttpRequest) -> ApiErro
         case OSError() if exc.errno in disk.NO_ROOM:
             logger.error("no room to store a file: %s", exc)
             return errors.no_room()
-        case OSError() if exc.errno in disk.OF_FILES:
+        case OSError() if exc.errno in disk.OF_FILES or isinstance(exc, FileNotFoundError):
             logger.error("a file cannot be read or written: %s", exc)
             return _disk_fails(disk.trouble(exc), request)
     return None

@@ -4,11 +4,10 @@ import hashlib
 from collections.abc import Callable
 
 from django.db import IntegrityError, transaction
-from django.utils import timezone
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from common import errors
+from common import database, errors
 from common.models import Owner, RememberedAnswer
 from common.owners import owner_of
 
@@ -67,7 +66,7 @@ def _remembered(request: Request) -> RememberedAnswer | None:
     key = _key(request)
     if not key:
         return None
-    newer = RememberedAnswer.objects.filter(created_at__gte=timezone.now() - RememberedAnswer.KEPT_FOR)
+    newer = RememberedAnswer.objects.filter(created_at__gte=database.now() - RememberedAnswer.KEPT_FOR)
     return newer.filter(scope=_scope(request), key=key).first()
 
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 from django.conf import settings
 from django.db import Error, models
 from django.db.models import Q
-from django.utils import timezone
 
+from common import database
 from common.database import not_waiting
 
 
@@ -28,7 +28,7 @@ class Owner(models.Model):
     """
 
     name = models.CharField(max_length=100, unique=True)
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_at = models.DateTimeField(default=database.now, editable=False)
 
     max_stored_bytes = models.PositiveBigIntegerField(null=True, blank=True, help_text="Of files, and of uploads.")
     max_active_batches = models.PositiveIntegerField(null=True, blank=True, help_text="Batches that are not over.")
@@ -114,7 +114,7 @@ class ApiKeyManager(models.Manager["ApiKey"]):
 
     def live(self) -> models.QuerySet["ApiKey"]:
         """The keys that are taken: neither revoked nor expired."""
-        return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=database.now()), revoked_at=None)
 
     def by_digest(self) -> "dict[str, ApiKey] | None":
         """The keys that are taken, by their digests; None while there is no key at all."""
@@ -132,7 +132,7 @@ class ApiKey(models.Model):
     for_batches = models.BooleanField(default=True, db_default=True, help_text="Files, uploads and batches.")
     for_chat = models.BooleanField(default=True, db_default=True, help_text="Requests to a model.")
     is_admin = models.BooleanField(default=False, help_text="May pull, create and delete models of the model server.")
-    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    created_at = models.DateTimeField(default=database.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True, help_text="Not taken any more from then on; empty: never.")
     last_used_at = models.DateTimeField(null=True, editable=False, help_text="To the minute.")
     revoked_at = models.DateTimeField(null=True, editable=False)
@@ -161,7 +161,7 @@ class ApiKey(models.Model):
     def note_use(self) -> None:
         """Note that the key is used now. Written once in USED_TO, and not at all while the database is busy or takes no
         writes: no request waits or fails for it."""
-        now = timezone.now()
+        now = database.now()
         if self.last_used_at is not None and now - self.USED_TO < self.last_used_at <= now:
             return
         with suppress(Error), not_waiting():
@@ -169,10 +169,10 @@ class ApiKey(models.Model):
 
     @property
     def is_expired(self) -> bool:
-        return self.expires_at is not None and self.expires_at <= timezone.now()
+        return self.expires_at is not None and self.expires_at <= database.now()
 
     def revoke(self) -> None:
-        type(self).objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=timezone.now())
+        type(self).objects.filter(pk=self.pk, revoked_at=None).update(revoked_at=database.now())
 
 
 class RememberedAnswer(models.Model):
@@ -184,7 +184,7 @@ class RememberedAnswer(models.Model):
     key = models.CharField(max_length=255)
     fingerprint = models.CharField(max_length=64, help_text="SHA-256 of what was asked.")
     body = models.JSONField(default=dict)
-    created_at = models.DateTimeField(default=timezone.now, db_index=True)
+    created_at = models.DateTimeField(default=database.now, db_index=True)
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["scope", "key"], name="one_answer_for_a_key")]
@@ -195,7 +195,7 @@ class RememberedAnswer(models.Model):
     @classmethod
     def forget_old(cls) -> None:
         """Delete those that are older than KEPT_FOR. Safe to run twice."""
-        cls.objects.filter(created_at__lt=timezone.now() - cls.KEPT_FOR).delete()
+        cls.objects.filter(created_at__lt=database.now() - cls.KEPT_FOR).delete()
 
 
 def digest_of(secret: str) -> str:

@@ -1,13 +1,12 @@
 """How many requests a minute an owner may send. Each web process asks the owner's row, so there is one count of all."""
 
-import time
 from typing import Any
 
 from django.db.models import Case, F, Q, Value, When
 from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
-from common import errors
+from common import database, errors
 from common.database import relaxed_commits
 from common.middleware import LIMIT_HEADERS
 from common.models import Owner
@@ -28,7 +27,7 @@ class RequestsPerMinute(BaseThrottle):
         limit = owner.limit("requests_per_minute")
         if limit is None:
             return True
-        now = time.time()
+        now = database.now().timestamp()
         was_taken, until = _take(owner, MINUTE_S / limit, now)
         left = int((now + MINUTE_S - until) * limit / MINUTE_S + 0.01)
         headers = {

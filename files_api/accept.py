@@ -5,14 +5,13 @@ from itertools import islice
 
 from django.conf import settings
 from django.db import DatabaseError, transaction
-from django.utils import timezone
 
-from common import failpoints, strict_json
+from common import database, failpoints, strict_json
 from common.byte_forms import SAMPLE_BYTES, looks_like
 from common.errors import ApiError
 from common.jsonl import read_lines
 from common.models import Owner
-from files_api import stored_bytes
+from files_api import storage_id, stored_bytes
 from files_api.models import File
 from files_api.storage import MeasuredFile
 
@@ -33,12 +32,13 @@ def accept(
     """The File of a received upload, stored. `lifetime` None is as with OpenAI: 30 days for a batch file.
 
     A batch file is JSONL if its first line is JSON, whatever its name; the other lines are read when a batch is created
-    from the file. `new_bytes` are those that the owner does not store already; None: all. Raises ApiError.
+    from the file. `new_bytes` are those that the owner does not store already; None: all. Raises ApiError, and
+    WrongStorage.
     """
     if purpose == "batch":
         _check_first_line(content)
         lifetime = lifetime or BATCH_FILE_LIFETIME
-    now = timezone.now()
+    now = database.now()
     file = File(
         owner=owner,
         filename=filename,
@@ -49,6 +49,7 @@ def accept(
         expires_at=now + lifetime if lifetime else None,
     )
     failpoints.reach("after_upload_received")
+    storage_id.check()
     # The bytes are in place and fsynced before the row that points at them is committed.
     file.content.save("", content, save=False)
     failpoints.reach("after_upload_stored")

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 from django.db import models, transaction
 from django.db.models import Exists, OuterRef, Q
-from django.utils import timezone
 
-from common import ids
+from common import database, ids
 from common.models import owner_field
 
 PURPOSES = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -19,11 +18,11 @@ NOT_DOWNLOADABLE = ["assistants", "user_data"]
 class FileQuerySet(models.QuerySet["File"]):
     def visible(self) -> "FileQuerySet":
         """Neither deleted nor expired: what the API shows."""
-        return self.filter(deleted_at=None).exclude(expires_at__lte=timezone.now())
+        return self.filter(deleted_at=None).exclude(expires_at__lte=database.now())
 
     def discardable(self) -> "FileQuerySet":
         """Hidden files that still have bytes, which no hold keeps."""
-        hidden = Q(deleted_at__isnull=False) | Q(expires_at__lte=timezone.now())
+        hidden = Q(deleted_at__isnull=False) | Q(expires_at__lte=database.now())
         # Not a join: Postgres does not lock rows of an outer join.
         held = FileHold.objects.filter(file=OuterRef("pk"))
         return self.filter(hidden).exclude(content="").exclude(Exists(held))
@@ -62,7 +61,7 @@ class File(models.Model):
     bytes = models.BigIntegerField()
     sha256 = models.CharField(max_length=64)
     content = models.FileField(upload_to=stored_name, max_length=255)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=database.now)
     expires_at = models.DateTimeField(null=True, blank=True)
     deleted_at = models.DateTimeField(null=True, blank=True)
 
@@ -79,11 +78,11 @@ class File(models.Model):
 
     @property
     def is_visible(self) -> bool:
-        return self.deleted_at is None and (self.expires_at is None or self.expires_at > timezone.now())
+        return self.deleted_at is None and (self.expires_at is None or self.expires_at > database.now())
 
     def hide(self) -> None:
         """Hide the file from the API, and remove its bytes unless a hold keeps them."""
-        File.objects.filter(pk=self.pk, deleted_at=None).update(deleted_at=timezone.now())
+        File.objects.filter(pk=self.pk, deleted_at=None).update(deleted_at=database.now())
         self.discard()
 
     def discard(self) -> bool:
@@ -124,7 +123,7 @@ class Upload(models.Model):
     purpose = models.CharField(max_length=32)
     bytes = models.BigIntegerField(help_text="As announced; the parts have to have so many together.")
     file_lifetime = models.DurationField(null=True, blank=True, help_text="Of the File, from its creation.")
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=database.now)
     expires_at = models.DateTimeField()
     cancelled_at = models.DateTimeField(null=True)
     file = models.ForeignKey(File, models.SET_NULL, null=True, related_name="+")
@@ -139,14 +138,14 @@ class Upload(models.Model):
             return "completed"
         if self.cancelled_at is not None:
             return "cancelled"
-        return "expired" if self.expires_at <= timezone.now() else "pending"
+        return "expired" if self.expires_at <= database.now() else "pending"
 
 
 class UploadPartQuerySet(models.QuerySet["UploadPart"]):
     def discardable(self) -> "UploadPartQuerySet":
         """Parts of uploads that are over; those of expired ones after UPLOAD_LIFETIME, as they may just be joined."""
         over = Q(upload__file__isnull=False) | Q(upload__cancelled_at__isnull=False)
-        return self.filter(over | Q(upload__expires_at__lte=timezone.now() - UPLOAD_LIFETIME))
+        return self.filter(over | Q(upload__expires_at__lte=database.now() - UPLOAD_LIFETIME))
 
 
 def stored_part_name(part: "UploadPart", filename: str) -> str:
@@ -161,9 +160,23 @@ class UploadPart(models.Model):
     upload = models.ForeignKey(Upload, models.CASCADE, related_name="parts")
     bytes = models.BigIntegerField()
     content = models.FileField(upload_to=stored_part_name, max_length=255)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=database.now)
 
     objects = UploadPartQuerySet.as_manager()
 
     def __str__(self) -> str:
         return f"{self.id} of {self.upload_id}"
+
+
+class Storage(models.Model):
+    """The storage in which the bytes of all rows lie, in one row. The storage has the same mark in an object of its
+    own (`files_api/storage_id.py`)."""
+
+    THE_ONE = 1
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=THE_ONE, editable=False)
+    mark = models.CharField(max_length=64)
+    seen_at = models.DateTimeField(null=True, help_text="When a process last said that it works with it.")
+
+    def __str__(self) -> str:
+        return self.mark

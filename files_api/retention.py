@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.migrations.recorder import MigrationRecorder
 
+from files_api import storage_id
 from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,9 @@ def sweep(most: int = 500) -> None:
     """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and what killed
     processes left: temporary files, and bytes whose row was never committed.
 
-    Tries everything, then raises the last OSError.
+    Tries everything, then raises the last OSError. Raises WrongStorage before, if the storage is another one.
     """
+    storage_id.check()
     failed = _discard_hidden(most)
     failed = _remove(UploadPart.objects.all().discardable()[:most]) or failed
     settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -3,10 +3,9 @@
 from typing import Any
 
 from django.conf import settings
-from django.utils import timezone
 from rest_framework import serializers
 
-from common import errors
+from common import database, errors
 from common.fields import (
     ByteCountField,
     ConstantField,
@@ -72,7 +71,7 @@ class UploadCreateSerializer(serializers.Serializer[Upload]):
         return attrs
 
     def create(self, validated_data: dict[str, Any]) -> Upload:
-        now = timezone.now()
+        now = database.now()
         return Upload.objects.create(
             owner=validated_data["owner"],
             filename=validated_data["filename"],

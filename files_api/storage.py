@@ -20,6 +20,7 @@ from django.db.models.fields.files import FieldFile
 
 from common import disk
 from common.errors import ApiError
+from files_api.models import File
 
 
 class MeasuredFile(TemporaryUploadedFile):
@@ -99,13 +100,31 @@ def _without_links(path: str, flags: int) -> int:
 
 
 def opened(file_id: str, content: FieldFile) -> "Content[bytes]":
-    """The bytes of a file for a client. Raises a 404 if they are not there, and a 503 if they cannot be read now."""
+    """The bytes of a file for a client. Raises a 404 if the file is deleted, and a 503 if its bytes cannot be read now,
+    or are not on this host."""
     try:
-        return content.open("rb")
-    except (FileNotFoundError, ValueError):  # deleted after the row was read
-        raise ApiError(f"No such File object: {file_id}", status=404, param="id") from None
+        stream = content.open("rb")
+        if content.size < content.instance.bytes:  # type: ignore[attr-defined]  # a File
+            stream.close()
+            raise FileNotFoundError(errno.ENOENT, "A part of the file is missing")
+        return stream
+    except ValueError:  # the row has no bytes any more
+        raise _no_such(file_id) from None
+    except FileNotFoundError as error:
+        if _is_deleted(file_id):
+            raise _no_such(file_id) from None
+        raise _unreadable(error, file_id) from error
     except OSError as error:
         raise _unreadable(error, file_id) from error
+
+
+def _no_such(file_id: str) -> ApiError:
+    return ApiError(f"No such File object: {file_id}", status=404, param="id")
+
+
+def _is_deleted(file_id: str) -> bool:
+    """Whether the bytes were removed on purpose, maybe after the row was read."""
+    return not File.objects.all().visible().filter(pk=file_id).exclude(content="").exists()
 
 
 def _unreadable(error: OSError, file_id: str) -> ApiError:

@@ -3,11 +3,10 @@
 import hashlib
 
 from django.db import DatabaseError, transaction
-from django.utils import timezone
 
-from common import errors
+from common import database, errors
 from common.errors import ApiError
-from files_api import retention, stored_bytes
+from files_api import retention, storage_id, stored_bytes
 from files_api.accept import accept
 from files_api.models import File, Upload, UploadPart
 from files_api.storage import MeasuredFile, missing_bytes, temporary_file
@@ -17,8 +16,12 @@ OVER = ("completed", "cancelled", "expired")
 
 
 def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
-    """Store an upload part. Raises ApiError if the upload is over. The same bytes sent again are another part."""
+    """Store an upload part. The same bytes sent again are another part.
+
+    Raises ApiError if the upload is over, and WrongStorage.
+    """
     _refuse(upload, *OVER)
+    storage_id.check()
     part = UploadPart(upload=upload, bytes=content.size)
     part.content.save("", content, save=False)
     try:
@@ -61,7 +64,7 @@ def cancel(upload: Upload) -> Upload:
         upload = _locked(upload)
         if upload.cancelled_at is None:
             _refuse(upload, *OVER)
-            upload.cancelled_at = timezone.now()
+            upload.cancelled_at = database.now()
             upload.save(update_fields=["cancelled_at"])
     retention.remove(upload.parts.all())
     return upload

@@ -261,13 +261,16 @@ class Work:
         Backend.objects.update(resume_at=None)
         PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
 
-    def drive(self, *, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
+    def drive(
+        self, *, should_stop: Callable[[], bool] = lambda: False, must_end: Callable[[], bool] = lambda: False
+    ) -> list[str]:
         """Send what can be sent; the ids of the batches for which it woke the control worker."""
         closed: list[str] = []
         backend = registry.report_backend()
         backend.set_concurrency_limit(self.in_flight)
         if not backend.is_paused:
-            dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=closed.append).run()
+            ways = {"should_stop": should_stop, "must_end": must_end}
+            dispatcher.Dispatcher(backend, wake_control=closed.append, **ways).run()
         return closed
 
     def fail_lines(self, batch_id: str) -> Outcome:

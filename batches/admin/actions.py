@@ -7,11 +7,11 @@ from functools import partial
 
 from django.contrib import messages
 from django.http import HttpRequest
-from django.utils import timezone
 
 from batches import creation, forecasts, lifecycle, retry, tasks
 from batches.models import Batch, Priority, Status
 from batches.scheduling import switch
+from common import database
 from common.errors import ApiError
 
 PERMISSION = "batches.change_batch"
@@ -87,7 +87,7 @@ def _sends(batch: Batch) -> bool:
 
 def _gains(batch: Batch, length: timedelta) -> bool:
     """Its completion window would end later by an hour at least: not again right after it was extended."""
-    return _sends(batch) and batch.expires_at + LEAST_GAIN <= timezone.now() + length
+    return _sends(batch) and batch.expires_at + LEAST_GAIN <= database.now() + length
 
 
 def _priority(priority: Priority, icon: str) -> Action:

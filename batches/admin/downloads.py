@@ -1,7 +1,7 @@
 """Files of a batch for a person who is logged in: its input, its results, and what there is of them while it runs."""
 
 from django.core.exceptions import PermissionDenied
-from django.http import FileResponse, Http404, HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
 from batches.following import Following
 from batches.models import Batch
@@ -44,7 +44,7 @@ def of(request: HttpRequest, batch: Batch, kind: str) -> HttpResponseBase:
     try:
         lines = Following.of(batch, kind, 0).lines()
     except ApiError as error:
-        raise Http404(error.message) from None
+        return _not_now(error)
     name = f"{batch.pk}_{kind}_so_far.jsonl"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingHttpResponse(lines, content_type=BYTES, headers=disposition)
@@ -57,5 +57,12 @@ def _whole(file_id: str | None) -> HttpResponseBase:
     try:
         stream = opened(file.pk, file.content)
     except ApiError as error:
-        raise Http404(error.message) from None
+        return _not_now(error)
     return FileResponse(stream, as_attachment=True, filename=file.filename, content_type=BYTES)
+
+
+def _not_now(error: ApiError) -> HttpResponse:
+    """What stands in place of a file that cannot be read now. Raises Http404 if it is deleted."""
+    if error.status == 404:
+        raise Http404(error.message) from None
+    return HttpResponse(error.message, status=error.status, content_type="text/plain; charset=utf-8")

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.utils import timezone
-
 from batches.models import Batch, Status
 from batches.status import progress
 from batches.status.progress import Progress
+from common import database
 
 LABELS = {
     Status.VALIDATING: "info",
@@ -60,4 +59,4 @@ class Shown:
         """The forecast end lies beyond the window, or the window is over."""
         warnings = self.told.warnings if self.told else self.batch.warnings
         missed = any(each["code"] == progress.WINDOW_TOO_SHORT for each in warnings)
-        return not self.batch.is_final and (missed or self.batch.expires_at <= timezone.now())
+        return not self.batch.is_final and (missed or self.batch.expires_at <= database.now())

@@ -29,6 +29,7 @@ class Admission:
         self._busy_since: float | None = None
         self._nothing_new_until = float("-inf")
         self._stops_at: float | None = None
+        self._end = ""
 
     def why_not(self) -> str:
         """The reason why nothing may be sent now, for a person to read; empty if lines and questions may be sent."""
@@ -39,6 +40,8 @@ class Admission:
         """The same reason, but empty if the server is only busy: this drive then keeps its lines and waits."""
         if self._stops_at is not None:
             return "The worker is being stopped."
+        if self._end:
+            return self._end
         if self._backend.is_paused:
             return self._backend.pause_reason
         if self._gate.reason:
@@ -50,7 +53,7 @@ class Admission:
     @property
     def is_over(self) -> bool:
         """The reason will last, so it is of no use to wait for its end."""
-        if self._stops_at is not None or self._backend.is_paused:
+        if self._stops_at is not None or self._end or self._backend.is_paused:
             return True
         for_share = self._gate.is_for_persons and settings.BATCH_SHARE > 0
         lingers_s = LINGERS_FOR_SHARE_S if for_share else LINGERS_S
@@ -84,6 +87,10 @@ class Admission:
         """Admit nothing any more. Safe to call again: SHUTDOWN_GRACE_S counts from the first time."""
         if self._stops_at is None:
             self._stops_at = time.monotonic() + settings.SHUTDOWN_GRACE_S
+
+    def end(self, reason: str) -> None:
+        """Admit nothing any more for this `reason`, and let the calls in flight finish, however long they take."""
+        self._end = self._end or reason
 
     @property
     def grace_is_over(self) -> bool:

@@ -11,13 +11,13 @@ from textwrap import shorten
 from typing import Any
 
 from django.conf import settings
-from django.utils import timezone
 
 from batches import backends, failing, registry
 from batches.backends import error_bodies
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict, compact, parsed
 from batches.models import Backend, PausedModel
+from common import database
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def _pause_model(backend: Backend, endpoint: str, model: str, reply: Reply, *, t
     # At least as long as the question took, so that a question that hangs leaves half of the time to other models.
     paused = PausedModel.pause(backend, endpoint, model, reason, at_least=took, patience=patience)
     logger.warning("paused: %s", reason)
-    is_hopeless = patience is not None and paused.since <= timezone.now() - patience
+    is_hopeless = patience is not None and paused.since <= database.now() - patience
     if is_hopeless and not registry.is_elsewhere(backend, model):
         logger.error("%s was missing or could not be loaded for too long: its lines fail", model)
         if reply.verdict is Verdict.MODEL_MISSING:

@@ -48,6 +48,7 @@ from batches.dispatch.tallies import Tallies
 from batches.models import Backend, Lease, Line, Status
 from common import failpoints
 from common.database import relaxed_commits, retrying
+from files_api import storage_id
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,21 @@ PURPOSE = "drive"
 class Dispatcher:
     """Sends the claimable lines of all batches to `backend` until no line is left, it is paused, or `should_stop()`.
 
-    `wake_control` is called with the id of each batch that has work for the control worker now.
+    After `must_end()` it ends too, once the calls in flight are answered. `wake_control` is called with the id of each
+    batch that has work for the control worker now.
     """
 
     def __init__(
-        self, backend: Backend, *, should_stop: Callable[[], bool], wake_control: Callable[[str], None]
+        self,
+        backend: Backend,
+        *,
+        should_stop: Callable[[], bool],
+        wake_control: Callable[[str], None],
+        must_end: Callable[[], bool] = lambda: False,
     ) -> None:
         self.backend = backend
         self.should_stop = should_stop
+        self.must_end = must_end
         self.wake_control = wake_control
 
     def run(self) -> None:
@@ -96,7 +104,7 @@ class Dispatcher:
         self.tallies = Tallies(backend, keeper.lease)
         self.gap = Gap(time.monotonic()) if kind.loads_on_demand and settings.NOTICE_OTHERS else None
         owners = (self.calls, self.shared, self.admission, self.readiness, self.lines, self.persons, self.own_use)
-        around = (self.tallies, self.should_stop, self.wake_control)
+        around = (self.tallies, self.should_stop, self.must_end, self.wake_control)
         self.checks = PeriodicChecks(backend, keeper, *owners, *around)
 
     def _loop(self) -> None:
@@ -196,7 +204,7 @@ class Dispatcher:
         try:
             call = self.line_calls.make(line)
         except OSError as error:
-            self._stall(line, error)
+            self._wait_for_input(line, error)
             return
         if line.batch.stalls:
             retrying(lifecycle.unstall, line.batch_id)
@@ -211,10 +219,17 @@ class Dispatcher:
         if question := self.readiness.question_beside(line):
             self.calls.submit(self.readiness.call(question))
 
-    def _stall(self, line: Line, error: OSError) -> None:
-        """The input file of a batch cannot be read now: the lines of this batch wait, and other batches go on."""
-        reason = f"Its input file cannot be read now ({error.strerror or type(error).__name__}). Look at the storage."
-        retrying(lifecycle.stall, line.batch_id, reason, only_in=Status.IN_PROGRESS)
+    def _wait_for_input(self, line: Line, error: OSError) -> None:
+        """The input file of a batch cannot be read now: the lines of this batch wait, and other batches go on. If this
+        host has another storage than the database, it takes no line at all; other hosts go on."""
+        if reason := retrying(storage_id.trouble):
+            logger.error("the drive ends: %s", reason)
+            self.admission.end(reason)
+        else:
+            reason = (
+                f"Its input file cannot be read now ({error.strerror or type(error).__name__}). Look at the storage."
+            )
+            retrying(lifecycle.stall, line.batch_id, reason, only_in=Status.IN_PROGRESS)
         retrying(claims.hand_back, self.lease, [line])
         self.lines.done(line)
         self.lines.end_turn()

@@ -1,5 +1,6 @@
 """The requests of claimed lines, read from the input files at the offsets that validation stored."""
 
+import errno
 from contextlib import suppress
 from typing import Any
 
@@ -7,8 +8,9 @@ from batches.lines import jsonl
 from batches.models import Line
 from files_api.models import File
 
-# What a file that was removed or damaged since validation can raise. Any other OSError is the storage's, and may pass.
-UNREADABLE = (FileNotFoundError, ValueError, LookupError, TypeError)
+# What a file that was deleted or damaged since validation can raise. Any OSError is the storage's, and may pass: a file
+# that has a row and is not there, or not whole, is a fault of the host and of no line.
+UNREADABLE = (ValueError, LookupError, TypeError)
 
 
 class InputFiles:
@@ -20,18 +22,21 @@ class InputFiles:
         self._open: dict[str, Any] = {}
 
     def body(self, line: Line) -> dict[str, Any]:
-        """The body of `line`. Raises one of UNREADABLE if the file is gone or is not what was validated, and OSError if
-        the file cannot be read now."""
+        """The body of `line`. Raises one of UNREADABLE if the file is deleted or is not what was validated, and OSError
+        if the file cannot be read now, or is not there."""
         if line.batch_id not in self._open:
             while len(self._open) >= self.MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
             file = File.objects.all().held(line.batch.input_file_id, line.batch_id)
             if file is None:
-                raise FileNotFoundError(line.batch.input_file_id)
+                raise LookupError(line.batch.input_file_id)
             self._open[line.batch_id] = file.content.open("rb")
         stream = self._open[line.batch_id]
         stream.seek(line.offset)
-        return jsonl.parse_body(stream.read(line.length))
+        content = stream.read(line.length)
+        if len(content) < line.length:
+            raise FileNotFoundError(errno.ENOENT, "A part of the file is missing")
+        return jsonl.parse_body(content)
 
     def reopen(self, line: Line) -> None:
         """Have the next line of this batch open the input file anew."""

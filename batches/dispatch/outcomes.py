@@ -6,12 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.utils import timezone
 
 from batches import registry
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict, reason_of
 from batches.models import NO_ROOM, Backend, Line, LineState
+from common import database
 from common.database import from_now
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def of(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], *, b
     """The new values of a line's row. The reply came from `backend`, which has been busy for `busy_s`."""
     values = _by_verdict(backend, line, reply, call, busy_s)
     if values["state"] is not LineState.PENDING:
-        values |= {"finished_at": timezone.now(), "duration_ms": int(call.duration_s * 1000)}
+        values |= {"finished_at": database.now(), "duration_ms": int(call.duration_s * 1000)}
     return values
 
 
@@ -44,7 +44,7 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
             charge, tries_left = _charge(line, reply)
             backoff = _backoff(*charge.values())
             # No other try if it would end after the completion window: the line's own error says more than "expired".
-            ends_at = timezone.now() + backoff + timedelta(seconds=call.duration_s)
+            ends_at = database.now() + backoff + timedelta(seconds=call.duration_s)
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
             return _again(backoff) | charge | _suspicion(line, call)

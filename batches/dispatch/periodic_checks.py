@@ -40,6 +40,7 @@ class PeriodicChecks:
     own_use: OwnUse
     tallies: Tallies
     should_stop: Callable[[], bool]
+    must_end: Callable[[], bool]
     wake_control: Callable[[str], None]
     looked_at: float = float("-inf")
     looked_at_gate: float = float("-inf")
@@ -73,6 +74,8 @@ class PeriodicChecks:
         self.lines.choose_turn(_lines(self.calls.in_flight))
         if self.should_stop():
             self.admission.stop()
+        if self.must_end():
+            self.admission.end("The worker takes no more work.")
         self.tallies.look(len(self.calls.computing))
         if self.admission.grace_is_over:
             self.calls.cut_all(self.calls.in_flight)

@@ -13,7 +13,6 @@ If an answer is bad, the circuit breaker pauses what the answer shows to be out 
 """
 
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call
@@ -25,6 +24,7 @@ from batches.dispatch.fitted_contexts import FittedContexts
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Line, PausedModel
 from batches.scheduling import others, turns
+from common import database
 from common.database import retrying
 
 WORTH_COUNTING = 20  # lines; fewer are answered before it matters how many are in flight
@@ -56,7 +56,7 @@ class Readiness:
         self._is_after_gap = False  # and if so, others took its place
         # The loaded model is loaded again before its next line: it may be gone, or have a shorter keep-alive than ours.
         self._is_stale = was_unused
-        self._loaded_at = timezone.now()
+        self._loaded_at = database.now()
 
     # What is needed
 
@@ -330,7 +330,7 @@ class Readiness:
         if not self._has_loaded(model) or self._is_stale:
             self._fit.forget()
             self._contexts.note_loaded(model)
-            self._loaded_at = timezone.now()
+            self._loaded_at = database.now()
         self._is_stale = self._is_unsure = False
         retrying(self._backend.now_has_loaded, model)
 

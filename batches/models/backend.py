@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches import backends
 from batches.models.lease import Lease
+from common import database
 from common.database import from_now
 
 WORKER_MISSING_AFTER = timedelta(seconds=30)
@@ -19,7 +19,7 @@ WORKER_MISSING_AFTER = timedelta(seconds=30)
 class BackendQuerySet(models.QuerySet["Backend"]):
     def live(self) -> "BackendQuerySet":
         """Backends whose workers reported lately, whether or not the backends answered."""
-        return self.filter(worker_seen_at__gt=timezone.now() - WORKER_MISSING_AFTER)
+        return self.filter(worker_seen_at__gt=database.now() - WORKER_MISSING_AFTER)
 
 
 class Backend(models.Model):
@@ -92,7 +92,7 @@ class Backend(models.Model):
     @property
     def is_fresh(self) -> bool:
         """Whether the list of models can be trusted: the backend answered within FRESH."""
-        return self.seen_at is not None and self.seen_at > timezone.now() - self.FRESH
+        return self.seen_at is not None and self.seen_at > database.now() - self.FRESH
 
     @property
     def is_paused(self) -> bool:
@@ -100,7 +100,7 @@ class Backend(models.Model):
 
     def pause(self, reason: str, *, at_least: timedelta | None = None) -> None:
         """Send nothing more until the backend answers its worker again, and not before `at_least` is over."""
-        now = timezone.now()
+        now = database.now()
         self._store(paused_at=now, pause_reason=reason, resume_at=now + at_least if at_least else None)
 
     def resume(self) -> None:
@@ -153,7 +153,7 @@ class PausedModel(models.Model):
     endpoint = models.CharField(max_length=64)
     model = models.CharField(max_length=255)
     reason = models.TextField()
-    since = models.DateTimeField(default=timezone.now, help_text="Failing for this reason, while the backend answers.")
+    since = models.DateTimeField(default=database.now, help_text="Failing for this reason, while the backend answers.")
     failed_trials = models.PositiveIntegerField(default=0)
     resume_at = models.DateTimeField()
 
@@ -186,14 +186,14 @@ class PausedModel(models.Model):
         reason says what is wrong, the others what to do. Its numbers are not compared.
         """
         paused, _ = cls.objects.get_or_create(
-            backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": timezone.now()}
+            backend=backend, endpoint=endpoint, model=model, defaults={"reason": reason, "resume_at": database.now()}
         )
         for_ = max(at_least, min(cls.LONGEST_PAUSE, cls.FIRST_PAUSE * 2 ** min(paused.failed_trials, 10)))
         if _complaint(paused.reason) != _complaint(reason):
-            paused.since = timezone.now()
+            paused.since = database.now()
         paused.reason = reason
         if patience is not None:
-            for_ = min(for_, max(cls.SHORTEST_PAUSE, paused.since + patience - timezone.now()))
+            for_ = min(for_, max(cls.SHORTEST_PAUSE, paused.since + patience - database.now()))
         cls.objects.filter(pk=paused.pk).update(
             reason=reason, since=paused.since, failed_trials=F("failed_trials") + 1, resume_at=from_now(for_)
         )
@@ -227,7 +227,7 @@ class Hold(models.Model):
 
     backend = models.ForeignKey(Backend, models.CASCADE, null=True, related_name="holds", help_text="Empty: all.")
     reason = models.CharField(max_length=16, choices=Reason.choices)
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=database.now)
     until = models.DateTimeField(null=True, help_text="Renewed while it lasts; empty: until it is removed.")
     model = models.CharField(max_length=255, default="", blank=True, help_text="What others use.")
 

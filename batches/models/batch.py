@@ -6,11 +6,10 @@ from typing import ClassVar
 from django.db import models
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches.models.lease import Lease
 from batches.models.line import LONGEST_WAIT, Line, LineState
-from common import ids
+from common import database, ids
 from common.database import from_now
 from common.models import owner_field
 from files_api.models import File
@@ -59,7 +58,7 @@ class BatchQuerySet(models.QuerySet["Batch"]):
 
     def overdue(self) -> "BatchQuerySet":
         """In progress past the end of the completion window."""
-        return self.in_progress().filter(expires_at__lte=timezone.now())
+        return self.in_progress().filter(expires_at__lte=database.now())
 
     def with_lines_to_fail(self) -> "BatchQuerySet":
         """In progress, with pending lines for a model that will never answer."""
@@ -103,7 +102,7 @@ class Batch(models.Model):
         help_text="The batch whose failed lines it asks again; it may be deleted since.",
     )
 
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=database.now)
     expires_at = models.DateTimeField()
     in_progress_at = models.DateTimeField(null=True)
     finalizing_at = models.DateTimeField(null=True)

@@ -5,8 +5,8 @@ from datetime import timedelta
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
+from common import database
 from common.database import from_now
 
 
@@ -50,12 +50,12 @@ class Pulse(models.Model):
         """True for one caller in each `every`, by the database's clock. The duty is that caller's."""
         if cls.objects.filter(Q(at__lte=from_now(-every)) | Q(at__gt=Now()), pk=name).update(at=Now()):
             return True
-        _, created = cls.objects.get_or_create(pk=name, defaults={"at": timezone.now()})
+        _, created = cls.objects.get_or_create(pk=name, defaults={"at": database.now()})
         return created
 
     @classmethod
     def stamp(cls, name: str, *, error: str = "") -> str:
         """Note that it was done just now, with this `error`; returns the error of the time before."""
         before = cls.objects.filter(pk=name).values_list("error", flat=True).first()
-        cls.objects.update_or_create(pk=name, defaults={"at": timezone.now(), "error": error})
+        cls.objects.update_or_create(pk=name, defaults={"at": database.now(), "error": error})
         return before or ""

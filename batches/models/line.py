@@ -8,9 +8,9 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches.models.lease import Lease
+from common import database
 from common.database import from_now, insert
 
 # Longer than any backoff, of a line or of a stalled batch.
@@ -172,7 +172,7 @@ class Answer(models.Model):
 
     digest = models.CharField(primary_key=True, max_length=32)
     response = models.TextField()
-    created_at = models.DateTimeField(default=timezone.now)
+    created_at = models.DateTimeField(default=database.now)
 
     class Meta:
         indexes: ClassVar = [models.Index(fields=["created_at"], name="answer_oldest")]

@@ -6,10 +6,9 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches.models.batch import Batch
-from common import ids
+from common import database, ids
 
 
 class WebhookDeliveryQuerySet(models.QuerySet["WebhookDelivery"]):
@@ -77,7 +76,7 @@ class WebhookDelivery(models.Model):
                     batch_id=batch_id,
                     event=event,
                     is_for_owner=is_for_owner,
-                    created_at=timezone.now(),
+                    created_at=database.now(),
                     next_at=Now(),
                 )
                 for is_for_owner, is_there in ((False, bool(settings.WEBHOOK_URL)), (True, has_owner))

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from batches.models import Backend, Hold
+from common import database
 
 Reason = Hold.Reason
 
@@ -75,7 +76,7 @@ def look(backend: Backend) -> Gate:
 
 def quiet_until() -> datetime | None:
     """When the quiet hours that it is now end; None if there are none now."""
-    until: datetime | None = settings.QUIET_HOURS.ends_at(timezone.now())
+    until: datetime | None = settings.QUIET_HOURS.ends_at(database.now())
     return until
 
 

@@ -7,10 +7,9 @@ health probes end, are made elsewhere (`dispatch.circuit_breaker`, `registry`).
 import logging
 from datetime import datetime
 
-from django.utils import timezone
-
 from batches import lifecycle
 from batches.models import Batch, Hold, Priority, Status
+from common import database
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ def pause(batch_id: str) -> bool:
 
     ApiError 409 for a batch that sends no more lines anyway.
     """
-    if Batch.objects.filter(pk=batch_id, status__in=PAUSABLE, paused_at=None).update(paused_at=timezone.now()):
+    if Batch.objects.filter(pk=batch_id, status__in=PAUSABLE, paused_at=None).update(paused_at=database.now()):
         logger.info("%s: paused", batch_id)
         return True
     _check_pausable(batch_id, "pause")

@@ -26,11 +26,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from batches import backends
 from batches.lines import prompt
 from batches.models import NO_ROOM, Backend, Batch, Line, LineQuerySet, Part, PausedModel
+from common import database
 from common.models import Owner
 
 TURN_S = 30.0
@@ -152,7 +152,7 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
         stayed_s=stayed_s,
         turn=turn,
         is_at_border=_is_at_border,
-        now=timezone.now(),
+        now=database.now(),
         base_of=backend.base_of,
         owners_turns=_owners_turns(waiting),
     )
@@ -171,7 +171,7 @@ def order(backend: Backend, most: int) -> list[Part]:
     waiting = list(_with_work(parts, are_lost=False).select_related("batch")[:MOST_ORDERED])
     loaded = _loaded(backend, "", waiting)
     found: list[Part] = []
-    now, owners_turns = timezone.now(), _owners_turns(waiting)
+    now, owners_turns = database.now(), _owners_turns(waiting)
     while waiting and len(found) < most:
         part = choose(
             waiting,

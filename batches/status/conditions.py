@@ -9,21 +9,23 @@ from dataclasses import dataclass
 
 from django.db import DatabaseError
 
-from batches import registry
+from batches import hosts, registry
 from batches.status import health
 from common import schema
 from common.bounded import Bounded
-from files_api import storage
+from files_api import storage, storage_id
 
 WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
 class Failed:
-    """A condition that does not hold. `reason` is for a person, and has no path, no address and no secret."""
+    """A condition that does not hold. `reason` is for a person, and has no path, no address and no secret. A warning is
+    of what others make up for."""
 
     check: str
     reason: str
+    is_warning: bool = False
 
 
 class Conditions:
@@ -34,6 +36,7 @@ class Conditions:
             "database": by_rows,
             "broker": lambda: by_broker(ask_broker),
             "disk": by_disk,
+            "storage": by_storage,
         }
         self._checks = {name: Bounded(check, within_s=within_s) for name, check in checks.items()}
 
@@ -73,3 +76,16 @@ def by_broker(ask: Callable[[], object]) -> list[Failed]:
 def by_disk() -> list[Failed]:
     reason = storage.why_not_writable()
     return [Failed("disk", reason)] if reason else []
+
+
+def by_storage() -> list[Failed]:
+    """Whether the storage is the one of the database, here and where workers are. That a worker of another host takes
+    no work is a warning while others do: an orchestrator that asks web servers must not stop them all for that."""
+    try:
+        own = storage_id.trouble()
+        held = set(hosts.held().values()) - {own}
+        is_alone = bool(held) and bool(health.tick_trouble() or not registry.live_backends())
+    except DatabaseError:
+        return []  # `by_rows` says so
+    failed = [Failed("storage", own)] if own else []
+    return failed + [Failed("storage", reason, is_warning=not is_alone) for reason in sorted(held)]

@@ -5,19 +5,22 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import Count
-from django.utils import timezone
 
-from batches import registry
+from batches import hosts, registry
 from batches.models import Backend, Batch, Pulse, Status
 from batches.scheduling import gate, turns
+from common import database
+from common.bounded import Bounded
+from files_api import storage_id
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
 MOST_REASONS = 3
+_storage = Bounded(storage_id.read, within_s=2.0)
 
 
 def summary() -> dict[str, Any]:
-    """`status` is ok, waiting (for the model server, or for the end of a stall) or failing (the control worker does not
-    tick, or a duty of its tick fails); `reason` says why.
+    """`status` is ok, waiting (for the model server, for the files of a host, or for the end of a stall) or failing
+    (the control worker does not tick, or a duty of its tick fails); `reason` says why.
 
     If the gate is closed, by a person or by the clock, `reason` says so, and `status` stays: nothing is wrong.
     `batch_share_had` is the part of the last ten minutes that lines had of a backend, if persons kept them back then.
@@ -48,15 +51,34 @@ def told() -> tuple[str, list[str]]:
 def _look(backends: list[Backend]) -> tuple[str, list[str]]:
     failing = tick_trouble()
     waiting = [] if failing or backends else [registry.NO_WORKER]
+    waiting += hosts_trouble()
     waiting += [trouble for backend in backends for trouble in _troubles(backend)]
     waiting += _stalled_reasons()
     return "failing" if failing else "waiting" if waiting else "ok", [*failing, *waiting, *closed_reasons()]
 
 
+def hosts_trouble() -> list[str]:
+    """Why hosts take no work, or no uploads, in sentences for a person; this host is one of them."""
+    told = hosts.troubles()
+    own = _own_storage_trouble()
+    return told if not own or any(own in each for each in told) else [own, *told]
+
+
+def _own_storage_trouble() -> str:
+    """As `storage_id.trouble`, within a time: a directory of another machine may hang for as long as that is away."""
+    wanted = storage_id.expected()
+    try:
+        return storage_id.advised(storage_id.compare(_storage.ask(), wanted)) if wanted is not None else ""
+    except TimeoutError:
+        return "The storage of files does not answer on this host."
+    except OSError:
+        return ""
+
+
 def tick_trouble() -> list[str]:
     """Why the control worker does not do its duties, in sentences for a person; empty if it does."""
     tick = Pulse.objects.filter(pk="ticked").first()
-    if tick is None or tick.at < timezone.now() - TICK_MISSING_AFTER:
+    if tick is None or tick.at < database.now() - TICK_MISSING_AFTER:
         return ["The control worker has not ticked lately."]
     failing = failed_duties()
     return [f"The control worker cannot {failing}; its log says more."] if failing else []

@@ -34,14 +34,14 @@ def prompt_of(line: Line) -> Found:
     file = File.objects.filter(pk=line.batch.input_file_id).first()
     try:
         if file is None or not file.content:
-            raise FileNotFoundError
+            raise ValueError
         with file.content.open("rb") as stream:
             stream.seek(line.offset)
             return Found(strict_json.loads(stream.read(line.length))["body"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return Found(why_not="The input file is deleted, so that the prompt is not there any more.")
     except OSError as error:
-        return Found(why_not=f"The input file cannot be read now: {error.strerror}.")
+        return Found(why_not=f"The input file cannot be read now: {error.strerror or type(error).__name__}.")
 
 
 def answer_of(line: Line) -> Found:
@@ -69,7 +69,10 @@ def _answer_of(line: Line) -> Found:
     if source.state != LineState.SUCCEEDED:
         files.reverse()
     # A line that succeeded is in the error file if its stored answer was damaged when the files were written.
-    found = next((each for each in (_in_file(file, line) for file in files) if each is not None), None)
+    try:
+        found = next((each for each in (_in_file(file, line) for file in files) if each is not None), None)
+    except OSError as error:
+        return Found(why_not=f"The result file cannot be read now: {error.strerror or type(error).__name__}.")
     if found is None:
         return Found(why_not="The result file is deleted, so that the answer is not there any more.")
     response = found.get("response")
@@ -88,6 +91,7 @@ def _nothing() -> Found:
 
 
 def _in_file(file_id: str | None, line: Line) -> dict[str, Any] | None:
+    """The result line of this line; None if the file does not have it. Raises OSError if the file cannot be read."""
     file = File.objects.filter(pk=file_id).first() if file_id else None
     if file is None or not file.content:
         return None
@@ -95,7 +99,7 @@ def _in_file(file_id: str | None, line: Line) -> dict[str, Any] | None:
         with file.content.open("rb") as stream:
             text = _line_of(stream, file.bytes, line)
             found = json.loads(text) if text else None
-    except (OSError, ValueError):
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

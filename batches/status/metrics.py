@@ -13,7 +13,6 @@ from django.conf import settings
 from django.db import DatabaseError
 from django.db.models import Count, F, Min, Sum
 from django.db.models.functions import Now
-from django.utils import timezone
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,6 +21,7 @@ from batches.models import Backend, Batch, Figures, Hold, Lease, PausedModel, Pu
 from batches.models.figures import BOUNDS, NO_LABELS, labels
 from batches.scheduling import gate, switch
 from batches.status import health, progress, totals
+from common import database
 from common.bounded import Bounded
 from common.metrics import PREFIX, REGISTRY
 from files_api import storage
@@ -165,10 +165,10 @@ def _waiting() -> Iterator[Metric]:
     )
     ends_first = waiting.aggregate(first=Min("expires_at"))["first"]
     if ends_first is not None:
-        left_s = (ends_first - timezone.now()).total_seconds()
+        left_s = (ends_first - database.now()).total_seconds()
         yield _gauge("window_left_seconds", "Time until the first completion window of an open batch ends.", left_s)
     kept = Figures.objects.filter(pk=Figures.FORECASTS).values_list("values", flat=True).first() or {}
-    now = timezone.now().timestamp()
+    now = database.now().timestamp()
     if kept.get("ends") and kept.get("at", 0) > now - FORECASTS_HOLD_S:
         ends = kept["ends"]
         last_s = max(end for end, _ in ends) - now
@@ -228,7 +228,7 @@ def _server() -> Iterator[Metric]:
 
 def _age(at: datetime | None) -> float:
     """Seconds since then; 0 for never, and if the clock went back."""
-    return 0.0 if at is None else max(0.0, (timezone.now() - at).total_seconds())
+    return 0.0 if at is None else max(0.0, (database.now() - at).total_seconds())
 
 
 def register() -> None:

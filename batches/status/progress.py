@@ -12,12 +12,12 @@ from itertools import pairwise
 
 from django.conf import settings
 from django.db.models import F, Q
-from django.utils import timezone
 
-from batches import creation, registry
+from batches import creation, hosts, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
 from batches.scheduling import gate, switch
 from batches.status import disk
+from common import database
 
 # The speed is that of the last MOST_MEASURED lines, and unknown for fewer than LEAST_MEASURED.
 MOST_MEASURED, LEAST_MEASURED = 200, 5
@@ -31,6 +31,8 @@ MOST_EARLIER = 3
 MOST_WAITING = 100
 # Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
 STORING = timedelta(seconds=0.5)
+# What waits for a step of the control worker.
+FOR_CONTROL = (Status.VALIDATING, Status.FINALIZING, Status.CANCELLING)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _of(batch: Batch, read: _Read) -> Progress:
     parts = read.parts(batch)
     finished = {part: read.last_finished(part) for part in parts[:MOST_PARTS]}
     speed = Speed.of([line for lines in finished.values() for line in lines])
-    blocked, turn, end, based_on = batch.stall_reason or None, None, None, None
+    blocked, turn, end, based_on = _held_up(batch), None, None, None
     on_disk = read.needs.disk(batch)
     if batch.status in switch.PAUSABLE:
         with_work = _with_work(parts)
@@ -158,7 +160,7 @@ def waiting_for(batch: Batch) -> str | None:
     """Why the batch's next step is not done, no line of it is sent, or answers are not used, in sentences for a person;
     None if it goes on."""
     if batch.status not in switch.PAUSABLE:
-        return batch.stall_reason or None
+        return _held_up(batch)
     with_work = _with_work(_parts(batch))
     return _blocked(batch, with_work) or _turn(batch, with_work) or _unchecked(with_work)
 
@@ -177,10 +179,17 @@ def _with_work(parts: list[Part]) -> list[Part]:
 # What it waits for
 
 
+def _held_up(batch: Batch) -> str | None:
+    """Why its next step is not done: it stalls, or hosts that could do the step take no work."""
+    if batch.stall_reason or batch.status not in FOR_CONTROL or batch.lease_id is not None:
+        return batch.stall_reason or None
+    return " ".join(hosts.troubles()) or None
+
+
 def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     """What must end before a line of the batch is sent."""
-    if batch.stall_reason:
-        return batch.stall_reason
+    if reason := _held_up(batch):
+        return reason
     if switch.is_paused(batch) and batch.paused_at is not None:
         return (
             f"A person paused this batch at {gate.clock(batch.paused_at)}. Resume it in the admin, by manage.py "
@@ -190,7 +199,7 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
         return None
     backends = registry.live_backends()
     if not backends:
-        return registry.NO_WORKER
+        return " ".join(hosts.troubles()) or registry.NO_WORKER
     reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
     if all(reasons.values()):
         return next(iter(reasons.values()))
@@ -253,7 +262,7 @@ def _warnings(batch: Batch, end: datetime | None, on_disk: disk.Disk) -> list[di
 
 def _window_too_short(batch: Batch, end: datetime) -> str:
     # A quarter more than the forecast, which is none of a clock.
-    days = min(creation.LONGEST_WINDOW.days, math.ceil((end - timezone.now()) * 1.25 / timedelta(days=1)))
+    days = min(creation.LONGEST_WINDOW.days, math.ceil((end - database.now()) * 1.25 / timedelta(days=1)))
     return (
         f"The completion window ends at {gate.clock(batch.expires_at)}, and by the forecast the batch ends at "
         f"{gate.clock(end)}. Lines that are open when the window ends fail with batch_expired. Extend the window: "
@@ -317,7 +326,7 @@ def _estimate(
         own = [other for other in others if other.owner_id == batch.owner_id]
         based_on += f" {len(own)} more in progress and not paused: their turns are counted in." if own else ""
         based_on += " The turns of others are counted in." if len(own) < len(others) else ""
-    end = settings.QUIET_HOURS.after(timezone.now(), work, exact_until=batch.expires_at)
+    end = settings.QUIET_HOURS.after(database.now(), work, exact_until=batch.expires_at)
     if settings.QUIET_HOURS.text:
         based_on += " Quiet hours are counted in."
     if end > batch.expires_at:

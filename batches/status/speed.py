@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from django.db.models import Q
-from django.utils import timezone
 
 from batches.models import Batch, LineState, Status
+from common import database
 
 HOURS = 6
 STEP = timedelta(minutes=5)
@@ -24,7 +24,7 @@ Moment = tuple[int, datetime]  # so many lines were finished then
 def last_hours(hours: int = HOURS) -> list[tuple[datetime, float]]:
     """The start of each STEP of the last hours, and the lines a minute that were finished in it; the last one is not
     over."""
-    now = timezone.now()
+    now = database.now()
     # Steps begin at the full five minutes, so that a chart that is drawn again does not flicker.
     last = now.replace(second=0, microsecond=0) - timedelta(minutes=now.minute % (STEP // timedelta(minutes=1)))
     steps = hours * (timedelta(hours=1) // STEP)

@@ -3,11 +3,12 @@ import sys
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
-from batches import leases
+from batches import leases, lifecycle
 from batches.models import Batch, Lease, Line, LineState
-from tests.conftest import line
+from tests.conftest import line, several_connections
 
 
 @pytest.fixture
@@ -93,3 +94,49 @@ def test_a_token_that_was_written_after_its_lease_was_reaped_is_taken_back(claim
     assert leases.reap() == 0
     assert held() == (0, 0)
     assert Line.objects.get().lost_claims == 1
+
+
+@pytest.fixture
+def frozen(transactional_db):
+    """Begins a transaction of another process, which stands still in it: its locks last until the end of the test."""
+    other = connection.copy()
+
+    def begin(*statements):
+        with other.cursor() as cursor:
+            cursor.execute("BEGIN")
+            for each in statements:
+                cursor.execute(each)
+
+    yield begin
+    other.close()
+
+
+@several_connections
+@pytest.mark.parametrize("table", ["batches_line", "batches_batch", "batches_lease"])
+def test_a_process_that_stands_still_in_mid_store_holds_up_its_own_lines_alone(table, frozen, create, work):
+    for name in ("a", "b"):
+        work.validate(create([line(name)])["id"])
+    first, second = leases.acquire("drive"), leases.acquire("drive")
+    for name, lease in (("a", first), ("b", second)):
+        Line.objects.filter(custom_id=name).update(state=LineState.RUNNING, lease=lease)
+        Batch.objects.filter(lines__custom_id=name).update(lease=lease)
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    column = "id" if table == "batches_lease" else "lease_id"
+    frozen(f"SELECT * FROM {table} WHERE {column} = {first.pk} FOR UPDATE")
+
+    assert leases.reap() == 1
+
+    assert set(Line.objects.values_list("custom_id", "state")) == {("a", LineState.RUNNING), ("b", LineState.PENDING)}
+    assert set(Lease.objects.values_list("pk", flat=True)) == {first.pk}  # all of it or nothing
+
+
+@several_connections
+def test_what_another_has_locked_keeps_no_other_batch_from_its_end(frozen, create, work):
+    ids = [create([line(name)])["id"] for name in ("a", "b", "c")]
+    for batch_id in ids:
+        work.validate(batch_id)
+    Line.objects.update(state=LineState.SUCCEEDED)
+    frozen(f"SELECT * FROM batches_batch WHERE id = '{ids[0]}' FOR UPDATE")
+    closed = []
+    lifecycle.close_finished(closed.append)
+    assert sorted(closed) == sorted(ids[1:])

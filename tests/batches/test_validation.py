@@ -10,7 +10,7 @@ from batches import leases, lifecycle, validation
 from batches.lifecycle import Outcome
 from batches.lines import fingerprint, prompt
 from batches.models import Backend, Batch, Lease, Line, Part, Status
-from files_api.models import FileHold
+from files_api.models import File, FileHold
 from tests.conftest import CHAT, jsonl, line
 
 
@@ -239,10 +239,36 @@ def test_it_stops_when_cancelled_and_sends_nothing(api, create, work, backend):
     assert backend.seen == []
 
 
-def test_input_bytes_that_are_gone_fail_the_batch(create, work, settings):
+def test_input_bytes_that_are_not_on_this_host_are_waited_for(create, work, settings):
     batch = create([line("a")])
-    for path in settings.FILES_DIR.rglob("file-*"):
-        path.unlink()
+    [path] = settings.FILES_DIR.rglob("file-*")
+    path.rename(settings.FILES_DIR / "elsewhere")
+    for _ in range(2):
+        assert work.validate(batch["id"]) is Outcome.LATER
+    stored = Batch.objects.get()
+    assert (stored.status, stored.errors) == ("validating", [])
+    assert stored.stall_reason.startswith("The input file cannot be read: No such file or directory.")
+    (settings.FILES_DIR / "elsewhere").rename(path)
+    assert work.validate(batch["id"]) is Outcome.DONE
+    assert Batch.objects.get().status == "in_progress"
+
+
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75, 0.99])
+def test_a_file_that_is_there_in_part_is_waited_for_and_no_line_is_left_out(part, create, work, settings):
+    batch = create([line("a"), line("b")])
+    [path] = settings.FILES_DIR.rglob("file-*")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    assert work.validate(batch["id"]) is Outcome.LATER
+    assert "A part of the file is missing" in Batch.objects.get().stall_reason
+    path.write_bytes(content)
+    assert work.validate(batch["id"]) is Outcome.DONE
+    assert (Batch.objects.get().status, Line.objects.count()) == ("in_progress", 2)
+
+
+def test_input_bytes_that_were_removed_on_purpose_fail_the_batch(create, work):
+    batch = create([line("a")])
+    File.objects.update(content="")
     work.validate(batch["id"])
     assert errors(work.batch(batch["id"])) == [(None, "invalid_request", "file_id")]
 

@@ -135,7 +135,7 @@ def test_a_database_keeps_the_options_of_its_address():
     assert read["OPTIONS"] == env.POSTGRES | {"sslmode": "require"}
     address = "postgresql://db/jobs?options=-c%20lock_timeout%3D1s&connect_timeout=3"
     assert env.database({"DB": address}, "DB")["OPTIONS"].items() >= {
-        "options": "-c lock_timeout=1s", "connect_timeout": 3, "tcp_user_timeout": 60_000,
+        "options": f"{env.POSTGRES['options']} -c lock_timeout=1s", "connect_timeout": 3, "tcp_user_timeout": 60_000,
     }.items()  # fmt: skip
     assert "OPTIONS" not in env.database({"DB": "sqlite:////tmp/x"}, "DB")
     assert env.database({}, "DB") == {}

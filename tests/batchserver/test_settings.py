@@ -121,7 +121,8 @@ def test_the_first_start_makes_all_for_us_alone_and_the_next_one_nothing(tmp_pat
     assert "password" in first.stdout, first.stderr
     modes = {str(path.relative_to(data)): oct(stat.S_IMODE(path.stat().st_mode)) for path in [data, *data.rglob("*")]}
     directories = {".": "0o700", "files": "0o700", "files/.incoming": "0o700"}
-    assert modes == directories | dict.fromkeys(["secret_key", "instance_id", "db.sqlite3"], "0o600")
+    ours = ["secret_key", "instance_id", "db.sqlite3", "files/storage_id"]
+    assert modes == directories | dict.fromkeys(ours, "0o600")
     key = (data / "secret_key").read_text()
 
     second = manage(data, "setup")

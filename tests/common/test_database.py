@@ -1,11 +1,15 @@
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, OperationalError, connection, transaction
+from django.utils import timezone
 
-from batches.models import Backend
-from common import signs_of_life
-from common.database import bulk_writes, durable_commit, insert, relaxed_commits, retrying
+from batches import registry
+from batches.models import Backend, Pulse
+from batches.status import health
+from common import database, signs_of_life
+from common.database import bulk_writes, durable_commit, insert, passing_by_locks, relaxed_commits, retrying
 
 
 def setting(name):
@@ -60,7 +64,7 @@ def test_a_wait_for_a_lock_has_an_end_and_the_connection_a_guard(db):
         assert setting("PRAGMA busy_timeout") == 20_000
         return
     assert setting("SHOW lock_timeout") == "10s"
-    assert setting("SHOW idle_in_transaction_session_timeout") == "5min"
+    assert setting("SHOW idle_in_transaction_session_timeout") == "15s"
     given = connection.connection.info.get_parameters()
     assert (given["connect_timeout"], given["tcp_user_timeout"]) == ("10", "60000")
 
@@ -110,3 +114,137 @@ def test_a_request_that_waits_for_a_lock_is_told_to_come_again(locked, api, meth
     assert response.status_code == 503
     assert response["Retry-After"] == "5"
     assert response.json()["error"]["message"] == "The database is busy or away. Try again."
+
+
+@on_postgres
+def test_a_transaction_that_stood_still_is_tried_again(transactional_db):
+    """As after SIGSTOP, or a cut cable: the server has ended it, and says so by an error of a class of its own."""
+    tries = []
+
+    @transaction.atomic
+    def work():
+        tries.append(1)
+        Backend.objects.create(name=f"try {len(tries)}", url="http://a")
+        if len(tries) == 1:
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL idle_in_transaction_session_timeout = '20ms'")
+            time.sleep(0.2)
+        return Backend.objects.count()
+
+    assert retrying(work) == 1
+    assert Backend.objects.get().name == "try 2"
+
+
+@on_postgres
+def test_a_request_whose_transaction_stood_still_is_told_to_come_again(api, monkeypatch):
+    def stands_still(*_):
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = '20ms'")
+            time.sleep(0.2)
+            cursor.execute("SELECT 1")
+
+    monkeypatch.setattr("batches.creation.create", lambda **_: stands_still())
+    answer = api.post(
+        "/v1/batches",
+        {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+        format="json",
+    )
+    assert (answer.status_code, answer["Retry-After"]) == (503, "5")
+
+
+@on_postgres
+def test_what_is_locked_for_longer_than_a_moment_is_passed_by(locked):
+    started = time.monotonic()
+    done = []
+    with passing_by_locks():
+        done.append(Backend.objects.count())
+    assert done == []
+    assert time.monotonic() - started < 5
+    with pytest.raises(IntegrityError), passing_by_locks():  # no other error is passed by
+        raise IntegrityError
+    locked.close()
+    with passing_by_locks():
+        done.append(Backend.objects.count())
+    assert done == [0]
+
+
+# The database's clock
+
+
+@pytest.fixture
+def clock_is_off(monkeypatch):
+    """Sets the clock of this process off by so many seconds."""
+    real = time.time
+
+    def set_off(seconds):
+        monkeypatch.setattr(time, "time", lambda: real() + seconds)
+        monkeypatch.setattr(timezone, "now", lambda: datetime.fromtimestamp(real() + seconds, UTC))
+
+    monkeypatch.setattr(database, "_reading", None)
+    yield set_off
+    monkeypatch.undo()
+    database._reading = None
+
+
+def seconds_off():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        return (database.now() - cursor.fetchone()[0]).total_seconds()
+
+
+@on_postgres
+@pytest.mark.parametrize("off_s", [300, -300, 86_400])
+def test_stamps_are_of_the_databases_clock_whatever_that_of_the_host_says(off_s, db, clock_is_off):
+    clock_is_off(off_s)
+    assert -1 < seconds_off() < 0.01
+
+
+@on_postgres
+def test_the_clock_is_asked_again_when_that_of_the_host_was_set(db, clock_is_off, django_assert_num_queries):
+    database.now()
+    with django_assert_num_queries(0):
+        for _ in range(100):
+            database.now()
+    clock_is_off(60)
+    with django_assert_num_queries(1):
+        for _ in range(100):
+            database.now()
+    assert -1 < seconds_off() < 0.01
+
+
+@on_postgres
+def test_the_clock_goes_on_while_the_database_is_away(db, clock_is_off, monkeypatch):
+    before = database.now()
+    clock_is_off(60)
+
+    def away(*_):
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("django.db.backends.utils.CursorWrapper.execute", away)
+        assert timedelta() <= database.now() - before < timedelta(seconds=30)
+        database._reading = None
+        with pytest.raises(OperationalError):
+            database.now()
+
+
+@on_postgres
+@pytest.mark.parametrize("off_s", [300, -300])
+def test_a_host_whose_clock_is_off_is_seen_alive_and_dead_as_it_is(off_s, db, clock_is_off, settings):
+    """A worker reports by its clock, and others look by theirs."""
+    here = Backend.objects.create(name="here", url="http://a")
+    clock_is_off(off_s)
+    Backend.objects.filter(pk=here.pk).update(worker_seen_at=database.now(), seen_at=database.now())
+    Pulse.stamp("ticked")
+    clock_is_off(-off_s)
+    assert [each.is_fresh for each in registry.live_backends()] == [True]
+    assert health.tick_trouble() == []
+    past = "now() - interval '40 seconds'"
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE batches_backend SET worker_seen_at = {past}, seen_at = {past}")
+        cursor.execute(f"UPDATE batches_pulse SET at = {past}")
+    for seconds in (off_s, -off_s):
+        clock_is_off(seconds)
+        assert registry.live_backends() == []
+        assert not Backend.objects.get().is_fresh
+        assert health.tick_trouble() == ["The control worker has not ticked lately."]

@@ -6,6 +6,9 @@ import random
 import resource
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -15,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batches import leases
+from files_api import storage_id
 from tests.fake_backend import Action, error_body
 from tests.faults import invariants
-from tests.faults.world import FINAL, READ_S, Postgres, World
+from tests.faults.world import FINAL, READ_S, Cable, Postgres, World
 from tests.stack import ROOT, eventually
 
 SQLITE, BOTH = ("sqlite",), ("sqlite", "postgres")
@@ -256,6 +260,143 @@ def _hangs_for_good(world: World) -> None:
     world.await_status("completed", batch)
 
 
+def _frozen_in_mid_store(world: World) -> None:
+    """By SIGSTOP, with the rows of its batch locked. The other worker goes on with both batches meanwhile, and the tick
+    with everything else. The one that is stopped wakes, and finds its transaction ended."""
+    world.start_worker("inference")
+    batches = [world.submit(8), world.submit(8)]
+    stopped = world.await_failpoint("mid_store")
+    frozen_at = time.monotonic()
+    other = world.submit(3)
+    world.await_status("completed", other, within_s=45)
+    for batch in batches:
+        world.await_status("completed", batch, within_s=leases.LIFETIME.total_seconds() + 25)
+    took_s = time.monotonic() - frozen_at
+    assert _is_stopped(stopped), f"it was not stopped any more after {took_s:.0f} s"
+    world.wake(stopped)
+    time.sleep(3.0)
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def _cable_pulled_in_mid_store(world: World) -> None:
+    """The worker of another host is cut off from Postgres with the rows of its batch locked: nobody tells Postgres, nor
+    the worker. The other worker finishes everything meanwhile."""
+    world.cable = Cable(world.database_url)
+    worker = world.start_worker("inference", DATABASE_URL=world.cable.url, FAILPOINTS="mid_store:sleep=2@2")
+    eventually(lambda: _has_forked(worker.pid), what="a worker that has started")
+    batches = [world.submit(40), world.submit(40)]
+    world.await_failpoint("mid_store")
+    world.cable.cut()
+    for batch in batches:
+        world.await_status("completed", batch, within_s=leases.LIFETIME.total_seconds() + 25)
+    world.stops += 1
+    world.cable.mend()
+    world.submit(3)
+
+
+def _host_without_files(world: World) -> None:
+    """A host joins whose mount of the files is missing, gets it, and loses it in the middle of a batch."""
+    world.submit(1)
+    host = world.directory / "host"
+    host.mkdir()
+    files = host / "files"
+    broker = f"redis+socket://{world.server.broker_socket}"
+    elsewhere = {"DATA_DIR": str(host), "CELERY_BROKER_URL": broker, "DATABASE_URL": world.rows.url}
+    files.mkdir()
+    assert world.start_worker("inference", **elsewhere).wait(30) == 1, "a worker without the files has started"
+    assert f"(here it is {files})" in world.server.log.read_text()
+    files.rmdir()
+    files.symlink_to(world.server.data_dir / "files")
+    workers = [world.start_worker(queue, **elsewhere) for queue in ("inference", "control")]
+    for worker in workers:
+        eventually(lambda worker=worker: _has_forked(worker.pid), what="a worker that has started")
+    batches = [world.submit(40), world.submit(40)]
+    world.await_lines(5, batches[0])
+    files.unlink()
+    files.mkdir()
+    batches.append(world.submit(10))
+    eventually(lambda: "takes no work" in world.server.log.read_text(), what="the pause of the worker")
+    for batch in batches:
+        world.await_status("completed", batch)
+    assert not any(files.iterdir())
+    files.rmdir()
+    files.symlink_to(world.server.data_dir / "files")
+    eventually(lambda: "takes work again" in world.server.log.read_text(), what="the end of the pause")
+    world.submit(10)
+    assert [worker.poll() for worker in workers] == [None, None]
+
+
+def _has_forked(pid: int) -> bool:
+    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def _clocks_of_hosts(world: World) -> None:
+    """The clock of the server is ahead of the database's, and that of another host behind; each drives, in turn alone,
+    and each is missed soon after its death."""
+    world.step_clock(300)
+    world.stops -= 1  # the database's clock is another one: no lease seems to be over
+    world.start_worker("inference", **world.clock_of_its_own(-300))
+    world.start_worker("control", **world.clock_of_its_own(-300))
+    batches = [world.submit(12), world.submit(12)]
+    world.await_lines(4, batches[0])
+    world.kill("-Q inference")
+    for batch in batches:
+        world.await_status("completed", batch)
+
+
+def _ended_by_remote_control(world: World) -> None:
+    """As a page of Flower does it: the calls are handed back within seconds, and the supervisor starts another one."""
+    world.backend.delay_s = 20.0
+    world.submit(2)
+    eventually(lambda: world.backend.seen, what="a line at the backend")
+    world.stops += 1
+    [first, *_] = world.pids_of("-Q inference")
+    command = [sys.executable, "-m", "celery", "--app", "batchserver", "control", "shutdown"]
+    told = {"env": os.environ | world.server.environment, "cwd": world.server.root}
+    subprocess.run([*command, "--destination", f"inference@{socket.gethostname()}"], capture_output=True, **told)
+    eventually(lambda: not Path(f"/proc/{first}").exists(), within_s=12, what="the worker's end")
+    world.backend.delay_s = 0.15
+
+
+def _yesterdays_worker(world: World) -> None:
+    """Workers of the version before are beside those of today, on today's tables; both kinds work on the batches."""
+    old = world.directory / "yesterday"
+    old.mkdir()
+    archive = subprocess.run(["git", "archive", YESTERDAY], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["tar", "-x"], cwd=old, input=archive.stdout, check=True)
+    # They were started before the tables were changed.
+    known = {f"{path.parent.parent.name}.{path.stem}" for path in old.glob("*/migrations/0*.py")}
+    labels = {"common": "batchserver"}
+    known = {f"{labels.get(app, app)}.{name}" for app, name in (each.split(".") for each in known)}
+    rows = world.rows.all("SELECT app, name FROM django_migrations")
+    ours = ("batches", "batchserver", "files_api")
+    new = [(app, name) for app, name in rows if app in ours and f"{app}.{name}" not in known]
+    for app, name in new:
+        world.rows.execute(f"DELETE FROM django_migrations WHERE app = '{app}' AND name = '{name}'")
+    workers = [world.start_worker(queue, root=old) for queue in ("inference", "control")]
+    time.sleep(6.0)
+    for app, name in new:
+        now = "now()" if world.rows.is_postgres else "CURRENT_TIMESTAMP"
+        world.rows.execute(f"INSERT INTO django_migrations (app, name, applied) VALUES ('{app}', '{name}', {now})")
+    batches = [world.submit(30) for _ in range(3)]
+    for batch in batches:
+        world.await_status("completed", batch)
+    assert all(worker.poll() is None for worker in workers), "a worker of yesterday has ended"
+
+
+# The last version whose tables were others.
+YESTERDAY = "2deea14"
+
+
+def _has_yesterday() -> bool:
+    """A clone without history does not."""
+    known = subprocess.run(["git", "cat-file", "-e", f"{YESTERDAY}^{{commit}}"], cwd=ROOT, capture_output=True)
+    return known.returncode == 0
+
+
 def _three_drives(world: World) -> None:
     """They share the window and the loaded model; each is killed at a step of its own."""
     world.lines_per_kill = 4
@@ -370,8 +511,8 @@ def _upload_without_room(world: World) -> None:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (8 * 2**20, hard))
     answered = world.upload(b'{"padding": "' + b"x" * 10 * 2**20 + b'"}\n')
     assert (answered.status_code, answered.json()["error"]["type"]) == (507, "server_error"), answered.text
-    left = [path.name for path in (world.server.data_dir / "files").rglob("*") if path.is_file()]
-    assert not left, f"left behind: {left}"
+    left = {path.name for path in (world.server.data_dir / "files").rglob("*") if path.is_file()}
+    assert left == {storage_id.OBJECT}, f"left behind: {left}"
     for pid in world.pids_of("gunicorn"):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
     world.submit(3)
@@ -449,6 +590,11 @@ ALL = [
         "after_result_file:stop",
     ),
     Scenario("inference worker hangs for good", _hangs_for_good, "after_answer:stop@3"),
+    Scenario("inference worker frozen in mid-store", _frozen_in_mid_store, "mid_store:stop@3", only_on="postgres"),
+    Scenario("cable pulled in mid-store", _cable_pulled_in_mid_store, only_on="postgres"),
+    Scenario("inference worker ended by remote control", _ended_by_remote_control),
+    Scenario("a host without the files", _host_without_files),
+    Scenario("yesterday's workers beside today's", _yesterdays_worker, needs=_has_yesterday),
     Scenario("two inference workers, one backend", _two_workers, quick=BOTH),
     Scenario(
         "three drives, kill -9 at every step",
@@ -473,6 +619,13 @@ ALL = [
     Scenario("disk full for 12 s (tmpfs)", _disk_full, disk_mb=64, needs=_is_root),
     Scenario("Postgres crashes twice", _postgres_crashes, only_on="postgres"),
     Scenario("database locked for 10 s", _database_locked),
+    Scenario(
+        "clocks of two hosts, 5 minutes ahead and behind",
+        _clocks_of_hosts,
+        own_clock=True,
+        only_on="postgres",
+        needs=_has_compiler,
+    ),
     Scenario("clock steps by an hour, four times", _clock_steps, own_clock=True, needs=_has_compiler),
 ]
 BY_NAME = {scenario.name: scenario for scenario in ALL}

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import psycopg.conninfo
 import redis
 import requests
 
@@ -86,13 +88,17 @@ class Backend(FakeBackend):
         return action
 
 
+# The package starts one server at a time.
+_one_start = threading.Lock()
+
+
 class Postgres:
     """A real Postgres with a database for each world. Use as a context manager."""
 
     def __init__(self) -> None:
         # Not in pytest's directory, which only its owner can enter, and short: the path of its socket is limited.
         self._directory = tempfile.TemporaryDirectory(prefix="pg")
-        with warnings.catch_warnings(action="ignore"):
+        with _one_start, warnings.catch_warnings(action="ignore"):
             import pgserver
 
             self._server = pgserver.get_server(Path(self._directory.name), cleanup_mode="stop")
@@ -129,11 +135,60 @@ class Postgres:
         self._server.ensure_postgres_running()
 
 
+class Cable:
+    """A way to Postgres by TCP that can be cut: from then on nothing comes through, and nobody is told."""
+
+    def __init__(self, url: str) -> None:
+        where = psycopg.conninfo.conninfo_to_dict(url)
+        self._socket = f"{where['host']}/.s.PGSQL.{where.get('port', 5432)}"
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        self.url = f"postgresql://{where.get('user', 'postgres')}@127.0.0.1:{port}/{where['dbname']}"
+        self._is_whole = threading.Event()
+        self._is_whole.set()
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._socket)
+                self._ends += [client, server]
+                for ends in ((client, server), (server, client)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while content := source.recv(2**16):
+                self._is_whole.wait()
+                target.sendall(content)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self._is_whole.clear()
+
+    def mend(self) -> None:
+        """New connections come through. The old ones are known to be broken now."""
+        for end in self._ends:
+            with suppress(OSError):
+                end.close()
+        self._is_whole.set()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.mend()
+
+
 class Rows:
     """The server's own database, read beside it."""
 
     def __init__(self, data_dir: Path, url: str) -> None:
         self._path, self._url = data_dir / "db.sqlite3", url
+        self.url = url or f"sqlite:///{self._path}"
         self.is_postgres = bool(url)
 
     def all(self, query: str) -> list[tuple[Any, ...]]:
@@ -225,6 +280,7 @@ class World:
         self.reads_within_s = reads_within_s
         self.disk_mb = disk_mb  # DATA_DIR is a file system of its own, of that size; needs root
         database_url = postgres.new_database() if postgres else ""
+        self.database_url = database_url
         self.rows = Rows(directory / "data", database_url)
         self.backend.start()
         self._clock = directory / "clock"
@@ -245,6 +301,7 @@ class World:
         self.fault_ended_at = 0.0
         self._outage_until = 0.0
         self._extra: list[subprocess.Popen[bytes]] = []
+        self.cable: Cable | None = None
         self._is_over = threading.Event()
         self._watchers = [threading.Thread(target=self._watch, args=(look,)) for look in (self._read_api, self._read)]
         self._session = requests.Session()
@@ -273,6 +330,8 @@ class World:
         for worker in self._extra:
             worker.kill()
             worker.wait()
+        if self.cable is not None:
+            self.cable.close()
         self.server.stop()
         self.backend.stop()
         self._session.close()
@@ -420,6 +479,12 @@ class World:
         pids: list[int] = eventually(lambda: self.server.find(part), what=f"a process {part}")
         return pids
 
+    def clock_of_its_own(self, offset_s: int) -> dict[str, str]:
+        """The environment of a process of a host whose clock is off by so many seconds, where the world has clocks."""
+        file = self.directory / f"clock{offset_s}"
+        file.write_text(str(offset_s))
+        return {"CLOCK_OFFSET_FILE": str(file)}
+
     def step_clock(self, offset_s: int) -> None:
         """Set every process's wall clock off by so many seconds. The monotonic clock goes on, as a real one does.
 
@@ -442,20 +507,21 @@ class World:
             self.kills += 1
             self.server.start()
 
-    def start_worker(self, queue: str) -> None:
-        """One more worker beside those that the server has."""
+    def start_worker(self, queue: str, *, root: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+        """One more worker beside those that the server has, of another source tree or with another environment, as on
+        another host."""
         celery = [sys.executable, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
         celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
         with self.server.log.open("ab") as log:
-            self._extra.append(
-                subprocess.Popen(
-                    [*celery, "-Q", queue, "-c", "1", "-n", f"{queue}{len(self._extra)}@%h"],
-                    cwd=self.server.root,
-                    env=os.environ | self.server.environment,
-                    stdout=log,
-                    stderr=log,
-                )
+            worker = subprocess.Popen(
+                [*celery, "-Q", queue, "-c", "1", "-n", f"{queue}{len(self._extra)}@%h"],
+                cwd=root or self.server.root,
+                env=os.environ | self.server.environment | environment,
+                stdout=log,
+                stderr=log,
             )
+        self._extra.append(worker)
+        return worker
 
     def await_failpoint(self, name: str, within_s: float = 60.0) -> int:
         """The pid of the process that came to the failpoint, once it did."""

@@ -230,7 +230,6 @@ def other_things(path, tmp_path):
     yield "link out", lambda: path.symlink_to(tmp_path / "secret")
     yield "broken link", lambda: path.symlink_to(tmp_path / "nowhere")
     yield "link to itself", lambda: path.symlink_to(path)
-    yield "nothing", lambda: None
     yield "socket", lambda: bound(path)
 
 
@@ -258,7 +257,7 @@ def test_what_is_no_file_any_more_is_a_404_that_says_so(api, admin_client, creat
     paths = [f"/v1/files/{done[name]}/content" for name in ("input_file_id", "output_file_id")]
     paths += [f"/v1/batches/{batch}/output", f"/v1/files/{done['output_file_id']}/content?offset=0"]
     files = [File.objects.get(pk=done[name]) for name in ("input_file_id", "output_file_id")]
-    for index in range(7):
+    for index in range(6):
         for file in files:
             path = settings_path(file)
             removed(path)
@@ -271,6 +270,35 @@ def test_what_is_no_file_any_more_is_a_404_that_says_so(api, admin_client, creat
         for kind in ("input", "output"):
             assert admin_client.get(f"/admin/batches/batch/{batch}/download/{kind}/").status_code == 404, name
         assert api.post(f"/v1/batches/{batch}/retry").status_code < 500
+
+
+def test_what_has_a_row_and_is_not_on_this_host_is_a_503_and_is_there_again_later(
+    api, admin_client, create, work, backend
+):
+    batch = create([line("a")])["id"]
+    work.run(batch)
+    done = work.batch(batch)
+    paths = [f"/v1/files/{done[name]}/content" for name in ("input_file_id", "output_file_id")]
+    paths += [f"/v1/batches/{batch}/output"]
+    files = [File.objects.get(pk=done[name]) for name in ("input_file_id", "output_file_id")]
+    kept = {settings_path(file): settings_path(file).read_bytes() for file in files}
+    for path in kept:
+        path.unlink()
+    for url in paths:
+        answer = api.get(url)
+        assert answer.status_code == 503, url
+        assert "cannot be read now. No such file or directory." in answer.json()["error"]["message"]
+    assert api.post(f"/v1/batches/{batch}/retry").status_code == 503
+    page = f"/admin/batches/batch/{batch}/download"
+    for kind in ("input", "output"):
+        answer = admin_client.get(f"{page}/{kind}/")
+        assert (answer.status_code, b"No such file or directory" in answer.content) == (503, True)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert all(api.get(url).getvalue() for url in paths)
+
+    api.delete(f"/v1/files/{done['output_file_id']}")
+    assert api.get(paths[1]).status_code == 404
 
 
 def settings_path(file):

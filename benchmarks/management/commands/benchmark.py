@@ -8,12 +8,12 @@ it is removed at the end, even after an error. A figure that misses its target i
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from inspect import cleandoc
 from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.utils import timezone
 
 from benchmarks import effort, figures, report
 from benchmarks.disk import disk
@@ -76,7 +76,7 @@ class Command(BaseCommand):
 
     def _measure(self, name: str, scenario: Scenario, chosen: Effort, *, write: bool) -> None:
         command = " ".join(["python manage.py benchmark", name, *chosen.arguments()])
-        measured_at = f"Measured {timezone.now():%Y-%m-%d %H:%M} UTC with `{command}`."
+        measured_at = f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC with `{command}`."
         figures = "\n\n".join(map(str, scenario(chosen)))
         self.stdout.write(f"\n{name}\n\n{figures}\n")
         self.stdout.flush()

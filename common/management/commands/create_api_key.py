@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
-from django.utils import timezone
 
+from common import database
 from common.models import ApiKey, Owner, Scope
 
 LONGEST_NAME = 100
@@ -43,7 +43,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         scopes = {*options["scopes"], *([Scope.ADMIN] if options["admin"] else [])}
-        expires_at = timezone.now() + options["expires"] if options["expires"] else None
+        expires_at = database.now() + options["expires"] if options["expires"] else None
         try:
             owner = Owner.objects.get_or_create(name=options["owner"])[0] if options["owner"] else None
             _, secret = ApiKey.objects.make(options["name"], owner=owner, scopes=scopes, expires_at=expires_at)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -316,26 +317,50 @@ def test_an_input_file_that_was_damaged_fails_its_lines_only(create, work, backe
     batch = create([line("a"), line("b")])
     work.validate(batch["id"])
     path = next(path for path in settings.FILES_DIR.rglob("file-*"))
-    path.write_bytes(b"x" * 10)
+    path.write_bytes(b"x" * path.stat().st_size)
     seen = work.run(batch["id"])
     assert (seen["status"], seen["request_counts"]["failed"]) == ("completed", 2)
     _, errors = results(work, seen)
     assert errors["a"]["error"]["code"] == "input_unreadable"
 
 
-def test_a_storage_that_fails_for_a_while_costs_no_line(create, work, backend, settings):
+def in_the_way(path):
+    path.unlink()
+    path.mkdir()
+
+
+def without_its_directory(path):
+    path.unlink()
+    path.parent.rmdir()
+
+
+NOT_THERE = {
+    "something else in its place": in_the_way,
+    "no file": Path.unlink,
+    "no directory": without_its_directory,
+    "an empty file": lambda path: path.write_bytes(b""),
+    "half of a file": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 5]),
+}
+
+
+@pytest.mark.parametrize("away", NOT_THERE)
+def test_a_storage_that_fails_for_a_while_costs_no_line(away, create, work, backend, settings):
     batch = create([line(each) for each in "abcd"])
     work.validate(batch["id"])
     path = next(path for path in settings.FILES_DIR.rglob("file-*"))
-    path.rename(path.with_suffix(".kept"))
-    path.mkdir()
+    content = path.read_bytes()
+    NOT_THERE[away](path)
     ends_at = time.monotonic() + 1.5
     work.drive(should_stop=lambda: time.monotonic() > ends_at)
-    assert not backend.seen
-    assert Line.objects.filter(state=LineState.PENDING, attempts=0).count() == 4
+    arrived = len(backend.seen)
+    assert arrived <= (away == "half of a file")
+    assert Line.objects.filter(state=LineState.PENDING, attempts=0, lost_claims=0).count() == 4 - arrived
     assert Line.objects.exclude(not_before=None).count() < 4  # it is not asked for each line, one after the other
-    path.rmdir()
-    path.with_suffix(".kept").rename(path)
+    assert "Look at the storage" in Batch.objects.get().stall_reason
+    if path.is_dir():
+        path.rmdir()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
     assert work.run(batch["id"])["request_counts"]["completed"] == 4
 
 
