@@ -64,7 +64,7 @@ class S3Server:
             command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
         command += ["-filer", "-s3", f"-s3.port={self.port}", f"-s3.port.grpc={free_port()}"]
         command += [f"-s3.config={self._directory / 'identities.json'}", "-master.volumeSizeLimitMB=64"]
-        command += ["-volume.max=32", "-volume.preStopSeconds=0"]
+        command += ["-volume.max=32", "-volume.preStopSeconds=0", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         with (self._directory / "log").open("ab") as log:
             environment = os.environ | {"GOMAXPROCS": "2"}
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -108,7 +108,7 @@ class Asked:
 class Fault:
     """What is done to a request. `status` with `code`: it is answered so, and not passed on. `cut_after`: the
     connection ends after so many bytes of the answer's body. `delay_s` goes before all of it; `hang`: there is no
-    answer."""
+    answer; `drop`: the connection ends without one."""
 
     status: int = 0
     code: str = ""

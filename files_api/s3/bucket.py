@@ -18,10 +18,10 @@ from files_api.s3 import errors
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A request that hangs is given up after some 45 s, and one to a server that is away after a second or two.
+# A request that hangs is given up after some 25 s, and one to a server that is away after a second or two.
 CONFIG: dict[str, Any] = {
     "connect_timeout": 3,
-    "read_timeout": 12,
+    "read_timeout": 8,
     "retries": {"mode": "standard", "total_max_attempts": 3},
     "tcp_keepalive": True,
     "max_pool_connections": 64,

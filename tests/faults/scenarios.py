@@ -398,15 +398,16 @@ def _s3_goes_wrong(world: World) -> None:
     proxy = world.s3.proxy
     proxy.rule = lambda asked: Fault(delay_s=0.2)
     _each_process_in_turn(world)
-    for hurt in (SLOW_DOWN, Fault(hang=True), Fault(cut_after=0)):
+    for hurt in (SLOW_DOWN, Fault(hang=True), Fault(drop=True)):
         proxy.rule = lambda asked: None
         batch = world.submit(20)
         world.await_lines(3, batch)
         proxy.rule = lambda asked, hurt=hurt: hurt  # type: ignore[misc]
-        assert world.upload(b"{}\n").status_code == 503
-        time.sleep(6)
+        told = world.upload(b"{}\n").status_code
+        time.sleep(3)
+        proxy.rule = lambda asked: None
+        assert told == 503, f"HTTP {told}"
     proxy.go_away()
-    proxy.rule = lambda asked: None
     time.sleep(6)
     proxy.come_back()
 
