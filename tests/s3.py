@@ -58,6 +58,8 @@ class S3Server:
         keys = [{"accessKey": KEY, "secretKey": SECRET}]
         ours = {"name": "tests", "credentials": keys, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
         (self._directory / "identities.json").write_text(json.dumps({"identities": [ours]}))
+        # As many volumes as are needed at first: to make the usual seven takes seconds.
+        (self._directory / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")
         command = [str(program()), "-logtostderr=true", "server", f"-dir={self._directory}", "-ip=127.0.0.1"]
         for part in ("master", "volume", "filer"):
             # Or its second port would be 10,000 higher, whoever has that.
@@ -67,7 +69,7 @@ class S3Server:
         command += ["-volume.max=32", "-volume.preStopSeconds=0", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         with (self._directory / "log").open("ab") as log:
             environment = os.environ | {"GOMAXPROCS": "2"}
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=self._directory)
         eventually(self._has_bucket, what="the S3 server")
         return self
 

@@ -347,7 +347,7 @@ def test_results_are_there_at_once_or_not_at_all(create, work, backend, s3, insi
     work.validate(batch)
     work.drive()
     before = inside.names()
-    s3.rule = only("PUT", BUSY)
+    s3.rule = only("PUT", Fault(status=403, code="AccessDenied"))
     work.finalize(batch)
     assert Batch.objects.get().stall_reason.startswith("The result files cannot be written: The S3 storage")
     assert inside.names() == before
@@ -409,36 +409,37 @@ def test_errors_are_told_as_those_of_a_disk(error, number, what, is_of_settings)
     assert isinstance(told, FileNotFoundError) == (number == errno.ENOENT)
 
 
-@pytest.fixture
-def hasty(monkeypatch):
-    """What hangs is given up sooner."""
-    monkeypatch.setattr(bucket, "CONFIG", bucket.CONFIG | {"read_timeout": 0.3, "connect_timeout": 0.3})
-    monkeypatch.setattr(bucket, "PROBE", bucket.PROBE | {"read_timeout": 0.3})
-    monkeypatch.setattr(reading, "PATIENCE_S", 0.5)
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *args: 0.01)
+class Faulty:
+    """What S3 does to every request, between `begin` and `end`. What hangs is given up sooner meanwhile: not otherwise,
+    since a busy machine takes its time."""
+
+    def __init__(self, proxy, fault, monkeypatch):
+        self._proxy, self._fault, self._patch = proxy, fault, monkeypatch
+
+    def begin(self):
+        short = {"read_timeout": 0.2, "connect_timeout": 0.2}
+        self._patch.setattr(bucket, "CONFIG", bucket.CONFIG | short)
+        self._patch.setattr(bucket, "PROBE", bucket.PROBE | short)
+        self._patch.setattr(reading, "PATIENCE_S", 0.3)
+        self._patch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *args: 0.01)
+        default_storage._requests._clients.clear()
+        self._proxy.rule = lambda asked: self._fault
+
+    def end(self):
+        self._patch.undo()
+        default_storage._requests._clients.clear()
+        self._proxy.rule = lambda asked: None
+        Batch.objects.update(retry_at=None)
 
 
 @pytest.fixture(params=FAULTS)
-def faulty(request, s3, hasty):
-    """Begins the fault; what it returns ends the fault."""
-
-    def begin():
-        s3.rule = lambda asked: FAULTS[request.param]
-
-    return begin
-
-
-@pytest.fixture
-def end(s3):
-    def end():
-        s3.rule = lambda asked: None
-        Batch.objects.update(retry_at=None)
-
-    return end
+def faulty(request, s3):
+    with pytest.MonkeyPatch.context() as patch:
+        yield Faulty(s3, FAULTS[request.param], patch)
 
 
 def test_an_upload_is_told_what_is_wrong(api, faulty, s3, inside, caplog):
-    faulty()
+    faulty.begin()
     for content in (b"{}\n", lines_of(PART + 1000)):
         answer = send(api, content)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
@@ -449,14 +450,14 @@ def test_an_upload_is_told_what_is_wrong(api, faulty, s3, inside, caplog):
     assert inside.names() == set()
 
 
-def test_a_storage_that_is_full_is_a_507(api, s3, hasty):
+def test_a_storage_that_is_full_is_a_507(api, s3):
     s3.rule = only("PUT", Fault(status=507, code="XMinioStorageFull"))
     answer = send(api, b"{}\n")
     assert (answer.status_code, answer.headers["Retry-After"]) == (507, "30")
     assert "has no room" in refusal(answer)
 
 
-def test_batches_wait_and_nothing_fails(create, work, backend, api, faulty, end, s3):
+def test_batches_wait_and_nothing_fails(create, work, backend, api, faulty, s3):
     batch = create([line(each) for each in "abc"])["id"]
 
     def is_told():
@@ -466,26 +467,26 @@ def test_batches_wait_and_nothing_fails(create, work, backend, api, faulty, end,
         assert api.get(f"/v1/batches/{batch}/progress").json()["waiting_for"] == reason
         assert is_clear(conditions.by_disk()[0].reason, s3)
 
-    faulty()
+    faulty.begin()
     work.validate(batch)
     is_told()
     assert work.batch(batch)["status"] == "validating"
-    end()
+    faulty.end()
     work.validate(batch)
     assert work.batch(batch)["status"] == "in_progress"
 
-    faulty()
+    faulty.begin()
     work.drive()
     is_told()
     assert backend.arrived() == []
-    end()
+    faulty.end()
     work.drive()
     assert len(backend.arrived()) == 3
 
-    faulty()
+    faulty.begin()
     tasks.finalize(batch)
     is_told()
-    end()
+    faulty.end()
     work.finalize(batch)
     done = work.batch(batch)
     assert (done["status"], done["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
@@ -536,7 +537,7 @@ def test_a_slow_server_is_waited_for_under_the_lease(create, work, backend, s3, 
     renewed = []
     real = tasks.validation.leases.renew
     monkeypatch.setattr("batches.leases.renew", lambda lease: renewed.append(lease.purpose) or real(lease))
-    s3.rule = lambda asked: Fault(delay_s=0.3)
+    s3.rule = lambda asked: Fault(delay_s=0.2)
     work.validate(batch)
     work.drive()
     work.finalize(batch)
@@ -626,16 +627,17 @@ def test_a_list_has_all_its_pages(s3, inside, monkeypatch):
     assert len(default_storage.listdir("ab")[1]) == 12
 
 
-def test_a_sweep_asks_a_server_that_is_away_once(api, s3, hasty):
+@pytest.mark.parametrize("faulty", ["silent"], indirect=True)
+def test_a_sweep_asks_a_server_that_is_away_once(api, s3, faulty):
     for _ in range(3):
         file = send(api, b"{}\n").json()["id"]
         File.objects.filter(pk=file).update(deleted_at=timezone.now())
-    s3.rule = lambda asked: FAULTS["silent"]
+    faulty.begin()
     s3.asked.clear()
     with pytest.raises(RemoteError):
         retention.sweep()
     assert len({each.path for each in s3.asked}) == 1
-    s3.rule = lambda asked: None
+    faulty.end()
     retention.sweep()
     assert not File.objects.exclude(content="").exists()
 
