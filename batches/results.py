@@ -23,8 +23,8 @@ from common.database import DamagedText, readable
 from common.disk import trouble
 from common.errors import SETTLED, line_error
 from files_api import storage_id
-from files_api.models import RESULTS, File
-from files_api.storage import MeasuredFile, free_bytes, temporary_file
+from files_api.models import RESULTS, File, row_id, stored_name
+from files_api.storage import MeasuredFile, files_take_disk, free_bytes, temporary_file
 
 logger = logging.getLogger(__name__)
 
@@ -88,11 +88,15 @@ class _Finalizer:
     def _make_files(self) -> None:
         if self.batch.stalls:
             self._check_room()
-        with temporary_file() as output, temporary_file() as errors:
+        with temporary_file(self._stored_as("output")) as output, temporary_file(self._stored_as("error")) as errors:
             self._write(output, errors)
             for name, content in (("output", output), ("error", errors)):
                 if content.size:
                     self._put_in_place(name, content)
+
+    def _stored_as(self, name: str) -> str:
+        """Made of the batch's id and the lease's, so that no other finalizer writes to it."""
+        return stored_name(File(id=ids.derived_file_id(self.batch.pk, name)), f".{self.keeper.lease.pk}")
 
     def _remove_files(self) -> None:
         """The tidying removes any file that cannot be removed here."""
@@ -107,7 +111,7 @@ class _Finalizer:
             wanted += sum(size + FRAME_BYTES for _, size in page)
             self._between_pages()
         free = free_bytes()
-        if free is not None and free < wanted:
+        if files_take_disk() and free is not None and free < wanted:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _settle_open_lines(self) -> None:
@@ -199,13 +203,10 @@ class _Finalizer:
         return reuse.exist_in(self.batch)
 
     def _put_in_place(self, name: str, content: MeasuredFile) -> None:
-        """Make the result file, in place on disk but without a row yet.
-
-        The file's id comes from the batch; its stored name has the lease's id, so that no other writes to it.
-        """
+        """Make the result file, in place for good but without a row yet. Its id comes from the batch."""
         now = database.now()
         file = File(
-            id=ids.derived_file_id(self.batch.pk, name),
+            id=row_id(content.stored_as),
             owner_id=self.batch.owner_id,
             filename=f"{self.batch.pk}_{name}.jsonl",
             purpose=RESULTS,
@@ -214,8 +215,8 @@ class _Finalizer:
             created_at=now,
             expires_at=now + self.batch.output_lifetime if self.batch.output_lifetime else None,
         )
-        content.seek(0)
         storage_id.check()
+        content.sync()
         file.content.save(f".{self.keeper.lease.pk}", content, save=False)
         self.files[name] = file
         failpoints.reach("after_result_file")

@@ -15,7 +15,7 @@ from common import database, strict_json
 from common.errors import SETTLED, ApiError, conflict
 from files_api import stored_bytes
 from files_api.accept import BATCH_FILE_LIFETIME
-from files_api.models import File
+from files_api.models import File, row_id, stored_name
 from files_api.storage import MeasuredFile, opened, temporary_file
 
 # What `errors` may name, with the states of the lines.
@@ -56,7 +56,7 @@ def input_of(wish: Wish) -> Iterator[MeasuredFile]:
     file = files.filter(pk=wish.parent.input_file_id).first()
     if file is None:
         raise _input_is_gone(wish.parent)
-    with temporary_file() as content:
+    with temporary_file(stored_name(File(), "")) as content:
         try:
             with opened(file.pk, file.content) as source:
                 _copy(wish, source, content)
@@ -73,6 +73,7 @@ def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: d
     """The new batch, of what `input_of` gave. `window` and `metadata` None: those of the parent."""
     parent, now = wish.parent, database.now()
     file = File(
+        id=row_id(content.stored_as),
         owner=parent.owner,
         filename=f"{parent.pk}_retry.jsonl",
         purpose="batch",

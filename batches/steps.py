@@ -11,7 +11,7 @@ from django.db.models import Q
 from batches import leases, lifecycle
 from batches.lifecycle import Outcome
 from batches.models import Batch
-from common import database
+from common import database, waits
 from common.database import retrying
 from files_api import storage_id
 
@@ -26,9 +26,10 @@ class CannotGoOn(Exception):
 def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keeper], Outcome]) -> Outcome:
     """Do `work` while a lease holds the batch, if the step is `due` for it; the outcome of the step.
 
-    `work` keeps the lease alive. It raises LeaseLost if the lease has expired, CannotGoOn if the step cannot be done
-    now. Any other error is a fault of the server's own, and stalls the batch too: when it can go on is not known. `run`
-    raises only errors of the database, if not even the stall can be stored.
+    `work` keeps the lease alive; while it waits for a storage that is no disk, that is done here. It raises LeaseLost
+    if the lease has expired, CannotGoOn if the step cannot be done now. Any other error is a fault of the server's own,
+    and stalls the batch too: when it can go on is not known. `run` raises only errors of the database, if not even the
+    stall can be stored.
     """
     if retrying(storage_id.trouble):
         return Outcome.LATER  # another host may do it: nothing is wrong with the batch, and `batches.hosts` says why
@@ -38,7 +39,8 @@ def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keepe
             return _why_not(batch_id, due)
         batch = Batch.objects.get(pk=batch_id)
         try:
-            outcome = work(batch, keeper)
+            with waits.meanwhile(keeper.keep):
+                outcome = work(batch, keeper)
         except leases.LeaseLost:
             outcome = _why_not(batch_id, due)
             if outcome is not Outcome.DONE:  # the step is not due any more, as after a cancel

@@ -26,7 +26,7 @@ from batches.lifecycle import Outcome
 from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
 from batches.scheduling import gate, model_uses, persons, turns
 from batches.status import reasons
-from common import database, signs_of_life
+from common import database, signs_of_life, waits
 from common.models import RememberedAnswer
 from files_api import retention, storage_id
 
@@ -85,7 +85,8 @@ def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
 
 @shared_task
 def validate(batch_id: str) -> None:
-    outcome = validation.validate(batch_id)
+    with waits.meanwhile(tick_between()):
+        outcome = validation.validate(batch_id)
     _pass_on(batch_id, validate, outcome)
     if outcome is Outcome.DONE and _has_work():
         wake(drive)
@@ -125,7 +126,9 @@ def fail_lines(batch_id: str) -> None:
 
 @shared_task
 def finalize(batch_id: str) -> None:
-    outcome = results.finalize(batch_id, breathe=tick_between())
+    breathe = tick_between()
+    with waits.meanwhile(breathe):
+        outcome = results.finalize(batch_id, breathe=breathe)
     if outcome is Outcome.DONE:
         _tell_end(batch_id)
     _pass_on(batch_id, finalize, outcome)
@@ -141,7 +144,10 @@ def _tell_end(batch_id: str) -> None:
 
 @shared_task
 def tidy(batch_id: str) -> None:
-    _pass_on(batch_id, tidy, cleanup.tidy(batch_id, breathe=tick_between()))
+    breathe = tick_between()
+    with waits.meanwhile(breathe):
+        outcome = cleanup.tidy(batch_id, breathe=breathe)
+    _pass_on(batch_id, tidy, outcome)
 
 
 @shared_task

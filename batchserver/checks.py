@@ -4,8 +4,11 @@ import sqlite3
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Tags, Warning, register
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.files.storage import default_storage
 from django.db import connection
+
+from common.disk import RemoteError
 
 FIXED = (3, 51, 3)
 BACKPORTED = ((3, 44, 6), (3, 50, 7))
@@ -39,3 +42,17 @@ def others_reach_it_by_tls(app_configs: Any = None, **kwargs: Any) -> list[Check
             id="batchserver.W002",
         )
     ]
+
+
+@register(Tags.files)
+def the_bucket_can_be_used(app_configs: Any = None, **kwargs: Any) -> list[CheckMessage]:
+    """An error if S3 refuses what the server needs, so no command starts; a warning if it is away, which may pass."""
+    if not settings.AWS_STORAGE_BUCKET_NAME:
+        return []
+    storage: Any = default_storage
+    error = storage.trouble_at_start()
+    if not isinstance(error, RemoteError):
+        return []
+    if error.is_of_settings:
+        return [Error(f"{error.strerror}.", hint=f"{error.advice}.", id="batchserver.E001")]
+    return [Warning(f"{error.strerror}.", hint=f"{error.advice}. Batches wait for it.", id="batchserver.W003")]

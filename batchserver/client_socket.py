@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from batchserver.request_threads import close_connections
+from batchserver.request_threads import SHORT_WAIT_S, close_connections
 
 END_OF_HEAD = b"\r\n\r\n"
 MOST_HEAD_BYTES = 2**16
 # Of a body that nobody has read: so much is thrown away for the sake of keeping the connection.
 MOST_REST_BYTES = 2**18
-# A thread that waits for longer gives its connection to the database back.
-SHORT_WAIT_S = 0.25
 LOOK_EVERY_S = 1.0
 # The file system of the file cannot do it: the bytes are read and sent instead.
 NO_SENDFILE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)

@@ -165,6 +165,17 @@ def url(environment: Environment, name: str, default: str) -> str:
     return value
 
 
+def bare_url(environment: Environment, name: str) -> str:
+    """An address of a server, without a path; "" if none is given. It must have neither user nor password."""
+    value = text(environment, name).rstrip("/")
+    if value and (not is_address(value) or "@" in urlsplit(value).netloc or urlsplit(value).path):
+        raise ImproperlyConfigured(
+            f"{name} (not shown, it may hold a password): expected an address like https://s3.example.org:9000, "
+            "without a user, a password or a path."
+        )
+    return value
+
+
 def urls(environment: Environment, name: str, default: str) -> str:
     """The addresses of one model server, or of several with commas between them; each as `url` says."""
     items = texts(environment, name) or [default]

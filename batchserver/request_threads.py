@@ -4,13 +4,15 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from django.db import connections
+
+from common import waits
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +21,17 @@ Job = Callable[[], None]
 # one takes as long as some requests. With 16 threads kept, 200 clients opened one for each fourth request.
 KEPT = 48
 KEPT_S = 30.0
+# A thread that waits for longer gives its connection to the database back.
+SHORT_WAIT_S = 0.25
 
 
 class RequestThreads:
     """A pool in which `places` threads at most are at work, and `most` threads exist.
 
-    A thread that waits for its client stands aside: another one takes its place, so a client that is slow to send or to
-    read costs a thread and no place. Whoever comes back goes before a new request. As many connections to the database
-    as places are open at most: who stands aside has none (`close_connections`), and threads are kept for free places
-    alone.
+    A thread that waits for its client, or for a storage of files that is no disk, stands aside: another one takes its
+    place, so a client that is slow to send or to read costs a thread and no place. Whoever comes back goes before a new
+    request. As many connections to the database as places are open at most: who stands aside has none
+    (`close_connections`), and threads are kept for free places alone.
 
     The threads are daemons: one that hangs keeps no process from its end.
     """
@@ -116,7 +120,15 @@ class RequestThreads:
             return False
         return True
 
+    def _wait(self, done: "Future[Any]") -> None:
+        """Wait for the network without a place, and after a moment without a connection to the database."""
+        with self.standing_aside():
+            if wait([done], timeout=SHORT_WAIT_S).not_done:
+                close_connections()
+                wait([done])
+
     def _run(self, first: Job) -> None:
+        waits.wait_by(self._wait)
         inbox: SimpleQueue[Job | None] = SimpleQueue()
         job: Job | None = first
         while job is not None:

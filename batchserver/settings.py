@@ -8,9 +8,10 @@ import logging
 import os
 from os import environ
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
+from django.core.exceptions import ImproperlyConfigured
 from django.utils.functional import SimpleLazyObject
 from dotenv import load_dotenv
 
@@ -273,9 +274,37 @@ CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
 CELERY_TIMEZONE = "UTC"
 
-# Files
-STORAGES = {
-    "default": {"BACKEND": "files_api.storage.DurableFileSystemStorage", "OPTIONS": {"location": str(FILES_DIR)}},
+# Files: on the disk, or in a bucket by django-storages with its own names. Options that are not set are left to it and
+# to boto3, which find a key in the machine's role, for instance.
+AWS_STORAGE_BUCKET_NAME = env.text(environ, "AWS_STORAGE_BUCKET_NAME")
+AWS_S3_ENDPOINT_URL = env.bare_url(environ, "AWS_S3_ENDPOINT_URL")
+AWS_ACCESS_KEY_ID = env.text(environ, "AWS_ACCESS_KEY_ID")
+AWS_SECRET_ACCESS_KEY = env.text(environ, "AWS_SECRET_ACCESS_KEY")
+AWS_LOCATION = env.text(environ, "AWS_LOCATION")
+AWS_QUERYSTRING_EXPIRE = env.whole(environ, "AWS_QUERYSTRING_EXPIRE", 3600, least=1, most=604_800)
+_bucket = {
+    "bucket_name": AWS_STORAGE_BUCKET_NAME,
+    "endpoint_url": AWS_S3_ENDPOINT_URL,
+    "region_name": env.text(environ, "AWS_S3_REGION_NAME"),
+    "access_key": AWS_ACCESS_KEY_ID,
+    "secret_key": AWS_SECRET_ACCESS_KEY,
+    "security_token": env.text(environ, "AWS_SESSION_TOKEN"),
+    "location": AWS_LOCATION.strip("/"),
+    "addressing_style": env.choice(environ, "AWS_S3_ADDRESSING_STYLE", "auto", "path", "virtual"),
+    "verify": env.text(environ, "AWS_S3_VERIFY"),
+    "querystring_expire": AWS_QUERYSTRING_EXPIRE,
+}
+if AWS_STORAGE_BUCKET_NAME and bool(AWS_ACCESS_KEY_ID) != bool(AWS_SECRET_ACCESS_KEY):
+    raise ImproperlyConfigured("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set both, or neither.")
+# A download is a redirect to the bucket, by an address that is good for AWS_QUERYSTRING_EXPIRE seconds.
+DOWNLOADS_BY_REDIRECT = env.switch(environ, "DOWNLOADS_BY_REDIRECT", False)
+STORAGES: dict[str, dict[str, Any]] = {
+    "default": {
+        "BACKEND": "files_api.s3.storage.S3FileStorage",
+        "OPTIONS": {name: value for name, value in _bucket.items() if value},
+    }
+    if AWS_STORAGE_BUCKET_NAME
+    else {"BACKEND": "files_api.storage.DurableFileSystemStorage", "OPTIONS": {"location": str(FILES_DIR)}},
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 FILE_UPLOAD_HANDLERS = ["files_api.upload_handler.MeasuringUploadHandler"]

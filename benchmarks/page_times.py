@@ -21,7 +21,7 @@ from batches import lifecycle
 from batches.models import Backend, Batch, Lease, Line, LineState, Part, Pulse, Response, Status
 from batches.results import result_line
 from common import database
-from files_api.models import RESULTS, File
+from files_api.models import RESULTS, File, row_id, stored_name
 from files_api.storage import temporary_file
 
 SMALL_OPEN = 10  # small batches that wait
@@ -140,12 +140,13 @@ def _insert(rows: Iterator[tuple[int | str | bytes | None, ...]]) -> None:
 
 def _write_results(batch: Batch) -> None:
     """The output file, with a line for each that succeeded, as results.py writes it."""
-    with temporary_file() as content:
+    with temporary_file(stored_name(File(), "")) as content:
         for number in range(1, batch.total + 1):
             if number % EVERY_FAILED:
                 text = result_line(batch.pk, number, f"profile-{number:07}", 2, 200, _REPLY, "", "")
                 content.write(text.encode())
-        file = File(filename="output.jsonl", purpose=RESULTS, bytes=content.size, sha256=content.sha256)
+        made = {"bytes": content.size, "sha256": content.sha256}
+        file = File(id=row_id(content.stored_as), filename="output.jsonl", purpose=RESULTS, **made)
         file.content.save("", content, save=False)
         file.save()
     batch.output_file = file

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from client.trouble import Away, Refused, Trouble
 
@@ -119,7 +119,8 @@ class Server:
 
     def content(self, file_id: str) -> Iterator[bytes]:
         """The bytes of a file. Raises Away if the connection ends before the file does."""
-        yield from self._stream(self._ask("GET", f"files/{file_id}/content", stream=True))
+        response = self._ask("GET", f"files/{file_id}/content", may_lead_elsewhere=True, stream=True)
+        yield from self._stream(response)
 
     def lines(self, file_id: str | None) -> Iterator[bytes]:
         """The lines of a result file, one at a time; none for no file."""
@@ -153,8 +154,12 @@ class Server:
 
     # One request
 
-    def _ask(self, method: str, path: str, **options: Any) -> "requests.Response":
-        """The good answer. Raises Refused for an error of the server, Away if it does not answer in `patience_s`."""
+    def _ask(self, method: str, path: str, *, may_lead_elsewhere: bool = False, **options: Any) -> "requests.Response":
+        """The good answer. Raises Refused for an error of the server, Away if it does not answer in `patience_s`.
+
+        `may_lead_elsewhere`: the server may name another address that has what was asked for, which does not get the
+        key.
+        """
         import requests
 
         ends_at = time.monotonic() + self.patience_s
@@ -166,6 +171,10 @@ class Server:
             try:
                 url = f"{self.base}/v1/{path}"
                 response = self.session.request(method, url, timeout=READ_TIMEOUT_S, allow_redirects=False, **options)
+                if may_lead_elsewhere and _leads_elsewhere(response):
+                    there = urljoin(url, response.headers["Location"])
+                    unsigned: dict[str, Any] = {"Authorization": None}
+                    response = self.session.get(there, headers=unsigned, timeout=READ_TIMEOUT_S, stream=True)
                 if response.status_code not in FOR_A_MOMENT or _is_final_answer(response):
                     return self._checked(response)
                 wait_s = _retry_after_s(response)
@@ -227,6 +236,11 @@ def _envelope(response: "requests.Response") -> dict[str, Any]:
         return {}
     error = body.get("error") if isinstance(body, dict) else None
     return error if isinstance(error, dict) else {}
+
+
+def _leads_elsewhere(response: "requests.Response") -> bool:
+    """Whether this redirect is to something else than the same path, as of a proxy that wants HTTPS."""
+    return response.is_redirect and urlsplit(response.headers["Location"]).path != urlsplit(response.url).path
 
 
 def _is_final_answer(response: "requests.Response") -> bool:

@@ -1,4 +1,5 @@
-"""A disk: what is on it for good, and what it says when it fails, of files and of a database that lies on it."""
+"""A disk: what is on it for good, and what it says when it fails, of files and of a database that lies on it; and what
+a storage of files says that is no disk."""
 
 import errno
 import os
@@ -28,6 +29,24 @@ _POSTGRES_CODES = {
 }
 
 
+class RemoteError(OSError):
+    """An error of a storage of files that is no disk of this machine. `strerror` names the storage and says what is
+    wrong with it, `advice` what to do; neither has a full stop, or a key. `code` is what the storage calls it."""
+
+    def __init__(self, number: int, reason: str, advice: str, code: str = "") -> None:
+        super().__init__(number, reason)
+        self.advice, self.code = advice, code
+
+    @property
+    def is_of_settings(self) -> bool:
+        """A person has to change something, here or there; anything else may pass by itself."""
+        return self.errno in (errno.EACCES, errno.ENODEV)
+
+
+class RemoteFileMissing(RemoteError, FileNotFoundError):
+    """A file is not in a storage that answers."""
+
+
 def sync_directory(directory: Path) -> None:
     """Let the names in the directory survive a power cut. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -40,7 +59,9 @@ def sync_directory(directory: Path) -> None:
 def trouble(error: OSError) -> str:
     """Why bytes cannot be read or written now, and what to do, in sentences for a person; the text names no file."""
     reason = error.strerror or type(error).__name__
-    if error.errno in NO_ROOM:
+    if isinstance(error, RemoteError):
+        advice = error.advice
+    elif error.errno in NO_ROOM:
         advice = "Make room on the disk of DATA_DIR"
     elif error.errno in FORBIDDEN:
         advice = "Let the user that runs the server read and write in DATA_DIR/files"

@@ -67,6 +67,14 @@ def _as_api_error(exc: BaseException, request: Request | HttpRequest) -> ApiErro
                 type="server_error",
                 headers={"Retry-After": "5"},
             )
+        case disk.RemoteError():
+            logger.error("the storage of files fails: %s", exc.strerror)
+            return ApiError(
+                f"The storage of the server fails. {disk.trouble(exc)}",
+                status=507 if exc.errno in disk.NO_ROOM else 503,
+                type="server_error",
+                headers={"Retry-After": "30"},
+            )
         case OSError() if exc.errno in disk.NO_ROOM:
             logger.error("no room to store a file: %s", exc)
             return errors.no_room()

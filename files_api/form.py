@@ -31,16 +31,20 @@ class FormParser(BaseParser):
         request = parser_context["request"]
         meta = request.META | {"CONTENT_TYPE": media_type}
         try:
+            return self._parse(request, meta, stream)
+        except Exception:
+            for handler in request.upload_handlers:
+                handler.upload_interrupted()  # Django closes the files that arrived whole
+            raise
+
+    def _parse(self, request: Any, meta: Any, stream: Any) -> "DataAndFiles[Any, Any]":
+        try:
             form = _Form(meta, stream, request.upload_handlers, charset_of(request._request))
             data, files = form.parse()
         except MultiPartParserError as error:
             raise ParseError(str(error)) from error
         except TooManyFilesSent:
             raise ApiError("The form has several file parts. Send one file in each request.", param="file") from None
-        except OSError:
-            for handler in request.upload_handlers:
-                handler.upload_interrupted()  # Django closes the files that arrived whole
-            raise
         return DataAndFiles(data, files)
 
 

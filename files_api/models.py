@@ -20,11 +20,11 @@ class FileQuerySet(models.QuerySet["File"]):
         """Neither deleted nor expired: what the API shows."""
         return self.filter(deleted_at=None).exclude(expires_at__lte=database.now())
 
-    def discardable(self) -> "FileQuerySet":
-        """Hidden files that still have bytes, which no hold keeps."""
+    def discardable(self, *, but_for: str = "") -> "FileQuerySet":
+        """Hidden files that still have bytes, which no hold keeps but those of `but_for`."""
         hidden = Q(deleted_at__isnull=False) | Q(expires_at__lte=database.now())
         # Not a join: Postgres does not lock rows of an outer join.
-        held = FileHold.objects.filter(file=OuterRef("pk"))
+        held = FileHold.objects.filter(file=OuterRef("pk")).exclude(holder=but_for)
         return self.filter(hidden).exclude(content="").exclude(Exists(held))
 
     def hold(self, file_id: str, holder: str) -> bool:
@@ -49,6 +49,11 @@ def stored_name(file: "File", filename: str) -> str:
     `filename` comes from our own code, by `content.save`: empty, or a suffix that tells two writers apart.
     """
     return f"{file.pk[5:7]}/{file.pk}{filename}"
+
+
+def row_id(name: str) -> str:
+    """The id of the file or upload part whose bytes have this name."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 class File(models.Model):
@@ -85,15 +90,17 @@ class File(models.Model):
         File.objects.filter(pk=self.pk, deleted_at=None).update(deleted_at=database.now())
         self.discard()
 
-    def discard(self) -> bool:
-        """Remove the bytes of a hidden file; False if a hold keeps them. Safe to run twice."""
+    def discard(self, *, but_for: str = "") -> bool:
+        """Remove the bytes of a hidden file; False if a hold keeps them, but one of `but_for`. Safe to run twice.
+        Raises OSError."""
         with transaction.atomic():
-            # Without the lock, a batch that is being created could take a hold between the check and the removal.
-            file = File.objects.select_for_update().filter(pk=self.pk).discardable().first()
-            if file is None:
-                return False
-            file.content.delete(save=False)
-            File.objects.filter(pk=self.pk).update(content="")
+            # The lock waits for whoever is just taking a hold. A hidden file gets no new one.
+            file = File.objects.select_for_update().filter(pk=self.pk).discardable(but_for=but_for).first()
+        if file is None:
+            return False
+        # Behind the transaction: a storage may take its time, and others wait for the lock.
+        file.content.delete(save=False)
+        File.objects.filter(pk=self.pk).update(content="")
         return True
 
 

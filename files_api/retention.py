@@ -4,20 +4,26 @@ import itertools
 import logging
 import random
 import time
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
-from django.conf import settings
-from django.db import transaction
+from django.core.files.storage import default_storage
 from django.db.migrations.recorder import MigrationRecorder
 
+from common import ids, signs_of_life, waits
+from common.disk import RemoteError
 from files_api import storage_id
-from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet
+from files_api.models import File, FileHold, UploadPart, UploadPartQuerySet, row_id
+from files_api.storage import file_storage
 
 logger = logging.getLogger(__name__)
 
+# How long one sweep goes on, and how long it waits for one answer of a storage that is no disk: other duties wait for
+# it.
+SWEEP_S = 5.0
 # No upload takes a day: an older file was left by a process that was killed.
 LEFTOVER_AGE_S = 24 * 3600
+IDS = (ids.FILE, ids.PART)
 # The number of the next directory to sweep; each process begins at a random one.
 _next_directory = itertools.count(random.randrange(10_000))
 
@@ -28,10 +34,9 @@ def release(holder: str) -> None:
     Raises OSError if bytes cannot be removed now: their hold then stays. Safe to run again.
     """
     for file in File.objects.filter(holds__holder=holder):
-        with transaction.atomic():
-            FileHold.objects.filter(file=file, holder=holder).delete()
-            if not file.is_visible:
-                file.discard()
+        if not file.is_visible:
+            file.discard(but_for=holder)
+        FileHold.objects.filter(file=file, holder=holder).delete()
 
 
 def remove(parts: UploadPartQuerySet) -> None:
@@ -40,69 +45,82 @@ def remove(parts: UploadPartQuerySet) -> None:
         logger.error("the bytes of an upload part cannot be removed yet: %s", error.strerror)
 
 
-def _remove(parts: UploadPartQuerySet) -> OSError | None:
-    """Remove upload parts, bytes first: a row that a kill leaves behind is found again. The last error, if parts could
-    not be removed."""
+T = TypeVar("T")
+
+
+def _each(things: Iterable[T], remove: Callable[[T], object]) -> OSError | None:
+    """Remove each of them; the last error, if some could not be removed. A storage that is away as a whole is asked
+    once, and not for each of them."""
     failed = None
-    for part in parts:
+    for thing in things:
         try:
-            part.content.delete(save=False)
-            part.delete()
+            remove(thing)
+        except RemoteError as error:
+            return error
         except OSError as error:
             failed = error
     return failed
 
 
-def _discard_hidden(most: int) -> OSError | None:
-    failed = None
-    for file in File.objects.all().discardable()[:most]:
-        try:
-            if file.discard():
-                logger.info("%s: bytes removed", file.pk)
-        except OSError as error:
-            failed = error
-    return failed
+def _remove(parts: Iterable[UploadPart]) -> OSError | None:
+    """Remove upload parts, bytes first: a row that a kill leaves behind is found again."""
+
+    def remove(part: UploadPart) -> None:
+        part.content.delete(save=False)
+        part.delete()
+
+    return _each(parts, remove)
+
+
+def _discard(file: File) -> None:
+    if file.discard():
+        logger.info("%s: bytes removed", file.pk)
 
 
 def sweep(most: int = 500) -> None:
     """Remove the bytes of up to `most` hidden files, up to `most` parts of uploads that are over, and what killed
-    processes left: temporary files, and bytes whose row was never committed.
+    processes left: temporary files, and bytes whose row was never committed. Takes some SWEEP_S; the next sweep does
+    the rest.
 
     Tries everything, then raises the last OSError. Raises WrongStorage before, if the storage is another one.
     """
     storage_id.check()
-    failed = _discard_hidden(most)
-    failed = _remove(UploadPart.objects.all().discardable()[:most]) or failed
-    settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in settings.UPLOAD_DIR.iterdir():
-        # The file is gone if its upload just finished, or if another sweep was faster.
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
-                path.unlink()
-    _remove_orphans(most)
+    ends_at = time.monotonic() + SWEEP_S
+    with waits.meanwhile(signs_of_life.alive, most_s=SWEEP_S, alone=True):
+        failed = _each(_until(ends_at, File.objects.all().discardable()[:most]), _discard)
+        failed = _remove(_until(ends_at, UploadPart.objects.all().discardable()[:most])) or failed
+        if isinstance(failed, RemoteError):
+            raise failed
+        file_storage().drop_leftovers(LEFTOVER_AGE_S)
+        _remove_orphans(most, ends_at)
     if failed is not None:
         raise failed
 
 
-def _remove_orphans(most: int) -> None:
+def _until(ends_at: float, things: Iterable[T]) -> Iterable[T]:
+    return itertools.takewhile(lambda _: time.monotonic() < ends_at, things)
+
+
+def _remove_orphans(most: int, ends_at: float) -> None:
     """Remove up to `most` leftovers without a row from one directory, the next one each time: there are thousands.
 
-    A file older than this database stays: it may belong to another database, whose DATA_DIR this one was given.
+    A file older than this database stays: it may belong to another database, whose DATA_DIR or bucket this one was
+    given.
     """
-    directories = sorted(path for path in settings.FILES_DIR.iterdir() if path.is_dir() and path != settings.UPLOAD_DIR)
+    storage = file_storage()
+    directories = storage.directories()
     if not directories:
         return
     directory = directories[next(_next_directory) % len(directories)]
     database_made_at = MigrationRecorder.Migration.objects.earliest("applied").applied.timestamp()
-    old: dict[str, Path] = {}
-    with suppress(FileNotFoundError):  # another process removed it meanwhile
-        for path in directory.iterdir():
-            if database_made_at < path.stat().st_mtime < time.time() - LEFTOVER_AGE_S:
-                old[f"{directory.name}/{path.name}"] = path
-    looked_at = random.sample(list(old), min(most, len(old)))
+    newest = time.time() - LEFTOVER_AGE_S
+    found = storage.written_at(directory).items()
+    # A bucket may have other things in it.
+    old = [name for name, at in found if database_made_at < at < newest and row_id(name).startswith(IDS)]
+    looked_at = random.sample(old, min(most, len(old)))
     # Bytes are named by the id of their row, so primary keys suffice.
-    keys = [old[name].name.partition(".")[0] for name in looked_at]
+    keys = {row_id(name) for name in looked_at}
     kept = {row.content.name for model in (File, UploadPart) for row in model._default_manager.filter(pk__in=keys)}
-    for name in set(looked_at) - kept:
-        old[name].unlink(missing_ok=True)
+    for name in _until(ends_at, set(looked_at) - kept):
+        default_storage.delete(name)
         logger.info("%s: bytes without a row removed", name)

@@ -1,15 +1,20 @@
-"""Bytes on disk: a file is there whole, under its final name and fsynced, or not at all."""
+"""Where the bytes of files are: a file is there whole, under its final name and for good, or not at all.
+
+`default_storage` is one of two, which answer the same questions (`FileStorage`): `DurableFileSystemStorage` here, and
+`files_api.s3.storage.S3FileStorage`.
+"""
 
 import errno
 import hashlib
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import IO, Any, Protocol, cast
 
 from django.conf import settings
 from django.core.files.base import File as Content
@@ -23,36 +28,112 @@ from common.errors import ApiError
 from files_api.models import File
 
 
-class MeasuredFile(TemporaryUploadedFile):
-    """A temporary file that is written once, from its start: `size` and `sha256` are those of what was written.
-
-    The file lies in UPLOAD_DIR under a random name.
-    """
+class MeasuredFile(UploadedFile):  # type: ignore[type-arg]
+    """Bytes on their way into the storage, written once from their start: `size` and `sha256` are those of what was
+    written. Save it under the name `stored_as`; `close` removes what was not saved."""
 
     size: int
     file: Any
 
-    def __init__(self) -> None:
-        # Django's own __init__ takes the directory from FILE_UPLOAD_TEMP_DIR. Its system check wants that to exist at
-        # any time, so before the first start too.
-        temporary = NamedTemporaryFile(suffix=".upload", dir=settings.UPLOAD_DIR)  # noqa: SIM115  (closed by `close`)
-        UploadedFile.__init__(self, temporary, "file", "application/octet-stream", 0, None)
+    def __init__(self, stored_as: str, file: Any) -> None:
+        UploadedFile.__init__(self, file, "file", "application/octet-stream", 0, None)
+        self.stored_as = stored_as
         self._digest = hashlib.sha256()
 
     def write(self, content: bytes) -> None:  # type: ignore[override]  # a method here, a property in Django's mixin
-        self.file.write(content)
+        """Raises OSError. What was written before is of no use then."""
+        self._take(content)
         self._digest.update(content)
         self.size += len(content)
 
+    def _take(self, content: bytes) -> None:
+        self.file.write(content)
+
     def sync(self) -> None:
-        """Fsync what was written, and go to the start."""
-        self.file.flush()
-        os.fsync(self.fileno())
-        self.seek(0)
+        """Do all that takes long: saving takes a moment after it. Nothing is written any more."""
+
+    @property
+    def head(self) -> IO[bytes]:
+        """The beginning of what was written, some megabytes at least. Whoever reads it leaves it anywhere."""
+        return cast("IO[bytes]", self.file)
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+class Spans(Protocol):
+    """The bytes of a stored file at many places."""
+
+    def has(self, offset: int, length: int) -> bool:
+        """Whether `read` returns these bytes, or raises its error, without a wait for the network. If not, they are
+        asked for, and this returns at once."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Fewer bytes at the end of the file. Raises OSError."""
+
+    def close(self) -> None: ...
+
+
+class FileStorage(Protocol):
+    """What the storage of files answers beside Django's own `open`, `save`, `delete`, `exists` and `listdir`."""
+
+    takes_disk: bool  # whether files take room of what `free_bytes` counts
+
+    def incoming(self, name: str) -> MeasuredFile:
+        """A file to write to and to save under this name."""
+
+    def spans(self, name: str) -> Spans: ...
+
+    def free_bytes(self) -> int | None:
+        """What is free on the disk of this machine that files or rows take; None if they take none."""
+
+    def trouble(self) -> str:
+        """Why no file can be stored now, and what to do, for a person; empty if one can."""
+
+    def directories(self) -> list[str]:
+        """The directories in which files lie."""
+
+    def written_at(self, directory: str) -> dict[str, float]:
+        """The names of the files in this directory, and when each was written, as Unix time. Empty if the directory is
+        gone."""
+
+    def drop_leftovers(self, older_than_s: float) -> None:
+        """Remove what processes that were killed so long ago had not saved."""
+
+    def signed_url(self, name: str, filename: str) -> str:
+        """Where a client gets these bytes without this server; empty if it does not."""
+
+
+class LocalFile(MeasuredFile, TemporaryUploadedFile):
+    """A temporary file of the file system of the storage, under a random name in UPLOAD_DIR."""
+
+    def __init__(self, stored_as: str) -> None:
+        # Django's own __init__ takes the directory from FILE_UPLOAD_TEMP_DIR. Its system check wants that to exist at
+        # any time, so before the first start too.
+        temporary = NamedTemporaryFile(suffix=".upload", dir=settings.UPLOAD_DIR)  # noqa: SIM115  (closed by `close`)
+        MeasuredFile.__init__(self, stored_as, temporary)
+
+    def sync(self) -> None:
+        self.file.flush()
+        os.fsync(self.fileno())
+        self.seek(0)
+
+
+class _LocalSpans:
+    """Reads at once: a disk has no answer to wait for."""
+
+    def __init__(self, stream: "Content[bytes]") -> None:
+        self._stream = stream
+        self.close = stream.close
+
+    def has(self, offset: int, length: int) -> bool:
+        return True
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._stream.seek(offset)
+        content: bytes = self._stream.read(length)
+        return content
 
 
 class DurableFileSystemStorage(FileSystemStorage):
@@ -62,6 +143,8 @@ class DurableFileSystemStorage(FileSystemStorage):
     temporary file of the same file system, are fsynced and renamed, and the directory is fsynced before the name is
     returned. An existing name is replaced: names come from ids, so the content can only be the same.
     """
+
+    takes_disk = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_overwrite=True)
@@ -79,11 +162,8 @@ class DurableFileSystemStorage(FileSystemStorage):
         return Content(stream)
 
     def _save(self, name: str, content: "Content[bytes]") -> str:
-        if not isinstance(content, TemporaryUploadedFile):
-            with temporary_file() as copy:
-                for chunk in content.chunks():
-                    copy.write(chunk)
-                return self._save(name, copy)
+        if not isinstance(content, LocalFile):
+            return copied(self, name, content)
         final = Path(self.path(name))
         if not final.parent.is_dir():
             final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,6 +173,59 @@ class DurableFileSystemStorage(FileSystemStorage):
         os.replace(content.temporary_file_path(), final)
         disk.sync_directory(final.parent)
         return name
+
+    def incoming(self, name: str) -> LocalFile:
+        return LocalFile(name)
+
+    def spans(self, name: str) -> Spans:
+        """Raises OSError."""
+        return _LocalSpans(self._open(name))
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.location).free
+
+    def trouble(self) -> str:
+        """Writes a byte, and removes it."""
+        try:
+            with temporary_file("") as file:
+                file.write(b"\n")
+                file.file.flush()
+        except OSError as error:
+            return f"Files cannot be stored: {disk.trouble(error)}"
+        return ""
+
+    def directories(self) -> list[str]:
+        found = Path(self.location).iterdir()
+        return sorted(path.name for path in found if path.is_dir() and path != Path(settings.UPLOAD_DIR))
+
+    def written_at(self, directory: str) -> dict[str, float]:
+        found = {}
+        with suppress(FileNotFoundError):  # another process removed it meanwhile
+            for path in (Path(self.location) / directory).iterdir():
+                found[f"{directory}/{path.name}"] = path.stat().st_mtime
+        return found
+
+    def drop_leftovers(self, older_than_s: float) -> None:
+        settings.UPLOAD_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in settings.UPLOAD_DIR.iterdir():
+            # The file is gone if its upload just finished, or if another sweep was faster.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - older_than_s:
+                    path.unlink()
+
+    def signed_url(self, name: str, filename: str) -> str:
+        """Empty: this server alone reads the disk."""
+        return ""
+
+
+def copied(storage: Any, name: str, content: "Content[Any]") -> str:
+    """Save any content as Django saves it, whatever wrote it; the name."""
+    with incoming(storage, name) as copy:
+        for chunk in content.chunks():
+            copy.write(chunk)
+        copy.sync()
+        saved: str = storage._save(name, copy)
+        return saved
 
 
 def _without_links(path: str, flags: int) -> int:
@@ -135,20 +268,41 @@ def _unreadable(error: OSError, file_id: str) -> ApiError:
     return ApiError(message, status=503, type="server_error", headers={"Retry-After": "30"})
 
 
+def spans(content: FieldFile) -> Spans:
+    """The bytes of a stored file at many places. Raises OSError, and ValueError if the file has no bytes any more."""
+    if not content.name:
+        raise ValueError("The file has no bytes any more")
+    return file_storage().spans(content.name)
+
+
 def missing_bytes(wanted: int = 0) -> int:
-    """How many bytes the disk lacks to take `wanted` more and keep MIN_FREE_BYTES free; 0 if it has them, or if the
-    storage is no disk of this machine."""
+    """How many bytes the disk lacks to take `wanted` more and keep MIN_FREE_BYTES free; 0 if it has them, or if nothing
+    that grows is on a disk of this machine."""
     free = free_bytes()
     return 0 if free is None else max(0, settings.MIN_FREE_BYTES + wanted - free)
 
 
 def free_bytes() -> int | None:
-    """What is free on the disk, the reserve of MIN_FREE_BYTES included; None if the storage is no disk of this
-    machine."""
+    """What is free on the disk of files or rows, the reserve of MIN_FREE_BYTES included; None if they are on no disk of
+    this machine."""
     try:
-        return shutil.disk_usage(default_storage.path("")).free
-    except (NotImplementedError, OSError):
+        return file_storage().free_bytes()
+    except OSError:
         return None
+
+
+def disk_of_database() -> int | None:
+    """What is free on the disk on which SQLite's database grows; None if the database is another one."""
+    return shutil.disk_usage(settings.DATA_DIR).free if connection.vendor == "sqlite" else None
+
+
+def files_take_disk() -> bool:
+    """Whether a file takes room of what `free_bytes` counts."""
+    return file_storage().takes_disk
+
+
+def file_storage() -> FileStorage:
+    return cast("FileStorage", default_storage)
 
 
 def no_room_hint() -> str:
@@ -161,18 +315,8 @@ def no_room_hint() -> str:
 
 
 def why_not_writable() -> str:
-    """Why no file can be stored now, and what to do; empty if one can. Writes a byte, and removes it."""
-    if hint := no_room_hint():
-        return hint
-    if hint := _why_database_is_not_writable():
-        return hint
-    try:
-        with temporary_file() as file:
-            file.write(b"\n")
-            file.flush()
-    except OSError as error:
-        return f"Files cannot be stored: {disk.trouble(error)}"
-    return ""
+    """Why no file can be stored now, and what to do; empty if one can."""
+    return no_room_hint() or _why_database_is_not_writable() or file_storage().trouble()
 
 
 def _why_database_is_not_writable() -> str:
@@ -185,13 +329,18 @@ def _why_database_is_not_writable() -> str:
     return ""
 
 
-@contextmanager
-def temporary_file() -> Iterator[MeasuredFile]:
-    """A file to write to and hand to a FileField inside the block; removed at the end of the block if still there.
+def temporary_file(name: str) -> AbstractContextManager[MeasuredFile]:
+    """A file to write to and to save under this name inside the block; removed at the end of the block if it was not
+    saved.
 
-    A process that is killed meanwhile leaves the file behind for `retention.sweep`.
+    What a process leaves that is killed meanwhile is removed by `retention.sweep`.
     """
-    file = MeasuredFile()
+    return incoming(file_storage(), name)
+
+
+@contextmanager
+def incoming(storage: FileStorage, name: str) -> Iterator[MeasuredFile]:
+    file = storage.incoming(name)
     try:
         yield file
     finally:

@@ -1,4 +1,4 @@
-"""Receive a form's file part: stream it to disk, measure it, and refuse it as soon as it is too large."""
+"""Receive a form's file part: stream it into the storage, measure it, and refuse it as soon as it is too large."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +11,7 @@ from rest_framework.request import Request
 from common import errors
 from common.errors import ApiError
 from common.negotiation import told_length
-from files_api.storage import MeasuredFile, missing_bytes
+from files_api.storage import MeasuredFile, file_storage, missing_bytes
 
 # Bytes of a form beside its file: boundaries, headers, short fields.
 MULTIPART_OVERHEAD_BYTES = 2**16
@@ -20,15 +20,16 @@ LOOK_EVERY_BYTES = 2**24
 
 
 class MeasuringUploadHandler(FileUploadHandler):
-    """Give the file part as a MeasuredFile. The temporary name does not depend on the client's file name."""
+    """Give the file part as a MeasuredFile. Its name does not depend on the client's file name."""
 
     chunk_size = 2**18
-    most_bytes = 0  # set by `receive`; a form that is read without `receive` takes no file
+    most_bytes = 0  # set by `receive`, as the next one; a form that is read without `receive` takes no file
+    stored_as = ""
     file: MeasuredFile
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)
-        self.file = MeasuredFile()
+        self.file = file_storage().incoming(self.stored_as)
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         size = self.file.size + len(raw_data)
@@ -53,7 +54,7 @@ class MeasuringUploadHandler(FileUploadHandler):
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """If the disk is full, remove at once what was received: Django closes whole files only."""
+        """If it cannot be stored, remove at once what was received: Django closes whole files only."""
         try:
             yield
         except OSError:
@@ -67,8 +68,9 @@ def least_bytes(request: Request) -> int:
     return max(0, told_length(request) - MULTIPART_OVERHEAD_BYTES)
 
 
-def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
-    """The form's file part of this name, of `most_bytes` at most. Call it before anything reads the form.
+def receive(request: Request, param: str, most_bytes: int, *, stored_as: str) -> MeasuredFile:
+    """The form's file part `param`, of `most_bytes` at most, to be saved as `stored_as`. Call it before anything reads
+    the form.
 
     A Content-Length that is too large is refused before its bytes arrive; any other upload is counted as it streams.
     """
@@ -78,7 +80,7 @@ def receive(request: Request, param: str, most_bytes: int) -> MeasuredFile:
     if missing_bytes(length):
         raise errors.no_room()
     handler = MeasuringUploadHandler(request._request)
-    handler.most_bytes = most_bytes
+    handler.most_bytes, handler.stored_as = most_bytes, stored_as
     request.upload_handlers = [handler]
     form = cast("QueryDict", request.data)
     content = form.get(param)

@@ -7,8 +7,8 @@ from django.db import DatabaseError, transaction
 from common import database, errors
 from common.errors import ApiError
 from files_api import retention, storage_id, stored_bytes
-from files_api.accept import accept
-from files_api.models import File, Upload, UploadPart
+from files_api.accept import put_in_place
+from files_api.models import File, Upload, UploadPart, row_id, stored_name
 from files_api.storage import MeasuredFile, missing_bytes, temporary_file
 
 MOST_PART_BYTES = 64 * 2**20
@@ -22,7 +22,7 @@ def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
     """
     _refuse(upload, *OVER)
     storage_id.check()
-    part = UploadPart(upload=upload, bytes=content.size)
+    part = UploadPart(id=row_id(content.stored_as), upload=upload, bytes=content.size)
     part.content.save("", content, save=False)
     try:
         with transaction.atomic():
@@ -88,7 +88,7 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
     if missing_bytes(upload.bytes):
         raise errors.no_room()
     digest = hashlib.md5(usedforsecurity=False)
-    with temporary_file() as content:
+    with temporary_file(stored_name(File(), "")) as content:
         for part in parts:
             with part.content.open("rb") as stream:
                 for chunk in stream.chunks():
@@ -100,28 +100,35 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
                 param="md5",
                 code="invalid_value",
             )
-        content.sync()  # gigabytes: before the lock on the database is taken
-        file: File | None = None
-        try:
-            with transaction.atomic():
-                upload = _locked(upload)
-                if not _is_joined_of(upload, part_ids):
-                    # Not if it expired: the client asked in time, and joining gigabytes takes a while.
-                    _refuse(upload, "completed", "cancelled")
-                    file = accept(
-                        content,
-                        owner=upload.owner,
-                        filename=upload.filename,
-                        purpose=upload.purpose,
-                        lifetime=upload.file_lifetime,
-                        new_bytes=0,  # the parts have them, which go
-                    )
-                    upload.file, upload.joined_part_ids = file, part_ids
-                    upload.save(update_fields=["file", "joined_part_ids"])
-        except DatabaseError:
-            if file is not None:
-                file.content.delete(save=False)
-            raise
+        content.sync()
+        return _complete(upload, part_ids, content)
+
+
+def _complete(upload: Upload, part_ids: list[str], content: MeasuredFile) -> Upload:
+    # The bytes first: a storage may take its time, and others wait for the lock.
+    file = put_in_place(
+        content,
+        owner=upload.owner,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        lifetime=upload.file_lifetime,
+    )
+    is_taken = False
+    try:
+        with transaction.atomic():
+            upload = _locked(upload)
+            if not _is_joined_of(upload, part_ids):
+                # Not if it expired: the client asked in time, and joining gigabytes takes a while.
+                _refuse(upload, "completed", "cancelled")
+                file.save(force_insert=True)  # the owner stores no more: the parts have the bytes, and go
+                upload.file, upload.joined_part_ids = file, part_ids
+                upload.save(update_fields=["file", "joined_part_ids"])
+                is_taken = True
+    except (ApiError, DatabaseError):
+        file.content.delete(save=False)
+        raise
+    if not is_taken:
+        file.content.delete(save=False)
     return upload
 
 

@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 from django.conf import settings
-from django.http import FileResponse, StreamingHttpResponse
+from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
+from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, OpenApiResponse, inline_serializer
 from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -20,9 +20,19 @@ from common.negotiation import json_object
 from common.openapi import IDEMPOTENCY_KEY, operation
 from common.owners import owner_of, rows
 from common.pagination import CursorPagination
-from files_api import stored_bytes, uploads
+from files_api import downloads, stored_bytes, uploads
 from files_api.form import FormParser
-from files_api.models import NOT_DOWNLOADABLE, PURPOSES, RESULTS, File, FileQuerySet, Upload
+from files_api.models import (
+    NOT_DOWNLOADABLE,
+    PURPOSES,
+    RESULTS,
+    File,
+    FileQuerySet,
+    Upload,
+    UploadPart,
+    stored_name,
+    stored_part_name,
+)
 from files_api.serializers import (
     FileCreateSerializer,
     FileDeletedSerializer,
@@ -32,8 +42,9 @@ from files_api.serializers import (
     UploadPartSerializer,
     UploadSerializer,
 )
-from files_api.storage import opened
 from files_api.upload_handler import least_bytes, receive
+
+ELSEWHERE = OpenApiResponse(description="With DOWNLOADS_BY_REDIRECT: the address in S3 that has the bytes for a while.")
 
 
 class FilePagination(CursorPagination):
@@ -73,7 +84,7 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         owner = owner_of(request)
         if not idempotency.is_repeated(request):  # what is sent again is stored already, and takes no more
             stored_bytes.look_ahead(owner, least_bytes(request))
-        content = receive(request, "file", settings.MAX_FILE_BYTES)
+        content = receive(request, "file", settings.MAX_FILE_BYTES, stored_as=stored_name(File(), ""))
         form = FileCreateSerializer.from_form(request.data)
         form.is_valid(raise_exception=True)
         fields = form.validated_data
@@ -98,22 +109,17 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         file.hide()
         return Response(FileDeletedSerializer(file).data)
 
-    @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY, 302: ELSEWHERE})
     @action(detail=True)
     def content(self, request: Request, pk: str) -> Any:
         return self.download(request, pk)
 
-    def download(self, request: Request, pk: str) -> StreamingHttpResponse:
+    def download(self, request: Request, pk: str) -> HttpResponseBase:
         """The bytes of a file. Raises a 404 if there is none, and a 400 if its purpose keeps it here."""
         file = self.get_object()
         if file.purpose in NOT_DOWNLOADABLE:
             raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
-        return FileResponse(
-            opened(pk, file.content),
-            as_attachment=True,
-            filename=file.filename,
-            content_type="application/octet-stream",
-        )
+        return downloads.download(request._request, file)
 
 
 class UploadViewSet(viewsets.GenericViewSet[Upload]):
@@ -148,7 +154,8 @@ class UploadViewSet(viewsets.GenericViewSet[Upload]):
     @action(detail=True, methods=["post"], parser_classes=[FormParser])
     def parts(self, request: Request, pk: str) -> Response:
         upload = self.get_object()
-        part = uploads.add_part(upload, receive(request, "data", uploads.MOST_PART_BYTES))
+        name = stored_part_name(UploadPart(), "")
+        part = uploads.add_part(upload, receive(request, "data", uploads.MOST_PART_BYTES, stored_as=name))
         return Response(UploadPartSerializer(part).data)
 
     @operation("Join the parts to a file", UploadSerializer, request=UploadCompleteSerializer)

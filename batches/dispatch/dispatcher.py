@@ -46,13 +46,15 @@ from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
 from batches.dispatch.tallies import Tallies
 from batches.models import Backend, Lease, Line, Status
-from common import failpoints
+from common import failpoints, waits
 from common.database import relaxed_commits, retrying
 from files_api import storage_id
 
 logger = logging.getLogger(__name__)
 
 PURPOSE = "drive"
+# How often to see whether the body of the next line has come from a storage that is no disk.
+LOOK_FOR_BODY_EVERY_S = 0.02
 
 
 class Dispatcher:
@@ -76,7 +78,7 @@ class Dispatcher:
         self.wake_control = wake_control
 
     def run(self) -> None:
-        with relaxed_commits(), leases.Keeper(PURPOSE, backend=self.backend) as keeper:
+        with relaxed_commits(), leases.Keeper(PURPOSE, backend=self.backend) as keeper, waits.meanwhile(keeper.keep):
             self._open(keeper)
             try:
                 self._loop()
@@ -142,7 +144,9 @@ class Dispatcher:
         if self.gap is not None and self.gap.is_on:
             return LASTS_S / 2
         until = min(self.checks.due_at, self.answers.due_at) if self.answers else self.checks.due_at
-        return max(0.0, until - time.monotonic())
+        patience_s = max(0.0, until - time.monotonic())
+        is_waiting = self.line_calls.is_waiting and self.lines.head is not None
+        return min(patience_s, LOOK_FOR_BODY_EVERY_S) if is_waiting else patience_s
 
     def _stand_down(self) -> None:
         """If nothing may be sent, hand the lines back for other drives to claim, and wait for no trial."""
@@ -172,10 +176,13 @@ class Dispatcher:
                 if not question.is_light:
                     self.own_use.note([question.served_model])
                 self.calls.submit(self.readiness.call(question))
-            elif question is None and line is not None and self._has_place_for(line):
+            elif question is None and line is not None and self._is_ready(line):
                 self._send_line(self.lines.take())
             else:
                 return
+
+    def _is_ready(self, line: Line) -> bool:
+        return self.line_calls.is_at_hand(line, self.lines) and self._has_place_for(line)
 
     def _is_in_gap(self) -> bool:
         now = time.monotonic()

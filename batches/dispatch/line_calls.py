@@ -1,6 +1,7 @@
 """From a claimed line to its call: the body as the model server takes it, and a deadline; or a reply without a call."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 
 from django.conf import settings
@@ -27,6 +28,13 @@ class LineCalls:
         self._inputs = InputFiles()
         self._deadlines = Deadlines()
         self._ignored = IgnoredMembers()
+        self.is_waiting = False  # for the body of the line that is sent next
+
+    def is_at_hand(self, line: Line, others: Iterable[Line]) -> bool:
+        """Whether `make` needs not wait for the network for this line. If it does, the body is fetched beside, and
+        those of the `others` that will be sent next."""
+        self.is_waiting = not retrying(self._inputs.is_at_hand, line, others)
+        return not self.is_waiting
 
     def make(self, line: Line) -> Call[Line]:
         """The call for this line, to be sent unless it has a reply already.

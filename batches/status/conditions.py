@@ -20,7 +20,7 @@ WITHIN_S = 3.0
 
 @dataclass(frozen=True)
 class Failed:
-    """A condition that does not hold. `reason` is for a person, and has no path, no address and no secret. A warning is
+    """A condition that does not hold. `reason` is for a person, and has no path and no secret. A warning is
     of what others make up for."""
 
     check: str

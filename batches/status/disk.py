@@ -68,7 +68,8 @@ class Needs:
         rows = sum(need.rows for need in needs) if connection.vendor == "sqlite" else 0
         if rows and self._unused is None:
             self._unused = unused_bytes()
-        return round(max(0, rows - (self._unused or 0)) + sum(need.files for need in needs))
+        files = sum(need.files for need in needs) if storage.files_take_disk() else 0
+        return round(max(0, rows - (self._unused or 0)) + files)
 
 
 def of(batch: Batch) -> Disk:

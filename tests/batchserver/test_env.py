@@ -1,6 +1,7 @@
 """How the values of settings are read. Each refusal names the variable, what it got and what it takes."""
 
 import base64
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -103,6 +104,16 @@ def test_an_address_that_may_hold_a_key_stays_as_it_was_typed_and_is_not_shown()
     assert env.secret_url({}, "WEBHOOK_URL") == ""
     told = refused(env.secret_url, {"WEBHOOK_URL": "example.org/hook?key=hunter2"}, "WEBHOOK_URL")
     assert told == "WEBHOOK_URL (not shown, it may hold a key): expected an address like https://example.org/hook."
+
+
+def test_a_bare_address_has_no_path_and_no_password():
+    read = partial(env.bare_url, name="ENDPOINT")
+    assert read({"ENDPOINT": "https://s3.example.org:9000/"}) == "https://s3.example.org:9000"
+    assert read({}) == ""
+    for value in ("s3.example.org", "https://s3.example.org/bucket", "https://me:hunter2@s3.example.org"):
+        told = refused(read, {"ENDPOINT": value})
+        assert told.startswith("ENDPOINT (not shown, it may hold a password): expected an address like https://")
+        assert "hunter2" not in told
 
 
 def test_a_signing_secret_is_never_shown():

@@ -53,6 +53,25 @@ def test_what_is_no_address_is_refused(given):
         normalized(given)
 
 
+CONTENT = f"{BASE}/v1/files/file-1/content"
+
+
+def test_a_download_that_leads_elsewhere_is_followed_without_the_key(server):
+    there = "http://minio:9000/batches/ab/file-1?X-Amz-Signature=abc"
+    server.played.get(CONTENT, status=302, headers={"Location": there})
+    server.played.get(there, body=b"a\nb\n")
+    assert list(server.lines("file-1")) == [b"a", b"b"]
+    first, second = (call.request.headers for call in server.played.calls)
+    assert first["Authorization"] == "Bearer sk-key"
+    assert "Authorization" not in second
+
+
+def test_a_download_that_leads_to_the_same_path_is_a_proxy_that_is_named(server):
+    server.played.get(CONTENT, status=301, headers={"Location": CONTENT.replace("http:", "https:")})
+    with pytest.raises(Trouble, match="Name that address with --server"):
+        list(server.lines("file-1"))
+
+
 def test_the_key_is_sent(server):
     server.played.get(BATCH, json={"id": "batch_1"})
     assert server.batch("batch_1") == {"id": "batch_1"}

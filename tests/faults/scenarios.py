@@ -22,6 +22,9 @@ from files_api import storage_id
 from tests.fake_backend import Action, error_body
 from tests.faults import invariants
 from tests.faults.world import FINAL, READ_S, Cable, Postgres, World
+from tests.s3 import BUSY as SLOW_DOWN
+from tests.s3 import Fault
+from tests.s3 import program as s3_program
 from tests.stack import ROOT, eventually
 
 SQLITE, BOTH = ("sqlite",), ("sqlite", "postgres")
@@ -38,6 +41,7 @@ class Scenario:
     quick: tuple[str, ...] = ()  # the databases on which `script/test` plays it; `--faults` plays all on both
     disk_mb: int = 0
     own_clock: bool = False
+    in_s3: bool = False  # files lie there, and not on the disk
     only_on: str = ""  # the database, where the fault is its own
     needs: Callable[[], bool] = lambda: True  # what it takes is there
     is_long: bool = False  # minutes
@@ -80,6 +84,7 @@ def run(scenario: Scenario, postgres: Postgres | None, *, root: Path = ROOT, rea
             root=root,
             disk_mb=scenario.disk_mb,
             own_clock=scenario.own_clock,
+            in_s3=scenario.in_s3,
             reads_within_s=reads_within_s,
             **scenario.environment,
         )
@@ -528,6 +533,26 @@ def _disk_full(world: World) -> None:
         time.sleep(12)
 
 
+def _s3_goes_wrong(world: World) -> None:
+    """While S3 takes its time, each process is killed in turn. Then S3 is busy, silent and away in mid-batch."""
+    assert world.s3 is not None
+    proxy = world.s3.proxy
+    proxy.rule = lambda asked: Fault(delay_s=0.2)
+    _each_process_in_turn(world)
+    for hurt in (SLOW_DOWN, Fault(hang=True), Fault(drop=True)):
+        proxy.rule = lambda asked: None
+        batch = world.submit(20)
+        world.await_lines(3, batch)
+        proxy.rule = lambda asked, hurt=hurt: hurt  # type: ignore[misc]
+        told = world.upload(b"{}\n").status_code
+        time.sleep(3)
+        proxy.rule = lambda asked: None
+        assert told == 503, f"HTTP {told}"
+    proxy.go_away()
+    time.sleep(6)
+    proxy.come_back()
+
+
 def _clock_steps(world: World) -> None:
     batch = world.submit(40)
     for count, offset_s in ((2, 3600), (8, 0), (14, -3600), (20, 0)):
@@ -617,6 +642,7 @@ ALL = [
     Scenario("backend truncates without a word", _backend_truncates, environment={"FIT_CONTEXT": "False"}),
     Scenario("upload without room (RLIMIT_FSIZE)", _upload_without_room),
     Scenario("disk full for 12 s (tmpfs)", _disk_full, disk_mb=64, needs=_is_root),
+    Scenario("files in S3, which goes wrong", _s3_goes_wrong, in_s3=True, needs=lambda: s3_program() is not None),
     Scenario("Postgres crashes twice", _postgres_crashes, only_on="postgres"),
     Scenario("database locked for 10 s", _database_locked),
     Scenario(

@@ -28,6 +28,7 @@ import requests
 
 from tests.conftest import CHAT, jsonl, line
 from tests.fake_backend import Action, FakeBackend, Seen, answer
+from tests.s3 import BUCKET, KEY, SECRET, Proxy, S3Server, client
 from tests.stack import ROOT, Stack, eventually, free_port
 
 FINAL = ("completed", "failed", "expired", "cancelled")
@@ -220,6 +221,30 @@ class Rows:
             connection.execute("ROLLBACK")
 
 
+class Bucket:
+    """The files of a world, in an S3 server behind a proxy."""
+
+    def __init__(self, directory: Path) -> None:
+        self._server = S3Server(directory)
+        self.proxy = Proxy(self._server.port)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        key = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        return key | {"AWS_STORAGE_BUCKET_NAME": BUCKET, "AWS_S3_ENDPOINT_URL": self.proxy.url}
+
+    def start(self) -> None:
+        self._server.__enter__()
+        self.proxy.__enter__()
+
+    def stop(self) -> None:
+        self.proxy.__exit__()
+        self._server.__exit__()
+
+    def names(self) -> set[str]:
+        return {each["Key"] for each in client(self._server.url).list_objects_v2(Bucket=BUCKET).get("Contents", ())}
+
+
 @dataclass
 class Answered:
     """What the API said to one read of a watcher."""
@@ -269,6 +294,7 @@ class World:
         root: Path = ROOT,
         disk_mb: int = 0,
         own_clock: bool = False,
+        in_s3: bool = False,
         reads_within_s: float = READ_S,
         **environment: str,
     ) -> None:
@@ -292,6 +318,7 @@ class World:
             clock = {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(self._clock)}
         configured = {"OLLAMA_BASE_URL": self.backend.url, "DATABASE_URL": database_url, "FAILPOINTS": failpoints}
         self.server = Stack(directory / "data", configured | clock | environment, root=root)
+        self.s3 = Bucket(directory / "s3") if in_s3 else None
         self.notes = Notes()
         self.batches: dict[str, Submitted] = {}
         self.refused: list[str] = []  # metadata of creates that were answered by a 5xx
@@ -311,6 +338,9 @@ class World:
         try:
             if self.disk_mb:
                 self._mount()
+            if self.s3 is not None:
+                self.s3.start()
+                self.server.environment |= self.s3.environment
             self.server.start()
         except BaseException:
             self.__exit__()
@@ -334,6 +364,8 @@ class World:
             self.cable.close()
         self.server.stop()
         self.backend.stop()
+        if self.s3 is not None:
+            self.s3.stop()
         self._session.close()
         if os.path.ismount(self.server.data_dir):
             subprocess.run(["umount", self.server.data_dir], check=True)

@@ -9,7 +9,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from files_api import retention, uploads
+from files_api import retention, storage, uploads
 from files_api.models import File, Upload, UploadPart
 from tests.conftest import at_once, custom_ids, jsonl, line, several_connections
 from tests.whole_server import client_of, finish, lines_of
@@ -266,13 +266,13 @@ def test_an_unknown_upload_is_a_404(api, path, body):
 
 def test_one_that_is_cancelled_while_it_is_joined_gives_no_file(api, pending, settings, monkeypatch):
     upload_id, part_ids = pending
-    sync = uploads.MeasuredFile.sync
+    sync = storage.LocalFile.sync
 
     def cancel_first(content):
         uploads.cancel(Upload.objects.get())
         sync(content)
 
-    monkeypatch.setattr(uploads.MeasuredFile, "sync", cancel_first)
+    monkeypatch.setattr(storage.LocalFile, "sync", cancel_first)
     assert "is cancelled" in refused(complete(api, upload_id, part_ids))
     assert not File.objects.exists()
     assert stored(settings) == set()

@@ -290,7 +290,7 @@ def parts_of(command: str) -> list[list[str]]:
     without_files = re.sub(r"[<>] *\S+", "", command)
     parts = itertools.groupby(shlex.split(without_files), lambda word: word in ("|", "&&"))
     return [
-        list(itertools.dropwhile(lambda word: re.fullmatch(r"[A-Z_]+=.*", word), words))
+        list(itertools.dropwhile(lambda word: re.fullmatch(r"[A-Z0-9_]+=.*", word), words))
         for is_between, words in parts
         if not is_between
     ]

@@ -52,6 +52,7 @@ REST_GROUND = [
 HTTP = ["requests", "urllib3", "pycurl", "http.client", "urllib.request", "httpx", "aiohttp"]
 HTTP_HOMES = [
     *("batches.backends", "batches.webhooks", "common.sockets", "client", "benchmarks"),
+    "files_api.s3",  # botocore lets errors of urllib3 through
 ]
 
 
@@ -145,6 +146,18 @@ RULES = [
         partial(outside, libraries=HTTP, homes=HTTP_HOMES),
         {"batches.registry": "from urllib3 import PoolManager"},
         {"batches.backends.relay": "from urllib3 import Timeout", "batches.registry": "import http, urllib.parse"},
+    ),
+    Rule(
+        "S3's libraries stay in files_api.s3",
+        partial(outside, libraries=["boto3", "botocore", "storages"], homes=["files_api.s3"]),
+        {"files_api.storage": "def late():\n    from botocore.exceptions import ClientError"},
+        {"files_api.s3.errors": "from botocore.exceptions import ClientError"},
+    ),
+    Rule(
+        "nothing imports files_api.s3, which costs time and memory: Django does where a bucket is set",
+        partial(importers, room="files_api.s3"),
+        {"files_api.views": "from files_api.s3 import storage", "files_api.s3.storage": "", "files_api.s3": ""},
+        {"files_api.s3.storage": "from files_api.s3 import bucket", "files_api.s3.bucket": "", "files_api.s3": ""},
     ),
     Rule(
         "the command line knows no Django and nothing of the server's",

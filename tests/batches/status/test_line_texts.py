@@ -9,7 +9,7 @@ from django.utils import timezone
 from batches import results
 from batches.models import Batch, Line, LineState, Part, Response, Status
 from batches.status import line_texts
-from files_api.models import File
+from files_api.models import File, row_id, stored_name
 from files_api.storage import temporary_file
 from tests.conftest import line
 from tests.fake_backend import Action
@@ -90,12 +90,14 @@ def test_each_line_of_a_large_file_is_found(db, monkeypatch, size):
         )
         for number, name in names.items()
     )
-    with temporary_file() as output:
+    with temporary_file(stored_name(File(), "")) as output:
         for number, name in names.items():
             if number % 10:
                 body = json.dumps({"n": number, "text": "x" * (5000 if number % 50 == 1 else number % 300)})
                 output.write(results.result_line(batch.pk, number, name, 2, 200, body, "", "").encode())
-        batch.output_file = File(filename="o", purpose="batch_output", bytes=output.size, sha256="")
+        batch.output_file = File(
+            id=row_id(output.stored_as), filename="o", purpose="batch_output", bytes=output.size, sha256=""
+        )
         batch.output_file.content.save("", output, save=False)
         batch.output_file.save()
         batch.save()
