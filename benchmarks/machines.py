@@ -48,7 +48,7 @@ def machines(effort: Effort) -> list[Table]:
     what a worker did, against what one alone did. `all at work` is the time from the first call until the last of the
     workers had one. WAL is what Postgres wrote from the creation of the batch to its end, transactions are what it
     committed meanwhile, and CPU is what its processes used, and those of the workers. Connections are those of all
-    processes at the end. All of it shares the cores of one machine, and that is where the ratio ends first.
+    processes, at most. All of it shares the cores of one machine, and that is where the ratio ends first.
     """
     chosen = effort.workers or WORKERS
     found = {}
@@ -85,7 +85,7 @@ class _Run:
     postgres_cpu_s: float
     worker_cpu_s: float
     transactions: float
-    connections: int
+    connections: int  # at most
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,9 @@ class _Cluster:
             for each in started:
                 each.model_server.want(latency_ms=LATENCY_MS, slots=SLOTS, words=WORDS)
             before, cpu_before = self.postgres.figures(), self._cpu_s(started)
-            self._run(path)
+            connections = self._run(path)
             after, cpu_after = self.postgres.figures(), self._cpu_s(started)
             calls = [each.model_server.calls() for each in started]
-            connections = self.postgres.connections()
         at_work = [each for each in calls if each.starts]
         begins = [each.starts[0] for each in at_work]
         wal, postgres_cpu, transactions = (late - early for early, late in zip(before, after, strict=True))
@@ -131,13 +130,16 @@ class _Cluster:
             connections,
         )
 
-    def _run(self, path: Path) -> None:
-        """Run a batch to its end. Raises CommandError unless each line was answered."""
-        batch = self.client.create(path, request_files.ENDPOINT, "24h")
+    def _run(self, path: Path) -> int:
+        """Run a batch to its end; the most connections to the database meanwhile. Raises CommandError unless each line
+        was answered."""
+        batch, connections = self.client.create(path, request_files.ENDPOINT, "24h"), 0
         while (batch := self.client.batch(batch["id"]))["status"] not in FINAL:
+            connections = max(connections, self.postgres.connections())
             time.sleep(0.5)
         if batch["status"] != "completed" or batch["request_counts"]["failed"]:
             raise CommandError(f"The batch went wrong: {batch}")
+        return connections
 
     @contextmanager
     def _worker(self, number: int) -> Iterator[_Worker]:
@@ -246,7 +248,7 @@ class _Postgres:
         )
         with closing(psycopg.connect(self.url)) as connection:
             row: Any = connection.execute(query).fetchone()
-        return float(row[0]), processes.cpu_s(processes.family(self.pid)), float(row[1])
+        return float(row[0]), processes.all_cpu_s(self.pid), float(row[1])
 
     def connections(self) -> int:
         """Of all processes, web server and control worker too."""
