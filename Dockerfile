@@ -1,21 +1,44 @@
-FROM python:3.12-slim
+# The digest is that of the tag's index for all platforms. To build from a newer one, or one of your own:
+#   docker build --build-arg PYTHON_IMAGE=python:3.12-slim .
+ARG PYTHON_IMAGE=python:3.12.14-slim@sha256:e5c9fa26ffb76e11e0f054f30dc2523a2f9693f0c36c0cf1e39b27e152d899fc
 
-ENV PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1 \
-    PIP_NO_CACHE_DIR=1 \
+FROM ${PYTHON_IMAGE} AS packages
+ENV PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements.lock ./
+RUN python -m venv --without-pip /opt/packages \
+    && pip --python /opt/packages/bin/python install --require-hashes --no-deps -r requirements.lock
+
+FROM ${PYTHON_IMAGE}
+
+# Whoever builds a release says which: --build-arg VERSION=0.2.0 --build-arg REVISION=$(git rev-parse HEAD)
+ARG PYTHON_IMAGE
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Ollama Batch Server" \
+      org.opencontainers.image.description="The OpenAI Batch API in front of Ollama on your own GPU" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}"
+
+ENV PATH=/opt/packages/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
     HOST=0.0.0.0 \
     DATA_DIR=/data
 
-# A named volume that is mounted at /data for the first time takes over this owner and mode.
-RUN useradd --uid 1000 --create-home batchserver \
+# Nothing is installed into a running container. A named volume that is mounted at /data for the first time takes over
+# this owner and mode.
+RUN pip uninstall --quiet --yes --root-user-action=ignore pip \
+    && rm -r "$(python -c 'import ensurepip, os; print(os.path.dirname(ensurepip.__file__))')" \
+    && useradd --uid 1000 --create-home batchserver \
     && install --directory --owner=batchserver --group=batchserver --mode=0700 /data
 
+COPY --from=packages /opt/packages /opt/packages
 WORKDIR /app
-COPY requirements.lock ./
-RUN pip install --require-hashes --no-deps -r requirements.lock
-# What else gets in is listed in .dockerignore.
+# What gets in is listed in .dockerignore.
 COPY . ./
 
 USER batchserver

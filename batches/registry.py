@@ -27,6 +27,11 @@ def own_backend() -> Backend:
     return backend
 
 
+def known_own() -> Backend | None:
+    """The same row, or None: where others do the work, no worker may ever have looked for the configured backend."""
+    return Backend.objects.filter(name=settings.BACKEND_NAME).first()
+
+
 def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = lambda *_: None) -> Backend:
     """The health probe: ask the backend what it has, store the answer, and lift or set the backend's pause.
 
@@ -42,6 +47,8 @@ def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = l
     except backends.Unreachable as error:
         backend = own_backend()
         _pause(backend, str(error))
+        if settings.BACKEND_OPTIONAL and any(each.pk != backend.pk for each in live_backends()):
+            return backend  # without a sign of its worker: it is no live one, and nobody misses it
     else:
         backend = own_backend()
         missed = [each for each in backend.paused_models.all() if not backend.has_model(each.model)]
@@ -123,14 +130,19 @@ def is_only_elsewhere(backend: Backend, model: str) -> bool:
     return not backend.has_model(model) and is_elsewhere(backend, model)
 
 
-def backend_for(model: str) -> Backend:
+def backend_for(model: str) -> Backend | None:
     """The backend that answers a person's request for this model: ours, unless it lacks the model or is away and
-    another one that we can reach has it."""
-    own = own_backend()
-    if own.is_fresh and own.has_model(model):
+    another one that we can reach has it. None: no backend that we can reach answers for it, and the live ones say why
+    (`others_with`); a web server has no model server of its own, as a rule, where others do the work."""
+    own = known_own()
+    if own is not None and own.is_fresh and own.has_model(model):
         return own
-    others = (each for each in others_with(own, model) if each.is_fresh and is_in_reach(each))
-    return next(others, own)
+    fresh = [each for each in live_backends() if each.name != settings.BACKEND_NAME and each.is_fresh]
+    if found := next((each for each in fresh if each.has_model(model) and is_in_reach(each)), None):
+        return found
+    if own is not None and (own.is_fresh or own.has_model(model)):
+        return own  # it says itself that it lacks the model, or is away
+    return None if fresh else own or own_backend()
 
 
 def has_ollama() -> bool:
@@ -144,8 +156,13 @@ def has_ollama() -> bool:
 
 def is_in_reach(backend: Backend) -> bool:
     """Whether this process can call the backend: its address is no loopback address of another machine."""
+    return machine_of(backend) in ("", os.uname().nodename)
+
+
+def machine_of(backend: Backend) -> str:
+    """The machine that alone reaches the backend; empty if others do."""
     _, on, machine = backend.name.rpartition(" on ")
-    return not on or machine == os.uname().nodename
+    return machine if on else ""
 
 
 def listed_name(model: str, among: Collection[Backend]) -> str:
@@ -173,20 +190,21 @@ def known_model(name: str) -> dict[str, Any] | None:
 
 
 def context_of(name: str) -> int | None:
-    """The tokens that a line which names this model may take at most, prompt and answer; None if nobody says. Asks the
-    configured model server, which takes some seconds at most."""
-    own = own_backend()
-    model = own.listed_name(backends.resolve_alias(name))
-    state = backends.describe(own.kind, model) if model and own.is_fresh else None
-    if state is None:
+    """The tokens that a line which names this model may take at most, prompt and answer; None if nobody says. Asks a
+    model server that has the model, which takes some seconds at most."""
+    backend = backend_for(backends.resolve_alias(name))
+    model = backend.listed_name(backends.resolve_alias(name)) if backend is not None and backend.is_fresh else ""
+    state = backends.describe(backend.kind, model, backend.url) if backend is not None and model else None
+    if backend is None or state is None:
         return None
-    may_have_more = backends.kind_named(own.kind).derives and settings.FIT_CONTEXT
+    may_have_more = backends.kind_named(backend.kind).derives and settings.FIT_CONTEXT
     return (state.most_context_tokens if may_have_more else 0) or state.context_tokens or None
 
 
 def default_model() -> str:
     """The model of requests that name none, by what the live backends list, or ours listed last."""
-    return backends.default_model({name for each in live_backends() or [own_backend()] for name in each.model_names})
+    known = live_backends() or filter(None, [known_own()])
+    return backends.default_model({name for each in known for name in each.model_names})
 
 
 def missing_default_model(backend: Backend) -> str:

@@ -5,6 +5,7 @@ ImproperlyConfigured, which names the variable, the value (unless it may hold a 
 """
 
 import re
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -21,6 +22,7 @@ from common.addresses import is_address
 from common.signing import is_secret
 
 Environment = Mapping[str, str]
+LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 
 # What Postgres is asked for, unless DATABASE_URL says otherwise. Without it, a wait for a lock has no end, and a lost
 # connection is found after hours. The wait is half as long as `common.database.retrying` goes on, so that it tries
@@ -131,6 +133,22 @@ def is_loopback(environment: Environment, name: str, default: str = "") -> bool:
         return ip_address(address.strip("[]")).is_loopback
     except ValueError:  # a name, or nothing
         return False
+
+
+def is_of_this_machine(url: str) -> bool:
+    """Whether an address leads to whatever machine it is used on: on two machines it is two servers."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host in LOOPBACK_NAMES or host.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            address = ip_address(socket.inet_aton(host))  # as 127.1, which is one too
+        except OSError:
+            return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback or mapped.is_unspecified)
 
 
 def choice(environment: Environment, name: str, *allowed: str) -> str:

@@ -9,7 +9,7 @@ import os
 from os import environ
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.functional import SimpleLazyObject
@@ -98,12 +98,14 @@ if EMBEDDED_BACKEND:
 else:
     # Several addresses with commas between them are servers that share one card.
     BACKEND_URL = env.urls(environ, "BACKEND_URL", env.url(environ, "OLLAMA_BASE_URL", "http://localhost:11434"))
-BACKEND_IS_LOCAL = any(urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1") for url in BACKEND_URL.split(","))
+BACKEND_IS_LOCAL = any(map(env.is_of_this_machine, BACKEND_URL.split(",")))
 BACKEND_SLEEP_LEVEL = env.whole(environ, "BACKEND_SLEEP_LEVEL", 1, least=1, most=2)
 # By the configuration alone; the health probe asks the server itself.
 BACKEND_IS_OLLAMA = not env.text(environ, "BACKEND_URL")
 # The backend's row is shared by every worker that drives the same server; "localhost" on two machines is two servers.
 BACKEND_NAME = f"{BACKEND_URL} on {os.uname().nodename}" if BACKEND_IS_LOCAL else BACKEND_URL
+# Whether nobody misses the model server while that of another worker answers.
+BACKEND_OPTIONAL = env.switch(environ, "BACKEND_OPTIONAL", False)
 BACKEND_API_KEY = env.text(environ, "BACKEND_API_KEY")
 # None: as many as the server says
 BACKEND_PARALLEL = env.whole(environ, "BACKEND_PARALLEL", 0, least=1, most=1024) or None

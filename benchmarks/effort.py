@@ -24,6 +24,7 @@ class Effort:
     most_lines: int = 100_000
     load_s: float = 180.0
     load_clients: int = 200
+    workers: tuple[int, ...] = ()  # empty: the usual ones
     database_url: str = ""
     run_batch: str = ""
     backend_url: str = ""
@@ -53,6 +54,8 @@ class Effort:
             raise CommandError("--slots has to be 1 or more.")
         if options["run_batch"] and not options["backend_url"]:
             raise CommandError("--run-batch is compared with a server of yours: give --backend-url too.")
+        if min(options["workers"] or [1]) < 1:
+            raise CommandError("--workers has to be 1 or more.")
         if options["parallel"] is not None and options["parallel"] < 1:
             raise CommandError("--parallel has to be 1 or more.")
         if (options["price_in"] is None) != (options["price_out"] is None):
@@ -115,6 +118,14 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add("--load-s", type=float, default=usual.load_s, help="load: seconds for which the clients ask (default: 180)")
     add("--load-clients", type=int, default=usual.load_clients, help="load: clients at once (default: 200)")
+    add(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=usual.workers,
+        help="machines: inference workers on four machines; the first number is what the others are compared with "
+        "(default: 1 4 16)",
+    )
     add(
         "--database-url",
         default="",

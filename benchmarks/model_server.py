@@ -1,6 +1,6 @@
 """A model server to measure with: it behaves like an Ollama, and tells when each call began and ended.
 
-    python -m benchmarks.model_server PORT [--llama]
+    python -m benchmarks.model_server PORT [--llama] [--host ADDRESS]
 
 It serves `slots` calls at once and queues the others in the order of their arrival, as Ollama does. Each answer takes a
 fixed time and computes nothing: any more time is not the model server's. With --llama real models answer, one llama.cpp
@@ -11,12 +11,12 @@ at a time. The module does not know Django.
                                                    monotonic clock, and "swaps": how often a model was loaded
 """
 
+import argparse
 import asyncio
 import json
 import re
 import selectors
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -201,14 +201,14 @@ def _answer(model: str, words: int) -> bytes:
 _ANSWERS: dict[tuple[str, int], bytes] = {}
 
 
-def main(port: int, *, with_llama: bool) -> None:
+def main(port: int, *, host: str, with_llama: bool) -> None:
     # select() takes microseconds; asyncio's usual epoll would round every latency up to whole milliseconds.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     engine: Engine = FixedLatency(loop)
     if with_llama:
         engine = Llama(loop)
     server = ModelServer(engine)
-    loop.run_until_complete(loop.create_server(lambda: Connection(server), "127.0.0.1", port))
+    loop.run_until_complete(loop.create_server(lambda: Connection(server), host, port))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, loop.stop)
     try:
@@ -218,4 +218,9 @@ def main(port: int, *, with_llama: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), with_llama="--llama" in sys.argv)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--llama", action="store_true")
+    parser.add_argument("--host", default="127.0.0.1")
+    given = parser.parse_args()
+    main(given.port, host=given.host, with_llama=given.llama)

@@ -5,7 +5,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from batchserver.supervisor import Child
@@ -67,6 +67,18 @@ def cpu_s(pids: list[int]) -> float:
             return float("nan")
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK") if pids else float("nan")
+
+
+def all_cpu_s(pid: int) -> float:
+    """As `cpu_s`, of a process, its children, and those of them that have ended."""
+    try:
+        ticks = sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:15]))
+        for child in _children_of(pid):
+            with suppress(OSError):  # it ended meanwhile
+                ticks += sum(map(int, _stat(Path(f"/proc/{child}/stat"))[11:13]))
+    except OSError:
+        return float("nan")
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory_mb(pid: int) -> float:

@@ -77,9 +77,13 @@ class ModelServer:
         """Set how our own model server answers from now on (engines.Wanted). It forgets the calls it has seen."""
         self.session.put(f"{self.url}/measure", json={"models": self.models} | wanted).raise_for_status()
 
+    def calls(self) -> Seen:
+        """The calls since `want`."""
+        return Seen(**self.session.get(f"{self.url}/measure").json())
+
     def seen(self, lines: int) -> Seen:
         """The calls since `want`. Raises CommandError if they are not as many as `lines`."""
-        seen = Seen(**self.session.get(f"{self.url}/measure").json())
+        seen = self.calls()
         if len(seen.ends) != lines:
             raise CommandError(f"The model server answered {len(seen.ends)} requests instead of {lines}.")
         return seen

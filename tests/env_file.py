@@ -14,6 +14,10 @@ NOT_IN_ENV_FILE = {
 }
 
 
+# Read by Docker Compose itself, or passed on by docker-compose.yml as it is.
+READ_BY_COMPOSE = {"COMPOSE_PROFILES", "HF_TOKEN"}
+
+
 def settings_keys() -> set[str]:
     """The environment's keys that settings.py reads, from its source."""
     keys = set()

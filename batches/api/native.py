@@ -4,7 +4,7 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 
 from batches import backends, registry
-from batches.api.pass_through import kind_of, read_body
+from batches.api.pass_through import backend_with, beyond_reach, kind_of, read_body, unavailable
 from batches.backends.relay import Head
 from batches.backends.replies import JSON
 from batches.models import Backend
@@ -32,17 +32,20 @@ def body_of(request: Request) -> JSON:
 
 
 def ollamas(request: Request) -> list[Backend]:
-    """The Ollamas that we can reach, ours first; ours may be away. Raises ApiError if there is none."""
-    own = registry.own_backend()
-    others = [
-        each
-        for each in registry.live_backends()
-        if each.pk != own.pk and each.kind == OLLAMA and each.is_fresh and registry.is_in_reach(each)
-    ]
-    if own.kind == OLLAMA or (not own.kind and not others and kind_of(own).name == OLLAMA):
-        return [own, *others]
+    """The Ollamas that we can reach, ours first if it answers; ours may be away, and is then the last. Raises ApiError
+    if there is none."""
+    own = registry.known_own()
+    live = [each for each in registry.live_backends() if each != own and each.kind == OLLAMA and each.is_fresh]
+    others = [each for each in live if registry.is_in_reach(each)]
+    if own is not None and own.kind == OLLAMA:
+        return [own, *others] if own.is_fresh else [*others, own]
     if others:
         return others
+    if live and not (own is not None and own.is_fresh):
+        raise unavailable(f"No Ollama can be asked from here. {beyond_reach(live[0])}")
+    own = own or registry.own_backend()
+    if not own.kind and kind_of(own).name == OLLAMA:
+        return [own]
     raise ApiError(
         f"{request.path} is passed through to an Ollama alone, and the model server at {own.url} is none "
         f"({own.kind or kind_of(own).name}). Use the endpoints under /v1 (see /v1/openapi.json).",
@@ -53,7 +56,13 @@ def ollamas(request: Request) -> list[Backend]:
 def ollama_for(request: Request, model: str) -> Backend:
     """The Ollama that has this model; if none has it, the first one, which says so. Raises ApiError."""
     all_of_them = ollamas(request)
-    return next((each for each in all_of_them if each.is_fresh and each.has_model(model)), all_of_them[0])
+    if found := next((each for each in all_of_them if each.is_fresh and each.has_model(model)), None):
+        return found
+    # Another one has it, beyond our reach; ours may have it since a moment ago.
+    own = registry.known_own()
+    if model and not (own is not None and own.is_fresh):
+        backend_with(model, "")
+    return all_of_them[0]
 
 
 def as_given(path: str, head: Head, content: bytes) -> HttpResponse:

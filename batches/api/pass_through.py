@@ -96,7 +96,7 @@ class PassThroughViewSet(viewsets.ViewSet):
     def create(self, request: Request) -> HttpResponseBase:
         body = json_object(request)
         model, streams = asked_model(body), _streams(body)
-        backend = registry.backend_for(model)
+        backend = backend_with(model, self.endpoint)
         kind = kind_of(backend)
         translation = kind.translate(self.endpoint, body, stream=streams)
         if refusal := translation.refusal(least=Weight.FORBIDDEN):
@@ -179,7 +179,8 @@ class Silence:
     """The time until the model server answers. It may compute meanwhile, or hang, which another question tells."""
 
     def __init__(self, backend: Backend) -> None:
-        self.is_over = backend.url != settings.BACKEND_URL  # the configured server alone can be asked
+        self.is_over = False
+        self._backend = backend
         # The health probe got no answer a moment ago, so it is asked at once, and may think for less long.
         self._asks_at = time.monotonic() + (0.0 if backend.is_paused else ASKED_AFTER_S)
         self._timeout_s = SHORT_ANSWER_S if backend.is_paused else LIGHT_ANSWER_S
@@ -188,9 +189,19 @@ class Silence:
         """Call every second or so. Raises ApiError if the server hangs."""
         if self.is_over or time.monotonic() < self._asks_at:
             return
-        if backends.is_silent(self._timeout_s):
-            raise _unavailable(backends.silent_hint())
+        if backends.is_silent(self._timeout_s, self._backend.url):
+            raise unavailable(backends.silent_hint(self._backend.kind, self._backend.url))
         self._asks_at, self._timeout_s = time.monotonic() + ASKED_EVERY_S, LIGHT_ANSWER_S
+
+
+def backend_with(model: str, endpoint: str) -> Backend:
+    """The backend that answers a request for this model. Raises ApiError, which says where the model is, or what to
+    type so that there is one."""
+    if backend := registry.backend_for(model):
+        return backend
+    if others := registry.others_with(None, model):
+        raise _elsewhere(f"The model '{model}' is at {others[0].name}", others[0])
+    raise _no_such_model(model, registry.live_backends()[0], endpoint)
 
 
 def asked_model(body: JSON) -> str:
@@ -230,7 +241,7 @@ def kind_of(backend: Backend) -> BackendKind:
         # Before its worker has seen the backend, its kind is not in the row.
         return backends.kind_named(backend.kind or backends.probe().kind)
     except backends.Unreachable as error:
-        raise _unavailable(str(error)) from None
+        raise unavailable(str(error)) from None
 
 
 def take_a_place(owner: Owner, held: ExitStack) -> None:
@@ -330,21 +341,38 @@ def _missing(backend: Backend, kind: BackendKind, endpoint: str, model: str) -> 
     """The backend does not have the model. If another has it, the person was sent here because our list of the models
     is a moment old, or because that one is beyond our reach."""
     if others := registry.others_with(backend, model):
-        where = f"The model '{model}' is not at {backend.url} but at {others[0].name}"
-        if registry.is_in_reach(others[0]):
-            return _unavailable(f"{where}. Try again.")
-        return _unavailable(f"{where}, an address of that machine alone. Ask for it in a batch, or there.")
-    hint = backends.missing_model_hint(kind.name, model, backend.model_names, endpoint=endpoint)
+        return _elsewhere(f"The model '{model}' is not at {backend.url} but at {others[0].name}", others[0])
+    return _no_such_model(model, backend, endpoint, kind=kind.name)
+
+
+def _elsewhere(where: str, backend: Backend) -> ApiError:
+    if registry.is_in_reach(backend):
+        return unavailable(f"{where}. Try again.")
+    return unavailable(f"{where}. {beyond_reach(backend)} Ask for it in a batch, or there.")
+
+
+def beyond_reach(backend: Backend) -> str:
+    """Why this process cannot ask a backend that only its own machine reaches, and what to set."""
+    setting = "OLLAMA_BASE_URL" if backend.kind == "ollama" else "BACKEND_URL"
+    return (
+        f"{backend.url} is an address of the machine {registry.machine_of(backend)} alone: set {setting} there to an "
+        "address of that machine which this one reaches, and let the model server listen at it "
+        "(docs/second-machine.md)."
+    )
+
+
+def _no_such_model(model: str, backend: Backend, endpoint: str, *, kind: str = "") -> ApiError:
+    hint = backends.missing_model_hint(kind or backend.kind, model, backend.model_names, endpoint=endpoint)
     return ApiError(f"The model '{model}' does not exist. {hint}", status=404, param="model", code="model_not_found")
 
 
 def away(backend: Backend) -> ApiError:
     if backend.url == settings.BACKEND_URL:
-        return _unavailable(backends.unreachable_hint())
-    return _unavailable(f"No model server answers at {backend.url}, which has the model. Start it.")
+        return unavailable(backends.unreachable_hint())
+    return unavailable(f"No model server answers at {backend.url}, which has the model. Start it.")
 
 
-def _unavailable(hint: str) -> ApiError:
+def unavailable(hint: str) -> ApiError:
     return ApiError(hint, status=503, type="server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 

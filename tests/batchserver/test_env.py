@@ -173,3 +173,15 @@ def test_an_address_that_this_machine_alone_reaches(address):
 )
 def test_an_address_that_other_machines_may_reach(address):
     assert not env.is_loopback({"HOST": address}, "HOST")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [
+        *[(host, True) for host in ("localhost", "LOCALHOST", "ollama.localhost", "127.0.0.1", "127.0.0.2", "127.1")],
+        *[(host, True) for host in ("[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "[::]", "ip6-localhost", "localhost.")],
+        *[(host, False) for host in ("192.0.2.1", "gpu.lan", "host.docker.internal", "[2001:db8::1]", "localhost.lan")],
+    ],
+)
+def test_an_address_that_is_another_server_on_each_machine(host, is_own):
+    assert env.is_of_this_machine(f"http://{host}:11434") is is_own

@@ -154,3 +154,13 @@ def test_the_page_says_what_is_wrong(transactional_db, settings, monkeypatch):
     body = answer.json()
     assert body["status"] == "failing"
     assert {"check": "broker", "reason": "The broker does not answer (ZeroDivisionError)."} in body["failed"]
+
+
+def test_a_check_can_be_left_to_others(transactional_db, monkeypatch):
+    """As Kubernetes does for a web server that is to take batches while the workers are away."""
+    monkeypatch.setattr(views, "_conditions", Conditions(lambda: None))
+    told = Client().get("/readyz").json()["failed"]
+    assert {each["check"] for each in told} == {"control worker", "inference worker"}
+    assert Client().get("/readyz?exclude=inference%20worker").status_code == 503
+    ready = Client().get("/readyz?exclude=inference%20worker&exclude=control%20worker&exclude=no%20such")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ok", "failed": []})

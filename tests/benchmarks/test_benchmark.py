@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from batchserver import embedded_backend
-from benchmarks import report
+from benchmarks import networks, report
 from benchmarks.effort import Effort
+from benchmarks.networks import NotHere
 from benchmarks.workbench import fixed_latency
 from tests.stack import ROOT, eventually
 
@@ -130,6 +132,23 @@ def test_a_model_server_of_yours_with_several_slots(data_dir: Path) -> None:
 def test_the_batch_server_is_told_of_slots_by_parallel_alone() -> None:
     assert Effort.chosen(USUAL | {"parallel": 4}, print).told == {"BACKEND_PARALLEL": "4"}
     assert Effort.chosen(USUAL, print).told == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not find_spec("pgserver"), reason="needs root, for network namespaces")
+def test_machines(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "machines", "--workers", "1", "2")
+    assert [(row["workers"], row["lines"]) for row in rows] == [("1", "8"), ("2", "16")]
+    for row in rows:
+        assert are_positive(row, "lines/s", "ratio", "WAL bytes/line", "transactions/line")
+    assert rows[0]["ratio"] == "1.00"
+    assert "Target: 2 workers at least 0.9 times as fast each as one alone" in printed
+    assert not list(Path("/run/netns").glob("batch-*"))
+
+
+def test_a_scenario_that_cannot_be_measured_here_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(NotHere, match="which need root and `ip`"), networks.machines(1):
+        pass
 
 
 def test_the_report_keeps_sections_that_are_no_scenarios(tmp_path: Path, settings: Any, processes: None) -> None:

