@@ -11,7 +11,8 @@ from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Least, Now
 
-from batches.models import Backend, Batch, Lease, Line, LineState
+from batches import counting
+from batches.models import Backend, Batch, Counts, Lease, Line, LineState
 from common import signs_of_life
 from common.database import from_now, retrying
 
@@ -85,7 +86,15 @@ def release(lease: Lease) -> None:
         Line.objects.claimed_by(lease).update(state=LineState.PENDING, lease=None)
         Batch.objects.filter(lease=lease).update(lease=None)
         Backend.objects.filter(alone=lease).update(alone=None)
-        Lease.objects.filter(pk=lease.pk).delete()
+    _forget(lease.pk)
+
+
+def _forget(token: int) -> None:
+    """The last step: nothing is held by this lease any more."""
+    # In a transaction of its own. One that holds lines and then waits for their batch's row could wait for ever: the
+    # finalizer holds the row, and waits for the lines.
+    counting.fold(token)
+    Lease.objects.filter(pk=token).delete()
 
 
 def reap() -> int:
@@ -107,18 +116,19 @@ def reap() -> int:
             # No worker does the step of this batch any more: the tick asks for it at once.
             Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
             Backend.objects.filter(alone=token).update(alone=None)
-            Lease.objects.filter(pk=token).delete()
+        _forget(token)
     return len(dead)
 
 
 def _tokens_without_lease() -> set[int]:
-    """Tokens on batches and lines whose lease is gone: a process that stood still until its lease was reaped wrote the
-    token afterwards, and was killed."""
+    """Tokens on batches, lines and counts whose lease is gone: a process that stood still until its lease was reaped
+    wrote the token afterwards, and was killed."""
     lease = Exists(Lease.objects.filter(pk=OuterRef("lease_id")))
     batches = Batch.objects.filter(lease__isnull=False).exclude(lease)
     # By the index of claimed lines, which are few.
     lines = Line.objects.filter(lease__isnull=False, state=LineState.RUNNING).exclude(lease)
-    return {*batches.values_list("lease_id", flat=True), *lines.values_list("lease_id", flat=True)}
+    counts = Counts.objects.exclude(lease)
+    return {token for held in (batches, lines, counts) for token in held.values_list("lease_id", flat=True)}
 
 
 def _is_gone(lease: Lease) -> bool:

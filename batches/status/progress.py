@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from batches import creation, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
+from batches.models.counts import lines_open
 from batches.scheduling import gate, switch
 from batches.status import disk
 
@@ -353,8 +354,9 @@ def _others(batch: Batch) -> list[Batch]:
     owners have turns."""
     others = Batch.objects.all().in_progress().exclude(pk=batch.pk)
     others = others.filter(Q(priority__gte=batch.priority) | ~Q(owner=batch.owner_id))
-    others = others.filter(paused_at=None, total__gt=F("completed") + F("failed"))
+    others = others.alias(left=lines_open()).filter(paused_at=None, left__gt=0)
     found = list(others.order_by("created_at")[: MOST_OTHERS + 1])
+    Batch.read_counters(found)
     if len(found) > MOST_OTHERS:
         raise Unknown(f"Not known while more than {MOST_OTHERS} other batches take turns.")
     if found and len(registry.live_backends()) > 1:

@@ -36,7 +36,7 @@ ROOMS = [
         ["retry"],
         ["failing", "creation"],
         ["steps"],
-        ["scheduling", "reuse", "registry", "leases", "lifecycle", "model_labels", "webhooks"],
+        ["scheduling", "reuse", "registry", "leases", "counting", "lifecycle", "model_labels", "webhooks"],
         ["models", "migrations", "schema_drift"],
         ["backends", "lines"],
     )

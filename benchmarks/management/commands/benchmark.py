@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from benchmarks import effort, figures, report
 from benchmarks.disk import disk
+from benchmarks.drives import drives
 from benchmarks.effort import Effort
 from benchmarks.intake import intake
 from benchmarks.latency import latency
@@ -35,7 +36,9 @@ Scenario = Callable[[Effort], list[Table]]
 # In the order of the report; a scenario's docstring is its text there.
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
-    for scenario in (overhead, throughput, prefixes, models, intake, scale, disk, latency, load, person, pages, money)
+    for scenario in (
+        *(overhead, throughput, prefixes, models, intake, scale, disk, drives, latency, load, person, pages, money),
+    )
 }
 
 
