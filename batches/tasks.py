@@ -2,6 +2,7 @@
 
 create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
                                                    │ ^ tick: reaps the dead, closes what is over, wakes what is stuck
+                                                   │ ^ inference workers look every second: is there work for us
                                                    └── fail_lines: of a model that will never answer
 """
 
@@ -21,11 +22,23 @@ from django.db.models import Q
 from django.utils import timezone
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import cleanup, failing, forecasts, leases, lifecycle, registry, results, reuse, validation, webhooks
+from batches import (
+    cleanup,
+    failing,
+    forecasts,
+    leases,
+    lifecycle,
+    registry,
+    results,
+    reuse,
+    seeking,
+    validation,
+    webhooks,
+)
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
-from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
-from batches.scheduling import gate, model_uses, persons, turns
+from batches.models import FINAL, Batch, PausedModel, Pulse, Status
+from batches.scheduling import model_uses, persons
 from batches.status import reasons
 from common import idempotency, signs_of_life
 from files_api import retention
@@ -96,14 +109,15 @@ def drive() -> None:
     if not backend.kind or not backend.is_fresh:
         backend = registry.report_backend()
     if backend.is_paused or not backend.kind:
-        return  # the backend's worker lifts the pause once the backend answers, and the next tick wakes a drive
+        return  # the backend's worker lifts the pause once the backend answers, and then looks for work
     parent = os.getppid()
 
     def should_stop() -> bool:
         # A worker killed by SIGKILL leaves its busy child behind; the child must not go on beside the next worker.
         return bool(shutdown.value) or os.getppid() != parent
 
-    dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control).run()
+    most = settings.MAX_CONCURRENT_BATCHES
+    dispatcher.Dispatcher(backend, should_stop=should_stop, wake_control=wake_control, most_drives=most).run()
     if not should_stop():
         # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
         registry.report_backend()
@@ -235,7 +249,11 @@ def _forget_what_is_over() -> None:
 
 
 def _wake_drives() -> None:
-    """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one."""
+    """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one.
+
+    Any worker may get it, also one that lacks the model. Workers find their own work (`batches/seeking.py`), and need
+    no message of the tick; those of earlier versions do.
+    """
     most_drives = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
     if dispatcher.drives_running() < most_drives and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
@@ -243,14 +261,8 @@ def _wake_drives() -> None:
 
 def _has_work() -> bool:
     if not (Batch.objects.all().in_progress().exists() or PausedModel.objects.exists()):
-        return False  # on an idle server, without a question for each backend
-    return any(turns.has_work(each) for each in registry.live_backends() if not each.is_paused and _lets_drive(each))
-
-
-def _lets_drive(backend: Backend) -> bool:
-    """Lines may be sent to the backend. Or they wait for persons: then a drive has to wait for their share."""
-    closed = gate.look(backend)
-    return not closed.reason or (closed.is_for_persons and settings.BATCH_SHARE > 0)
+        return False  # on an idle server, without a look at its backends
+    return bool(seeking.with_work([each for each in registry.live_backends() if not each.is_paused]))
 
 
 # The duties of a tick, and of a sweep; /health says "The control worker cannot", and the name.

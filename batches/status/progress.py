@@ -192,7 +192,8 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     backends = registry.live_backends()
     if not backends:
         return registry.NO_WORKER
-    reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
+    gates = gate.looks(backends)
+    reasons = {backend.pk: gates[backend.pk].reason or backend.pause_reason for backend in backends}
     if all(reasons.values()):
         return next(iter(reasons.values()))
     running = [backend for backend in backends if not reasons[backend.pk]]

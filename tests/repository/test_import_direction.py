@@ -31,7 +31,7 @@ ROOMS = [
     for rooms in (
         ["api", "admin", "management", "apps"],
         ["tasks"],
-        ["cleanup", "forecasts", "following"],
+        ["cleanup", "forecasts", "following", "seeking"],
         ["dispatch", "validation", "results", "status"],
         ["retry"],
         ["failing", "creation"],
