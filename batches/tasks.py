@@ -155,6 +155,8 @@ def delete(batch_id: str) -> None:
     if cleanup.delete(batch_id, slice_s=cleanup.SLICE_S) is Outcome.MORE:
         Batch.objects.filter(pk=batch_id).update(nudged_at=timezone.now())  # or the tick would ask for it too
         wake(delete, batch_id)
+    else:
+        _delete_outlived_batches()  # so that as many go in a day as end in a day
 
 
 @shared_task
@@ -237,9 +239,15 @@ def _compare_windows() -> None:
 def _delete_outlived() -> None:
     if Pulse.due("retention", RETENTION_EVERY):
         cleanup.delete_outlived_files()
-        for batch_id in cleanup.outlived():
-            if _is_to_nudge(batch_id):
-                wake(delete, batch_id)
+        _delete_outlived_batches()
+
+
+def _delete_outlived_batches() -> None:
+    """Ask for the deletion of the oldest batches that RETENTION_DAYS is over for, and whose deletion is not asked for
+    already. Each deletion asks for the next."""
+    for batch_id in cleanup.outlived():
+        if _is_to_nudge(batch_id):
+            wake(delete, batch_id)
 
 
 def _forget_what_is_over() -> None:
