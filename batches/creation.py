@@ -4,9 +4,10 @@ import re
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import Sum
 
 from batches.models import FINAL, Batch, Priority
+from batches.models.counts import lines_open
 from common import database, errors
 from common.errors import ApiError
 from common.models import Owner
@@ -67,9 +68,8 @@ def create(
 
 def open_lines(owner: Owner) -> int:
     """The lines without a result of all batches of the owner that are not over, as far as their files were read."""
-    left = F("total") - F("completed") - F("failed")
     active = Batch.objects.filter(owner=owner).exclude(status__in=FINAL)
-    return active.aggregate(lines=Sum(left))["lines"] or 0
+    return int(active.aggregate(lines=Sum(lines_open()))["lines"] or 0)
 
 
 def _check_limits(owner: Owner) -> None:

@@ -73,7 +73,7 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
     """
     waiting = Line.objects.filter(part=part, state=LineState.PENDING).order_by("order_key", "number")
     with transaction.atomic():
-        # The batch's row first, as `claims.store` locks them, or the two could wait for each other.
+        # The batch's row first, as everybody locks them, or two could wait for each other.
         place = last_places([part.batch_id]).get(part.batch_id, 0)
         # On Postgres a claim from before the mark may have locked lines. Such lines are sent, or handed back and found
         # by the tick.
@@ -92,8 +92,8 @@ def _fail_page(part: Part, failure: dict[str, Any], lease: Lease) -> bool:
         _give_places(ids, place)
         repeated = sum(reuse.counts(ids).values())
         counters: dict[str, Any] = {
-            "failed": F("failed") + len(ids) + repeated,
-            "repeated_finished": F("repeated_finished") + repeated,
+            "folded_failed": F("folded_failed") + len(ids) + repeated,
+            "folded_repeated_finished": F("folded_repeated_finished") + repeated,
         }
         counters |= {"last_place": place + len(ids)}
         ours = Batch.objects.filter(pk=part.batch_id, status=Status.IN_PROGRESS, lease=lease)

@@ -39,7 +39,7 @@ class Following:
     def of(cls, batch: Batch, kind: str, after: int) -> "Following":
         """`kind`: output or errors. Raises a 404 if the batch is over and its result file is deleted, and a 503
         if it cannot be read now."""
-        following = cls(batch, kind, after, batch.last_place + batch.is_final, batch.is_final)
+        following = cls(batch, kind, after, batch.counted.settled_place + batch.is_final, batch.is_final)
         if batch.is_final and after < following.last:
             file = _result_file(batch, kind)
             if file is not None:

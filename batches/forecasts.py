@@ -30,7 +30,8 @@ def review() -> None:
 
     Safe to run twice."""
     ends = []
-    batches = Batch.objects.all().runnable().order_by("expires_at")[:MOST_BATCHES]
+    batches = list(Batch.objects.all().runnable().order_by("expires_at")[:MOST_BATCHES])
+    Batch.read_counters(batches)
     for told in progress.of_each(batches):
         batch = told.batch
         with database.passing_by_locks():

@@ -1,22 +1,44 @@
-"""Take, keep and lose the right to work: conditional UPDATEs by the database's clock, on any database."""
+"""Take, keep and lose the right to work: conditional UPDATEs by the database's clock, on any database.
+
+A process of this host is known to be there or gone. Of a process elsewhere (another machine, another container) nobody
+can tell whether it is dead or slow: its lease is given LIFETIME. A worker that stands by for the drives of its backend
+is faster. A drive renews its lease every second, and the lease says when its silence becomes remarkable (`silent_at`):
+
+    2 s of silence    another drive may begin beside it: nothing is lost if it lives
+    a second more     if the silence lasted, its lines are handed back, and a late answer is dropped
+
+Hardly any work is lost in vain. Lines are taken by a worker of the same backend alone, which has them sent, and from no
+process that is known to live. If the database stood still for all, who lives gives a sign between the two looks. A sign
+of life by the connection itself (on Postgres a lock of the session, which ends with the connection) would be as fast,
+but a PgBouncer in between gives the session to others, SQLite has none, and behind a cut cable the lock stays for a
+minute.
+"""
 
 import os
 import socket
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 from django.db.models.functions import Least, Now
 
-from batches.models import Backend, Batch, Lease, Line, LineState
+from batches import counting
+from batches.models import Backend, Batch, Counts, Lease, Line, LineState
 from common import signs_of_life
 from common.database import from_now, passing_by_locks, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
+# Of a drive, whose loop looks around every second.
+DRIVE_RENEWS_EVERY_S = 0.5
+SILENT_AFTER = timedelta(seconds=2)
+# A silence that was seen, and is still the same after so long, lasts.
+LASTS_AFTER_S = 0.8
+# A look that comes later than this after the one before says nothing: the database stood still, or this process.
+LOOK_IS_LATE_S = 2.5
 MOST_LOST_CLAIMS = 10_000  # counted no further: the column is a small integer
 
 
@@ -30,13 +52,17 @@ def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
         pid=pid,
         started=_started(pid) or "",
         expires_at=from_now(LIFETIME),
+        silent_at=from_now(SILENT_AFTER) if backend else None,
         backend=backend,
     )
 
 
 def renew(lease: Lease) -> bool:
     """False: the lease expired. Stop, drop the calls in flight and write nothing more."""
-    return Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).update(expires_at=from_now(LIFETIME)) == 1
+    signs = {"expires_at": from_now(LIFETIME)}
+    if lease.backend_id:
+        signs["silent_at"] = from_now(SILENT_AFTER)
+    return Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).update(**signs) == 1
 
 
 class LeaseLost(Exception):
@@ -69,10 +95,10 @@ class Keeper:
         retrying(release, self.lease)
 
     def keep(self) -> None:
-        """Cheap to call often: the database is asked every RENEW_EVERY_S."""
+        """Cheap to call often: the database is asked every RENEW_EVERY_S, by a drive every DRIVE_RENEWS_EVERY_S."""
         signs_of_life.alive()
         now = time.monotonic()
-        if now < self._renewed_at + RENEW_EVERY_S:
+        if now < self._renewed_at + (DRIVE_RENEWS_EVERY_S if self._backend else RENEW_EVERY_S):
             return
         if not retrying(renew, self.lease):
             raise LeaseLost
@@ -85,7 +111,15 @@ def release(lease: Lease) -> None:
         Line.objects.claimed_by(lease).update(state=LineState.PENDING, lease=None)
         Batch.objects.filter(lease=lease).update(lease=None)
         Backend.objects.filter(alone=lease).update(alone=None)
-        Lease.objects.filter(pk=lease.pk).delete()
+    _forget(lease.pk)
+
+
+def _forget(token: int) -> None:
+    """The last step: nothing is held by this lease any more."""
+    # In a transaction of its own. One that holds lines and then waits for their batch's row could wait for ever: the
+    # finalizer holds the row, and waits for the lines.
+    counting.fold(token)
+    Lease.objects.filter(pk=token).delete()
 
 
 def reap() -> int:
@@ -101,27 +135,86 @@ def reap() -> int:
             dead.add(lease.pk)
     reaped = 0
     for token in dead | _tokens_without_lease():
-        # A process that stands still in the middle of a transaction holds up its own lines alone.
-        with passing_by_locks():
-            lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
-            lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
-            lines.update(state=LineState.PENDING, lease=None, lost_claims=lost)
-            # No worker does the step of this batch any more: the tick asks for it at once.
-            Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
-            Backend.objects.filter(alone=token).update(alone=None)
-            Lease.objects.filter(pk=token).delete()
-            reaped += token in dead
+        reaped += _hand_back(token) and token in dead
     return reaped
 
 
+def _hand_back(token: int) -> bool:
+    """Hand back the work of a lease that is dead, then forget the lease. False if a process that stands still in the
+    middle of a transaction has a row of it locked: it holds up its own lines alone, until the next call."""
+    is_done = False
+    with passing_by_locks():
+        lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
+        lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
+        lines.update(state=LineState.PENDING, lease=None, lost_claims=lost)
+        # No worker does the step of this batch any more: the tick asks for it at once.
+        Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
+        Backend.objects.filter(alone=token).update(alone=None)
+        is_done = True
+    if is_done:
+        with passing_by_locks():
+            _forget(token)
+    return is_done
+
+
+# Drives that stand by for each other
+
+
+def at_work(backend: Backend) -> list[int]:
+    """The leases of the drives that work on this backend, the oldest first; not those that are silent and may be dead.
+
+    A drive of this host whose process is there is slow, and works.
+    """
+    alive = Lease.objects.filter(backend=backend, expires_at__gt=Now()).order_by("pk")
+    silent = {lease.pk for lease in _silent(backend) if not _is_here(lease)}
+    return [pk for pk in alive.values_list("pk", flat=True) if pk not in silent]
+
+
+class Successor:
+    """Takes over the work of drives on one backend that fell silent. Call `look` every second."""
+
+    def __init__(self) -> None:
+        self._looked_at = float("-inf")
+        self._since: dict[tuple[int, datetime | None], float] = {}  # each silence, and when it was seen first
+
+    def look(self, backend: Backend) -> int:
+        """How many drives were taken over: those whose silence lasted since the look before."""
+        now = time.monotonic()
+        if now > self._looked_at + LOOK_IS_LATE_S:
+            self._since.clear()
+        self._looked_at = now
+        silences = [(lease.pk, lease.silent_at) for lease in _silent(backend) if not _is_here(lease)]
+        self._since = {each: self._since.get(each, now) for each in silences}
+        lasting = [pk for (pk, _), since in self._since.items() if now >= since + LASTS_AFTER_S]
+        taken = [pk for pk in lasting if _end(pk)]
+        for pk in taken:
+            _hand_back(pk)
+        return len(taken)
+
+
+def _silent(backend: Backend) -> QuerySet[Lease]:
+    return Lease.objects.filter(backend=backend, silent_at__lte=Now())
+
+
+def _end(pk: int) -> bool:
+    """Let the lease expire now, so that it can neither claim nor be renewed. False: it has given a sign of life."""
+    return Lease.objects.filter(pk=pk, silent_at__lte=Now()).update(expires_at=Now()) == 1
+
+
+def _is_here(lease: Lease) -> bool:
+    """The process is on this host, and there."""
+    return lease.host == _host() and not _is_gone(lease)
+
+
 def _tokens_without_lease() -> set[int]:
-    """Tokens on batches and lines whose lease is gone: a process that stood still until its lease was reaped wrote the
-    token afterwards, and was killed."""
+    """Tokens on batches, lines and counts whose lease is gone: a process that stood still until its lease was reaped
+    wrote the token afterwards, and was killed."""
     lease = Exists(Lease.objects.filter(pk=OuterRef("lease_id")))
     batches = Batch.objects.filter(lease__isnull=False).exclude(lease)
     # By the index of claimed lines, which are few.
     lines = Line.objects.filter(lease__isnull=False, state=LineState.RUNNING).exclude(lease)
-    return {*batches.values_list("lease_id", flat=True), *lines.values_list("lease_id", flat=True)}
+    counts = Counts.objects.exclude(lease)
+    return {token for held in (batches, lines, counts) for token in held.values_list("lease_id", flat=True)}
 
 
 def _is_gone(lease: Lease) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,10 @@ from files_api.storage import no_room_hint
 logger = logging.getLogger(__name__)
 
 NO_WORKER = "No inference worker has reported lately."
+READ_AGAIN_S = 2.0
+
+# When the live backends were read last, by time.monotonic(), and what was read.
+_known: tuple[float, list[Backend]] = (float("-inf"), [])
 
 
 def own_backend() -> Backend:
@@ -110,8 +115,22 @@ def _pause(backend: Backend, reason: str) -> None:
 
 
 def live_backends() -> list[Backend]:
-    """The backends whose workers reported lately, whether or not the backends answered."""
-    return list(Backend.objects.all().live().order_by("pk"))
+    """The backends whose workers reported lately, whether or not the backends answered. To read, not to change.
+
+    Read from the database once in READ_AGAIN_S in each process, however often it is asked: with a thousand workers
+    that each ask for the others several times a second, the database would do little else.
+    """
+    read_at, live = _known
+    if not live or time.monotonic() > read_at + READ_AGAIN_S:
+        live = _read_live()
+    return list(live)
+
+
+def _read_live() -> list[Backend]:
+    global _known
+    live = list(Backend.objects.all().live().order_by("pk"))
+    _known = time.monotonic(), live
+    return live
 
 
 def others_with(backend: Backend | None, model: str) -> list[Backend]:

@@ -16,7 +16,8 @@ from django.db.models.functions import Coalesce, Length
 
 from batches import leases, lifecycle, model_labels, reuse, steps
 from batches.lifecycle import Outcome
-from batches.models import OPEN, Batch, Figures, Line, LineState, Status, last_places
+from batches.models import OPEN, Batch, Counts, Figures, Line, LineState, Status, last_places
+from batches.models.counts import FOLDED, TOKENS
 from batches.models.figures import labels
 from common import database, failpoints, ids
 from common.database import DamagedText, readable
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 PAGE = 1000
 CHUNK_BYTES = 8 * 2**20
 FRAME_BYTES = 200  # of a result line without its answer: slightly more than most lines have
-TOKENS = ["input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"]
 MESSAGES: dict[int, dict[str, str]] = {
     LineState.CANCELLED: SETTLED["cancelled"],
     LineState.EXPIRED: SETTLED["expired"],
@@ -226,21 +226,25 @@ class _Finalizer:
             final = Status.CANCELLED
         else:
             final = Status.EXPIRED if self.states[LineState.EXPIRED] else Status.COMPLETED
-        counts: dict[str, Any] = {
+        recounted = {
             "completed": self.states[LineState.SUCCEEDED],
             "failed": self.states[LineState.FAILED],
             **dict(zip(TOKENS, self.tokens, strict=True)),
         }
         output, errors = self.files.get("output"), self.files.get("error")
         with transaction.atomic():
-            told = Batch.objects.values_list("completed", flat=True).get(pk=self.batch.pk)
+            told = Batch.objects.get(pk=self.batch.pk).counted
+            counts: dict[str, Any] = {
+                FOLDED[name]: count for name, count in {**told._asdict(), **recounted}.items() if name in FOLDED
+            }
             # The move first: its fence keeps a loser from colliding with the winner's rows.
             moved = lifecycle.move(
                 self.batch.pk, final, lease=self.keeper.lease, output_file=output, error_file=errors, **counts
             )
             if moved:
                 File.objects.bulk_create(self.files.values())
-                self._keep_completed(told - counts["completed"])
+                Counts.objects.filter(batch=self.batch).delete()
+                self._keep_completed(told.completed - recounted["completed"])
         failpoints.reach("after_final_move")
         return moved
 

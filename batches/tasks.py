@@ -2,6 +2,7 @@
 
 create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
                                                    │ ^ tick: reaps the dead, closes what is over, wakes what is stuck
+                                                   │ ^ inference workers look every second: is there work for us
                                                    └── fail_lines: of a model that will never answer
 """
 
@@ -20,11 +21,23 @@ from django.db import Error, connection
 from django.db.models import Q
 from kombu.exceptions import OperationalError as BrokerError
 
-from batches import cleanup, failing, forecasts, leases, lifecycle, registry, results, reuse, validation, webhooks
+from batches import (
+    cleanup,
+    failing,
+    forecasts,
+    leases,
+    lifecycle,
+    registry,
+    results,
+    reuse,
+    seeking,
+    validation,
+    webhooks,
+)
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
-from batches.models import FINAL, Backend, Batch, PausedModel, Pulse, Status
-from batches.scheduling import gate, model_uses, persons, turns
+from batches.models import FINAL, Batch, PausedModel, Pulse, Status
+from batches.scheduling import model_uses, persons
 from batches.status import reasons
 from common import database, signs_of_life, waits
 from common.models import RememberedAnswer
@@ -102,7 +115,7 @@ def drive() -> None:
     if not backend.kind or not backend.is_fresh:
         backend = registry.report_backend()
     if backend.is_paused or not backend.kind:
-        return  # the backend's worker lifts the pause once the backend answers, and the next tick wakes a drive
+        return  # the backend's worker lifts the pause once the backend answers, and then looks for work
     parent = os.getppid()
 
     def should_stop() -> bool:
@@ -112,7 +125,10 @@ def drive() -> None:
     def must_end() -> bool:
         return bool(hold.value)
 
-    dispatcher.Dispatcher(backend, should_stop=should_stop, must_end=must_end, wake_control=wake_control).run()
+    most = settings.MAX_CONCURRENT_BATCHES
+    dispatcher.Dispatcher(
+        backend, should_stop=should_stop, must_end=must_end, wake_control=wake_control, most_drives=most
+    ).run()
     if not should_stop() and not must_end():
         # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
         registry.report_backend()
@@ -155,6 +171,8 @@ def delete(batch_id: str) -> None:
     if cleanup.delete(batch_id, slice_s=cleanup.SLICE_S) is Outcome.MORE:
         Batch.objects.filter(pk=batch_id).update(nudged_at=database.now())  # or the tick would ask for it too
         wake(delete, batch_id)
+    else:
+        _delete_outlived_batches()  # so that as many go in a day as end in a day
 
 
 @shared_task
@@ -242,9 +260,15 @@ def _compare_windows() -> None:
 def _delete_outlived() -> None:
     if Pulse.due("retention", RETENTION_EVERY):
         cleanup.delete_outlived_files()
-        for batch_id in cleanup.outlived():
-            if _is_to_nudge(batch_id):
-                wake(delete, batch_id)
+        _delete_outlived_batches()
+
+
+def _delete_outlived_batches() -> None:
+    """Ask for the deletion of the oldest batches that RETENTION_DAYS is over for, and whose deletion is not asked for
+    already. Each deletion asks for the next."""
+    for batch_id in cleanup.outlived():
+        if _is_to_nudge(batch_id):
+            wake(delete, batch_id)
 
 
 def _forget_what_is_over() -> None:
@@ -255,7 +279,11 @@ def _forget_what_is_over() -> None:
 
 
 def _wake_drives() -> None:
-    """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one."""
+    """Send one message in WAKE_AGAIN_AFTER while fewer drives run than can: each worker process can run one.
+
+    Any worker may get it, also one that lacks the model. Workers find their own work (`batches/seeking.py`), and need
+    no message of the tick; those of earlier versions do.
+    """
     most_drives = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
     if dispatcher.drives_running() < most_drives and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
@@ -263,14 +291,8 @@ def _wake_drives() -> None:
 
 def _has_work() -> bool:
     if not (Batch.objects.all().in_progress().exists() or PausedModel.objects.exists()):
-        return False  # on an idle server, without a question for each backend
-    return any(turns.has_work(each) for each in registry.live_backends() if not each.is_paused and _lets_drive(each))
-
-
-def _lets_drive(backend: Backend) -> bool:
-    """Lines may be sent to the backend. Or they wait for persons: then a drive has to wait for their share."""
-    closed = gate.look(backend)
-    return not closed.reason or (closed.is_for_persons and settings.BATCH_SHARE > 0)
+        return False  # on an idle server, without a look at its backends
+    return bool(seeking.with_work([each for each in registry.live_backends() if not each.is_paused]))
 
 
 # The duties of a tick, and of a sweep; /health says "The control worker cannot", and the name.

@@ -3,6 +3,8 @@
     control worker    celery -A batchserver worker -Q control -c 1      validate, finalize, tidy, tick
     inference worker  celery -A batchserver worker -Q inference -c MAX_CONCURRENT_BATCHES      drive
 
+An inference worker has a queue of its own too, for what it finds to do by itself (batchserver/worker.py).
+
 Loaded by every process of the server (batchserver/apps.py), so that tasks can be sent from all of them.
 """
 

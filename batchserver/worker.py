@@ -7,31 +7,40 @@ damage.
 """
 
 import logging
+import os
+import random
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import bootsteps, signals
 from celery.worker import consumer
 from django.conf import settings
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, connection, connections
+from kombu import Queue
 from kombu.exceptions import OperationalError
 
 from batches import tasks
 from batches.registry import report_backend
 from batches.scheduling.others import Others
+from batches.seeking import Seeker
 from batchserver import fitness, private
 from batchserver.celery import app
 from common import schema, signs_of_life
 from files_api import storage_id
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 private.from_now_on()
 
 TICK_EVERY_S = 2.0
 REPORT_EVERY_S = 3.0
+LOOK_EVERY_S = 1.0
+# After a message for drives, until it is clear whether they run.
+ASK_AGAIN_AFTER_S = 3.0
 
 LOOP_SILENT_AFTER_S = 60.0
 
@@ -95,9 +104,30 @@ class Consumer(consumer.Consumer):
             return super().ensure_connected(conn)
 
 
+class OwnWork:
+    """Asks this worker's own processes for the drives that there is work for."""
+
+    def __init__(self) -> None:
+        # Nobody else takes messages from it, on a host of the same name neither. Redis keeps a list for a queue while
+        # there is a message in it; a queue that is declared leaves more behind.
+        self.queue = Queue(f"inference.{uuid.uuid4().hex}", no_declare=True)
+        self._seeker = Seeker()
+        self._asked_at = float("-inf")
+
+    def look(self) -> None:
+        wanted = 0 if tasks.shutdown.value or tasks.hold.value else _answer_of(self._seeker.look) or 0
+        if time.monotonic() > self._asked_at + ASK_AGAIN_AFTER_S:
+            for _ in range(wanted):
+                self._asked_at = time.monotonic()
+                _send(tasks.drive, queue=self.queue.name, expires=ASK_AGAIN_AFTER_S)
+
+
+own_work = OwnWork()
+
+
 class Timers(bootsteps.StartStopStep):
     """What a worker's main process does on a timer, idle or busy: show that it lives, see whether it may take work, ask
-    for a tick, probe its backend."""
+    for a tick, probe its backend, look for work for it."""
 
     requires = ("celery.worker.components:Timer",)
 
@@ -106,6 +136,8 @@ class Timers(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         loop.start()
+        # The pool forks from this process, and its thread that is here now: no connection may cross into a child.
+        os.register_at_fork(before=connections.close_all)
         self._repeat(worker, signs_of_life.EVERY_S, loop.go_round)
         queues = set(worker.app.amqp.queues.consume_from)
         self.fitness = fitness.Fitness(worker, queues, tasks.hold)
@@ -114,6 +146,9 @@ class Timers(bootsteps.StartStopStep):
             self._repeat(worker, TICK_EVERY_S, _ask_for_tick)
         if "inference" in queues:
             self._repeat(worker, REPORT_EVERY_S, _report_backend)
+            worker.app.amqp.queues.select_add(own_work.queue)
+            # Workers that were started together do not go on to look together.
+            self._repeat(worker, LOOK_EVERY_S * random.uniform(0.9, 1.1), own_work.look)
 
     def close(self, worker: Any) -> None:
         """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
@@ -134,10 +169,14 @@ app.steps["worker"].add(Timers)
 
 
 def _ask_for_tick() -> None:
+    # A tick that waits for a busy worker may expire: the next tick does the same. By the clock of this host, whose
+    # worker reads it, or that of another host, which has ticks of its own.
+    _send(tasks.tick, expires=TICK_EVERY_S)
+
+
+def _send(task: Any, **options: Any) -> None:
     try:
-        # A tick that waits for a busy worker may expire: the next tick does the same. By the clock of this host, whose
-        # worker reads it, or that of another host, which has ticks of its own.
-        tasks.tick.apply_async(expires=TICK_EVERY_S)
+        task.apply_async(**options)
     except (OperationalError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
@@ -145,13 +184,17 @@ def _ask_for_tick() -> None:
 def _report_backend() -> None:
     if tasks.hold.value:
         return  # no line is sent to it from here
+    _answer_of(lambda: report_backend(others.look))
+
+
+def _answer_of(question: Callable[[], T]) -> T | None:
+    """What the database answers over the connection that this process keeps; None if it does not."""
     try:
-        report_backend(others.look)
-    except DatabaseError as error:
-        logger.warning("the backend's state could not be stored: %s", error)
-    finally:
-        # The pool forks from this process: no database connection may cross into a child.
-        connection.close()
+        return question()
+    except (DatabaseError, InterfaceError) as error:
+        logger.warning("the database does not answer: %s", error)
+        connection.close()  # the next question opens another one
+        return None
 
 
 @signals.worker_init.connect
@@ -167,8 +210,7 @@ def _leave_what_is_anothers_alone(**kwargs: Any) -> None:
     except (DatabaseError, OSError):
         return  # the database or the storage is busy or away: the worker waits for it
     finally:
-        # As in `_report_backend`: the pool forks from this process.
-        connection.close()
+        connection.close()  # the pool forks from this process next
     if reason:
         raise SystemExit(reason)
 

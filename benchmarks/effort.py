@@ -129,7 +129,7 @@ def add_arguments(parser: CommandParser) -> None:
     add(
         "--database-url",
         default="",
-        help="load: an empty Postgres to measure with after SQLite, such as postgres://user@host/name",
+        help="drives, load: an empty Postgres to measure with after SQLite, such as postgres://user@host/name",
     )
     add(
         "--backend-url",

@@ -73,8 +73,8 @@ def _batch(lines: int, *, done: int, hours: int, is_over: bool) -> Batch:
     began = now - timedelta(hours=hours)
     batch = Batch.objects.create(
         **{"input_file": file, "endpoint": "/v1/chat/completions", "completion_window": "7d", "model": "model0:12b"},
-        **{"created_at": began, "expires_at": now + timedelta(days=7), "output_tokens": 100 * done},
-        **{"total": lines, "completed": done - failed, "failed": failed, "last_place": done},
+        **{"created_at": began, "expires_at": now + timedelta(days=7), "folded_output_tokens": 100 * done},
+        **{"total": lines, "folded_completed": done - failed, "folded_failed": failed, "last_place": done},
     )
     ways = [Status.IN_PROGRESS, Status.FINALIZING, Status.COMPLETED] if is_over else [Status.IN_PROGRESS]
     for status in ways:

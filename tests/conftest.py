@@ -196,6 +196,12 @@ def use_bucket(settings: Any, **options: str) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _backends_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test changes rows of backends and looks at what comes of it, without waiting until they are read again."""
+    monkeypatch.setattr(registry, "READ_AGAIN_S", -1.0)
+
+
+@pytest.fixture(autouse=True)
 def _nobody_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """How soon persons came back in one test is forgotten in the next."""
     monkeypatch.setattr(persons, "_habits", Habits())

@@ -251,6 +251,7 @@ class BatchAdmin(LookOnly):
 
 def _shown(batches: list[Batch]) -> list[Shown]:
     """With forecasts for the first ones that are not over."""
+    Batch.read_counters(batches)
     open_ = [batch for batch in batches if not batch.is_final]
     made = {each.batch.pk: each for each in progress.of_each(open_[:MOST_FORECAST])}
     return [Shown(batch, made.get(batch.pk)) for batch in batches]

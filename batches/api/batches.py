@@ -83,7 +83,8 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
 
     @operation("List batches", BatchSerializer)
     def list(self, request: Request) -> Response:
-        page = self.paginate_queryset(self.get_queryset())
+        page = self.paginate_queryset(self.get_queryset()) or []
+        Batch.read_counters(page)
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     @operation("Retrieve a batch", BatchSerializer)

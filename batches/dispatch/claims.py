@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import F
 from django.db.models.functions import Now
 
-from batches import failing, reuse
+from batches import counting, failing, reuse
 from batches.backends.calls import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
 from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
-from batches.models import FINAL, Batch, Lease, Line, LineQuerySet, LineState, Part, Response, last_places
+from batches.models import Batch, Lease, Line, LineQuerySet, LineState, Part, Response
 from batches.scheduling import turns
 from common import failpoints
 from common.database import durable_commit
@@ -104,24 +103,10 @@ def store(
     that was stored, after the commit. A missing endpoint fails the lines that wait for it too; returns the ids of their
     batches, for which the caller wakes the control worker.
     """
-    group = _Group()
+    group = _Group(lease, calls, busy_s)
     # Whoever was told of an answer finds it again after a power cut.
-    with durable_commit(), transaction.atomic():
-        places = last_places({call.subject.batch_id for call in calls})
-        for call in calls:
-            line, reply = call.subject, call.reply
-            if reply is None or reply.verdict is Verdict.CUT:
-                group.cut.append(line)
-                continue
-            values = outcomes.of(lease.backend, line, reply, call, busy_s=busy_s)
-            if values["state"] is not LineState.PENDING:
-                places[line.batch_id] = values["place"] = places.get(line.batch_id, 0) + 1
-            if _write(lease, line, values):
-                group.add(line, reply, values["state"])
-                group.written.append((call, values["state"]))
-            else:
-                group.late.append(line)
-        group.write(lease, places)
+    with durable_commit(), counting.storing(lease, group.finished) as places:
+        group.write(places)
         lost = _lost(group.late)
     for call, state in group.written:
         note(call, state)
@@ -142,19 +127,55 @@ def _lost(lines: list[Line]) -> list[Line]:
 
 
 class _Group:
-    """What a group of answers changes besides the rows of its own lines."""
+    """A group of answers, and what they change besides the rows of their own lines."""
 
-    def __init__(self) -> None:
-        self.cut: list[Line] = []
+    def __init__(self, lease: Lease, calls: list[Call[Line]], busy_s: float) -> None:
+        self._lease = lease
         self.written: list[tuple[Call[Line], LineState]] = []
         self.late: list[Line] = []  # another process has them: their results are dropped
         self.missing: dict[Part, Reply] = {}  # parts whose endpoint is missing
+        self.finished: Counter[str] = Counter()  # lines that get a place, by batch
+        self._cut: list[Line] = []
+        self._values: list[tuple[Call[Line], Reply, dict[str, Any]]] = []
         self._tallies: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by batch, by counter
-        self._finished: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise
+        self._repeatable: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise
         self._answered: list[tuple[Line, str]] = []
         self._responses: list[tuple[int, str]] = []
+        for call in calls:
+            line, reply = call.subject, call.reply
+            if reply is None or reply.verdict is Verdict.CUT:
+                self._cut.append(line)
+                continue
+            values = outcomes.of(lease.backend, line, reply, call, busy_s=busy_s)
+            self._values.append((call, reply, values))
+            if values["state"] is not LineState.PENDING:
+                self.finished[line.batch_id] += 1
 
-    def add(self, line: Line, reply: Reply, state: LineState) -> None:
+    def write(self, places: dict[str, int]) -> None:
+        """Write all of it, inside the caller's transaction; `places` are those behind which each batch's begin."""
+        for call, reply, values in self._values:
+            line = call.subject
+            if values["state"] is not LineState.PENDING:
+                places[line.batch_id] = values["place"] = places[line.batch_id] + 1
+            if _write(self._lease, line, values):
+                self._add(line, reply, values["state"])
+                self.written.append((call, values["state"]))
+            else:
+                self.late.append(line)
+        Response.store(self._responses)
+        for pk, count in reuse.counts(self._repeatable).items():
+            line, counter = self._repeatable[pk]
+            self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})
+        reuse.remember(self._answered)
+        # A line that the finalizer has settled, because its batch stopped, stays as it is.
+        hand_back(self._lease, self._cut)
+        failpoints.reach("mid_store")
+        for batch_id in self.finished:
+            counting.count(self._lease, batch_id, self._tallies[batch_id])
+        for part, reply in self.missing.items():
+            failing.mark([part.pk], reply)
+
+    def _add(self, line: Line, reply: Reply, state: LineState) -> None:
         """Take in a line that was written with this state."""
         if state is LineState.PENDING:
             return
@@ -167,24 +188,8 @@ class _Group:
         elif reply.verdict is Verdict.ENDPOINT_MISSING:
             self.missing[line.part] = reply
         if line.digest is not None:
-            self._finished[line.pk] = line, counter
+            self._repeatable[line.pk] = line, counter
         self._responses.append((line.pk, reply.body))
-
-    def write(self, lease: Lease, places: dict[str, int]) -> None:
-        Response.store(self._responses)
-        for pk, count in reuse.counts(self._finished).items():
-            line, counter = self._finished[pk]
-            self._tallies[line.batch_id].update({counter: count, "repeated_finished": count})
-        reuse.remember(self._answered)
-        # A line that the finalizer has settled, because its batch stopped, stays as it is.
-        hand_back(lease, self.cut)
-        failpoints.reach("mid_store")
-        for batch_id, tally in sorted(self._tallies.items()):  # in one order, or two drives could wait for each other
-            changes = {name: F(name) + count for name, count in tally.items() if count}
-            batches = Batch.objects.filter(pk=batch_id).exclude(status__in=FINAL)
-            batches.update(last_place=places[batch_id], **changes)
-        for part, reply in self.missing.items():
-            failing.mark([part.pk], reply)
 
 
 ANSWER = (

@@ -61,7 +61,8 @@ class Dispatcher:
     """Sends the claimable lines of all batches to `backend` until no line is left, it is paused, or `should_stop()`.
 
     After `must_end()` it ends too, once the calls in flight are answered. `wake_control` is called with the id of each
-    batch that has work for the control worker now.
+    batch that has work for the control worker now. If the backend has `most_drives` already, nothing is sent: the
+    process stands by for one of them.
     """
 
     def __init__(
@@ -71,14 +72,19 @@ class Dispatcher:
         should_stop: Callable[[], bool],
         wake_control: Callable[[str], None],
         must_end: Callable[[], bool] = lambda: False,
+        most_drives: int | None = None,
     ) -> None:
         self.backend = backend
         self.should_stop = should_stop
         self.must_end = must_end
         self.wake_control = wake_control
+        self.most_drives = most_drives
 
     def run(self) -> None:
         with relaxed_commits(), leases.Keeper(PURPOSE, backend=self.backend) as keeper, waits.meanwhile(keeper.keep):
+            # Asked once we have a lease: of several that begin at once the oldest stay.
+            if keeper.lease.pk not in retrying(leases.at_work, self.backend)[: self.most_drives]:
+                return
             self._open(keeper)
             try:
                 self._loop()

@@ -1,7 +1,7 @@
 """What one drive counts for `/metrics` and the log: how long lines took, which were sent again, which failed and why.
 
 Counted in memory, where a line costs a microsecond, and added to the backend's row every few seconds. A drive that is
-killed loses the counts of these seconds; the counts of a batch itself are in its own row, and lose nothing.
+killed loses the counts of these seconds; the counts of a batch itself are stored with its answers, and lose nothing.
 """
 
 import logging

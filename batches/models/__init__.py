@@ -1,15 +1,8 @@
 """The truth about all work: what the broker or a process knows can be lost."""
 
 from batches.models.backend import Backend, Hold, ModelUse, PausedModel
-from batches.models.batch import (
-    FINAL,
-    Batch,
-    BatchQuerySet,
-    Part,
-    Priority,
-    Status,
-    last_places,
-)
+from batches.models.batch import Batch, BatchQuerySet, Part, last_places
+from batches.models.counts import Counts
 from batches.models.figures import Figures
 from batches.models.lease import Lease, Pulse
 from batches.models.line import (
@@ -22,6 +15,7 @@ from batches.models.line import (
     LineState,
     Response,
 )
+from batches.models.statuses import FINAL, Priority, Status
 from batches.models.webhook import WebhookDelivery
 
 __all__ = [
@@ -33,6 +27,7 @@ __all__ = [
     "Backend",
     "Batch",
     "BatchQuerySet",
+    "Counts",
     "Figures",
     "Hold",
     "Lease",

@@ -23,6 +23,9 @@ class Lease(models.Model):
     started = models.CharField(max_length=32)
     created_at = models.DateTimeField(auto_now_add=True)
     expires_at = models.DateTimeField()
+    silent_at = models.DateTimeField(
+        null=True, help_text="From then on another drive may begin in its place, unless it gives a sign of life."
+    )
     backend = models.ForeignKey(
         "Backend", models.DO_NOTHING, db_constraint=False, db_index=False, null=True, related_name="leases"
     )

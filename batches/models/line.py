@@ -103,8 +103,8 @@ class Line(models.Model):
     reasoning_tokens = models.PositiveIntegerField(default=0)
     duration_ms = models.PositiveIntegerField(null=True)
     finished_at = models.DateTimeField(null=True)
-    # Whoever gives places holds the batch's row until the commit, so places appear in their order: a reader that saw
-    # one misses none below it. There are gaps. A repeat has the place of its original.
+    # Places appear in their order up to `Counted.settled_place`: a reader that goes so far misses none below it. There
+    # are gaps. A repeat has the place of its original.
     place = models.PositiveBigIntegerField(null=True, help_text="In the order in which the batch's lines finished.")
 
     objects = LineQuerySet.as_manager()

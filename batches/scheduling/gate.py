@@ -3,6 +3,7 @@
 Failures do not close the gate: a failed request pauses the backend (`Backend.paused_at`) or one model of it.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, auto
@@ -42,7 +43,17 @@ class Gate:
 
 def look(backend: Backend) -> Gate:
     """The gate of this backend now. One query, cheap enough to be made several times a second."""
-    newest_first = list(Hold.objects.all().of(backend).order_by("-pk"))
+    return _of(list(Hold.objects.all().of(backend).order_by("-pk")))
+
+
+def looks(backends: Collection[Backend]) -> dict[int, Gate]:
+    """The gate of each of these backends now, by the backend's id. One query for any number of them."""
+    active = list(Hold.objects.all().active().order_by("-pk")) if backends else []
+    return {each.pk: _of([hold for hold in active if hold.backend_id in (None, each.pk)]) for each in backends}
+
+
+def _of(newest_first: Sequence[Hold]) -> Gate:
+    """The gate of a backend that these active holds concern."""
     holds = {hold.reason: hold for hold in newest_first}  # the oldest of each: two pauses of one moment are one
     if (paused := holds.get(Reason.PAUSED)) and paused.backend_id is not None:
         return Gate("manage.py tune_backend measures on this server; batches go on after it.", By.OPERATOR)

@@ -15,10 +15,11 @@ that the server reads the prompt that they share once.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import cache, partial
 from types import MappingProxyType
 from typing import cast
 
@@ -27,7 +28,7 @@ from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
-from batches import backends
+from batches import backends, registry
 from batches.lines import prompt
 from batches.models import NO_ROOM, Backend, Batch, Line, LineQuerySet, Part, PausedModel
 from common import database
@@ -110,15 +111,34 @@ class Turn:
         return lines.filter(most_together=None).order_by("order_key", "number")
 
 
-def has_work(backend: Backend) -> bool:
-    """A drive would find a line to send to this backend, or a paused model of it to try again."""
-    return _has_line(backend) or any(_is_to_retry(paused) for paused in backend.paused_models.all().due())
+def with_work(backends: Collection[Backend]) -> list[Backend]:
+    """Those of these backends to which a drive would find a line to send, or of which it would try a paused model
+    again. As many queries for a thousand backends as for one."""
+    parts = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
+    parts = parts.filter(Exists(Line.objects.all().claimable().filter(part=OuterRef("pk"))))
+    wanted = set(parts.order_by().values_list("batch__endpoint", "model").distinct())
+    paused: defaultdict[int, set[tuple[str, str]]] = defaultdict(set)
+    for pk, *at_endpoint in PausedModel.objects.values_list("backend", "endpoint", "model"):
+        paused[pk].add((at_endpoint[0], at_endpoint[1]))
+    due = set(PausedModel.objects.all().due().values_list("backend", "endpoint", "model")) if paused else set()
+    to_retry = {each for each in {(endpoint, model) for _, endpoint, model in due} if _is_to_retry(*each)}
+    with_retry = {pk for pk, endpoint, model in due if (endpoint, model) in to_retry}
+    return [
+        each
+        for each in backends
+        if each.pk in with_retry or any(not _waits_for_another(each, model) for _, model in wanted - paused[each.pk])
+    ]
 
 
-def _is_to_retry(paused: PausedModel) -> bool:
+def _is_to_retry(endpoint: str, model: str) -> bool:
     """The model is wanted, or no line waits for it any more and its pause can be removed."""
-    endpoint, model = paused.endpoint, paused.model
     return is_wanted(endpoint, model) or not is_wanted(endpoint, model, now=False)
+
+
+def _waits_for_another(backend: Backend, model: str) -> bool:
+    """A model that only another backend has waits for that backend. A model that no backend has is tried, and its lines
+    fail with the reason."""
+    return backend.is_fresh and registry.is_only_elsewhere(backend, model)
 
 
 def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
@@ -129,22 +149,16 @@ def is_wanted(endpoint: str, model: str, *, now: bool = True) -> bool:
     return Line.objects.all().open().filter(part__in=parts).exists()
 
 
-def _has_line(backend: Backend) -> bool:
-    """Some line could be sent."""
-    parts = _open_parts(backend)
-    return any(_with_work(parts, are_lost=each).exists() for each in (False, True))
-
-
 def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_s: float = float("inf")) -> Turn | None:
     """The turn that is on from now: `turn` or another; None if no line can be sent. Call every second, and when a turn
     has no line left. `at_work` is the model of lines that were claimed and not answered yet, `stayed_s` for how long
     lines of one model alone have been sent."""
     parts = _open_parts(backend)
-    waiting = list(_with_work(parts, are_lost=False).select_related("batch"))
+    waiting = _ours(backend, _with_work(parts, are_lost=False))
     # Lines that were lost with their worker come last of all.
     are_lost = not waiting
     if are_lost:
-        waiting = list(_with_work(parts, are_lost=True).select_related("batch"))
+        waiting = _ours(backend, _with_work(parts, are_lost=True))
     loaded = _loaded(backend, at_work, waiting)
     part = choose(
         waiting,
@@ -168,6 +182,8 @@ def order(backend: Backend, most: int) -> list[Part]:
     """The first `most` parts with a line to send, in the order in which their turns come, as it looks now: what comes,
     ends or fails meanwhile changes it."""
     parts = _open_parts(backend).order_by("-batch__priority", "turn_at", "pk")
+    models = parts.order_by().values_list("model", flat=True).distinct()
+    parts = parts.exclude(model__in=[model for model in models if _waits_for_another(backend, model)])
     waiting = list(_with_work(parts, are_lost=False).select_related("batch")[:MOST_ORDERED])
     loaded = _loaded(backend, "", waiting)
     found: list[Part] = []
@@ -364,17 +380,17 @@ def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
     return ""
 
 
+def _ours(backend: Backend, parts: QuerySet[Part]) -> list[Part]:
+    """Without those that wait for another backend."""
+    waits = cache(partial(_waits_for_another, backend))
+    return [part for part in parts.select_related("batch") if not waits(part.model)]
+
+
 def _open_parts(backend: Backend) -> QuerySet[Part]:
     """Parts of batches that run, for models that this backend has and that are not paused there."""
     parts = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
     for endpoint, model in backend.paused_models.values_list("endpoint", "model"):
         parts = parts.exclude(batch__endpoint=endpoint, model=model)
-    # A model that only another backend has waits for that backend. A model that no backend has is tried, and its lines
-    # fail with the reason.
-    if backend.is_fresh and (others := [each for each in Backend.objects.all().live() if each.pk != backend.pk]):
-        for model in set(parts.order_by().values_list("model", flat=True)):
-            if not backend.has_model(model) and any(each.has_model(model) for each in others):
-                parts = parts.exclude(model=model)
     return parts
 
 

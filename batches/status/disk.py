@@ -106,7 +106,7 @@ def _answer_bytes(batch: Batch) -> float | None:
 def _earlier_answer_bytes(batch: Batch) -> float | None:
     """By the result file of the owner's newest earlier batch for the same model: clients are told what comes of it, and
     how long another owner's answers are is no business of theirs."""
-    earlier = Batch.objects.filter(owner=batch.owner_id, endpoint=batch.endpoint, completed__gt=0)
+    earlier = Batch.objects.filter(owner=batch.owner_id, endpoint=batch.endpoint, folded_completed__gt=0)
     earlier = earlier.filter(model=batch.model, model__isnull=False)
     found = earlier.exclude(output_file=None).order_by("-created_at", "-pk").first()
     if found is None:

@@ -11,13 +11,14 @@ from datetime import datetime
 
 from django.conf import settings
 from django.db import DatabaseError
-from django.db.models import Count, F, Min, Sum
+from django.db.models import Count, Min, Sum
 from django.db.models.functions import Now
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from batches.model_labels import known_models, named
 from batches.models import Backend, Batch, Figures, Hold, Lease, PausedModel, Pulse, Status, WebhookDelivery
+from batches.models.counts import lines_open
 from batches.models.figures import BOUNDS, NO_LABELS, labels
 from batches.scheduling import gate, switch
 from batches.status import health, progress, totals
@@ -146,7 +147,7 @@ def _batches() -> Iterator[Metric]:
         f"{PREFIX}_lines_open", "Lines of batches in progress without a result.", labels=["model"]
     )
     left: defaultdict[str, float] = defaultdict(float)
-    open_ = Sum(F("total") - F("completed") - F("failed"))
+    open_ = Sum(lines_open())
     for model, count in Batch.objects.all().in_progress().order_by().values_list("model").annotate(left=open_):
         left[named(model, models)] += count
     for model, count in sorted(left.items()):
@@ -159,7 +160,7 @@ def _batches() -> Iterator[Metric]:
 def _waiting() -> Iterator[Metric]:
     """How long batches wait, and when they end: of batches that a person has paused, nothing is said."""
     waiting = Batch.objects.filter(status__in=switch.PAUSABLE, paused_at=None)
-    untouched = waiting.filter(completed=0, failed=0).aggregate(oldest=Min("created_at"))["oldest"]
+    untouched = waiting.filter(total=lines_open()).aggregate(oldest=Min("created_at"))["oldest"]
     yield _gauge(
         "queue_age_seconds", "Age of the oldest batch without a finished line; 0 if there is none.", _age(untouched)
     )

@@ -52,12 +52,14 @@ def now() -> Overview:
     others = open_.order_by("paused_at", "-priority", "created_at")[: MOST_LISTED + len(known)]
     waiting = [known[pk] for pk in dict.fromkeys(in_turn) if pk in known and known[pk] not in sending]
     waiting += [each for each in others if each.pk not in known]
-    ending = Batch.objects.filter(status__in=(Status.FINALIZING, Status.CANCELLING)).defer("errors", "metadata")
+    settling = Batch.objects.filter(status__in=(Status.FINALIZING, Status.CANCELLING)).defer("errors", "metadata")
+    ending = list(settling.order_by("created_at")[:MOST_LISTED])
+    Batch.read_counters([*sending, *waiting, *ending])
     tell = _teller(sending, waiting)
     return Overview(
         sending=tell(sending),
         waiting=tell(waiting[:MOST_LISTED]),
-        ending=tell(list(ending.order_by("created_at")[:MOST_LISTED])),
+        ending=tell(ending),
         more=max(0, open_.count() - len(sending) - MOST_LISTED),
         backends=backends,
         holds=list(Hold.objects.all().active().order_by("pk")[:MOST_LISTED]),

@@ -15,6 +15,7 @@ from django.db.models import F, Q
 
 from batches import creation, hosts, registry
 from batches.models import Batch, Line, LineState, Part, PausedModel, Status
+from batches.models.counts import lines_open
 from batches.scheduling import gate, switch
 from batches.status import disk
 from common import database
@@ -200,7 +201,8 @@ def _blocked(batch: Batch, with_work: list[Part]) -> str | None:
     backends = registry.live_backends()
     if not backends:
         return " ".join(hosts.troubles()) or registry.NO_WORKER
-    reasons = {backend.pk: gate.closed_reason(backend) or backend.pause_reason for backend in backends}
+    gates = gate.looks(backends)
+    reasons = {backend.pk: gates[backend.pk].reason or backend.pause_reason for backend in backends}
     if all(reasons.values()):
         return next(iter(reasons.values()))
     running = [backend for backend in backends if not reasons[backend.pk]]
@@ -362,8 +364,9 @@ def _others(batch: Batch) -> list[Batch]:
     owners have turns."""
     others = Batch.objects.all().in_progress().exclude(pk=batch.pk)
     others = others.filter(Q(priority__gte=batch.priority) | ~Q(owner=batch.owner_id))
-    others = others.filter(paused_at=None, total__gt=F("completed") + F("failed"))
+    others = others.alias(left=lines_open()).filter(paused_at=None, left__gt=0)
     found = list(others.order_by("created_at")[: MOST_OTHERS + 1])
+    Batch.read_counters(found)
     if len(found) > MOST_OTHERS:
         raise Unknown(f"Not known while more than {MOST_OTHERS} other batches take turns.")
     if found and len(registry.live_backends()) > 1:

@@ -43,16 +43,15 @@ def last_hours(hours: int = HOURS) -> list[tuple[datetime, float]]:
 def _ran(since: datetime) -> list[Batch]:
     later = Q(status=Status.IN_PROGRESS) | Q(finalizing_at__gte=since) | Q(cancelling_at__gte=since)
     batches = Batch.objects.filter(later, in_progress_at__isnull=False, last_place__gt=0)
-    return list(batches.order_by("-in_progress_at").only(*COLUMNS)[:MOST_BATCHES])
-
-
-COLUMNS = ("id", "in_progress_at", "last_place", "completed", "failed", "repeated_finished")
+    found = list(batches.order_by("-in_progress_at").defer("errors", "metadata", "warnings")[:MOST_BATCHES])
+    Batch.read_counters(found)
+    return found
 
 
 def _curve(batch: Batch, since: datetime) -> list[Moment]:
     """Moments in order of time, the first one before `since` if there is one."""
     # Lines that were settled at the end of the batch have places too; these lines were not asked.
-    last = min(batch.last_place, batch.completed + batch.failed - batch.repeated_finished)
+    last = min(batch.counted.settled_place, batch.completed + batch.failed - batch.repeated_finished)
     moments = _probe(batch, 0, last)
     before = [moment for moment in moments if moment[1] < since]
     if before and last > PROBES:

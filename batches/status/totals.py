@@ -6,6 +6,7 @@ from django.db.models import Count, QuerySet, Sum
 
 from batches.model_labels import known_models, named
 from batches.models import FINAL, Batch, Figures, Status
+from batches.models.counts import summed
 from batches.models.figures import labels
 
 TOKENS = ("input", "cached", "output", "reasoning")
@@ -17,8 +18,9 @@ def of(batches: QuerySet[Batch], models: list[str] | None = None) -> Totals:
     """The sums over these batches: counter -> labels -> sum. `models` (`known_models()`) have names of their own."""
     models = known_models() if models is None else models
     totals: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    sums = ["total", "completed", "failed", "repeated_finished", *(f"{kind}_tokens" for kind in TOKENS)]
-    rows = batches.order_by().values_list("model", "status").annotate(*map(Sum, sums))
+    counters = ["completed", "failed", "repeated_finished", *(f"{kind}_tokens" for kind in TOKENS)]
+    sums = {f"all_{name}": Sum(summed(name)) for name in counters}
+    rows = batches.order_by().values_list("model", "status").annotate(Sum("total"), **sums)
     lines = totals["lines"]
     for name, status, total, completed, failed, repeated, *tokens in rows:
         model = named(name, models)
@@ -29,7 +31,7 @@ def of(batches: QuerySet[Batch], models: list[str] | None = None) -> Totals:
             lines[labels(model, status)] += max(0, total - completed - failed)
         totals["lines_repeated"][labels(model)] += repeated
         for kind, count in zip(TOKENS, tokens, strict=True):
-            totals["tokens"][labels(model, kind)] += count
+            totals["tokens"][labels(model, kind)] += int(count)
     for status, count in batches.order_by().filter(status__in=FINAL).values_list("status").annotate(Count("pk")):
         totals["batches_finished"][status] += count
     return {name: dict(sums_of) for name, sums_of in totals.items()}

@@ -6,6 +6,7 @@ import pytest
 from django.utils import timezone
 
 from batches.models import Backend, Pulse
+from batches.models.counts import FOLDED
 from tests.conftest import Work
 from tests.fake_backend import FakeBackend
 
@@ -43,6 +44,11 @@ def results(work: Work, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 def _slots_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that count slots say so; to all others the requests that count them would be lines too many."""
     monkeypatch.setattr("batches.dispatch.readiness.WORTH_COUNTING", 10**9)
+
+
+def folded(**fields: Any) -> dict[str, Any]:
+    """Fields of a batch, with the counters under the names that they have in its own row."""
+    return {FOLDED.get(name, name): value for name, value in fields.items()}
 
 
 def reported(server: FakeBackend, **changes: Any) -> Backend:

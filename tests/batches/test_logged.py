@@ -59,13 +59,13 @@ def test_how_far_a_batch_is_is_told_every_few_minutes(create, work, told, monkey
     work.validate(batch)
     forecasts.review()
     assert told("lines finished") == []  # none has
-    Batch.objects.filter(pk=batch).update(completed=1, failed=1)
+    Batch.objects.filter(pk=batch).update(folded_completed=1, folded_failed=1)
     for _ in range(3):
         forecasts.review()
     [message] = told("lines finished")
     assert message.startswith(f"{batch}: 2 of 3 lines finished, 1 of them failed, speed not known yet, ends: ")
 
-    Batch.objects.filter(pk=batch).update(completed=2)
+    Batch.objects.filter(pk=batch).update(folded_completed=2)
     forecasts.review()
     assert len(told("lines finished")) == 1  # the last line was told a moment ago
     monkeypatch.setattr(forecasts, "TELL_EVERY_S", 0.0)

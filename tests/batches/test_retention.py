@@ -129,6 +129,26 @@ def test_a_large_batch_goes_in_slices_that_ask_for_the_next(create, work, backen
     assert not Batch.objects.exists()
 
 
+def test_each_deletion_asks_for_the_next(create, work, backend, sent, kept_for_10_days, monkeypatch):
+    """One tick begins it: however many batches end in a day, as many go."""
+    monkeypatch.setattr(cleanup, "DELETED_AT_ONCE", 2)
+    for _ in range(5):
+        work.run(create([line("a")])["id"])
+    age(11)
+    sent.clear()
+    tick()
+    asked = [message for message in sent if message[0] == "delete"]
+    assert len(asked) == 2
+    done = []
+    while asked:
+        done.append(asked.pop(0))
+        sent.clear()
+        tasks.delete(done[-1][1])
+        asked += sent
+    assert len(set(done)) == len(done) == 5
+    assert not Batch.objects.exists()
+
+
 def test_two_deletes_at_once_count_the_batch_once(create, work, backend, monkeypatch):
     """The second begins while the first is about to end."""
     batch = work.run(create([line("a"), line("b")])["id"])["id"]

@@ -215,6 +215,13 @@ def test_disk(data_dir: Path) -> None:
     assert "Target: another batch adds at most 0.5 of what the first took." in printed
 
 
+def test_drives(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "drives")
+    assert [row["SQLite drives"] for row in rows] == ["1", "8", "32", "32"]
+    assert all(are_positive(row, "one batch lines/s", "own batches lines/s", "ratio") for row in rows)
+    assert "Target: drives on one batch store at least 0.9 of what they store on a batch each." in printed
+
+
 def test_load(data_dir: Path) -> None:
     (answers, [batch]), printed = measure(data_dir, "load", "--load-s", "6", "--load-clients", "10")
     assert {row["SQLite"] for row in answers} >= {"poll", "list"}

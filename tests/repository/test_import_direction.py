@@ -31,12 +31,12 @@ ROOMS = [
     for rooms in (
         ["api", "admin", "management", "apps"],
         ["tasks"],
-        ["cleanup", "forecasts", "following"],
+        ["cleanup", "forecasts", "following", "seeking"],
         ["dispatch", "validation", "results", "status"],
         ["retry"],
         ["failing", "creation"],
         ["steps"],
-        ["scheduling", "reuse", "registry", "leases", "lifecycle", "model_labels", "hosts", "webhooks"],
+        ["scheduling", "reuse", "registry", "leases", "counting", "lifecycle", "model_labels", "hosts", "webhooks"],
         ["models", "migrations", "schema_drift"],
         ["backends", "lines"],
     )

@@ -17,6 +17,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from benchmarks import effort, figures, report
 from benchmarks.disk import disk
+from benchmarks.drives import drives
 from benchmarks.effort import Effort
 from benchmarks.intake import intake
 from benchmarks.latency import latency
@@ -38,19 +39,8 @@ Scenario = Callable[[Effort], list[Table]]
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
-        overhead,
-        throughput,
-        prefixes,
-        models,
-        intake,
-        scale,
-        disk,
-        latency,
-        load,
-        person,
-        pages,
-        machines,
-        money,
+        *(overhead, throughput, prefixes, models, intake, scale, disk, drives, latency, load, person, pages),
+        *(machines, money),
     )
 }
 

@@ -77,7 +77,7 @@ def slow(db, live_backend):
         expires_at=now + timedelta(minutes=5),
         status=Status.IN_PROGRESS,
         total=1010,
-        completed=10,
+        folded_completed=10,
         warnings=[{"code": "other", "message": "Mind the gap."}],
     )
     part = Part.objects.create(batch=batch, model=live_backend.listed[0]["id"])

@@ -358,9 +358,9 @@ def test_a_batch_that_a_person_paused_is_passed_over(create, work, backend):
     Batch.objects.filter(pk=first).update(paused_at=timezone.now())
     work.drive()
     assert backend.arrived() == ["b"]
-    assert not turns.has_work(registry.own_backend())
+    assert not turns.with_work([registry.own_backend()])
     Batch.objects.update(paused_at=None)
-    assert turns.has_work(registry.own_backend())
+    assert turns.with_work([registry.own_backend()])
 
 
 @pytest.mark.slow
@@ -397,7 +397,7 @@ def test_a_model_that_only_another_backend_has_waits_for_that_one(create, work, 
     gone = timezone.now() - timedelta(minutes=5)
     Backend.objects.filter(name="other").update(worker_seen_at=gone)
     # Nobody else has it any more: here it fails with its reason.
-    assert turns.has_work(registry.own_backend())
+    assert turns.with_work([registry.own_backend()])
 
 
 def test_a_model_that_is_removed_here_is_left_to_a_backend_that_has_it(create, work, backend, elsewhere, settings):

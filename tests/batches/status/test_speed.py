@@ -19,7 +19,7 @@ def ran(db):
         batch = Batch.objects.create(
             **{"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "7d"},
             **{"status": Status.IN_PROGRESS, "expires_at": now, "in_progress_at": now - timedelta(hours=9)},
-            **{"total": len(minutes) + settled, "completed": len(minutes), "last_place": len(minutes) + settled},
+            **{"total": len(minutes) + settled, "folded_completed": len(minutes), "last_place": len(minutes) + settled},
         )
         Batch.objects.filter(pk=batch.pk).update(**fields)
         part = Part.objects.create(batch=batch, model="m")
@@ -93,7 +93,7 @@ def test_lines_of_a_failed_part_are_told(ran, monkeypatch):
         each.order_key = bytes([each.number % 7])
         each.save(update_fields=["order_key"])
     lease = leases.acquire("test")
-    Batch.objects.filter(pk=batch.pk).update(completed=10, last_place=10, lease=lease)
+    Batch.objects.filter(pk=batch.pk).update(folded_completed=10, last_place=10, lease=lease)
     part = batch.parts.get()
     while failing._fail_page(part, {"status": 400, "body": "{}", "code": "gone", "message": "Gone."}, lease):
         pass

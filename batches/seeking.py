@@ -1,0 +1,55 @@
+"""How an inference worker finds work for its backend by itself, every second.
+
+So nobody else need know what the backend has, and no message goes to a worker whose backend lacks the model: any number
+of idle workers are at work within two seconds, and a worker that stands by begins where another one fell silent.
+"""
+
+import logging
+from collections.abc import Collection
+
+from django.conf import settings
+from django.db.models import Exists, OuterRef
+
+from batches import leases
+from batches.models import Backend, Batch, PausedModel
+from batches.scheduling import gate, turns
+
+logger = logging.getLogger(__name__)
+
+
+class Seeker:
+    """Looks for work for the backend that this process is configured to use."""
+
+    def __init__(self) -> None:
+        self._successor = leases.Successor()
+
+    def look(self) -> int:
+        """How many more drives there is work for now; 0 if the backend is paused. Call every second.
+
+        One query on a server without work, and a handful otherwise, with any number of backends. Hands back the lines
+        of drives on this backend that fell silent.
+        """
+        own = _own_with_batches()
+        if own is None:
+            return 0
+        if taken := self._successor.look(own):
+            logger.warning("took over the work of %s silent drives", taken)
+        idle = max(0, settings.MAX_CONCURRENT_BATCHES - len(leases.at_work(own)))
+        return idle if idle and with_work([own]) else 0
+
+
+def _own_with_batches() -> Backend | None:
+    """The row of our backend, if it is not paused, has answered once, and there is anything to look at."""
+    paused = PausedModel.objects.filter(backend=OuterRef("pk"))
+    anything = Exists(Batch.objects.all().in_progress()) | Exists(paused)
+    return Backend.objects.filter(anything, name=settings.BACKEND_NAME, paused_at=None).exclude(kind="").first()
+
+
+def with_work(backends: Collection[Backend]) -> list[Backend]:
+    """Those that have work for a drive now. Lines may be sent to them. Or lines wait for persons: then a drive has to
+    wait for their share."""
+    gates = gate.looks(backends)
+    lets_wait = settings.BATCH_SHARE > 0
+    return turns.with_work(
+        [each for each in backends if not gates[each.pk].reason or (gates[each.pk].is_for_persons and lets_wait)]
+    )

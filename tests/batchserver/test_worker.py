@@ -1,0 +1,92 @@
+"""What a worker's main process asks its own processes for."""
+
+import pytest
+from celery import Celery
+from django.db import OperationalError, connection
+from kombu.exceptions import OperationalError as BrokerError
+
+from batches import registry, tasks
+from batchserver import worker
+from tests.conftest import line
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The messages that go out: task, queue, and how long they hold."""
+    messages = []
+
+    def publish(self, args=(), **options):
+        messages.append((self.name.rpartition(".")[2], options.get("queue"), options.get("expires")))
+
+    monkeypatch.setattr("celery.app.task.Task.apply_async", publish)
+    monkeypatch.setattr(worker, "ASK_AGAIN_AFTER_S", 60.0)
+    return messages
+
+
+@pytest.fixture
+def with_work(create, work, backend, asked):
+    registry.report_backend()
+    work.validate(create([line("a"), line("b")])["id"])
+    asked.clear()
+
+
+@pytest.mark.usefixtures("with_work")
+def test_it_asks_its_own_processes_for_a_drive_and_not_again_at_once(asked, monkeypatch):
+    own, other = worker.OwnWork(), worker.OwnWork()
+    for _ in range(3):
+        own.look()
+    other.look()
+    assert [(task, expires) for task, _, expires in asked] == [("drive", 60.0)] * 2
+    assert [queue for _, queue, _ in asked] == [own.queue.name, other.queue.name]
+    assert own.queue.name != other.queue.name
+    monkeypatch.setattr(worker, "ASK_AGAIN_AFTER_S", 0.0)
+    own.look()
+    assert len(asked) == 3
+
+
+@pytest.mark.usefixtures("with_work")
+def test_it_asks_for_as_many_as_it_has_processes(asked, settings):
+    settings.MAX_CONCURRENT_BATCHES = 4
+    worker.OwnWork().look()
+    assert len(asked) == 4
+
+
+@pytest.mark.usefixtures("with_work")
+def test_a_worker_that_ends_asks_for_nothing(asked, monkeypatch):
+    monkeypatch.setattr(tasks.shutdown, "value", 1)
+    worker.OwnWork().look()
+    assert asked == []
+
+
+@pytest.mark.usefixtures("with_work")
+def test_a_database_or_broker_that_is_away_is_no_error(asked, monkeypatch, caplog):
+    def away(execute, sql, params, many, context):
+        raise OperationalError("the database system is shutting down")
+
+    own = worker.OwnWork()
+    with connection.execute_wrapper(away):
+        own.look()
+    assert asked == []
+    assert "the database does not answer" in caplog.messages[-1]
+
+    def refused(self, args=(), **options):
+        raise BrokerError("Connection refused")
+
+    monkeypatch.setattr("celery.app.task.Task.apply_async", refused)
+    own.look()
+    assert "the broker does not answer" in caplog.messages[-1]
+
+
+def test_a_message_goes_to_its_own_queue_and_leaves_nothing_else_at_the_broker():
+    """By Celery's and kombu's own code, at a broker in memory."""
+    with Celery(broker="memory://", set_as_current=False) as app:
+        own = worker.OwnWork()
+        app.amqp.queues.select_add(own.queue)
+        with app.connection_for_write() as connection, connection.channel() as channel:
+            before = set(channel.state.bindings)
+            app.send_task("drive", queue=own.queue.name, connection=connection)
+            assert set(channel.state.bindings) == before
+            taken = []
+            with app.amqp.TaskConsumer(channel, queues=[own.queue], callbacks=[lambda _, sent: taken.append(sent)]):
+                connection.drain_events(timeout=5)
+    assert [each.headers["task"] for each in taken] == ["drive"]
