@@ -7,6 +7,7 @@ tables before any migration runs, at every `migrate`. A database of the last for
 tests/schemas has a database of each form; tests/system/test_upgrades.py keeps migrations from being edited.
 """
 
+from functools import partial
 from typing import Any
 
 from django.core.management import CommandError
@@ -20,7 +21,7 @@ from common import schema
 
 APPS = ("files_api", "batches", "batchserver")
 
-# What the edits added, by model: fields, or the model itself if no field is named. A field is added if the applied
+# What the edits added, by model: columns, or the table itself if no column is named. One is added if the applied
 # migrations have it.
 ADDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("batchserver", "rememberedanswer"): (),
@@ -78,9 +79,9 @@ class _Drift:
         fields = {field.column: field.name for field in model._meta.local_concrete_fields}
         for column, field in fields.items():
             if column not in columns:
-                if field not in (added or ()):
+                if column not in (added or ()):
                     raise _cannot_mend(f"{table}.{column}")
-                self._add(app, name, field)
+                self._add(app, name, field, column)
         for column, removed in REMOVED.get((app, name), {}).items():
             if column in columns - fields.keys():
                 self._remove(app, name, column, removed)
@@ -104,11 +105,11 @@ class _Drift:
         self.found.remove_model(app, name)
         self.operations[app].append(CreateModel(model.name, list(model.fields.items()), model.options))
 
-    def _add(self, app: str, name: str, field: str) -> None:
+    def _add(self, app: str, name: str, field: str, column: str) -> None:
         self.found.remove_field(app, name, field)
         self.operations[app].append(AddField(name, field, self.target.models[app, name].fields[field]))
-        if field == "repeated_finished":  # the second of the two
-            self.operations[app].append(RunPython(_count_repeats))
+        if column == "repeated_finished":  # the second of the two
+            self.operations[app].append(RunPython(partial(_count_repeats, finished_in=field)))
 
     def _remove(self, app: str, name: str, column: str, field: "Field[Any, Any]") -> None:
         self.found.add_field(app, name, column, field.clone(), preserve_default=True)
@@ -134,8 +135,8 @@ def _cannot_mend(what: str) -> CommandError:
     )
 
 
-def _count_repeats(apps: Any, editor: Any) -> None:
-    """Set Batch.repeated and .repeated_finished, which were not counted while the columns were missing."""
+def _count_repeats(apps: Any, editor: Any, *, finished_in: str) -> None:
+    """Set Batch.repeated, and the field of the finished ones, which were not counted while the columns were missing."""
     alias = editor.connection.alias
     batches, lines = (apps.get_model("batches", name).objects.using(alias) for name in ("Batch", "Line"))
     repeats = lines.filter(batch=OuterRef("pk"), state=REPEATED)
@@ -145,4 +146,4 @@ def _count_repeats(apps: Any, editor: Any) -> None:
         counted = lines.order_by().values("batch").annotate(count=Count("pk")).values("count")
         return Coalesce(Subquery(counted), 0)
 
-    batches.exclude(status="failed").update(repeated=count(repeats), repeated_finished=count(finished))
+    batches.exclude(status="failed").update(**{"repeated": count(repeats), finished_in: count(finished)})

@@ -48,11 +48,12 @@ class Migration(migrations.Migration):
                     migrations.RenameField('batch', name, f'folded_{name}'),
                     migrations.AlterField('batch', f'folded_{name}', field(db_column=name, default=0)),
                 )
+            ] + [
+                migrations.AlterField(
+                    model_name='batch',
+                    name='last_place',
+                    field=models.PositiveBigIntegerField(default=0, help_text='The highest `place` that its lines were given.'),
+                ),
             ],
-        ),
-        migrations.AlterField(
-            model_name='batch',
-            name='last_place',
-            field=models.PositiveBigIntegerField(default=0, help_text='The highest `place` that its lines were given.'),
         ),
     ]

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from batches import hosts, tasks
 from batches.lifecycle import Outcome
-from batches.models import Batch, Line, LineState, Pulse, Response
+from batches.models import Backend, Batch, Line, LineState, Pulse, Response
 from batches.status import conditions, health, progress
 from batches.status.conditions import Failed
 from batchserver import views
@@ -93,7 +93,7 @@ def test_that_another_host_is_held_is_a_warning_while_others_work(queues, client
     hosts.hold("It has no files.")
     assert conditions.by_storage() == [Failed("storage", "It has no files.")]  # nobody else works
     Pulse.stamp("ticked")
-    tasks.Backend.objects.create(name="here", url="http://a", worker_seen_at=timezone.now())
+    Backend.objects.create(name="here", url="http://a", worker_seen_at=timezone.now())
     assert conditions.by_storage() == [Failed("storage", "It has no files.", is_warning=True)]
     for is_warning, status in ((True, 200), (False, 503)):
         found = Failed("storage", "It has no files.", is_warning=is_warning)
@@ -210,7 +210,7 @@ def test_the_inference_worker_of_a_host_without_the_files_is_none(create, work, 
     unmounted(True)
     fitness.look()
     workers._report_backend()
-    tasks.Backend.objects.update(worker_seen_at=timezone.now() - tasks.timedelta(minutes=1))
+    Backend.objects.update(worker_seen_at=timezone.now() - tasks.timedelta(minutes=1))
     workers._report_backend()
     assert "takes no work. The storage of files" in progress.waiting_for(Batch.objects.get(pk=batch))
 
