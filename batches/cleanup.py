@@ -15,11 +15,13 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Coalesce
 
 from batches import leases, lifecycle, results, steps
+from batches.creation import LONGEST_WINDOW
 from batches.lifecycle import Outcome
 from batches.models import FINAL, Batch, Response, Status
 from batches.status import totals
 from common import database, failpoints, ids
 from common.disk import trouble
+from common.models import Owner
 from files_api import retention
 from files_api.models import File, FileHold, stored_name
 
@@ -112,6 +114,16 @@ def delete_outlived_files() -> None:
     # A batch may have been made of one of them meanwhile.
     if count := File.objects.filter(free, pk__in=ids, deleted_at=None).update(deleted_at=database.now()):
         logger.info("%d files deleted that no batch has, for RETENTION_DAYS is over", count)
+
+
+def correct_owners() -> None:
+    """Give result files to the owner of their batch, if a worker of a version without owners stored them as the first
+    owner's, beside workers of this one. Safe to run twice."""
+    lately = Batch.objects.exclude(owner=Owner.FIRST).filter(created_at__gt=database.now() - LONGEST_WINDOW)
+    for name in ("output_file", "error_file"):
+        for file_id, owner_id in lately.filter(**{f"{name}__owner": Owner.FIRST}).values_list(name, "owner"):
+            File.objects.filter(pk=file_id, owner=Owner.FIRST).update(owner=owner_id)
+            logger.warning("%s: given to the owner of its batch", file_id)
 
 
 def _oldest_kept() -> datetime:

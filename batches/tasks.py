@@ -43,15 +43,16 @@ WAKE_AGAIN_AFTER = timedelta(seconds=5)
 FORECAST_EVERY = timedelta(seconds=15)
 RETENTION_EVERY = timedelta(minutes=1)
 FORGET_EVERY = timedelta(hours=1)
-MESSAGE_LIFE_S = 600
+MESSAGE_LIFE = timedelta(minutes=10)
 MOST_TOLD = 5  # reasons in one line of the log
 
 
 def wake(task: Any, *args: str) -> None:
     """Send a message. A message that cannot be sent is not an error: the next tick sees what is due."""
     try:
-        # A tick has sent the message again long before it expires.
-        task.apply_async(args=args, expires=MESSAGE_LIFE_S)
+        # A tick has sent the message again long before it expires. Whoever reads it looks at the clock of its own host,
+        # which may be minutes ahead of the database's.
+        task.apply_async(args=args, expires=database.now() + MESSAGE_LIFE)
     except (BrokerError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
 
@@ -242,6 +243,7 @@ def _delete_outlived() -> None:
 def _forget_what_is_over() -> None:
     if Pulse.due("forget", FORGET_EVERY):
         webhooks.forget_old()
+        cleanup.correct_owners()
         SessionStore.clear_expired()
 
 

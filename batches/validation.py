@@ -1,5 +1,6 @@
 """Validation: each line of the input file becomes a row, or the batch fails and its bad lines are named."""
 
+import errno
 import logging
 import time
 from collections import defaultdict
@@ -64,6 +65,8 @@ def _file_problem(batch: Batch, file: File | None) -> dict[str, Any]:
 
 def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
     ends_at = time.monotonic() + SLICE_S
+    if file.content.size < file.bytes:  # it would seem to end there, maybe in the middle of a line
+        raise FileNotFoundError(errno.ENOENT, "A part of the file is missing")
     check = _LineCheck(batch)
     with bulk_writes(), file.content.open("rb") as stream:
         lines = read_lines(

@@ -41,8 +41,8 @@ class Fitness:
         try:
             if newer := schema.newer():
                 self._end(newer)
-            elif reason := storage_id.compare(self._storage.ask(), storage_id.expected()):
-                self._take_none(storage_id.advised(reason))
+            elif reason := self._storage_trouble():
+                self._take_none(reason)
             else:
                 self._take()
                 storage_id.note_seen()
@@ -52,12 +52,24 @@ class Fitness:
             # The pool forks from this process: no database connection may cross into a child.
             connection.close()
 
+    def _storage_trouble(self) -> str:
+        """Why the storage is not that of the database; empty if it is. Raises DatabaseError, or OSError if the storage
+        cannot be read now."""
+        found, wanted = self._storage.ask(), storage_id.expected()
+        if wanted is not None:
+            return storage_id.advised(storage_id.compare(found, wanted))
+        try:
+            storage_id.settle()  # it was away when the worker started
+        except storage_id.WrongStorage as error:
+            return storage_id.advised(error.reason)
+        return ""
+
     def _end(self, reason: str) -> None:
         """As by SIGTERM, but calls may take as long as they take. Celery's loop looks at `should_stop` at once."""
         logger.warning("the worker ends: %s", reason)
         self.is_ending = True
         self._hold.value = 1
-        state.should_stop = 0
+        state.should_stop = 0  # type: ignore[assignment]  # the exit status
 
     def _take_none(self, reason: str) -> None:
         if not self._hold.value:

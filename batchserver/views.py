@@ -1,6 +1,5 @@
 """`/health`, `/livez`, `/readyz`, `/metrics` and `/`; and what is said where something is not there, or not allowed."""
 
-from dataclasses import asdict
 from typing import Any
 
 from django.conf import settings
@@ -13,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from batches import registry
 from batches.status import health
-from batches.status.conditions import Conditions
+from batches.status.conditions import Conditions, Failed
 from batchserver.celery import ask_broker
 from batchserver.scrapers import Scrapers
 from common import exception_handler, schema
@@ -49,9 +48,14 @@ def show_liveness(request: HttpRequest) -> JsonResponse:
 @require_safe
 def show_readiness(request: HttpRequest) -> JsonResponse:
     """200 while all parts of the server do their work; 503 with the reasons if one does not."""
-    failed = _conditions.failed()
-    body = {"status": "failing" if failed else "ok", "failed": [asdict(each) for each in failed]}
+    found = _conditions.failed()
+    failed, warnings = ([_told(each) for each in found if each.is_warning is kind] for kind in (False, True))
+    body = {"status": "failing" if failed else "ok", "failed": failed} | ({"warnings": warnings} if warnings else {})
     return JsonResponse(body, status=503 if failed else 200)
+
+
+def _told(failed: Failed) -> dict[str, str]:
+    return {"check": failed.check, "reason": failed.reason}
 
 
 @require_safe

@@ -135,7 +135,8 @@ app.steps["worker"].add(Timers)
 
 def _ask_for_tick() -> None:
     try:
-        # A tick that waits for a busy worker may expire: the next tick does the same.
+        # A tick that waits for a busy worker may expire: the next tick does the same. By the clock of this host, whose
+        # worker reads it, or that of another host, which has ticks of its own.
         tasks.tick.apply_async(expires=TICK_EVERY_S)
     except (OperationalError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)

@@ -103,7 +103,11 @@ def opened(file_id: str, content: FieldFile) -> "Content[bytes]":
     """The bytes of a file for a client. Raises a 404 if the file is deleted, and a 503 if its bytes cannot be read now,
     or are not on this host."""
     try:
-        return content.open("rb")
+        stream = content.open("rb")
+        if content.size < content.instance.bytes:  # type: ignore[attr-defined]  # a File
+            stream.close()
+            raise FileNotFoundError(errno.ENOENT, "A part of the file is missing")
+        return stream
     except ValueError:  # the row has no bytes any more
         raise _no_such(file_id) from None
     except FileNotFoundError as error:

@@ -48,15 +48,15 @@ def settle() -> None:
     place. Raises WrongStorage, with what to do, or OSError if the storage cannot be read or written now.
     """
     try:
-        with transaction.atomic():
-            _settle(read())
+        _settle()
     except IntegrityError:  # another process was faster
-        with transaction.atomic():
-            _settle(read())
+        _settle()
 
 
-def _settle(found: str | None) -> None:
+@transaction.atomic
+def _settle() -> None:
     row = Storage.objects.select_for_update().first()
+    found = read()  # after the lock, or another process may just have written it
     if row is None:
         if reason := _why_not_first(found):
             raise WrongStorage(reason)
@@ -90,8 +90,8 @@ def take() -> None:
     """Make the storage of this process the one of the database, whatever it lacks: a person says that the files are
     gone for good, or lie here now. Processes with another storage stop their work within seconds."""
     with transaction.atomic():
-        found = read()
         row, _ = Storage.objects.select_for_update().get_or_create(pk=Storage.THE_ONE)
+        found = read()
         row.mark = found or secrets.token_hex(8)
         row.save(update_fields=["mark"])
         _give_id(row, found)

@@ -35,7 +35,7 @@ class InputFiles:
         stream.seek(line.offset)
         content = stream.read(line.length)
         if len(content) < line.length:
-            raise OSError(errno.ENOENT, "A part of the file is missing")
+            raise FileNotFoundError(errno.ENOENT, "A part of the file is missing")
         return jsonl.parse_body(content)
 
     def reopen(self, line: Line) -> None:

@@ -20,10 +20,12 @@ WITHIN_S = 3.0
 
 @dataclass(frozen=True)
 class Failed:
-    """A condition that does not hold. `reason` is for a person, and has no path, no address and no secret."""
+    """A condition that does not hold. `reason` is for a person, and has no path, no address and no secret. A warning is
+    of what others make up for."""
 
     check: str
     reason: str
+    is_warning: bool = False
 
 
 class Conditions:
@@ -77,9 +79,13 @@ def by_disk() -> list[Failed]:
 
 
 def by_storage() -> list[Failed]:
-    """Whether the storage is the one of the database, here and where workers are."""
+    """Whether the storage is the one of the database, here and where workers are. That a worker of another host takes
+    no work is a warning while others do: an orchestrator that asks web servers must not stop them all for that."""
     try:
-        reasons = {storage_id.trouble(), *hosts.held().values()} - {""}
+        own = storage_id.trouble()
+        held = set(hosts.held().values()) - {own}
+        is_alone = bool(held) and bool(health.tick_trouble() or not registry.live_backends())
     except DatabaseError:
         return []  # `by_rows` says so
-    return [Failed("storage", reason) for reason in sorted(reasons)]
+    failed = [Failed("storage", own)] if own else []
+    return failed + [Failed("storage", reason, is_warning=not is_alone) for reason in sorted(held)]

@@ -10,10 +10,12 @@ from batches import hosts, registry
 from batches.models import Backend, Batch, Pulse, Status
 from batches.scheduling import gate, turns
 from common import database
+from common.bounded import Bounded
 from files_api import storage_id
 
 TICK_MISSING_AFTER = timedelta(seconds=30)
 MOST_REASONS = 3
+_storage = Bounded(storage_id.read, within_s=2.0)
 
 
 def summary() -> dict[str, Any]:
@@ -58,8 +60,19 @@ def _look(backends: list[Backend]) -> tuple[str, list[str]]:
 def hosts_trouble() -> list[str]:
     """Why hosts take no work, or no uploads, in sentences for a person; this host is one of them."""
     told = hosts.troubles()
-    own = storage_id.trouble()
+    own = _own_storage_trouble()
     return told if not own or any(own in each for each in told) else [own, *told]
+
+
+def _own_storage_trouble() -> str:
+    """As `storage_id.trouble`, within a time: a directory of another machine may hang for as long as that is away."""
+    wanted = storage_id.expected()
+    try:
+        return storage_id.advised(storage_id.compare(_storage.ask(), wanted)) if wanted is not None else ""
+    except TimeoutError:
+        return "The storage of files does not answer on this host."
+    except OSError:
+        return ""
 
 
 def tick_trouble() -> list[str]:

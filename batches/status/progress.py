@@ -31,6 +31,8 @@ MOST_EARLIER = 3
 MOST_WAITING = 100
 # Between two answers that follow each other: answers are stored in groups, and those of a group share a time.
 STORING = timedelta(seconds=0.5)
+# What waits for a step of the control worker.
+FOR_CONTROL = (Status.VALIDATING, Status.FINALIZING, Status.CANCELLING)
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,8 @@ def _with_work(parts: list[Part]) -> list[Part]:
 
 def _held_up(batch: Batch) -> str | None:
     """Why its next step is not done: it stalls, or hosts that could do the step take no work."""
-    if batch.stall_reason or batch.status == Status.IN_PROGRESS or batch.lease_id is not None:
+    if batch.stall_reason or batch.status not in FOR_CONTROL or batch.lease_id is not None:
         return batch.stall_reason or None
-    if batch.is_final and batch.tidied_at is not None:
-        return None
     return " ".join(hosts.troubles()) or None
 
 

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 from batches import cleanup, results, tasks
 from batches.models import Batch, Line, Response, WebhookDelivery
+from common.models import Owner
 from files_api import retention
 from files_api.models import File, FileHold
 from tests.conftest import custom_ids, line
@@ -52,6 +53,19 @@ def test_failed_lines_keep_their_reasons_and_lose_their_responses(create, work, 
     work.run(create([line("a"), line("b")])["id"])
     assert Line.objects.values_list("error_code", "http_status").get(custom_id="a") == ("bad", 400)
     assert not Response.objects.exists()
+
+
+def test_result_files_that_a_worker_without_owners_stored_get_the_owner_of_their_batch(create, work, backend):
+    ann = Owner.objects.create(name="ann")
+    backend.always("b", Action(400, {"error": {"message": "no", "type": "t", "code": "bad"}}))
+    hers, _ = (work.run(create([line("a"), line("b")])["id"]) for _ in range(2))
+    Batch.objects.filter(pk=hers["id"]).update(owner=ann)  # the files as the old worker makes them: the first owner's
+    cleanup.correct_owners()
+    results_of_ann = {hers["output_file_id"], hers["error_file_id"]}
+    assert set(File.objects.filter(owner=ann).values_list("pk", flat=True)) == results_of_ann
+    assert File.objects.filter(owner=Owner.FIRST).count() == 4  # two input files, and what is the first owner's
+    cleanup.correct_owners()
+    assert File.objects.filter(owner=ann).count() == 2
 
 
 # RETENTION_DAYS

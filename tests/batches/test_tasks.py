@@ -10,6 +10,7 @@ from batches import leases, registry, tasks
 from batches.dispatch import dispatcher
 from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
 from batches.status import health
+from common import database
 from tests.conftest import line
 from tests.ticks import next_tick, tick
 
@@ -267,3 +268,14 @@ def test_holds_that_ended_are_forgotten(db, sent):
     )
     tick()
     assert list(Hold.objects.all()) == [lasting]
+
+
+@pytest.mark.parametrize("off_s", [300, -300])
+def test_a_message_lives_on_a_host_whose_clock_is_off(off_s, db, monkeypatch):
+    """Whoever reads it looks at the clock of its host; what counts is that of the database when it is sent."""
+    sent = {}
+    monkeypatch.setattr(tasks.drive, "apply_async", lambda **options: sent.update(options))
+    monkeypatch.setattr(database, "now", lambda: timezone.now() + timedelta(seconds=off_s))
+    tasks.wake(tasks.drive)
+    left_s = (sent["expires"] - timezone.now()).total_seconds() - off_s
+    assert 590 < left_s <= 600

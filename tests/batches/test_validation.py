@@ -253,6 +253,19 @@ def test_input_bytes_that_are_not_on_this_host_are_waited_for(create, work, sett
     assert Batch.objects.get().status == "in_progress"
 
 
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.75, 0.99])
+def test_a_file_that_is_there_in_part_is_waited_for_and_no_line_is_left_out(part, create, work, settings):
+    batch = create([line("a"), line("b")])
+    [path] = settings.FILES_DIR.rglob("file-*")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+    assert work.validate(batch["id"]) is Outcome.LATER
+    assert "A part of the file is missing" in Batch.objects.get().stall_reason
+    path.write_bytes(content)
+    assert work.validate(batch["id"]) is Outcome.DONE
+    assert (Batch.objects.get().status, Line.objects.count()) == ("in_progress", 2)
+
+
 def test_input_bytes_that_were_removed_on_purpose_fail_the_batch(create, work):
     batch = create([line("a")])
     File.objects.update(content="")

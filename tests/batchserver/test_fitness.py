@@ -13,6 +13,8 @@ from batches import hosts, tasks
 from batches.lifecycle import Outcome
 from batches.models import Batch, Line, LineState, Pulse, Response
 from batches.status import conditions, health, progress
+from batches.status.conditions import Failed
+from batchserver import views
 from batchserver import worker as workers
 from batchserver.fitness import Fitness
 from files_api import storage_id
@@ -75,10 +77,7 @@ def test_a_worker_without_the_files_reads_no_queue_until_they_are_back(fitness, 
     [told] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert told.startswith("the worker takes no work: The storage of files on this host has no id")
     [reason] = hosts.held().values()
-    assert [each.reason for each in conditions.by_storage()] == [reason]
-    answer = client.get("/readyz")
-    assert answer.status_code == 503
-    assert {"check": "storage", "reason": reason} in answer.json()["failed"]
+    assert conditions.by_storage() == [Failed("storage", reason)]
     Pulse.stamp("ticked")
     assert health.summary()["status"] == "waiting"
     assert reason in client.get("/health").json()["reason"]
@@ -87,6 +86,22 @@ def test_a_worker_without_the_files_reads_no_queue_until_they_are_back(fitness, 
     assert (queues.read, tasks.hold.value) == ({"control", "inference"}, 0)
     assert hosts.held() == {}
     assert conditions.by_storage() == []
+
+
+def test_that_another_host_is_held_is_a_warning_while_others_work(queues, client, monkeypatch):
+    """Who asks /readyz whether to send requests here must not be turned away for it."""
+    hosts.hold("It has no files.")
+    assert conditions.by_storage() == [Failed("storage", "It has no files.")]  # nobody else works
+    Pulse.stamp("ticked")
+    tasks.Backend.objects.create(name="here", url="http://a", worker_seen_at=timezone.now())
+    assert conditions.by_storage() == [Failed("storage", "It has no files.", is_warning=True)]
+    for is_warning, status in ((True, 200), (False, 503)):
+        found = Failed("storage", "It has no files.", is_warning=is_warning)
+        monkeypatch.setattr(views._conditions, "failed", lambda found=found: [found])
+        answer = client.get("/readyz")
+        assert answer.status_code == status
+        told = [{"check": "storage", "reason": "It has no files."}]
+        assert answer.json()["warnings" if is_warning else "failed"] == told
 
 
 def test_what_cannot_be_found_out_now_changes_nothing(fitness, queues, monkeypatch):
@@ -105,6 +120,18 @@ def test_what_cannot_be_found_out_now_changes_nothing(fitness, queues, monkeypat
     assert (queues.read, tasks.hold.value) == ({"control", "inference"}, 0)
 
 
+def test_a_storage_that_was_away_at_the_start_gets_its_id_later(fitness, queues, upload, unmounted):
+    upload([line("a")])
+    Storage.objects.all().delete()
+    unmounted(True)
+    fitness.look()  # and a host without the files is held, though no storage has an id yet
+    assert (queues.read, Storage.objects.count()) == (set(), 0)
+    unmounted(False)
+    fitness.look()
+    assert queues.read == {"control", "inference"}
+    assert Storage.objects.get().mark == storage_id.read()
+
+
 def test_while_the_broker_is_away_the_worker_is_held_all_the_same(fitness, queues, unmounted):
     unmounted(True)
     queues.task_consumer = None
@@ -118,7 +145,7 @@ def test_while_the_broker_is_away_the_worker_is_held_all_the_same(fitness, queue
 def test_a_host_that_is_gone_is_forgotten(db):
     hosts.hold("It has no files.")
     assert hosts.held()
-    Pulse.objects.update(at=timezone.now() - hosts.FORGOTTEN_AFTER)
+    Pulse.objects.update(at=timezone.now() - 2 * hosts.FORGOTTEN_AFTER)
     assert hosts.held() == {}
     hosts.release()
     assert not Pulse.objects.exists()
@@ -143,10 +170,10 @@ def test_a_drive_hands_its_lines_back_uncharged(create, work, backend, fitness, 
 
 
 def test_calls_in_flight_are_answered_before_the_drive_ends(create, work, backend, queues):
-    backend.delay_s = 0.3
+    backend.delay_s = 1.0
     batch = create([line(str(number)) for number in range(8)])["id"]
     work.validate(batch)
-    work.drive(must_end=lambda: bool(backend.seen))
+    work.drive(must_end=lambda: bool(backend.arrived()))
     assert 1 <= Batch.objects.get().completed == len(backend.arrived()) < 8
     assert Line.objects.filter(state=LineState.RUNNING).count() == 0
     assert Line.objects.exclude(attempts=0).count() == 0
@@ -168,7 +195,8 @@ def test_a_step_waits_for_a_host_with_the_files(step, create, work, backend, fit
     assert outcome is Outcome.LATER
     assert Batch.objects.values("status", "stalls", "lease", "tidied_at", "retry_at").get() == before
     assert Response.objects.count() == (step != "validating")
-    assert "takes no work. The storage of files on this host has no id" in progress.waiting_for(Batch.objects.get())
+    told = progress.waiting_for(Batch.objects.get()) or ""
+    assert ("takes no work. The storage of files on this host has no id" in told) is (step != "tidying")
     unmounted(False)
     fitness.look()
     assert progress.waiting_for(Batch.objects.get()) is None

@@ -88,13 +88,17 @@ class Backend(FakeBackend):
         return action
 
 
+# The package starts one server at a time.
+_one_start = threading.Lock()
+
+
 class Postgres:
     """A real Postgres with a database for each world. Use as a context manager."""
 
     def __init__(self) -> None:
         # Not in pytest's directory, which only its owner can enter, and short: the path of its socket is limited.
         self._directory = tempfile.TemporaryDirectory(prefix="pg")
-        with warnings.catch_warnings(action="ignore"):
+        with _one_start, warnings.catch_warnings(action="ignore"):
             import pgserver
 
             self._server = pgserver.get_server(Path(self._directory.name), cleanup_mode="stop")

@@ -212,6 +212,15 @@ def test_it_sweeps_nothing(lost):
     assert File.objects.get(pk=file["id"]).content
 
 
+def test_a_file_that_is_there_by_half_is_not_given_out(api, upload, settings):
+    file = File.objects.get(pk=upload(LINES)["id"])
+    path = settings.FILES_DIR / file.content.name
+    path.write_bytes(path.read_bytes()[:-1])
+    answer = api.get(f"/v1/files/{file.pk}/content")
+    assert answer.status_code == 503
+    assert "A part of the file is missing" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["row is deleted", "row is hidden", "bytes were removed"])
 def test_what_was_removed_after_the_row_was_read_is_a_404(name, api, upload, settings):
     """As a request does that is overtaken: it has read the row already."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, connections
+from django.db import connection, connections, migrations, models
 from django.db.backends.sqlite3.base import DatabaseWrapper
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.loader import MigrationLoader
@@ -257,6 +257,50 @@ def test_a_released_migration_is_never_edited_again():
     assert not edited, "Databases have applied these already. Put them back, and make a new migration with the change."
     new = {name: found[name] for name in sorted(found.keys() - RELEASED.keys())}
     assert not new, f"New migrations: add these lines to RELEASED, and a database (tests/schemas/make.py): {new}"
+
+
+# The last migrations from before workers of two versions were to run beside each other.
+BEFORE = {"batches": "0015", "batchserver": "0003", "files_api": "0003"}
+# What takes something away, and the release in which the code had stopped using it. None yet.
+TAKEN_AWAY: dict[str, str] = {}
+ADDS = (migrations.CreateModel, migrations.AddIndex, migrations.RemoveIndex, migrations.RunPython, migrations.RunSQL)
+
+
+def against(operation):
+    """What a worker of the version before would fail by, beside this one; nothing: the operation only adds."""
+    if isinstance(operation, migrations.SeparateDatabaseAndState):
+        return [each for inner in operation.database_operations for each in against(inner)]
+    if isinstance(operation, migrations.AddField):
+        is_left_out = operation.field.null or operation.field.has_db_default()
+        return (
+            [] if is_left_out else [f"{operation.describe()}: it has no db_default, and older code does not write it"]
+        )
+    return [] if isinstance(operation, ADDS) else [f"{operation.describe()}: older code may need it as it was"]
+
+
+def test_a_migration_leaves_the_tables_as_the_version_before_needs_them():
+    for (app, name), migration in MigrationLoader(None).disk_migrations.items():
+        if app in APPS and name[:4] > BEFORE[app] and f"{app}/{name}" not in TAKEN_AWAY:
+            assert not [each for operation in migration.operations for each in against(operation)], f"{app}/{name}"
+
+
+def test_what_an_older_worker_would_fail_by_is_found():
+    text = models.CharField(max_length=9, default="")
+    bad = [
+        migrations.AddField("batch", "a", text),
+        migrations.RemoveField("batch", "a"),
+        migrations.RenameField("batch", "a", "b"),
+        migrations.DeleteModel("batch"),
+        migrations.AlterField("batch", "a", text),
+        migrations.SeparateDatabaseAndState(database_operations=[migrations.RemoveField("batch", "a")]),
+    ]
+    assert [len(against(each)) for each in bad] == [1] * len(bad)
+    good = [
+        migrations.AddField("batch", "a", models.CharField(max_length=9, default="", db_default="")),
+        migrations.AddField("batch", "a", models.DateTimeField(null=True)),
+        migrations.SeparateDatabaseAndState(state_operations=[migrations.RemoveField("batch", "a")]),
+    ]
+    assert [against(each) for each in good] == [[]] * len(good)
 
 
 def test_a_path_that_moved_is_no_edit_and_anything_else_is():
