@@ -1,6 +1,7 @@
 import gc
 import json
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from batches.lifecycle import Outcome
 from batches.models import Backend, Batch, Line, PausedModel, Status
 from batches.scheduling import persons
 from batches.scheduling.habits import Habits
+from common import database
 from tests import environment
 from tests.contract import ContractClient, conform
 from tests.fake_backend import FakeBackend
@@ -205,6 +207,14 @@ def _backends_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def _nobody_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """How soon persons came back in one test is forgotten in the next."""
     monkeypatch.setattr(persons, "_habits", Habits())
+
+
+@pytest.fixture(autouse=True)
+def _clock_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database, whose clock is this machine's, is not asked for it: some tests count queries."""
+    now = database._Reading(timezone.now(), time.monotonic(), time.time())
+    monkeypatch.setattr(database, "_reading", now)
+    monkeypatch.setattr(database, "READ_CLOCK_EVERY_S", 3600.0)
 
 
 @pytest.fixture

@@ -339,8 +339,7 @@ def _has_forked(pid: int) -> bool:
 
 
 def _clocks_of_hosts(world: World) -> None:
-    """The clock of the server is ahead of the database's, and that of another host behind; each drives, in turn alone,
-    and each is missed soon after its death."""
+    """The clock of the server is ahead of the database's, and that of another host behind. No stamp is of theirs."""
     world.step_clock(300)
     world.stops -= 1  # the database's clock is another one: no lease seems to be over
     world.start_worker("inference", **world.clock_of_its_own(-300))
@@ -350,11 +349,21 @@ def _clocks_of_hosts(world: World) -> None:
     world.kill("-Q inference")
     for batch in batches:
         world.await_status("completed", batch)
+    for table, column in STAMPS:
+        off = f"{column} > now() + interval '1 second' OR {column} < now() - interval '3 minutes'"
+        assert not world.rows.all(f"SELECT {column} FROM {table} WHERE {off}"), f"{table}.{column} is of another clock"
+
+
+STAMPS = (
+    *(("batches_backend", each) for each in ("worker_seen_at", "seen_at")),
+    *(("batches_batch", each) for each in ("created_at", "in_progress_at", "completed_at", "tidied_at")),
+    *(("batches_line", "finished_at"), ("batches_pulse", "at"), ("files_api_file", "created_at")),
+)
 
 
 def _ended_by_remote_control(world: World) -> None:
     """As a page of Flower does it: the calls are handed back within seconds, and the supervisor starts another one."""
-    world.backend.delay_s = 20.0
+    world.backend.delay_s = 90.0
     world.submit(2)
     eventually(lambda: world.backend.seen, what="a line at the backend")
     world.stops += 1
