@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, OpenApiResponse, inline_serializer
+from drf_spectacular.utils import OpenApiParameter, OpenApiRequest, inline_serializer
 from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -43,8 +43,6 @@ from files_api.serializers import (
     UploadSerializer,
 )
 from files_api.upload_handler import least_bytes, receive
-
-ELSEWHERE = OpenApiResponse(description="With DOWNLOADS_BY_REDIRECT: the address in S3 that has the bytes for a while.")
 
 
 class FilePagination(CursorPagination):
@@ -109,7 +107,7 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         file.hide()
         return Response(FileDeletedSerializer(file).data)
 
-    @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY, 302: ELSEWHERE})
+    @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True)
     def content(self, request: Request, pk: str) -> Any:
         return self.download(request, pk)
