@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ from django.db.backends.sqlite3.base import SQLiteCursorWrapper
 from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import Case, Exists, OuterRef, Q, QuerySet, Value, When
+from django.db.models.functions import Now
 
 from batches.models import Batch, Pulse
 from batchserver import kept
 from batchserver.version import VERSION
 from common import disk
-from common.database import from_now, now
+from common.database import from_now
 from files_api.models import File, FileHold, UploadPart
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def take(target: Path, *, tell: Callable[[str], None] = lambda _: None) -> Liste
         with suppress(FileNotFoundError):
             _copy(settings.DATA_DIR / name, target / KEPT / name)
     listed.files, listed.bytes, listed.missing = copied.count, copied.bytes, missing
-    listed.made_at = now().isoformat(timespec="seconds")
+    listed.made_at = datetime.now(UTC).isoformat(timespec="seconds")
     _write(target / LIST, json.dumps(asdict(listed), indent=1).encode())
     for directory, _, _ in os.walk(target):
         disk.sync_directory(Path(directory))
@@ -174,7 +175,7 @@ class _Copied:
 
 def _stored(cursor: Any) -> list[Stored]:
     """The bytes of all rows. Those of a hidden file are needed as long as something holds them."""
-    visible = Q(deleted_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now()))
+    visible = Q(deleted_at=None) & (Q(expires_at=None) | Q(expires_at__gt=Now()))
     held = Exists(FileHold.objects.filter(file=OuterRef("pk")))
     files = File.objects.exclude(content="").annotate(needed=_flag(visible | Q(held))).order_by("pk")
     # A part is removed before its row, once its upload is over.

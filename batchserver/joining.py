@@ -81,8 +81,6 @@ def _database_trouble() -> str:
             f"The database ({_database()}) cannot be used: {told[0]} Check DATABASE_URL, and that the database lets "
             "this machine in."
         )
-    finally:
-        connection.close()
     if reason == schema.OLDER:
         return (
             "The database is older than this code. Update the machine that runs the part control first: its start "

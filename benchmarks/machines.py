@@ -7,11 +7,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import psycopg
@@ -238,6 +239,9 @@ class _Postgres:
                 url = f"postgres://batchserver:{password}@{HEAD}:{POSTGRES_PORT}/batchserver"
                 yield cls(url, local, pid)
             finally:
+                # Its own clean-up looks for the process that it started.
+                with suppress(CalledProcessError):
+                    pg_ctl(["-w", "-m", "fast", "stop"], pgdata=server.pgdata, user=server.system_user)
                 server.cleanup()
 
     def figures(self) -> tuple[float, float, float]:

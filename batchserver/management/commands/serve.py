@@ -45,6 +45,7 @@ class Command(BaseCommand):
             self._prepare(with_admin=not options["no_admin"])
         else:
             joining.check(chosen, beside_server=locks.is_taken(settings.DATA_DIR / locks.SERVER))
+            connection.close()
         supervisor.children = parts.children(chosen)
         try:
             supervisor.start()
