@@ -245,6 +245,9 @@ if _database["ENGINE"] == "django.db.backends.sqlite3":
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA journal_size_limit=67108864;",
     }
+else:
+    # They live longer than a transaction, for which a PgBouncer lends a connection (docs/deploy.md).
+    _database["DISABLE_SERVER_SIDE_CURSORS"] = True
 DATABASES = {"default": _database}
 
 # Broker: messages only wake workers, so timeouts are short and a publish is tried twice; the tick repairs a loss. The

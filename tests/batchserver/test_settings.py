@@ -172,3 +172,11 @@ def test_beyond_loopback_the_web_answers_to_this_hosts_own_names_too(tmp_path):
     assert ask(HOST="0.0.0.0") == 0
     assert ask(HOST="127.0.0.1") == 1
     assert ask(HOST="0.0.0.0", ALLOWED_HOSTS="batch.example.org") == 1
+
+
+def test_on_postgres_no_cursor_outlives_a_transaction():
+    """Between transactions a PgBouncer may lend the connection to others."""
+    program = "from batchserver import settings; print(settings.DATABASES['default']['DISABLE_SERVER_SIDE_CURSORS'])"
+    environment = os.environ | {"DATABASE_URL": "postgres://user@host/name"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
