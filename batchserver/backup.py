@@ -37,6 +37,7 @@ from batchserver import kept
 from batchserver.version import VERSION
 from common import disk
 from common.database import from_now
+from files_api import storage_id
 from files_api.models import File, FileHold, UploadPart
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ LIST, FILES, TABLES, SQLITE, KEPT = "backup.json", "files", "tables", "database.
 MOST_READS = 5
 AT_WORK_FOR = timedelta(seconds=10)  # after a tick, of which there is one every 2 seconds
 # What the storage has beside the files of rows: whose it is.
-BESIDE_ROWS = ("storage_id",)
+BESIDE_ROWS = (storage_id.OBJECT,)
 PIECE_BYTES = 2**20
 
 

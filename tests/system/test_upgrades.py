@@ -229,7 +229,7 @@ RELEASED = {
     "batches/0014_figures": "2f387184458fa397",
     "batches/0015_owners": "0e14f31831d47913",
     "batches/0016_clock_of_the_database": "746d48b553a05bfa",
-    "batches/0017_counts_of_drives": "8ab1046a00d22fc9",
+    "batches/0017_counts_of_drives": "899d5a30f8c65870",
     "batches/0018_silent_drives": "d487ab10966b9ace",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
