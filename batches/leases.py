@@ -141,8 +141,8 @@ def reap() -> int:
 
 def _hand_back(token: int) -> bool:
     """Hand back the work of a lease that is dead, then forget the lease. False if a process that stands still in the
-    middle of a transaction has a row of it locked: it holds up its own lines alone, until the next call."""
-    is_done = False
+    middle of a transaction has a row of it locked: it holds up its own work alone, and the next call does the rest."""
+    is_free = is_done = False
     with passing_by_locks():
         lines = Line.objects.filter(lease=token, state=LineState.RUNNING)
         lost = Least(F("lost_claims") + 1, MOST_LOST_CLAIMS)
@@ -150,10 +150,11 @@ def _hand_back(token: int) -> bool:
         # No worker does the step of this batch any more: the tick asks for it at once.
         Batch.objects.filter(lease=token).update(lease=None, nudged_at=None)
         Backend.objects.filter(alone=token).update(alone=None)
-        is_done = True
-    if is_done:
+        is_free = True
+    if is_free:
         with passing_by_locks():
             _forget(token)
+            is_done = True
     return is_done
 
 
