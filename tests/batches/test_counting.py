@@ -2,6 +2,7 @@
 
 import json
 import threading
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
@@ -79,7 +80,7 @@ def test_what_drives_count_is_added_up_and_never_falls(batch, work, api):
     assert Counts.objects.count() == 2
     leases.release(first[0])
     look()
-    Lease.objects.update(expires_at=timezone.now())  # the second drive is killed
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))  # the second drive is killed
     leases.reap()
     look()
     assert not Counts.objects.exists()

@@ -28,7 +28,7 @@ def test_creating_asks_for_validation(create, sent, work):
 def test_what_a_dead_process_was_at_is_asked_for_at_once(create, sent):
     batch = create([line("a")])["id"]
     Batch.objects.update(lease=leases.acquire("validate"))
-    Lease.objects.update(expires_at=timezone.now())
+    Lease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     sent.clear()
     tick()
     assert sent == [("validate", batch)]

@@ -59,7 +59,7 @@ def test_the_live_keys_of_an_owner_are_counted(admin_client):
     ann = Owner.objects.create(name="Ann")
     for _ in range(3):
         ApiKey.objects.make("live", owner=ann, expires_at=timezone.now() + timedelta(days=1))
-    ApiKey.objects.make("expired", owner=ann, expires_at=timezone.now())
+    ApiKey.objects.make("expired", owner=ann, expires_at=timezone.now() - timedelta(seconds=1))
     ApiKey.objects.make("revoked", owner=ann)[0].revoke()
     page = admin_client.get(f"{OWNERS}?q=Ann").context["cl"]
     assert [owner.live_keys for owner in page.result_list] == [3]

@@ -99,7 +99,7 @@ def test_a_revoked_key_is_not_taken_any_more(api):
 def test_an_expired_key_is_told_so_and_keeps_the_door_shut(api):
     secret = run("create_api_key", "laptop", "--expires", "1h")
     assert get(api, secret).status_code == 200
-    ApiKey.objects.update(expires_at=timezone.now())
+    ApiKey.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     refused = get(api, secret)
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
     assert "'laptop' has expired" in refused.json()["error"]["message"]
@@ -196,7 +196,7 @@ def test_an_administrator_reads_them_from_then_on(secrets):
     assert figures(Authorization="Bearer sk-wrong").status_code == 401
     assert figures(Authorization=f"Bearer {secrets['admin']}").status_code == 200
     assert ApiKey.objects.get(name="admin").last_used_at is not None
-    ApiKey.objects.update(expires_at=timezone.now())
+    ApiKey.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert figures(Authorization=f"Bearer {secrets['admin']}").status_code == 401
 
 

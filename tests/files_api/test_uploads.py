@@ -239,7 +239,7 @@ def test_a_completed_upload_cannot_be_cancelled(api, pending):
 
 def test_after_an_hour_it_is_over(api, pending, settings):
     upload_id, part_ids = pending
-    Upload.objects.update(expires_at=timezone.now())
+    Upload.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert "is expired" in refused(complete(api, upload_id, part_ids))
     assert "is expired" in refused(send(api, upload_id, b"x"))
     assert "is expired" in refused(api.post(f"/v1/uploads/{upload_id}/cancel"))

@@ -173,7 +173,7 @@ def test_lines_that_were_left_have_reasons_too(api, create, work):
     batch = create([line("a"), line("b")])
     work.validate(batch["id"])
     assert reasons_of(api, batch) == []
-    Batch.objects.update(expires_at=timezone.now())
+    Batch.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     lifecycle.close_finished(lambda batch_id: None)
     work.finalize(batch["id"])
     (told,) = reasons_of(api, batch)

@@ -78,7 +78,7 @@ def test_the_window_goes_on_while_it_is_paused(work, backend, create):
     batch = create([line("a")])
     work.validate(batch["id"])
     switch.pause(batch["id"])
-    Batch.objects.update(expires_at=timezone.now())
+    Batch.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     work.drive()
     work.finalize(batch["id"])
     assert work.batch(batch["id"])["status"] == "expired"
