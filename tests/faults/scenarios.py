@@ -289,11 +289,16 @@ def _is_stopped(pid: int) -> bool:
 def _cable_pulled_in_mid_store(world: World) -> None:
     """The worker of another host is cut off from Postgres with the rows of its batch locked: nobody tells Postgres, nor
     the worker. The other worker finishes everything meanwhile."""
+    others = world.server.find("-Q inference")
     world.cable = Cable(world.database_url)
     worker = world.start_worker("inference", DATABASE_URL=world.cable.url, FAILPOINTS="mid_store:sleep=2@2")
     eventually(lambda: _has_forked(worker.pid), what="a worker that has started")
+    for pid in others:  # of two workers on one backend one drives: this one
+        os.kill(pid, signal.SIGSTOP)
     batches = [world.submit(40), world.submit(40)]
     world.await_failpoint("mid_store")
+    for pid in others:
+        os.kill(pid, signal.SIGCONT)
     world.cable.cut()
     for batch in batches:
         world.await_status("completed", batch, within_s=leases.LIFETIME.total_seconds() + 25)
@@ -391,7 +396,8 @@ def _yesterdays_worker(world: World) -> None:
     for app, name in new:
         world.rows.execute(f"DELETE FROM django_migrations WHERE app = '{app}' AND name = '{name}'")
     workers = [world.start_worker(queue, root=old) for queue in ("inference", "control")]
-    time.sleep(6.0)
+    for worker in workers:
+        eventually(lambda worker=worker: _has_forked(worker.pid), what="a worker that has started")
     for app, name in new:
         now = "now()" if world.rows.is_postgres else "CURRENT_TIMESTAMP"
         world.rows.execute(f"INSERT INTO django_migrations (app, name, applied) VALUES ('{app}', '{name}', {now})")

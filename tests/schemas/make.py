@@ -88,6 +88,8 @@ def _submit(server: Stack) -> str:
 def _dump(path: Path) -> str:
     with closing(sqlite3.connect(path)) as database:
         database.executescript(CLEAN)
+        if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'files_api_storage'").fetchone():
+            database.executescript("DELETE FROM files_api_storage")  # its other half lies beside the files
         return "\n".join(database.iterdump()).replace(socket.gethostname(), "host") + "\n"
 
 
