@@ -91,11 +91,6 @@ def quiet_until() -> datetime | None:
     return until
 
 
-def closed_reason(backend: Backend) -> str:
-    """Why no new line may be sent to this backend now, in a sentence for a person; empty if lines may be sent."""
-    return look(backend).reason
-
-
 def clock(at: datetime) -> str:
     """A moment as the operator reads it, in TIME_ZONE."""
     return f"{timezone.localtime(at):%Y-%m-%d %H:%M} ({settings.TIME_ZONE})"

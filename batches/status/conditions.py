@@ -20,8 +20,8 @@ WITHIN_S = 3.0
 
 @dataclass(frozen=True)
 class Failed:
-    """A condition that does not hold. `reason` is for a person, and has no path and no secret. A warning is
-    of what others make up for."""
+    """A condition that does not hold. `reason` is for a person, and has no path and no secret. A warning is of what
+    others make up for."""
 
     check: str
     reason: str

@@ -48,7 +48,7 @@ def test_a_model_that_is_gone_after_a_gap_made_room_for_others(transactional_db,
     call = readiness.call(question)
     call.result, call.reply = loaded, Reply(Verdict.ANSWERED)
     readiness.note_answer(call)
-    assert ("directly (another model" in gate.closed_reason(own)) is (after_gap and is_gone)
+    assert ("directly (another model" in gate.look(own).reason) is (after_gap and is_gone)
 
 
 @pytest.mark.slow

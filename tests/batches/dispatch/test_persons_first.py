@@ -194,7 +194,7 @@ def test_a_drive_that_ends_in_its_turn_ends_the_turn(start, clock):
     assert drive.is_open
     assert gate.look(drive.backend).newest_person
     drive.first.close()
-    assert gate.closed_reason(drive.backend).startswith("A person's request is at the model server")
+    assert gate.look(drive.backend).reason.startswith("A person's request is at the model server")
 
 
 def test_what_lines_had_is_told_while_persons_come(start, clock):

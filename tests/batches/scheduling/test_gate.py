@@ -13,22 +13,22 @@ from tests.quiet import quiet_now
 def test_a_request_of_a_person_closes_the_gate_of_its_backend_while_it_lasts(live_backend, settings):
     other = Backend.objects.create(name="there", url="http://127.0.0.1:8")
     hold = Hold.objects.create(backend=live_backend, reason="person", until=timezone.now() + timedelta(seconds=30))
-    assert gate.closed_reason(live_backend) == (
+    assert gate.look(live_backend).reason == (
         "A person's request is at the model server; the lines go on after it, and meanwhile have 25% of the time "
         "(BATCH_SHARE=0.25)."
     )
     settings.BATCH_SHARE = 0
-    assert gate.closed_reason(live_backend) == "A person's request is at the model server; the lines go on after it."
-    assert gate.closed_reason(other) == ""
+    assert gate.look(live_backend).reason == "A person's request is at the model server; the lines go on after it."
+    assert gate.look(other).reason == ""
     # It names no end: that of a web process which was killed is over by itself.
     Hold.objects.filter(pk=hold.pk).update(until=timezone.now() - timedelta(seconds=1))
-    assert gate.closed_reason(live_backend) == ""
+    assert gate.look(live_backend).reason == ""
 
 
 def test_quiet_hours_close_the_gate_and_say_until_when(live_backend, settings):
     settings.TIME_ZONE = "Asia/Tokyo"
     end = quiet_now(settings)
-    assert gate.closed_reason(live_backend) == (
+    assert gate.look(live_backend).reason == (
         f"Quiet hours until {end:%Y-%m-%d %H:%M} (Asia/Tokyo) (QUIET_HOURS={settings.QUIET_HOURS.text})."
     )
     assert health.summary()["status"] == "ok"
@@ -40,10 +40,10 @@ def test_the_gate_asks_the_database_once(live_backend, settings, django_assert_n
     quiet_now(settings)
     Hold.objects.create(backend=live_backend, reason="person", until=timezone.now() + timedelta(seconds=30))
     with django_assert_num_queries(1):
-        gate.closed_reason(live_backend)
+        gate.look(live_backend)
     switch.pause_all()
     with django_assert_num_queries(1):
-        assert "A person paused" in gate.closed_reason(live_backend)
+        assert "A person paused" in gate.look(live_backend).reason
 
 
 def test_health_waits_for_what_is_wrong_and_tells_of_the_gate_too(live_backend):

@@ -47,7 +47,7 @@ def clock(monkeypatch):
 
 
 def told(backend):
-    reason = gate.closed_reason(backend)
+    reason = gate.look(backend).reason
     return "" if not reason else "persons" if "person's" in reason else "others"
 
 
@@ -70,7 +70,7 @@ def test_a_model_that_no_drive_loaded_keeps_lines_back_while_it_is_loaded(here, 
     assert told(here) == ""
     watch.loaded[OTHER] = "1"
     assert watch.look() == "others"
-    assert f"({OTHER}" in gate.closed_reason(here)
+    assert f"({OTHER}" in gate.look(here).reason
     for _ in range(10):
         assert watch.look() == "others"
     del watch.loaded[OTHER]

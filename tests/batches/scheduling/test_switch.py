@@ -95,13 +95,13 @@ def test_all_are_paused_once_and_resumed(api, live_backend):
     assert api.post("/v1/batches/pause").json() == first
     assert Hold.objects.count() == 1
 
-    assert "A person paused all batches at" in gate.closed_reason(live_backend)
+    assert "A person paused all batches at" in gate.look(live_backend).reason
     assert health.summary()["status"] == "ok"
-    assert health.summary()["reason"] == gate.closed_reason(live_backend)
+    assert health.summary()["reason"] == gate.look(live_backend).reason
 
     for _ in range(2):
         assert api.post("/v1/batches/resume").json() == {"object": "batches.pause", "paused": False, "paused_at": None}
-        assert gate.closed_reason(live_backend) == ""
+        assert gate.look(live_backend).reason == ""
     assert health.summary()["reason"] is None
 
 
@@ -110,9 +110,9 @@ def test_two_pauses_at_the_same_moment_are_one(api, live_backend):
     for seconds in (5, 0):
         Hold.objects.create(reason="paused", created_at=now - timedelta(seconds=seconds))
     assert switch.pause_all() == now - timedelta(seconds=5)
-    assert gate.clock(now - timedelta(seconds=5)) in gate.closed_reason(live_backend)
+    assert gate.clock(now - timedelta(seconds=5)) in gate.look(live_backend).reason
     switch.resume_all()
-    assert gate.closed_reason(live_backend) == ""
+    assert gate.look(live_backend).reason == ""
 
 
 def test_resuming_all_leaves_a_batch_paused_that_was_paused_by_itself(api, create):
@@ -188,11 +188,11 @@ def test_the_button_of_the_admin_pauses_all_and_resumes_all(person, live_backend
     assert "Pause all batches" in person.get("/admin/").content.decode()
     page = person.post(switch_, {"pause": "1"}, follow=True).content.decode()
     assert "Paused all batches." in page
-    assert gate.closed_reason(live_backend).split(".")[0] in page
+    assert gate.look(live_backend).reason.split(".")[0] in page
     assert "Resume all batches" in page
     page = person.post(switch_, {"resume": "1"}, follow=True).content.decode()
     assert "Pause all batches" in page
-    assert gate.closed_reason(live_backend) == ""
+    assert gate.look(live_backend).reason == ""
     assert woken == ["batches.tasks.drive"]
 
 

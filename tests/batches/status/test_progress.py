@@ -367,7 +367,7 @@ def test_it_waits_for_whoever_paused_it(make, live_backend):
     switch.resume(batch.pk)
     assert waits(batch) is None
     switch.pause_all()
-    assert waits(batch) == gate.closed_reason(live_backend)
+    assert waits(batch) == gate.look(live_backend).reason
     switch.resume_all()
     assert waits(batch) is None
 
