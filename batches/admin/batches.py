@@ -75,7 +75,7 @@ class BatchAdmin(LookOnly):
             "More about this batch",
             {
                 "fields": (
-                    *(("id", "owner"), ("endpoint", "priority"), ("completion_window", "expires_at"), "told_metadata"),
+                    *("id", ("owner", "endpoint"), ("completion_window", "expires_at"), ("priority", "told_metadata")),
                     *(("input_tokens", "cached_tokens"), ("output_tokens", "reasoning_tokens")),
                 )
             },

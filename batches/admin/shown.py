@@ -37,8 +37,10 @@ class Shown:
     def bar(self) -> list[dict[str, Any]]:
         """Of all lines, those answered and those failed, in per cent."""
         total = max(1, self.batch.total)
-        failed = {"title": "Failed", "value": round(100 * self.batch.failed / total, 1), "progress_class": "bg-red-600"}
-        return [{"title": "Answered", "value": round(100 * self.batch.completed / total, 1)}, failed]
+        answered = {"title": "Answered", "value": round(100 * self.batch.completed / total, 1)}
+        # The theme's own colour is named for the dark theme by itself.
+        red = {"progress_class": "bg-red-600 dark:bg-red-500"}
+        return [answered, {"title": "Failed", "value": round(100 * self.batch.failed / total, 1)} | red]
 
     @property
     def done(self) -> int:

@@ -326,7 +326,8 @@ def _estimate(
     if others := _others(batch):
         work += _before(batch, work, others, speed, read)
         own = [other for other in others if other.owner_id == batch.owner_id]
-        based_on += f" {len(own)} more in progress and not paused: their turns are counted in." if own else ""
+        more = "1 more batch" if len(own) == 1 else f"{len(own)} more batches"
+        based_on += f" The turns of {more} are counted in." if own else ""
         based_on += " The turns of others are counted in." if len(own) < len(others) else ""
     end = settings.QUIET_HOURS.after(database.now(), work, exact_until=batch.expires_at)
     if settings.QUIET_HOURS.text:

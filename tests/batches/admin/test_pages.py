@@ -73,6 +73,12 @@ def test_the_first_page_tells_what_runs(admin_client, running, sent):
     assert "What waits" in moving
 
 
+def test_what_failed_is_red_in_the_light_and_in_the_dark(admin_client, running):
+    page = admin_client.get("/admin/").content.decode()
+    [classes] = re.findall(r'class="([^"]*)"\s+title="Failed: 25.0%"', page)
+    assert {"bg-red-600", "dark:bg-red-500"} <= set(classes.split())
+
+
 def test_the_first_page_of_a_server_without_work(admin_client, live_backend):
     assert "Nothing to do." in text(admin_client.get("/admin/"))
 

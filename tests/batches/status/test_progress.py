@@ -458,9 +458,7 @@ def test_the_turns_of_others_are_counted_in(make, live_backend):
     told = progress.of(batch)
     # 200 s of its own, all 10 s of the shorter one, and as much as its own of the longer one.
     assert ends_in(told) == pytest.approx(200 + 10 + 200, abs=3)
-    assert told.estimated_from == (
-        "The speed of the last 49 lines. 2 more in progress and not paused: their turns are counted in."
-    )
+    assert told.estimated_from == ("The speed of the last 49 lines. The turns of 2 more batches are counted in.")
     assert ends_in(progress.of(shorter)) == pytest.approx(30, abs=3)
     # Before those of a high priority nobody has a turn.
     Batch.objects.filter(pk=longer.pk).update(priority=1)
@@ -483,8 +481,7 @@ def test_each_other_owner_gets_as_much_time_as_this_one(make, live_backend):
     told = progress.of(batch)
     assert ends_in(told) == pytest.approx(220 + 220 + 10, abs=3)
     assert told.estimated_from == (
-        "The speed of the last 49 lines. 1 more in progress and not paused: their turns are counted in. "
-        "The turns of others are counted in."
+        "The speed of the last 49 lines. The turns of 1 more batch are counted in. The turns of others are counted in."
     )
 
 
