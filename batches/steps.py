@@ -1,26 +1,47 @@
 """Run a step of a batch in the control worker: under a lease that holds the batch, and always with an Outcome.
 
 A step that failed is not asked for again at once: the batch stalls (`lifecycle.stall`), with the reason in a sentence.
+
+Steps take turns: of the owners, then of the batches of each owner, by when the last step of each began.
 """
 
 import logging
 from collections.abc import Callable
+from datetime import timedelta
+from typing import cast
 
-from django.db.models import Q
+from django.db.models import Case, F, Q, When
+from django.db.models.functions import Now
 
 from batches import leases, lifecycle
 from batches.lifecycle import Outcome
 from batches.models import Batch
 from common import database, waits
-from common.database import retrying
+from common.database import from_now, retrying
+from common.models import Owner
 from files_api import storage_id
 
 logger = logging.getLogger(__name__)
+
+# A step that began later than this from now was stamped before the clock went back.
+MOST_AHEAD = timedelta(minutes=1)
 
 
 class CannotGoOn(Exception):
     """The step cannot be done now. The text says why and what to do, in sentences for a person; it has no path and
     no data of a client."""
+
+
+def next_turn() -> str | None:
+    """The batch whose turn it is to have its step done; None if no step is due, or others do all that are."""
+    order = [_past(stamp).asc(nulls_first=True) for stamp in ("owner__step_at", "step_at")]
+    waiting = Batch.objects.all().waiting_for_control().order_by(*order, "created_at", "pk")
+    return waiting.values_list("pk", flat=True).first()
+
+
+def _past(stamp: str) -> Case:
+    """Null for a stamp of the future, or whoever has it would wait until then."""
+    return Case(When(**{f"{stamp}__lte": from_now(MOST_AHEAD)}, then=F(stamp)))
 
 
 def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keeper], Outcome]) -> Outcome:
@@ -35,9 +56,11 @@ def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keepe
         return Outcome.LATER  # another host may do it: nothing is wrong with the batch, and `batches.hosts` says why
     with leases.Keeper(purpose) as keeper:
         waiting = Batch.objects.filter(due, pk=batch_id, lease=None).not_stalled()
-        if not retrying(waiting.update, lease=keeper.lease):
+        if not retrying(waiting.update, lease=keeper.lease, step_at=Now()):
             return _why_not(batch_id, due)
         batch = Batch.objects.get(pk=batch_id)
+        with database.passing_by_locks():  # whoever counts what the owner has may have the row
+            Owner.objects.filter(pk=cast(int, batch.owner_id)).update(step_at=Now())
         try:
             with waits.meanwhile(keeper.keep):
                 outcome = work(batch, keeper)

@@ -1,4 +1,5 @@
-"""The flow of a batch, as messages. A message may be lost, doubled or late: the database says what is due.
+"""The flow of a batch, as messages. A message may be lost, doubled or late: the database says what is due and whose
+turn it is. So however many messages of one owner wait, they keep no batch of another waiting.
 
 create ─> validate ─> (again, slice by slice) ─> drive ─> finalize ─> tidy
                                                    │ ^ tick: reaps the dead, closes what is over, wakes what is stuck
@@ -31,6 +32,7 @@ from batches import (
     results,
     reuse,
     seeking,
+    steps,
     validation,
     webhooks,
 )
@@ -73,18 +75,31 @@ def wake(task: Any, *args: str) -> None:
 
 def wake_control(batch_id: str) -> None:
     """Ask the control worker for the step that this batch's status calls for, if any."""
+    if step := _due_step(batch_id):
+        wake(step, batch_id)
+
+
+def _due_step(batch_id: str) -> Any:
+    """The task of the step that this batch's status calls for; None if it needs none, or is deleted."""
     found = Batch.objects.filter(pk=batch_id).values_list("status", "tidied_at").first()
     if found is None:
-        return  # deleted meanwhile
+        return None
     status, tidied_at = found
     if status == Status.VALIDATING:
-        wake(validate, batch_id)
-    elif status in (Status.FINALIZING, Status.CANCELLING):
-        wake(finalize, batch_id)
-    elif status in FINAL and tidied_at is None:
-        wake(tidy, batch_id)
-    elif Batch.objects.filter(pk=batch_id).with_lines_to_fail().exists():
-        wake(fail_lines, batch_id)
+        return validate
+    if status in (Status.FINALIZING, Status.CANCELLING):
+        return finalize
+    if status in FINAL and tidied_at is None:
+        return tidy
+    return fail_lines if Batch.objects.filter(pk=batch_id).with_lines_to_fail().exists() else None
+
+
+def _take_turn(asked_for: str, step: Any) -> None:
+    """Do the step of the batch whose turn it is: a message says that a step is due, and not whose. If none waits, that
+    of the message, which says why it is not done."""
+    if (batch_id := steps.next_turn()) and (due := _due_step(batch_id)):
+        asked_for, step = batch_id, due
+    STEPS[step.name](asked_for)
 
 
 def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
@@ -98,6 +113,10 @@ def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
 
 @shared_task
 def validate(batch_id: str) -> None:
+    _take_turn(batch_id, validate)
+
+
+def _validate(batch_id: str) -> None:
     with waits.meanwhile(tick_between()):
         outcome = validation.validate(batch_id)
     _pass_on(batch_id, validate, outcome)
@@ -136,12 +155,20 @@ def drive() -> None:
 
 @shared_task
 def fail_lines(batch_id: str) -> None:
+    _take_turn(batch_id, fail_lines)
+
+
+def _fail_lines(batch_id: str) -> None:
     _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
     tick()  # as after validation; the tick closes the batch if its last line has failed
 
 
 @shared_task
 def finalize(batch_id: str) -> None:
+    _take_turn(batch_id, finalize)
+
+
+def _finalize(batch_id: str) -> None:
     breathe = tick_between()
     with waits.meanwhile(breathe):
         outcome = results.finalize(batch_id, breathe=breathe)
@@ -160,6 +187,10 @@ def _tell_end(batch_id: str) -> None:
 
 @shared_task
 def tidy(batch_id: str) -> None:
+    _take_turn(batch_id, tidy)
+
+
+def _tidy(batch_id: str) -> None:
     breathe = tick_between()
     with waits.meanwhile(breathe):
         outcome = cleanup.tidy(batch_id, breathe=breathe)
@@ -295,6 +326,10 @@ def _has_work() -> bool:
     return bool(seeking.with_work([each for each in registry.live_backends() if not each.is_paused]))
 
 
+STEPS: dict[str, Callable[[str], None]] = {
+    each.name: do
+    for each, do in ((validate, _validate), (fail_lines, _fail_lines), (finalize, _finalize), (tidy, _tidy))
+}
 # The duties of a tick, and of a sweep; /health says "The control worker cannot", and the name.
 DUTIES: dict[str, Callable[[], object]] = {
     "take back the work of dead processes": _reap,

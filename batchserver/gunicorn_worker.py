@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from batchserver.client_socket import END_OF_HEAD, MOST_HEAD_BYTES, ClientSocket, Patience
-from batchserver.request_threads import RequestThreads
+from batchserver.request_threads import Queue, RequestThreads
 from common import signs_of_life
 from common.addresses import ip_of, is_among, network_of
 from common.errors import ApiError
@@ -38,6 +39,12 @@ NOT_ACCEPTED = (
     *(errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.ENOBUFS, errno.ENOMEM, errno.EPROTO),
     *(errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
 )
+# Of requests of one kind from one address so many are at work at once, and of those that may wait for a model as many
+# as leave these places to all others. One process of Python has one core, which all that are at work share.
+AT_ONCE = 8
+MONITORED = (b"/health", b"/livez", b"/readyz", b"/metrics")
+OURS = (b"/v1/files", b"/v1/uploads", b"/v1/batches", b"/v1/models")
+DOWNLOADED = (b"/content", b"/output", b"/errors")
 SPARE_FILES = 512  # for files, databases and the model server, beside connections
 
 
@@ -50,6 +57,8 @@ class Connection(TConn):  # type: ignore[misc]
         self.since = 0.0  # when the loop got it, or the first byte of a request on it
         self.is_lingering = False
         self.data_ready = True  # a thread gets it when its request has begun
+        self.ip = ip_of(address[0]) if address else None  # None: a Unix socket
+        self.network = network_of(self.ip) if self.ip else ""
         self.counted_as = ""
 
     @property
@@ -117,7 +126,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         client = ClientSocket(accepted, self._patience, self.tpool.standing_aside)
         connection = Connection(self.cfg, client, address, listener.getsockname())
         self.nr_conns += 1
-        connection.counted_as = self._counted_as(address)
+        connection.counted_as = connection.network if self._is_bounded(connection) else ""
         self._of_address[connection.counted_as] += 1
         if connection.counted_as and self._of_address[connection.counted_as] > self._most_of_one:
             self._refuse(connection, 429, "Too many connections from this address (MAX_CONNECTIONS_PER_ADDRESS).")
@@ -193,7 +202,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _hand_over(self, connection: Connection) -> None:
         self._in_threads.add(connection)
-        self.enqueue_req(connection)
+        kind = Kind.of(connection.sock.ahead)
+        at_once = max(AT_ONCE, self.cfg.threads - AT_ONCE) if kind is Kind.OTHER else AT_ONCE
+        queue = Queue((connection.network, kind), at_once)
+        done = self.tpool.submit(queue, self.handle, connection)
+        done.add_done_callback(partial(self.method_queue.defer, self.finish_request, connection))
 
     def _linger(self, connection: Connection, for_s: float) -> None:
         """The answer was the last one: let the client have it before the connection is closed."""
@@ -265,15 +278,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             connection.sock.shutdown(socket.SHUT_RDWR)
         return True
 
-    def _counted_as(self, address: Any) -> str:
-        """Whose connections are counted together; empty for those of this machine and of trusted proxies, which bring
-        those of many clients."""
-        found = ip_of(address[0]) if address else None
-        if found is None:
-            return ""  # a Unix socket
-        if not self._most_of_one or found.is_loopback or is_among(found, self._proxies):
-            return ""
-        return network_of(found)
+    def _is_bounded(self, connection: Connection) -> bool:
+        """So many connections and no more: not for those of this machine and of trusted proxies, which bring those of
+        many clients."""
+        if not self._most_of_one or connection.ip is None:
+            return False
+        return not connection.ip.is_loopback and not is_among(connection.ip, self._proxies)
 
     # In a thread
 
@@ -292,6 +302,31 @@ def _answer(
     response = application(environ, start_response)
     environ["gunicorn.socket"].end_body()
     return response
+
+
+class Kind(Enum):
+    """What a request is, by the first line of its head."""
+
+    MONITOR = "asks whether the server is alive"
+    ADMIN = "is for the admin, and may be a guess of a password"
+    LOOK = "reads what the database has"
+    DOWNLOAD = "reads a file, or lines of a batch"
+    SEND = "brings or changes something"
+    OTHER = "may wait for a model"
+
+    @classmethod
+    def of(cls, head: bytes) -> "Kind":
+        method, _, rest = head[: head.find(b"\r\n")].partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if path in MONITORED:
+            return cls.MONITOR
+        if path.startswith(b"/admin/"):
+            return cls.ADMIN
+        if not path.startswith(OURS):
+            return cls.OTHER
+        if method not in (b"GET", b"HEAD"):
+            return cls.SEND
+        return cls.DOWNLOAD if path.endswith(DOWNLOADED) else cls.LOOK
 
 
 _TYPES = {429: "rate_limit_error", 503: "server_error"}

@@ -2,13 +2,13 @@
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 
@@ -25,8 +25,50 @@ KEPT_S = 30.0
 SHORT_WAIT_S = 0.25
 
 
+class Queue(NamedTuple):
+    """Requests that wait for each other, such as those of one kind from one address. `at_once` of them are at work at
+    most: more would only share the cores, and whoever comes with another request would share them with all of these."""
+
+    name: Hashable
+    at_once: int
+
+
+Inbox = SimpleQueue[tuple[Queue, Job] | None]
+
+
+class Queues:
+    """Jobs that wait, in queues that take turns: who brings many at once keeps no other queue waiting for more than
+    `at_once` of them."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[Queue, deque[Job]] = OrderedDict()  # the one whose turn comes next is first
+        self._at_work: Counter[Queue] = Counter()
+
+    def add(self, queue: Queue, job: Job) -> None:
+        self._waiting.setdefault(queue, deque()).append(job)
+
+    def next(self) -> Queue | None:
+        """The queue whose turn it is; None if no job may begin."""
+        return next((queue for queue in self._waiting if self._at_work[queue] < queue.at_once), None)
+
+    def take(self, queue: Queue) -> Job:
+        jobs = self._waiting.pop(queue)
+        job = jobs.popleft()
+        if jobs:
+            self._waiting[queue] = jobs
+        return job
+
+    def begin(self, queue: Queue) -> None:
+        self._at_work[queue] += 1
+
+    def end(self, queue: Queue) -> None:
+        self._at_work[queue] -= 1
+        if not self._at_work[queue]:
+            del self._at_work[queue]
+
+
 class RequestThreads:
-    """A pool in which `places` threads at most are at work, and `most` threads exist.
+    """A pool in which `places` threads at most are at work, and `most` threads exist. Requests wait in `Queues`.
 
     A thread that waits for its client, or for a storage of files that is no disk, stands aside: another one takes its
     place, so a client that is slow to send or to read costs a thread and no place. Whoever comes back goes before a new
@@ -42,22 +84,23 @@ class RequestThreads:
         self._free = places
         self._most = most
         self._count = 0
-        self._jobs: deque[Job] = deque()
-        self._kept: list[SimpleQueue[Job | None]] = []
-        self._returning: deque[threading.Event] = deque()
+        self._queues = Queues()
+        self._kept: list[Inbox] = []
+        self._returning: deque[tuple[Queue, threading.Event]] = deque()
         self._is_shut = False
+        self._mine = threading.local()  # `queue`: of the job that a thread is at
 
     @property
     def lacks_threads(self) -> bool:
         """There is work and a place for it, and all threads wait for clients."""
         with self._lock:
-            return bool(self._jobs and self._free and self._count >= self._most)
+            return bool(self._free and self._queues.next() and self._count >= self._most)
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """What `work` returns, once there is a place for it."""
+    def submit(self, queue: Queue, work: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """What `work` returns, once there is a place for it and it is the turn of its queue."""
         done: Future[Any] = Future()
         with self._lock:
-            self._jobs.append(partial(_settle, done, work, arguments))
+            self._queues.add(queue, partial(_settle, done, work, arguments))
             self._give_places()
         return done
 
@@ -71,54 +114,65 @@ class RequestThreads:
     @contextmanager
     def standing_aside(self) -> Iterator[None]:
         """Give the place of the calling thread away, and wait for one at the end of the block."""
+        queue = self._mine.queue
         with self._lock:
-            self._free += 1
+            self._leave_place(queue)
             self._give_places()
         try:
             yield
         finally:
             back = threading.Event()
             with self._lock:
-                self._returning.append(back)
+                self._returning.append((queue, back))
                 self._give_places()
             back.wait()
 
     def _give_places(self) -> None:
         self._let_return()
-        while self._free and self._jobs:
-            if self._kept:
-                self._free -= 1
-                self._kept.pop().put(self._jobs.popleft())
-            elif self._count >= self._most or not self._start():
+        while self._free and (queue := self._queues.next()):
+            inbox = self._kept.pop() if self._kept else self._start()
+            if inbox is None:
                 return
+            inbox.put(self._begin(queue))
 
     def _let_return(self) -> None:
         while self._free and self._returning:
-            self._free -= 1
-            self._returning.popleft().set()
+            queue, back = self._returning.popleft()
+            self._take_place(queue)
+            back.set()
             if len(self._kept) > self._free:
                 self._dismiss()
+
+    def _begin(self, queue: Queue) -> tuple[Queue, Job]:
+        self._take_place(queue)
+        return queue, self._queues.take(queue)
+
+    def _take_place(self, queue: Queue) -> None:
+        self._free -= 1
+        self._queues.begin(queue)
+
+    def _leave_place(self, queue: Queue) -> None:
+        self._free += 1
+        self._queues.end(queue)
 
     def _dismiss(self) -> None:
         """End the thread that is kept for longest."""
         self._kept.pop(0).put(None)
         self._count -= 1
 
-    def _start(self) -> bool:
-        """Begin the next job in a new thread; False if the system has none left."""
-        job = self._jobs.popleft()
-        self._free -= 1
-        self._count += 1
+    def _start(self) -> Inbox | None:
+        """The inbox of a new thread; None if there are as many as may be, or the system has none left."""
+        if self._count >= self._most:
+            return None
+        inbox: Inbox = SimpleQueue()
         try:
-            threading.Thread(target=self._run, args=(job,), name="request", daemon=True).start()
+            threading.Thread(target=self._run, args=(inbox,), name="request", daemon=True).start()
         except RuntimeError as error:
             logger.error("no thread can be started: %s", error)
-            self._jobs.appendleft(job)
-            self._free += 1
-            self._count -= 1
             self._most = max(1, self._count)  # the system's bound is lower than ours
-            return False
-        return True
+            return None
+        self._count += 1
+        return inbox
 
     def _wait(self, done: "Future[Any]") -> None:
         """Wait for the network without a place, and after a moment without a connection to the database."""
@@ -127,23 +181,22 @@ class RequestThreads:
                 close_connections()
                 wait([done])
 
-    def _run(self, first: Job) -> None:
+    def _run(self, inbox: Inbox) -> None:
         waits.wait_by(self._wait)
-        inbox: SimpleQueue[Job | None] = SimpleQueue()
-        job: Job | None = first
-        while job is not None:
+        begun = inbox.get()
+        while begun is not None:
+            self._mine.queue, job = begun
             job()
-            job = self._next(inbox)
+            begun = self._next(inbox)
         close_connections()
 
-    def _next(self, inbox: "SimpleQueue[Job | None]") -> Job | None:
+    def _next(self, inbox: Inbox) -> tuple[Queue, Job] | None:
         """The thread's next job, for which it has a place; None if the thread is to end."""
         with self._lock:
-            self._free += 1
+            self._leave_place(self._mine.queue)
             self._let_return()
-            if self._free and self._jobs:
-                self._free -= 1
-                return self._jobs.popleft()
+            if self._free and (queue := self._queues.next()):
+                return self._begin(queue)
             if self._is_shut or len(self._kept) >= min(KEPT, self._free):
                 self._count -= 1
                 return None

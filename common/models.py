@@ -45,6 +45,7 @@ class Owner(models.Model):
         default=0, editable=False, help_text="Unix time until which the requests so far use the rate up."
     )
     turn_at = models.DateTimeField(null=True, editable=False, help_text="When a turn of its lines last began.")
+    step_at = models.DateTimeField(null=True, editable=False, help_text="When a step of its batches last began.")
 
     objects: ClassVar[OwnerManager] = OwnerManager()
 

@@ -61,8 +61,11 @@ class FileViewSet(viewsets.GenericViewSet[File]):
     def get_queryset(self) -> FileQuerySet:
         return rows(self.request, File.objects.all()).visible()
 
+    def find(self) -> File | None:
+        return self.get_queryset().filter(pk=self.kwargs["pk"]).first()
+
     def get_object(self) -> File:
-        file = self.get_queryset().filter(pk=self.kwargs["pk"]).first()
+        file = self.find()
         if file is None:
             raise ApiError(f"No such File object: {self.kwargs['pk']}", status=404, param="id")
         return file
@@ -110,11 +113,14 @@ class FileViewSet(viewsets.GenericViewSet[File]):
     @operation("Download a file", {(200, "application/octet-stream"): OpenApiTypes.BINARY})
     @action(detail=True)
     def content(self, request: Request, pk: str) -> Any:
-        return self.download(request, pk)
+        return self.download(request)
 
-    def download(self, request: Request, pk: str) -> HttpResponseBase:
-        """The bytes of a file. Raises a 404 if there is none, and a 400 if its purpose keeps it here."""
-        file = self.get_object()
+    def download(self, request: Request) -> HttpResponseBase:
+        """The bytes of the file that is asked for."""
+        return self.bytes_of(self.get_object(), request)
+
+    def bytes_of(self, file: File, request: Request) -> HttpResponseBase:
+        """Raises a 400 if the purpose of the file keeps it here."""
         if file.purpose in NOT_DOWNLOADABLE:
             raise ApiError(f"Not allowed to download files of purpose: {file.purpose}")
         return downloads.download(request._request, file)

@@ -84,7 +84,16 @@ class BatchAdmin(LookOnly):
             "Inner state, for maintainers",
             {
                 "classes": ["collapse"],
-                "fields": ("lease", "nudged_at", "tidied_at", "stalls", "retry_at", "last_place", "validated_bytes"),
+                "fields": (
+                    "lease",
+                    "nudged_at",
+                    "step_at",
+                    "tidied_at",
+                    "stalls",
+                    "retry_at",
+                    "last_place",
+                    "validated_bytes",
+                ),
             },
         ),
     )

@@ -14,14 +14,19 @@ from files_api import views
 
 @extend_schema_view(content=extend_schema(parameters=[place_parameter("offset")]))
 class FileViewSet(views.FileViewSet):
-    def download(self, request: Request, pk: str) -> HttpResponseBase:
+    def download(self, request: Request) -> HttpResponseBase:
         """The bytes of a file. Of a result file with `offset`, and of one that is not made yet: its lines in the order
         of finishing, as `/v1/batches/{id}/output` has them."""
-        place = place_of(request, "offset")
-        followed = followed_file(pk, among=rows(request, Batch.objects.all()))
-        if followed and ("offset" in request.query_params or not followed.is_made):
+        place, is_followed = place_of(request, "offset"), "offset" in request.query_params
+        if not is_followed and (file := self.find()) is not None:  # without a look at batches
+            return self.bytes_of(file, request)
+        file_id = self.kwargs["pk"]
+        followed = followed_file(file_id, among=rows(request, Batch.objects.all()))
+        if followed and (is_followed or not followed.is_made):
             return stream(followed.batch, followed.kind, place, "application/octet-stream")
+        file = self.get_object()
         if place:
-            self.get_object()  # a 404 first
-            raise ApiError(f"Invalid 'offset': '{place}'. The file {pk} is no result file of a batch.", param="offset")
-        return super().download(request, pk)
+            raise ApiError(
+                f"Invalid 'offset': '{place}'. The file {file_id} is no result file of a batch.", param="offset"
+            )
+        return self.bytes_of(file, request)

@@ -120,6 +120,7 @@ class Batch(models.Model):
 
     lease = models.ForeignKey(Lease, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
     nudged_at = models.DateTimeField(null=True)
+    step_at = models.DateTimeField(null=True, help_text="When a step of it last began; empty: it had none yet.")
     tidied_at = models.DateTimeField(null=True)
 
     objects = BatchQuerySet.as_manager()

@@ -13,7 +13,7 @@ from gunicorn.config import Config
 
 from batchserver import gunicorn_worker
 from batchserver.client_socket import MOST_HEAD_BYTES, Patience
-from batchserver.gunicorn_worker import Worker
+from batchserver.gunicorn_worker import Kind, Worker
 from tests.stack import eventually
 
 MOST = 4
@@ -111,3 +111,27 @@ def test_a_head_that_does_not_end_is_refused_without_a_thread(worker, connect):
     assert client.recv(100).startswith(b"HTTP/1.1 431 ")
     [connection] = worker._held
     assert connection.is_lingering
+
+
+@pytest.mark.parametrize(
+    ("first_line", "kind"),
+    [
+        ("GET /health HTTP/1.1", Kind.MONITOR),
+        ("GET /readyz?exclude=broker HTTP/1.1", Kind.MONITOR),
+        ("POST /admin/login/ HTTP/1.1", Kind.ADMIN),
+        ("GET /v1/batches?limit=1 HTTP/1.1", Kind.LOOK),
+        ("GET /v1/models HTTP/1.1", Kind.LOOK),
+        ("GET /v1/files/file-a/content HTTP/1.1", Kind.DOWNLOAD),
+        ("HEAD /v1/batches/batch_a/output?after=1 HTTP/1.1", Kind.DOWNLOAD),
+        ("GET /v1/batches/batch_a/errors HTTP/1.1", Kind.DOWNLOAD),
+        ("POST /v1/files HTTP/1.1", Kind.SEND),
+        ("DELETE /v1/files/file-a HTTP/1.1", Kind.SEND),
+        ("POST /v1/chat/completions HTTP/1.1", Kind.OTHER),
+        ("GET /api/tags HTTP/1.1", Kind.OTHER),
+        ("GET / HTTP/1.1", Kind.OTHER),
+        ("nonsense", Kind.OTHER),
+        ("", Kind.OTHER),
+    ],
+)
+def test_requests_of_one_kind_wait_for_each_other(first_line, kind):
+    assert Kind.of(f"{first_line}\r\nHost: a\r\n\r\n".encode()) is kind

@@ -13,10 +13,11 @@ from django.db import connection
 
 from batchserver import client_socket, request_threads
 from batchserver.client_socket import ClientSocket, Patience
-from batchserver.request_threads import RequestThreads
+from batchserver.request_threads import Queue, RequestThreads
 from tests.stack import eventually
 
 WAIT_S = 20  # far longer than anything here takes
+ANY = Queue("any", 99)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_no_more_than_the_places_are_at_work_and_the_rest_waits(threads):
         end.wait(WAIT_S)
         return number
 
-    done = [threads.submit(work, number) for number in range(4)]
+    done = [threads.submit(ANY, work, number) for number in range(4)]
     eventually(lambda: len(at_work) == 2, within_s=WAIT_S)
     assert not threads.lacks_threads
     end.set()
@@ -49,13 +50,13 @@ def test_who_stands_aside_gives_its_place_and_comes_back_before_new_requests(thr
             client.wait(WAIT_S)
         order.append("back")
 
-    waiting = [threads.submit(wait_for_client) for _ in range(4)]
+    waiting = [threads.submit(ANY, wait_for_client) for _ in range(4)]
     # More wait than there are places, and others are served.
-    assert threads.submit(lambda: "served").result(WAIT_S) == "served"
+    assert threads.submit(ANY, lambda: "served").result(WAIT_S) == "served"
     end = threading.Event()
-    busy = [threads.submit(end.wait, WAIT_S) for _ in range(2)]
-    eventually(lambda: threads._free == 0 and not threads._jobs, within_s=WAIT_S)
-    later = threads.submit(order.append, "new")
+    busy = [threads.submit(ANY, end.wait, WAIT_S) for _ in range(2)]
+    eventually(lambda: threads._free == 0 and threads._queues.next() is None, within_s=WAIT_S)
+    later = threads.submit(ANY, order.append, "new")
     client.set()
     eventually(lambda: len(threads._returning) == 4, within_s=WAIT_S)
     assert order == []
@@ -63,6 +64,46 @@ def test_who_stands_aside_gives_its_place_and_comes_back_before_new_requests(thr
     for each in [*waiting, *busy, later]:
         each.result(WAIT_S)
     assert order.index("new") >= 2
+
+
+def test_queues_take_turns(threads):
+    """However many came before into another one."""
+    end, order = threading.Event(), []
+    busy = [threads.submit(ANY, end.wait, WAIT_S) for _ in range(2)]
+    many = [threads.submit(Queue("many", 1), order.append, "many") for _ in range(100)]
+    few = [threads.submit(Queue(name, 1), order.append, name) for name in ("a", "b", "a")]
+    end.set()
+    for each in [*busy, *many, *few]:
+        each.result(WAIT_S)
+    # The two places begin as many things at once, which may end in any order.
+    assert order.index("a") <= 3
+    assert order.index("b") <= 4
+    assert [place for place, name in enumerate(order) if name == "a"][1] <= 7
+
+
+def test_a_queue_leaves_places_to_others_and_a_client_that_is_waited_for_has_none():
+    threads, end, client, at_work = RequestThreads(places=4, most=9), threading.Event(), threading.Event(), []
+    many = Queue("many", 2)
+
+    def work(number):
+        at_work.append(number)
+        if number == 0:
+            with threads.standing_aside():
+                client.wait(WAIT_S)
+        end.wait(WAIT_S)
+
+    done = [threads.submit(many, work, number) for number in range(4)]
+    eventually(lambda: len(at_work) == 3, within_s=WAIT_S)
+    assert threads.submit(ANY, len, "abc").result(WAIT_S) == 3
+    assert sorted(at_work) == [0, 1, 2]
+    assert not threads.lacks_threads
+    client.set()  # it goes on at once, in one of the places that are free
+    eventually(lambda: threads._queues._at_work[many] == 3, within_s=WAIT_S)
+    end.set()
+    for each in done:
+        each.result(WAIT_S)
+    eventually(lambda: not threads._queues._at_work, within_s=WAIT_S)
+    threads.shutdown()
 
 
 @pytest.mark.parametrize("threads", [3], indirect=True)
@@ -73,7 +114,7 @@ def test_it_tells_when_all_threads_wait(threads):
         with threads.standing_aside():
             client.wait(WAIT_S)
 
-    waiting = [threads.submit(wait_for_client) for _ in range(4)]
+    waiting = [threads.submit(ANY, wait_for_client) for _ in range(4)]
     eventually(lambda: threads.lacks_threads, within_s=WAIT_S)
     client.set()
     for each in waiting:
@@ -83,16 +124,16 @@ def test_it_tells_when_all_threads_wait(threads):
 
 def test_an_error_is_the_submitters_and_the_thread_goes_on(threads):
     with pytest.raises(ZeroDivisionError):
-        threads.submit(lambda: 1 / 0).result(WAIT_S)
+        threads.submit(ANY, lambda: 1 / 0).result(WAIT_S)
     with pytest.raises(SystemExit):
-        threads.submit(lambda: exit(1)).result(WAIT_S)
-    assert threads.submit(len, "abc").result(WAIT_S) == 3
+        threads.submit(ANY, lambda: exit(1)).result(WAIT_S)
+    assert threads.submit(ANY, len, "abc").result(WAIT_S) == 3
 
 
 def test_few_threads_are_kept(monkeypatch):
     monkeypatch.setattr(request_threads, "KEPT", 2)
     threads, begun = RequestThreads(places=6, most=6), threading.Barrier(7)
-    done = [threads.submit(begun.wait, WAIT_S) for _ in range(6)]
+    done = [threads.submit(ANY, begun.wait, WAIT_S) for _ in range(6)]
     begun.wait(WAIT_S)
     for each in done:
         each.result(WAIT_S)
@@ -109,8 +150,8 @@ def test_kept_threads_and_those_at_work_are_as_many_as_the_places(threads):
             client.wait(WAIT_S)
         end.wait(WAIT_S)
 
-    waiting = [threads.submit(wait_for_client) for _ in range(2)]
-    assert threads.submit(len, "abc").result(WAIT_S) == 3
+    waiting = [threads.submit(ANY, wait_for_client) for _ in range(2)]
+    assert threads.submit(ANY, len, "abc").result(WAIT_S) == 3
     eventually(lambda: len(threads._kept) == 1, within_s=WAIT_S)
     client.set()
     eventually(lambda: threads._free == 0, within_s=WAIT_S)
@@ -118,13 +159,13 @@ def test_kept_threads_and_those_at_work_are_as_many_as_the_places(threads):
     end.set()
     for each in waiting:
         each.result(WAIT_S)
-    assert threads.submit(len, "abc").result(WAIT_S) == 3
+    assert threads.submit(ANY, len, "abc").result(WAIT_S) == 3
 
 
 def test_a_signal_that_ends_the_server_may_come_while_a_request_is_submitted(threads, monkeypatch):
     """SIGINT, whose handler runs in the loop's thread wherever that is."""
     answers = []
-    loop = threading.Thread(target=lambda: answers.append(threads.submit(len, "abc").result(WAIT_S)), daemon=True)
+    loop = threading.Thread(target=lambda: answers.append(threads.submit(ANY, len, "abc").result(WAIT_S)), daemon=True)
 
     class Interrupted(threading.Thread):
         def start(self):
@@ -173,6 +214,13 @@ def test_who_sends_nothing_and_who_takes_nothing_is_given_up(pair):
     with pytest.raises(BrokenPipeError, match="too slowly"):
         ours.sendall(b"a" * 2**24)
     assert ours.is_given_up
+
+
+def test_the_system_keeps_little_for_a_client_that_takes_nothing(pair):
+    ours, _ = pair
+    with pytest.raises(BrokenPipeError):
+        ours.sendall(b"a" * 2**24)
+    assert 0 < ours._queued() < 2**20
 
 
 @pytest.mark.parametrize("pair", [(0.2, 10**12)], indirect=True)

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from batches import lifecycle, results
 from batches.models import Batch, Line, LineState, Response, Status
@@ -170,6 +172,14 @@ def test_a_file_that_will_not_be_is_not_named(create, work, settings, status):
     batch = create([line("a")])
     Batch.objects.update(status=status)
     assert work.batch(batch["id"])["output_file_id"] is None
+
+
+def test_a_file_that_is_there_is_downloaded_without_a_look_at_batches(api, begun, work, settings):
+    settings.EARLY_RESULT_FILES = True
+    for file_id in (begun["input_file_id"], work.run(begun["id"])["output_file_id"]):
+        with CaptureQueriesContext(connection) as queries:
+            assert api.get(f"/v1/files/{file_id}/content").getvalue()
+        assert [each["sql"] for each in queries if "batches_" in each["sql"]] == []
 
 
 @pytest.mark.parametrize("offset", ["-1", "x", "", str(2**63), "1.5"])
