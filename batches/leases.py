@@ -197,8 +197,11 @@ class Successor:
         return len(taken)
 
 
-def _silent(backend: Backend) -> QuerySet[Lease]:
-    return Lease.objects.filter(backend=backend, silent_at__lte=Now())
+def _silent(backend: Backend) -> list[Lease]:
+    return list(Lease.objects.filter(backend=backend, silent_at__lte=Now())) if _ANY_SILENT.is_true() else []
+
+
+_ANY_SILENT = Asked(lambda: Lease.objects.filter(silent_at__lte=Now()))
 
 
 def _end(pk: int) -> bool:

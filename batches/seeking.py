@@ -10,7 +10,7 @@ from collections.abc import Collection
 from django.conf import settings
 
 from batches import leases
-from batches.models import Backend, Batch, PausedModel
+from batches.models import ANY_PAUSED_MODEL, Backend, Batch
 from batches.scheduling import gate, turns
 from common.database import Asked
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 # Whether any backend may have work: a batch, or a model whose pause may be over.
-ANYTHING = Asked(Batch.objects.in_progress, PausedModel.objects.all)
+ANYTHING = Asked(Batch.objects.in_progress, *ANY_PAUSED_MODEL.queries)
 
 
 class Seeker:

@@ -24,6 +24,8 @@ RETRY_FOR_S = 20.0
 # Postgres's codes: lock_not_available, idle_in_transaction_session_timeout.
 LOCK_TIMEOUT, IDLE_IN_TRANSACTION = "55P03", "25P03"
 READ_CLOCK_EVERY_S = 5.0
+# No id of a row.
+GIVEN = 2**62
 # More than a clock that is adjusted little by little moves in that time.
 LEAST_STEP_S = 0.1
 
@@ -88,22 +90,24 @@ class Asked:
 
     Django puts it into words once in each process, which takes it a millisecond or two of CPU time for each of the
     queries; SQLite answers all of them in 0.05 ms. So the words must never change: what depends on the time is filled
-    in by the database (`Now()`, `from_now`), and nothing depends on a setting.
+    in by the database (`Now()`, `from_now`), and nothing depends on a setting. GIVEN stands for the id of the row that
+    the question is about.
     """
 
     def __init__(self, *queries: Callable[[], "QuerySet[Any]"]) -> None:
         self.queries = queries
         self._words: tuple[str, tuple[Any, ...]] | None = None
 
-    def is_true(self) -> bool:
+    def is_true(self, given: int = 0) -> bool:
         """One statement. Raises DatabaseError."""
         if self._words is None:
-            words = self._worded()
-            if words != self._worded():
-                raise ValueError(f"The words change with the time: {words}")
-            self._words = words
+            made = self._worded()
+            if made != self._worded():
+                raise ValueError(f"The words change with the time: {made}")
+            self._words = made
+        words, values = self._words
         with connection.cursor() as cursor:
-            cursor.execute(*self._words)
+            cursor.execute(words, tuple(given if each == GIVEN else each for each in values))
             [found] = cursor.fetchone()
         return bool(found)
 
