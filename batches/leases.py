@@ -17,9 +17,11 @@ minute.
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
@@ -28,7 +30,7 @@ from django.db.models.functions import Least, Now
 from batches import counting
 from batches.models import Backend, Batch, Counts, Lease, Line, LineState
 from common import signs_of_life
-from common.database import from_now, passing_by_locks, retrying
+from common.database import Asked, from_now, passing_by_locks, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
@@ -128,6 +130,8 @@ def reap() -> int:
     A lease is dead if it expired, or if its process was on this host and is gone. A lease that ends far in the future
     was written before the clock went back, and counts as expired too.
     """
+    if not HELD.is_true():
+        return 0
     expired = Q(expires_at__lte=Now()) | Q(expires_at__gt=from_now(2 * LIFETIME))
     dead = set(Lease.objects.filter(expired).values_list("pk", flat=True))
     for lease in Lease.objects.filter(host=_host()).exclude(pk__in=dead):
@@ -193,8 +197,11 @@ class Successor:
         return len(taken)
 
 
-def _silent(backend: Backend) -> QuerySet[Lease]:
-    return Lease.objects.filter(backend=backend, silent_at__lte=Now())
+def _silent(backend: Backend) -> list[Lease]:
+    return list(Lease.objects.filter(backend=backend, silent_at__lte=Now())) if _ANY_SILENT.is_true() else []
+
+
+_ANY_SILENT = Asked(lambda: Lease.objects.filter(silent_at__lte=Now()))
 
 
 def _end(pk: int) -> bool:
@@ -210,12 +217,27 @@ def _is_here(lease: Lease) -> bool:
 def _tokens_without_lease() -> set[int]:
     """Tokens on batches, lines and counts whose lease is gone: a process that stood still until its lease was reaped
     wrote the token afterwards, and was killed."""
-    lease = Exists(Lease.objects.filter(pk=OuterRef("lease_id")))
-    batches = Batch.objects.filter(lease__isnull=False).exclude(lease)
-    # By the index of claimed lines, which are few.
-    lines = Line.objects.filter(lease__isnull=False, state=LineState.RUNNING).exclude(lease)
-    counts = Counts.objects.exclude(lease)
-    return {token for held in (batches, lines, counts) for token in held.values_list("lease_id", flat=True)}
+    if not WITHOUT_LEASE.is_true():
+        return set()
+    return {token for held in WITHOUT_LEASE.queries for token in held().values_list("lease_id", flat=True)}
+
+
+def _held_batches() -> QuerySet[Batch]:
+    return Batch.objects.filter(lease__isnull=False)
+
+
+def _held_lines() -> QuerySet[Line]:
+    """By the index of claimed lines, which are few."""
+    return Line.objects.filter(lease__isnull=False, state=LineState.RUNNING)
+
+
+def _without_lease(held: Callable[[], QuerySet[Any]]) -> Callable[[], QuerySet[Any]]:
+    return lambda: held().exclude(Exists(Lease.objects.filter(pk=OuterRef("lease_id"))))
+
+
+# Whether there is anything that a process works on, or that a dead one has left.
+HELD = Asked(Lease.objects.all, _held_batches, _held_lines, Counts.objects.all)
+WITHOUT_LEASE = Asked(*map(_without_lease, (_held_batches, _held_lines, Counts.objects.all)))
 
 
 def _is_gone(lease: Lease) -> bool:

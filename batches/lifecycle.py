@@ -116,12 +116,17 @@ def too_early(to: str, status: str) -> ApiError:
     return conflict(f"Cannot {to} a batch with status '{status}'. Wait for its end, or cancel it first.")
 
 
+_FINISHED = database.Asked(Batch.objects.drained, Batch.objects.overdue)
+
+
 def close_finished(closed: Callable[[str], None]) -> None:
     """Move batches with no open line, or past their window, to finalizing; `closed` gets each id at once.
 
     Each move is a transaction, and its call follows it: an error leaves no batch that was moved without a call. Safe to
     run again.
     """
+    if not _FINISHED.is_true():
+        return
     for batch_id in Batch.objects.drained().values_list("pk", flat=True):
         _close(batch_id, Q(), closed)
     for batch_id in Batch.objects.overdue().values_list("pk", flat=True):

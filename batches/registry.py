@@ -13,7 +13,7 @@ from django.db import DatabaseError
 from django.db.models.functions import Now
 
 from batches import backends
-from batches.models import Backend, Part, Status
+from batches.models import ANY_PAUSED_MODEL, Backend, Part, Status
 from common import database, schema
 from files_api.storage import no_room_hint
 
@@ -56,15 +56,23 @@ def report_backend(note_loaded: Callable[[Backend, Mapping[str, str]], None] = l
             return backend  # without a sign of its worker: it is no live one, and nobody misses it
     else:
         backend = own_backend()
-        missed = [each for each in backend.paused_models.all() if not backend.has_model(each.model)]
-        backend.kind, backend.version = state.kind, state.version
-        backend.listed, backend.loaded_names = [asdict(model) for model in state.models], state.loaded
-        backend.parallel = settings.BACKEND_PARALLEL or state.parallel
+        paused = list(backend.paused_models.all()) if ANY_PAUSED_MODEL.is_true() else []
+        missed = [each for each in paused if not backend.has_model(each.model)]
+        said = {
+            "kind": state.kind,
+            "version": state.version,
+            "listed": [asdict(model) for model in state.models],
+            "loaded_names": state.loaded,
+            "parallel": settings.BACKEND_PARALLEL or state.parallel,
+        }
+        changed = {name: value for name, value in said.items() if getattr(backend, name) != value}
+        for name, value in changed.items():
+            setattr(backend, name, value)
         backend.seen_at = database.now()
-        fields += ["kind", "version", "listed", "loaded_names", "parallel", "seen_at"]
+        fields += [*changed, "seen_at"]
         # A model that is listed again is tried at once; its pause may have minutes left.
-        back = [each.pk for each in missed if backend.has_model(each.model)]
-        backend.paused_models.filter(pk__in=back).update(resume_at=Now())
+        if back := [each.pk for each in missed if backend.has_model(each.model)]:
+            backend.paused_models.filter(pk__in=back).update(resume_at=Now())
         if not backends.listed_name(state.kind, state.loaded, backend.loaded_model):
             # The server was started again, maybe with other slots. A drive that has just loaded the model counts again.
             backend.counted_slots = None

@@ -8,13 +8,17 @@ import logging
 from collections.abc import Collection
 
 from django.conf import settings
-from django.db.models import Exists, OuterRef
 
 from batches import leases
-from batches.models import Backend, Batch, PausedModel
+from batches.models import ANY_PAUSED_MODEL, Backend, Batch
 from batches.scheduling import gate, turns
+from common.database import Asked
 
 logger = logging.getLogger(__name__)
+
+
+# Whether any backend may have work: a batch, or a model whose pause may be over.
+ANYTHING = Asked(Batch.objects.in_progress, *ANY_PAUSED_MODEL.queries)
 
 
 class Seeker:
@@ -26,10 +30,10 @@ class Seeker:
     def look(self) -> int:
         """How many more drives there is work for now; 0 if the backend is paused. Call every second.
 
-        One query on a server without work, and a handful otherwise, with any number of backends. Hands back the lines
-        of drives on this backend that fell silent.
+        One small query on a server without work, and a handful otherwise, with any number of backends. Hands back the
+        lines of drives on this backend that fell silent.
         """
-        own = _own_with_batches()
+        own = _own() if ANYTHING.is_true() else None
         if own is None:
             return 0
         if taken := self._successor.look(own):
@@ -38,11 +42,9 @@ class Seeker:
         return idle if idle and with_work([own]) else 0
 
 
-def _own_with_batches() -> Backend | None:
-    """The row of our backend, if it is not paused, has answered once, and there is anything to look at."""
-    paused = PausedModel.objects.filter(backend=OuterRef("pk"))
-    anything = Exists(Batch.objects.all().in_progress()) | Exists(paused)
-    return Backend.objects.filter(anything, name=settings.BACKEND_NAME, paused_at=None).exclude(kind="").first()
+def _own() -> Backend | None:
+    """The row of our backend, if it is not paused and has answered once."""
+    return Backend.objects.filter(name=settings.BACKEND_NAME, paused_at=None).exclude(kind="").first()
 
 
 def with_work(backends: Collection[Backend]) -> list[Backend]:

@@ -19,7 +19,7 @@ from celery import shared_task
 from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import Error, connection
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from kombu.exceptions import OperationalError as BrokerError
 
 from batches import (
@@ -38,10 +38,11 @@ from batches import (
 )
 from batches.dispatch import dispatcher
 from batches.lifecycle import Outcome
-from batches.models import FINAL, Batch, PausedModel, Pulse, Status
+from batches.models import FINAL, Batch, Pulse, Status
 from batches.scheduling import model_uses, persons
 from batches.status import reasons
 from common import database, signs_of_life, waits
+from common.database import Asked, from_now
 from common.models import RememberedAnswer
 from files_api import retention, storage_id
 
@@ -206,6 +207,22 @@ def delete(batch_id: str) -> None:
         _delete_outlived_batches()  # so that as many go in a day as end in a day
 
 
+_OPEN = Asked(
+    lambda: Batch.objects.filter(status__in=[each for each in Status if each not in FINAL]),
+    lambda: Batch.objects.filter(status__in=FINAL, tidied_at=None),
+    lambda: Pulse.objects.filter(pk="ticked").exclude(error=""),
+    *leases.HELD.queries,
+    *webhooks.DUE.queries,
+    *seeking.ANYTHING.queries,
+)
+
+
+def is_tick_due() -> bool:
+    """Whether a tick may find anything to do: a batch that is not over, what a process has, an event to send, or a
+    sweep. Two small queries."""
+    return not Pulse.is_recent("sweep", SWEEP_EVERY) or _OPEN.is_true()
+
+
 @shared_task
 def tick() -> None:
     """Find work that a lost message, a dead process or the clock left behind, and wake its worker. Safe at any time.
@@ -265,10 +282,15 @@ def tick_between() -> Callable[[], None]:
 
 
 def _nudge_control() -> None:
-    waiting = Batch.objects.all().waiting_for_control()
-    for batch_id in waiting.filter(_long_ago()).order_by("created_at").values_list("pk", flat=True)[:100]:
+    if not _TO_NUDGE.is_true():
+        return
+    for batch_id in _to_nudge().order_by("created_at").values_list("pk", flat=True)[:100]:
         if _is_to_nudge(batch_id):
             wake_control(batch_id)
+
+
+def _to_nudge() -> QuerySet[Batch]:
+    return Batch.objects.all().waiting_for_control().filter(_long_ago())
 
 
 def _is_to_nudge(batch_id: str) -> bool:
@@ -280,7 +302,10 @@ def _is_to_nudge(batch_id: str) -> bool:
 
 
 def _long_ago() -> Q:
-    return Q(nudged_at=None) | Q(nudged_at__lte=database.now() - NUDGE_AGAIN_AFTER)
+    return Q(nudged_at=None) | Q(nudged_at__lte=from_now(-NUDGE_AGAIN_AFTER))
+
+
+_TO_NUDGE = Asked(_to_nudge)
 
 
 def _compare_windows() -> None:
@@ -315,13 +340,15 @@ def _wake_drives() -> None:
     Any worker may get it, also one that lacks the model. Workers find their own work (`batches/seeking.py`), and need
     no message of the tick; those of earlier versions do.
     """
+    if not seeking.ANYTHING.is_true():
+        return
     most_drives = settings.MAX_CONCURRENT_BATCHES * max(1, len(registry.live_backends()))
     if dispatcher.drives_running() < most_drives and _has_work() and Pulse.due("drive", WAKE_AGAIN_AFTER):
         wake(drive)
 
 
 def _has_work() -> bool:
-    if not (Batch.objects.all().in_progress().exists() or PausedModel.objects.exists()):
+    if not seeking.ANYTHING.is_true():
         return False  # on an idle server, without a look at its backends
     return bool(seeking.with_work([each for each in registry.live_backends() if not each.is_paused]))
 

@@ -52,6 +52,10 @@ KEPT_FOR = timedelta(days=30)
 FORGOTTEN_AT_ONCE = 1000
 
 
+# Those too that wait for a WEBHOOK_URL which was taken away.
+DUE = database.Asked(lambda: WebhookDelivery.objects.filter(next_at__lte=Now()))
+
+
 def deliver_due() -> None:
     """Let threads of this process send due events, one thread for each address; returns at once.
 
@@ -59,9 +63,9 @@ def deliver_due() -> None:
     MOST_AT_ONCE addresses those that are next are drawn by lot. For processes that do not fork. An event that becomes
     due while its thread is ending waits for the next call.
     """
-    addresses = WebhookDelivery.objects.all().due().addresses()
-    if not addresses:
+    if not DUE.is_true():
         return
+    addresses = WebhookDelivery.objects.all().due().addresses()
     running = {thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD)}
     names = {f"{THREAD} {'of all' if each is None else each}": each for each in addresses}
     waiting = sorted(names.keys() - running)

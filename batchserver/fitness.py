@@ -48,9 +48,7 @@ class Fitness:
                 storage_id.note_seen()
         except (DatabaseError, OSError) as error:
             logger.debug("it is not known whether the worker may take work: %s", error)
-        finally:
-            # The pool forks from this process: no database connection may cross into a child.
-            connection.close()
+            connection.close()  # it may be lost: the next look opens another one
 
     def _storage_trouble(self) -> str:
         """Why the storage is not that of the database; empty if it is. Raises DatabaseError, or OSError if the storage

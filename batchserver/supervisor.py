@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -28,10 +29,11 @@ logger = logging.getLogger("batchserver.supervisor")  # as a program of its own 
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
 STEADY_AFTER_S = 20.0  # after this time alive, the backoff of a child begins anew
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # killed from outside: it need not die again
-LOOK_EVERY_S = 0.2
+# For children that hang, and logs that grow. The end of a child wakes us.
+LOOK_EVERY_S = 1.0
 # The silence of a child counts while we look: of the time between two looks so much at most. A machine that slept, or
 # that had no time for us, had none for the child either.
-MOST_BETWEEN_LOOKS_S = 1.0
+MOST_BETWEEN_LOOKS_S = 2.0
 FULL = 0.9  # of the size of a pipe: each of its pages may have room left, too short for the next sign
 STARTUP_S = 60.0  # before its first sign of life a child has so much more time
 MOST_LOG_BYTES = 5 * 2**20
@@ -282,6 +284,7 @@ class Supervisor:
         self.stop_signals = 0
         self.log_format = log_format
         self.own_log = own_log
+        self._woken: int | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -292,6 +295,14 @@ class Supervisor:
         container gets neither."""
         for each in STOPS:
             signal.signal(each, self._on_signal)
+
+    def be_woken(self) -> None:
+        """Let `watch` see at once, from now on, that a child has ended or that it is to stop. For the main thread."""
+        self._woken, told = os.pipe()
+        for each in (self._woken, told):
+            os.set_blocking(each, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal without a handler wakes nobody
 
     def stop_with(self, parent: int) -> bool:
         """Stop when the process that started this one ends, by SIGKILL too; False if it has ended already. Linux only:
@@ -330,7 +341,16 @@ class Supervisor:
                 self._look_after(child, passed_s)
             for log in filter(None, [self.own_log, *(child.log for child in self.children)]):
                 keep_short(log)
-            time.sleep(LOOK_EVERY_S)
+            self._wait()
+
+    def _wait(self) -> None:
+        """For the next look, the next start of a child, or a signal that wakes us."""
+        starts_at = min((child.restart_at for child in self.children if child.restart_at), default=float("inf"))
+        wait_s = max(0.0, min(LOOK_EVERY_S, starts_at - time.monotonic()))
+        if self._woken is None:
+            time.sleep(wait_s)
+        elif select.select([self._woken], [], [], wait_s)[0]:
+            os.read(self._woken, 4096)
 
     def become_alone(self, *, keep_open: int) -> NoReturn:
         """Go on as this file alone: the same process with the same children, without what it has imported. The file
@@ -417,6 +437,7 @@ def main() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     supervisor = Supervisor(own_log=state["own_log"] and Path(state["own_log"]))
     supervisor.listen()
+    supervisor.be_woken()
     supervisor.stop_signals = state["stop_signals"]
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     supervisor.children = [Child.adopted(each) for each in state["children"]]

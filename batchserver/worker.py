@@ -6,6 +6,7 @@ worker that is killed by SIGKILL, ticks beside its successor's beat, and keeps i
 damage.
 """
 
+import gc
 import logging
 import os
 import random
@@ -169,6 +170,9 @@ app.steps["worker"].add(Timers)
 
 
 def _ask_for_tick() -> None:
+    # If the database is away, the tick says so.
+    if _answer_of(tasks.is_tick_due) is False:
+        return
     # A tick that waits for a busy worker may expire: the next tick does the same. By the clock of this host, whose
     # worker reads it, or that of another host, which has ticks of its own.
     _send(tasks.tick, expires=TICK_EVERY_S)
@@ -213,6 +217,14 @@ def _leave_what_is_anothers_alone(**kwargs: Any) -> None:
         connection.close()  # the pool forks from this process next
     if reason:
         raise SystemExit(reason)
+
+
+@signals.worker_before_create_process.connect
+def _share_memory(**kwargs: Any) -> None:
+    """A process of the pool has the memory of this one until either writes to it, and Python's collector writes to each
+    object that it looks at: it leaves those alone that are there now, in both."""
+    gc.collect()
+    gc.freeze()
 
 
 @signals.worker_shutting_down.connect

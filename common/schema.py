@@ -13,6 +13,8 @@ OLDER = f"The database is not up to date with the code. {WHAT_TO_DO}"
 DIFFERENT = f"The database's schema is not the one of this version. {WHAT_TO_DO}"
 
 SQLITE_MESSAGE = re.compile(r"no such (table|column)|table \S+ has no column named ")
+# By database: the end of its list when all of it was known to this code. Workers ask every few seconds.
+_end_when_known: dict[str, tuple[int, int]] = {}
 POSTGRES_CODES = ("42P01", "42703")  # undefined_table, undefined_column
 
 
@@ -29,16 +31,29 @@ def trouble(using: str = "default") -> str | None:
 
 def newer(using: str = "default") -> str | None:
     """Why this code must not use the database: a newer version has changed it. None if no newer version has."""
+    if using in _end_when_known and _end_of_applied(using) == _end_when_known[using]:
+        return None
     known = _known_migrations()
     apps = {app for app, _ in known}
     applied = MigrationRecorder(connections[using]).applied_migrations()
     unknown = sorted(f"{app}.{name}" for app, name in applied.keys() - known if app in apps)
     if not unknown:
+        # Another one may have been applied meanwhile.
+        if applied and (end := _end_of_applied(using))[0] == len(applied):
+            _end_when_known[using] = end
         return None
     return (
         f"The database is of a newer version than the code, which does not know its {', '.join(unknown)}. Install that "
         "version again, or restore a backup that was made before the update."
     )
+
+
+def _end_of_applied(using: str) -> tuple[int, int]:
+    """How many migrations were applied, and the id of the last one: each that is applied or taken back changes them."""
+    with connections[using].cursor() as cursor:
+        cursor.execute("SELECT count(*), max(id) FROM django_migrations")
+        count, last = cursor.fetchone()
+    return count, last
 
 
 def explain(error: DatabaseError) -> str | None:

@@ -22,7 +22,7 @@ from batches.dispatch.context_fit import ContextFit
 from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdown, key_of
 from batches.dispatch.fitted_contexts import FittedContexts
 from batches.dispatch.questions import Purpose, Question
-from batches.models import Backend, Line, PausedModel
+from batches.models import ANY_PAUSED_MODEL, Backend, Line, PausedModel
 from batches.scheduling import others, turns
 from common import database
 from common.database import retrying
@@ -157,7 +157,7 @@ class Readiness:
 
     def look(self) -> None:
         """Read which models are paused, and which of them are due for another trial. Call once a second."""
-        paused = retrying(list, self._backend.paused_models.all())
+        paused = retrying(list, self._backend.paused_models.all()) if retrying(ANY_PAUSED_MODEL.is_true) else []
         self._paused = {(each.endpoint, each.model) for each in paused}
         self._due.clear()
         if self._paused:

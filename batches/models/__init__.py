@@ -1,6 +1,6 @@
 """The truth about all work: what the broker or a process knows can be lost."""
 
-from batches.models.backend import Backend, Hold, ModelUse, PausedModel
+from batches.models.backend import ANY_PAUSED_MODEL, Backend, Hold, ModelUse, PausedModel
 from batches.models.batch import Batch, BatchQuerySet, Part, last_places
 from batches.models.counts import Counts
 from batches.models.figures import Figures
@@ -19,6 +19,7 @@ from batches.models.statuses import FINAL, Priority, Status
 from batches.models.webhook import WebhookDelivery
 
 __all__ = [
+    "ANY_PAUSED_MODEL",
     "FINAL",
     "NO_ROOM",
     "OPEN",

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from batches import backends
 from batches.models.lease import Lease
 from common import database
-from common.database import from_now
+from common.database import Asked, from_now
 
 WORKER_MISSING_AFTER = timedelta(seconds=30)
 
@@ -203,6 +203,10 @@ class PausedModel(models.Model):
         """Take the right to a trial of the model; True for one of several drives, the others find it due later."""
         mine = PausedModel.objects.filter(pk=self.pk).due()
         return mine.update(resume_at=from_now(self.LONGEST_PAUSE)) == 1
+
+
+# Whether any model is paused on any backend.
+ANY_PAUSED_MODEL = Asked(lambda: PausedModel.objects.all())
 
 
 class HoldQuerySet(models.QuerySet["Hold"]):

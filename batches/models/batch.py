@@ -36,7 +36,7 @@ class BatchQuerySet(models.QuerySet["Batch"]):
 
     def overdue(self) -> "BatchQuerySet":
         """In progress past the end of the completion window."""
-        return self.in_progress().filter(expires_at__lte=database.now())
+        return self.in_progress().filter(expires_at__lte=Now())
 
     def with_lines_to_fail(self) -> "BatchQuerySet":
         """In progress, with pending lines for a model that will never answer."""

@@ -1,13 +1,14 @@
 """Lease and Pulse: which process may work on something, and when a recurring duty is due."""
 
 from datetime import timedelta
+from functools import cache
 
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from common import database
-from common.database import from_now
+from common.database import Asked, from_now
 
 
 class Lease(models.Model):
@@ -51,14 +52,28 @@ class Pulse(models.Model):
     @classmethod
     def due(cls, name: str, every: timedelta) -> bool:
         """True for one caller in each `every`, by the database's clock. The duty is that caller's."""
+        if cls.is_recent(name, every):
+            return False  # as a rule; without waiting for whoever writes
         if cls.objects.filter(Q(at__lte=from_now(-every)) | Q(at__gt=Now()), pk=name).update(at=Now()):
             return True
         _, created = cls.objects.get_or_create(pk=name, defaults={"at": database.now()})
         return created
 
     @classmethod
+    def is_recent(cls, name: str, every: timedelta) -> bool:
+        """Whether the duty was last done less than `every` ago, so that it is due for nobody."""
+        return _done_within(name, every).is_true()
+
+    @classmethod
     def stamp(cls, name: str, *, error: str = "") -> str:
         """Note that it was done just now, with this `error`; returns the error of the time before."""
         before = cls.objects.filter(pk=name).values_list("error", flat=True).first()
-        cls.objects.update_or_create(pk=name, defaults={"at": database.now(), "error": error})
+        now = {"at": database.now(), "error": error}
+        if not cls.objects.filter(pk=name).update(**now):
+            cls.objects.update_or_create(pk=name, defaults=now)
         return before or ""
+
+
+@cache
+def _done_within(name: str, every: timedelta) -> Asked:
+    return Asked(lambda: Pulse.objects.filter(pk=name, at__gt=from_now(-every), at__lte=Now()))

@@ -17,6 +17,9 @@ from common import database
 Reason = Hold.Reason
 
 
+_ANY_HOLD = database.Asked(lambda: Hold.objects.all().active())
+
+
 class By(Enum):
     """What closes a gate."""
 
@@ -42,8 +45,9 @@ class Gate:
 
 
 def look(backend: Backend) -> Gate:
-    """The gate of this backend now. One query, cheap enough to be made several times a second."""
-    return _of(list(Hold.objects.all().of(backend).order_by("-pk")))
+    """The gate of this backend now. One query, or two while there is any hold: cheap enough to be made several times a
+    second."""
+    return _of(list(Hold.objects.all().of(backend).order_by("-pk")) if _ANY_HOLD.is_true() else [])
 
 
 def looks(backends: Collection[Backend]) -> dict[int, Gate]:

@@ -30,8 +30,9 @@ from django.db.models.functions import Now
 
 from batches import backends, registry
 from batches.lines import prompt
-from batches.models import NO_ROOM, Backend, Batch, Line, LineQuerySet, Part, PausedModel
+from batches.models import ANY_PAUSED_MODEL, NO_ROOM, Backend, Batch, Line, LineQuerySet, Part, PausedModel
 from common import database
+from common.database import GIVEN, Asked
 from common.models import Owner
 
 TURN_S = 30.0
@@ -114,8 +115,7 @@ class Turn:
 def with_work(backends: Collection[Backend]) -> list[Backend]:
     """Those of these backends to which a drive would find a line to send, or of which it would try a paused model
     again. As many queries for a thousand backends as for one."""
-    parts = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
-    parts = parts.filter(Exists(Line.objects.all().claimable().filter(part=OuterRef("pk"))))
+    parts = _runnable().filter(Exists(Line.objects.all().claimable().filter(part=OuterRef("pk"))))
     wanted = set(parts.order_by().values_list("batch__endpoint", "model").distinct())
     paused: defaultdict[int, set[tuple[str, str]]] = defaultdict(set)
     for pk, *at_endpoint in PausedModel.objects.values_list("backend", "endpoint", "model"):
@@ -153,6 +153,9 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     """The turn that is on from now: `turn` or another; None if no line can be sent. Call every second, and when a turn
     has no line left. `at_work` is the model of lines that were claimed and not answered yet, `stayed_s` for how long
     lines of one model alone have been sent."""
+    current = turn if turn is not None and turn.age_s < TURN_S + BORDER_S else None
+    if current is not None and _is_alone(backend, current.part) and _turn_of(current.part).is_like(current):
+        return current
     parts = _open_parts(backend)
     waiting = _ours(backend, _with_work(parts, are_lost=False))
     # Lines that were lost with their worker come last of all.
@@ -173,9 +176,7 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     if part is None:
         return None
     new = Turn(part, Which.LOST) if are_lost else _turn_of(part)
-    if turn is not None and new.is_like(turn) and turn.age_s < TURN_S + BORDER_S:
-        return turn
-    return new
+    return current if current is not None and new.is_like(current) else new
 
 
 def order(backend: Backend, most: int) -> list[Part]:
@@ -216,8 +217,7 @@ def _owners_turns(waiting: Sequence[Part]) -> dict[int, datetime | None]:
 
 def _turn_of(part: Part) -> Turn:
     """The turn for the first of the lines of this part that can be claimed."""
-    turns = (Turn(part, which) for which in (Which.SPLIT, Which.USUAL))
-    return next((turn for turn in turns if turn.lines().exists()), Turn(part, Which.CHARGED))
+    return Turn(part, next((which for which, asked in _HAS_LINES.items() if asked.is_true(part.pk)), Which.CHARGED))
 
 
 def yields(part: Part, turn: Turn) -> bool:
@@ -227,7 +227,7 @@ def yields(part: Part, turn: Turn) -> bool:
         return False
     is_of_owner = _owner_of(turn.part) == _owner_of(part)
     is_before = is_of_owner and turn.part.batch.priority > part.batch.priority
-    return is_before or Turn(part).lines().exists()
+    return is_before or _HAS_LINES[Which.USUAL].is_true(part.pk)
 
 
 def choose(
@@ -366,6 +366,14 @@ def _is_at_border(turn: Turn) -> bool:
     return following is None or prompt.shared_blocks(bytes(following), turn.last_key) < prompt.GROUP_BLOCKS
 
 
+def _is_alone(backend: Backend, part: Part) -> bool:
+    """The part has lines to send, and no other has, so that nothing can be chosen; False if that is not clear from some
+    small queries. With one batch at work it is so in each second."""
+    if ANY_PAUSED_MODEL.is_true() or _OTHER_WAITS.is_true(part.pk) or not _WAITS.is_true(part.pk):
+        return False
+    return not _waits_for_another(backend, part.model)
+
+
 def _loaded(backend: Backend, at_work: str, waiting: Sequence[Part]) -> str:
     """The loaded model, as a waiting part names it, or one that is loaded with it: the one at work, or the one that the
     drives loaded, or else one that the server has loaded by itself. Empty if no part waits for it."""
@@ -388,10 +396,15 @@ def _ours(backend: Backend, parts: QuerySet[Part]) -> list[Part]:
 
 def _open_parts(backend: Backend) -> QuerySet[Part]:
     """Parts of batches that run, for models that this backend has and that are not paused there."""
-    parts = Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
+    parts = _runnable()
     for endpoint, model in backend.paused_models.values_list("endpoint", "model"):
         parts = parts.exclude(batch__endpoint=endpoint, model=model)
     return parts
+
+
+def _runnable() -> QuerySet[Part]:
+    """Parts of batches that run."""
+    return Part.objects.filter(batch__in=Batch.objects.all().runnable(), failure__isnull=True)
 
 
 def _with_work(parts: QuerySet[Part], *, are_lost: bool) -> QuerySet[Part]:
@@ -401,3 +414,10 @@ def _with_work(parts: QuerySet[Part], *, are_lost: bool) -> QuerySet[Part]:
 def _claimable(*, are_lost: bool) -> LineQuerySet:
     lines = Line.objects.all().claimable()
     return lines.filter(**{"lost_claims__gte" if are_lost else "lost_claims__lt": SUSPICIOUS_CLAIMS})
+
+
+# In the order in which the lines of a part are sent; those that are charged come last.
+_HAS_LINES = {which: Asked(partial(Turn.lines, Turn(Part(pk=GIVEN), which))) for which in (Which.SPLIT, Which.USUAL)}
+# Whether this part, or any other, has a line to send that was not lost too often.
+_WAITS = Asked(lambda: _with_work(_runnable(), are_lost=False).filter(pk=GIVEN))
+_OTHER_WAITS = Asked(lambda: _with_work(_runnable(), are_lost=False).exclude(pk=GIVEN))

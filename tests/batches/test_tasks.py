@@ -8,11 +8,36 @@ from django.utils import timezone
 
 from batches import leases, registry, tasks
 from batches.dispatch import dispatcher
-from batches.models import Backend, Batch, Hold, Lease, Line, LineState, Pulse, Status
+from batches.models import (
+    Backend,
+    Batch,
+    Counts,
+    Hold,
+    Lease,
+    Line,
+    LineState,
+    PausedModel,
+    Pulse,
+    Status,
+    WebhookDelivery,
+)
 from batches.status import health
+from batchserver import worker
 from common import database
 from tests.conftest import line
 from tests.ticks import next_tick, tick
+
+
+@pytest.fixture
+def asks_for_tick(sent):
+    """Whether the main process of the control worker asks for a tick now."""
+
+    def ask():
+        sent.clear()
+        worker._ask_for_tick()
+        return sent == [("tick",)]
+
+    return ask
 
 
 def forgotten(batch_id):
@@ -58,6 +83,55 @@ def test_a_lost_message_of_any_step_is_sent_again_once_in_a_while(create, work, 
     sent.clear()
     tick()
     assert sent == []
+
+
+OPEN = {
+    "a sweep": lambda batch: Pulse.objects.filter(pk="sweep").update(at=timezone.now() - 2 * tasks.SWEEP_EVERY),
+    "the first sweep": lambda batch: Pulse.objects.all().delete(),
+    "a clock that went back": lambda batch: Pulse.objects.update(at=timezone.now() + timedelta(hours=1)),
+    "a duty that failed": lambda batch: Pulse.stamp("ticked", error="send webhooks (OSError)"),
+    "a batch": lambda batch: Batch.objects.update(status=Status.VALIDATING),
+    "a batch to tidy": lambda batch: Batch.objects.update(tidied_at=None),
+    "a lease": lambda batch: leases.acquire("drive"),
+    "a token on a batch": lambda batch: Batch.objects.update(lease_id=7),
+    "a token on a line": lambda batch: Line.objects.update(state=LineState.RUNNING, lease_id=7),
+    "counts": lambda batch: Counts.objects.create(batch_id=batch, lease_id=7),
+    "an event": lambda batch: WebhookDelivery.announce(batch, "batch.completed"),
+    "a paused model": lambda batch: PausedModel.pause(
+        registry.own_backend(), "/v1/chat/completions", "gemma", "It fails.", at_least=timedelta(hours=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OPEN)
+def test_a_tick_is_asked_for_while_anything_is_open(what, create, work, backend, sent, settings, asks_for_tick):
+    settings.WEBHOOK_URL = "http://127.0.0.1:9/hook"
+    batch = create([line("a")])["id"]
+    work.run(batch)
+    WebhookDelivery.objects.all().delete()
+    tick()
+    assert not asks_for_tick()
+    OPEN[what](batch)
+    assert asks_for_tick()
+
+
+def test_an_idle_tick_and_what_asks_for_it_are_cheap(work, sent, asks_for_tick, django_assert_max_num_queries):
+    tick()
+    with django_assert_max_num_queries(2):
+        assert not asks_for_tick()
+    Pulse.objects.filter(pk="tick").update(at=timezone.now() - timedelta(seconds=2))
+    with django_assert_max_num_queries(11):
+        tasks.tick()
+
+
+def test_a_database_that_is_away_is_told_by_a_tick(work, sent, asks_for_tick):
+    tick()
+
+    def away(execute, sql, params, many, context):
+        raise OperationalError("the database system is shutting down")
+
+    with connection.execute_wrapper(away):
+        assert asks_for_tick()
 
 
 def test_a_cancelled_batch_is_finalized(api, create, work, sent):

@@ -5,6 +5,7 @@ import os
 import select
 import selectors
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from batchserver.gunicorn_worker import Worker
 from batchserver.supervisor import STARTUP_S, Child, Supervisor, Vitals, keep_short
 from batchserver.worker import LoopWatch
 from common import signs_of_life
-from tests.stack import eventually
+from tests.stack import ROOT, eventually
 
 HUNG_AFTER_S = 60.0
 
@@ -300,6 +301,39 @@ def test_a_process_that_hangs_is_killed_with_what_it_forked_and_started_again(ki
         watching.stop()
         if child.signs is not None:
             os.close(child.signs)
+
+
+WATCHING = """
+import sys
+from batchserver import supervisor
+supervisor.LOOK_EVERY_S = 600.0
+supervisor.FIRST_BACKOFF_S = supervisor.MOST_BACKOFF_S = 0.01
+watching = supervisor.Supervisor()
+watching.listen()
+watching.be_woken()
+watching.children = [supervisor.Child("short", [sys.executable, "-S", "-c", "print('here', flush=True)"])]
+for child in watching.children:
+    child.start()
+watching.watch()
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_the_end_of_a_child_and_the_order_to_stop_are_seen_at_once():
+    """It would look for them once in ten minutes."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCHING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        killer = threading.Timer(60.0, process.kill)
+        killer.start()
+        try:
+            for _ in range(3):
+                assert process.stdout.readline() == "here\n"
+            process.terminate()
+            assert "stopped\n" in process.stdout.read()
+        finally:
+            killer.cancel()
 
 
 def _is_there(pid):

@@ -9,7 +9,7 @@ from batches import registry
 from batches.models import Backend, Pulse
 from batches.status import health
 from common import database, signs_of_life
-from common.database import bulk_writes, durable_commit, insert, passing_by_locks, relaxed_commits, retrying
+from common.database import Asked, bulk_writes, durable_commit, insert, passing_by_locks, relaxed_commits, retrying
 
 
 def setting(name):
@@ -248,3 +248,21 @@ def test_a_host_whose_clock_is_off_is_seen_alive_and_dead_as_it_is(off_s, db, cl
         assert registry.live_backends() == []
         assert not Backend.objects.get().is_fresh
         assert health.tick_trouble() == ["The control worker has not ticked lately."]
+
+
+def test_a_question_that_is_asked_all_the_time_is_answered_anew_each_time(db):
+    old = Pulse.objects.filter(at__lte=database.from_now(-timedelta(seconds=60)))
+    asked = Asked(Backend.objects.all, lambda: old)
+    assert not asked.is_true()
+    Pulse.stamp("ticked")
+    assert not asked.is_true()
+    Pulse.objects.update(at=timezone.now() - timedelta(seconds=61))
+    assert asked.is_true()
+    Pulse.objects.all().delete()
+    Backend.objects.create(name="here")
+    assert asked.is_true()
+
+
+def test_a_question_whose_words_change_with_the_time_is_refused(db):
+    with pytest.raises(ValueError, match="The words change with the time"):
+        Asked(lambda: Pulse.objects.filter(at__lte=timezone.now())).is_true()

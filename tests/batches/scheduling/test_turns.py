@@ -11,7 +11,7 @@ from django.utils import timezone
 from batches import registry
 from batches.models import Backend, Batch, Line, LineState, Part, PausedModel, Priority
 from batches.scheduling import turns
-from batches.scheduling.turns import FIRST_TURN_WITHIN_S, TURN_S, Turn, choose
+from batches.scheduling.turns import FIRST_TURN_WITHIN_S, TURN_S, Turn, Which, choose
 from common.models import Owner
 from tests.conftest import line
 from tests.fake_backend import TRIAL, Action, error_body
@@ -487,3 +487,47 @@ def test_the_turn_of_a_part_is_stamped_with_its_first_lines(create, work, backen
     turn.claimed(Line.objects.first())
     assert Part.objects.get().turn_at is not None
     assert turns.next_turn(own, turn) is turn
+
+
+CHANGES = {
+    "its batch is paused": (lambda: Batch.objects.update(paused_at=NOW), None),
+    "its model fails": (lambda: Part.objects.update(failure={"status": 404}), None),
+    "its model is paused": (
+        lambda: PausedModel.pause(
+            Backend.objects.get(), "/v1/chat/completions", Part.objects.get().model, "It fails.", at_least=timedelta(1)
+        ),
+        None,
+    ),
+    "its lines are sent": (lambda: Line.objects.update(state=LineState.RUNNING), None),
+    "the server broke down": (lambda: Line.objects.update(most_together=2), Which.SPLIT),
+    "one line brings the server down": (lambda: Line.objects.update(most_together=1, attempts=1), Which.CHARGED),
+    "its lines were lost": (lambda: Line.objects.update(lost_claims=turns.SUSPICIOUS_CLAIMS), Which.LOST),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_turn_that_nothing_else_waits_for_goes_on_by_small_queries_until_something_changes(
+    change, create, work, backend, django_assert_max_num_queries
+):
+    work.validate(create([line("a"), line("b")])["id"])
+    own = registry.report_backend()
+    turn = turns.next_turn(own, None)
+    with django_assert_max_num_queries(5):
+        assert turns.next_turn(own, turn) is turn
+    happen, which = CHANGES[change]
+    happen()
+    following = turns.next_turn(own, turn)
+    assert (following and following.which) == which
+
+
+def test_a_batch_that_comes_ends_a_turn_in_time_though_nothing_waited_before(create, work, backend):
+    first = work.batch(create([line("a"), line("b")])["id"])["id"]
+    work.validate(first)
+    own = registry.report_backend()
+    turn = turns.next_turn(own, None)
+    turn.claimed(Line.objects.first())
+    turn.began -= FIRST_TURN_WITHIN_S + 1
+    assert turns.next_turn(own, turn) is turn
+    second = create([line("c")])["id"]
+    work.validate(second)
+    assert turns.next_turn(own, turn).part.batch_id == second
