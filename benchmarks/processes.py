@@ -57,6 +57,14 @@ def named_families(server_pid: int) -> dict[str, list[int]]:
     return families
 
 
+def whole(server_pid: int) -> dict[str, list[int]]:
+    """All processes of our server: as `named_families`, and its supervisor and its broker."""
+    families = named_families(server_pid)
+    named = [pid for pids in families.values() for pid in pids]
+    others = [pid for pid in family(server_pid) if pid not in [server_pid, *named]]
+    return families | {"broker": others, "supervisor": [server_pid]}
+
+
 def cpu_s(pids: list[int]) -> float:
     """Seconds of CPU that the processes have used, in steps of 10 ms; nan if there is no /proc."""
     ticks = 0
@@ -84,6 +92,15 @@ def all_cpu_s(pid: int) -> float:
 def peak_memory_mb(pid: int) -> float:
     """The peak of memory since the process started (VmHWM)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 / 1e6 if found else float("nan")
+
+
+def pss_mb(pid: int) -> float:
+    """Memory, of which what processes share counts in equal parts for each of them; nan if there is no /proc."""
+    try:
+        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
     return int(found[1]) * 1024 / 1e6 if found else float("nan")
 
 

@@ -147,6 +147,11 @@ class Workbench:
         assert self.server.process is not None
         return processes.named_families(self.server.process.pid)
 
+    def all_parts(self) -> dict[str, list[int]]:
+        """As `parts`, with the supervisor and the broker."""
+        assert self.server.process is not None
+        return processes.whole(self.server.process.pid)
+
     def cpu_s(self, part: str) -> float:
         """CPU time of "web", "control worker" or "inference worker" since its start."""
         return processes.cpu_s(self.parts().get(part, []))

@@ -164,6 +164,18 @@ def test_the_report_keeps_sections_that_are_no_scenarios(tmp_path: Path, setting
 
 
 @needs_embedded_model
+def test_idle(data_dir: Path) -> None:
+    [rows], printed = measure(data_dir, "idle")
+    parts = ["web", "control worker", "inference worker", "broker", "supervisor", "all"]
+    assert sorted(row["part"] for row in rows) == sorted(parts)
+    for row in rows:
+        assert number(row["MB"]) > 0
+        assert number(row["idle CPU %"]) >= 0
+    # A drive looks around; in two seconds that is some ticks of 10 ms.
+    assert sum(number(row["CPU % at 1 s a call"]) for row in rows) > 0
+    assert printed.count("Target: ") == 3
+
+
 def test_prefixes(data_dir: Path) -> None:
     [rows], printed = measure(data_dir, "prefixes", "--slots", "4")
     servers = [(row["slots"], row["RAM cache"], row["bare at once"]) for row in rows]

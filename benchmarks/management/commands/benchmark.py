@@ -19,6 +19,7 @@ from benchmarks import effort, figures, report
 from benchmarks.disk import disk
 from benchmarks.drives import drives
 from benchmarks.effort import Effort
+from benchmarks.idle import idle
 from benchmarks.intake import intake
 from benchmarks.latency import latency
 from benchmarks.load import load
@@ -39,7 +40,7 @@ Scenario = Callable[[Effort], list[Table]]
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
-        *(overhead, throughput, prefixes, models, intake, scale, disk, drives, latency, load, person, pages),
+        *(overhead, throughput, idle, prefixes, models, intake, scale, disk, drives, latency, load, person, pages),
         *(machines, money),
     )
 }
