@@ -4,7 +4,9 @@ server is slow, busy, away, or refuses the key."""
 import errno
 import hashlib
 import io
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -21,8 +23,10 @@ from botocore.exceptions import (
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
+from rest_framework.test import APIClient
 from urllib3.exceptions import HTTPError
 
 from batches import results, tasks
@@ -36,7 +40,8 @@ from files_api.models import File
 from files_api.s3 import bucket, errors, reading, spans, writing
 from files_api.storage import file_storage, temporary_file
 from tests import s3 as servers
-from tests.conftest import custom_ids, jsonl, line, use_bucket
+from tests.conftest import at_once, custom_ids, jsonl, line, several_connections, use_bucket
+from tests.fake_backend import Action
 from tests.s3 import BUCKET, BUSY, KEY, SECRET, Fault
 
 pytestmark = pytest.mark.slow  # together; a pass on Postgres would show nothing more
@@ -68,8 +73,8 @@ class Inside:
         self._client.create_multipart_upload(Bucket=BUCKET, Key=self._below["Prefix"] + name)
 
 
-def send(api, content, **fields):
-    return api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("a.jsonl", content)} | fields)
+def send(api, content, **headers):
+    return api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("a.jsonl", content)}, **headers)
 
 
 def lines_of(size, count=2000):
@@ -269,6 +274,47 @@ def test_uploads_in_parts_are_joined(api, s3, inside, create, work, backend):
     file = api.post(f"/v1/uploads/{upload}/complete", {"part_ids": parts}, format="json").json()["file"]
     assert inside.names() == {f"{file['id'][5:7]}/{file['id']}"}
     assert b"".join(api.get(f"/v1/files/{file['id']}/content").streaming_content) == content
+
+
+def test_no_transaction_is_open_while_the_storage_works(work, create, backend, api, s3):
+    """It may take minutes, and others would wait for what the transaction locks."""
+    ours, was_open = connections["default"], []
+    backend.always("a", Action(status=400, body={"error": {"message": "no", "code": "odd"}}))
+    once = {"HTTP_IDEMPOTENCY_KEY": "k"}
+    s3.rule = lambda asked: was_open.append(ours.in_atomic_block)
+    assert send(api, b"{}\n", **once).status_code == 200
+    assert send(api, lines_of(PART + 1000), HTTP_IDEMPOTENCY_KEY="other").status_code == 200
+    begun = {"filename": "in.jsonl", "purpose": "batch", "bytes": 3, "mime_type": "text/jsonl"}
+    upload = api.post("/v1/uploads", begun, format="json", **once).json()["id"]
+    part = api.post(f"/v1/uploads/{upload}/parts", {"data": SimpleUploadedFile("p", b"{}\n")}).json()["id"]
+    assert api.post(f"/v1/uploads/{upload}/complete", {"part_ids": [part]}, format="json").status_code == 200
+    batch = work.run(create([line("a")])["id"])["id"]
+    assert api.post(f"/v1/batches/{batch}/retry", {}, format="json", **once).status_code == 200
+    assert api.delete(f"/v1/batches/{batch}").status_code == 200
+    assert len(was_open) > 10
+    assert not any(was_open)
+
+
+@several_connections
+def test_an_upload_that_the_storage_takes_its_time_for_holds_up_nobody(transactional_db, s3, inside):
+    """Not even the same upload that is sent again under its key: one of the two is stored, and both are answered."""
+    is_there, may_go_on = threading.Event(), threading.Event()
+
+    def hold_the_first(asked):
+        if not is_there.is_set():
+            is_there.set()
+            assert may_go_on.wait(20)
+
+    s3.rule = hold_the_first
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(at_once, 1, lambda: send(APIClient(), b"{}\n", HTTP_IDEMPOTENCY_KEY="k").json())
+        assert is_there.wait(20)
+        second = send(APIClient(), b"{}\n", HTTP_IDEMPOTENCY_KEY="k").json()
+        assert not first.done()
+        may_go_on.set()
+        assert first.result() == [second]
+    assert File.objects.get().pk == second["id"]
+    assert inside.names() == {f"{second['id'][5:7]}/{second['id']}"}
 
 
 def test_an_answer_that_is_lost_is_no_failure(api, s3):
