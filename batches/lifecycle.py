@@ -20,7 +20,7 @@ tried before a backoff is over. The backoff doubles each time, and the reason is
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -116,15 +116,17 @@ def too_early(to: str, status: str) -> ApiError:
     return conflict(f"Cannot {to} a batch with status '{status}'. Wait for its end, or cancel it first.")
 
 
-def close_finished(closed: Callable[[str], None]) -> None:
+def close_finished(closed: Callable[[str], None], among: Collection[str] | None = None) -> None:
     """Move batches with no open line, or past their window, to finalizing; `closed` gets each id at once.
 
-    Each move is a transaction, and its call follows it: an error leaves no batch that was moved without a call. Safe to
-    run again.
+    `among`: look at these batches alone. None is for the tick: it finds what nobody else does, and looks at every batch
+    in progress. Each move is a transaction, and its call follows it: an error leaves no batch that was moved without a
+    call. Safe to run again.
     """
-    for batch_id in Batch.objects.drained().values_list("pk", flat=True):
+    batches = Batch.objects.all() if among is None else Batch.objects.filter(pk__in=among)
+    for batch_id in batches.drained().values_list("pk", flat=True):
         _close(batch_id, Q(), closed)
-    for batch_id in Batch.objects.overdue().values_list("pk", flat=True):
+    for batch_id in batches.overdue().values_list("pk", flat=True):
         _close(batch_id, Q(expires_at__lte=Now()), closed)
 
 

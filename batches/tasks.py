@@ -93,6 +93,8 @@ def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
         wake(step, batch_id)
     elif outcome is Outcome.DONE:
         webhooks.deliver_due()
+        # Of a batch in progress, this step may have finished the last line.
+        lifecycle.close_finished(lambda closed: None, [batch_id])
         wake_control(batch_id)
 
 
@@ -137,7 +139,7 @@ def drive() -> None:
 @shared_task
 def fail_lines(batch_id: str) -> None:
     _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
-    tick()  # as after validation; the tick closes the batch if its last line has failed
+    tick()  # as after validation
 
 
 @shared_task
