@@ -20,7 +20,7 @@ tried before a backoff is over. The backoff doubles each time, and the reason is
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from enum import Enum
 from typing import Any
@@ -31,7 +31,7 @@ from django.db.models.functions import Coalesce, Now
 
 from batches.models import FINAL, Batch, Lease, Status, WebhookDelivery
 from common import database
-from common.database import from_now
+from common.database import GIVEN, from_now
 from common.errors import ApiError, conflict
 
 logger = logging.getLogger(__name__)
@@ -117,19 +117,25 @@ def too_early(to: str, status: str) -> ApiError:
 
 
 _FINISHED = database.Asked(Batch.objects.drained, Batch.objects.overdue)
+_IS_FINISHED = database.Asked(
+    lambda: Batch.objects.drained().filter(pk=GIVEN), lambda: Batch.objects.overdue().filter(pk=GIVEN)
+)
 
 
-def close_finished(closed: Callable[[str], None]) -> None:
+def close_finished(closed: Callable[[str], None], among: Collection[str] | None = None) -> None:
     """Move batches with no open line, or past their window, to finalizing; `closed` gets each id at once.
 
-    Each move is a transaction, and its call follows it: an error leaves no batch that was moved without a call. Safe to
-    run again.
+    `among`: look at these batches alone. None is for the tick: it finds what nobody else does, and looks at every batch
+    in progress. Each move is a transaction, and its call follows it: an error leaves no batch that was moved without a
+    call. Safe to run again.
     """
-    if not _FINISHED.is_true():
-        return
-    for batch_id in Batch.objects.drained().values_list("pk", flat=True):
+    if among is None:
+        batches = Batch.objects.all() if _FINISHED.is_true() else Batch.objects.none()
+    else:
+        batches = Batch.objects.filter(pk__in=[pk for pk in among if _IS_FINISHED.is_true(pk)])
+    for batch_id in batches.drained().values_list("pk", flat=True):
         _close(batch_id, Q(), closed)
-    for batch_id in Batch.objects.overdue().values_list("pk", flat=True):
+    for batch_id in batches.overdue().values_list("pk", flat=True):
         _close(batch_id, Q(expires_at__lte=Now()), closed)
 
 

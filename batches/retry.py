@@ -11,11 +11,10 @@ from django.db.models import Q
 
 from batches import creation, lifecycle
 from batches.models import FINAL, UNANSWERED, Batch, LineState, Priority
-from common import database, strict_json
+from common import strict_json
 from common.errors import SETTLED, ApiError, conflict
-from files_api import stored_bytes
-from files_api.accept import BATCH_FILE_LIFETIME
-from files_api.models import File, row_id, stored_name
+from files_api.accept import in_place, store
+from files_api.models import File, stored_name
 from files_api.storage import MeasuredFile, opened, temporary_file
 
 # What `errors` may name, with the states of the lines.
@@ -43,11 +42,12 @@ class Wish:
 
 
 @contextmanager
-def input_of(wish: Wish) -> Iterator[MeasuredFile]:
-    """A temporary file of the lines, in the order of the input, as they stand there. Memory stays flat.
+def input_of(wish: Wish) -> Iterator[File]:
+    """A file of the lines, in the order of the input, as they stand there, whose row `create` stores in the block; else
+    its bytes go again. Memory stays flat.
 
-    Changes nothing, so it needs no transaction, and no writer waits for it. Raises a 409 if the parent is not over, or
-    its input file is gone, and a 400 if no line is left to ask.
+    Enter it outside of any transaction: no writer waits for it. Raises a 409 if the parent is not over, or its input
+    file is gone, and a 400 if no line is left to ask.
     """
     if wish.parent.status not in FINAL:
         raise lifecycle.too_early("retry", wish.parent.status)
@@ -66,41 +66,27 @@ def input_of(wish: Wish) -> Iterator[MeasuredFile]:
             raise _input_is_gone(wish.parent) from None
         if not content.size:
             raise _nothing_left(wish)
-        yield content
+        content.sync()
+        name = f"{wish.parent.pk}_retry.jsonl"
+        with in_place(content, owner=wish.parent.owner, filename=name, purpose="batch", lifetime=None) as asked:
+            yield asked
 
 
-def create(wish: Wish, content: MeasuredFile, *, window: str | None, metadata: dict[str, str] | None) -> Batch:
+def create(wish: Wish, asked: File, *, window: str | None, metadata: dict[str, str] | None) -> Batch:
     """The new batch, of what `input_of` gave. `window` and `metadata` None: those of the parent."""
-    parent, now = wish.parent, database.now()
-    file = File(
-        id=row_id(content.stored_as),
-        owner=parent.owner,
-        filename=f"{parent.pk}_retry.jsonl",
-        purpose="batch",
-        bytes=content.size,
-        sha256=content.sha256,
-        created_at=now,
-        expires_at=now + BATCH_FILE_LIFETIME,
-    )
-    # Bytes without a row, if this process dies before the commit, are removed by the sweep of files.
-    file.content.save("", content, save=False)
-    try:
-        with transaction.atomic():
-            stored_bytes.check(parent.owner, content.size)
-            file.save(force_insert=True)
-            return creation.create(
-                owner=parent.owner,
-                input_file_id=file.pk,
-                endpoint=parent.endpoint,
-                completion_window=window or parent.completion_window,
-                metadata=parent.metadata if metadata is None else metadata,
-                output_lifetime=parent.output_lifetime,
-                priority=Priority(parent.priority) if metadata is None else creation.priority(metadata),
-                retry_of=parent,
-            )
-    except Exception:
-        file.content.delete(save=False)
-        raise
+    parent = wish.parent
+    with transaction.atomic():
+        store(asked)
+        return creation.create(
+            owner=parent.owner,
+            input_file_id=asked.pk,
+            endpoint=parent.endpoint,
+            completion_window=window or parent.completion_window,
+            metadata=parent.metadata if metadata is None else metadata,
+            output_lifetime=parent.output_lifetime,
+            priority=Priority(parent.priority) if metadata is None else creation.priority(metadata),
+            retry_of=parent,
+        )
 
 
 def _copy(wish: Wish, source: IO[bytes], content: MeasuredFile) -> None:

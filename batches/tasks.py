@@ -109,6 +109,8 @@ def _pass_on(batch_id: str, step: Any, outcome: Outcome) -> None:
         wake(step, batch_id)
     elif outcome is Outcome.DONE:
         webhooks.deliver_due()
+        # Of a batch in progress, this step may have finished the last line.
+        lifecycle.close_finished(lambda closed: None, [batch_id])
         wake_control(batch_id)
 
 
@@ -161,7 +163,7 @@ def fail_lines(batch_id: str) -> None:
 
 def _fail_lines(batch_id: str) -> None:
     _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
-    tick()  # as after validation; the tick closes the batch if its last line has failed
+    tick()  # as after validation
 
 
 @shared_task

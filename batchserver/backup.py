@@ -37,8 +37,9 @@ from batchserver import kept
 from batchserver.version import VERSION
 from common import disk
 from common.database import from_now
-from files_api import storage_id
-from files_api.models import File, FileHold, UploadPart
+from files_api import retention, storage_id
+from files_api.models import File, FileHold, UploadPart, row_id
+from files_api.storage import file_storage
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def restore(source: Path) -> Listed:
             f"The backup is of version {listed.version}, which is newer than this code: install that version, and "
             "restore it there."
         )
-    _refuse_what_is_used()
+    _refuse_what_is_used(source)
     for path in sorted((source / FILES).rglob("*")):
         if path.is_file():
             _store(path, path.relative_to(source / FILES).as_posix())
@@ -370,8 +371,8 @@ def _known_migrations() -> set[tuple[str, str]]:
     return set(loader.disk_migrations) | replaced
 
 
-def _refuse_what_is_used() -> None:
-    """Raise CannotGoOn if there is something that a restore would replace, or somebody at work."""
+def _refuse_what_is_used(source: Path) -> None:
+    """Raise CannotGoOn if there is something that a restore would replace, or somebody at work, here or elsewhere."""
     tables = set(connection.introspection.table_names())
     try:
         for model in (File, Batch):
@@ -388,6 +389,15 @@ def _refuse_what_is_used() -> None:
             )
     finally:
         connection.close()
+    # Another server may be at work with this storage: each would remove the new files of the other as leftovers.
+    storage = file_storage()
+    for directory in storage.directories():
+        for name in storage.written_at(directory):
+            if row_id(name).startswith(retention.IDS) and not (source / FILES / name).exists():
+                raise CannotGoOn(
+                    f"The storage of files ({storage_id.where()}) has files that are not in the backup. A backup is "
+                    "restored into an empty one: name another DATA_DIR, or AWS_STORAGE_BUCKET_NAME or AWS_LOCATION."
+                )
 
 
 def _read_list(source: Path) -> Listed:

@@ -1,4 +1,5 @@
-"""Parsers of environment variables: a mapping and a name in, a value out. Only `zone` reads the machine too.
+"""Parsers of environment variables: a mapping and a name in, a value out. Only `zone` and `authorities` read the
+machine too.
 
 Surrounding blanks do not count, and an empty value counts as none. A value that cannot be used raises
 ImproperlyConfigured, which names the variable, the value (unless it may hold a secret) and what is allowed.
@@ -6,6 +7,7 @@ ImproperlyConfigured, which names the variable, the value (unless it may hold a 
 
 import re
 import socket
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
@@ -55,6 +57,19 @@ def text(environment: Environment, name: str, default: str = "") -> str:
 def texts(environment: Environment, name: str) -> list[str]:
     """The items between commas, none of them empty."""
     return [item for part in environment.get(name, "").split(",") if (item := part.strip())]
+
+
+def authorities(environment: Environment, name: str) -> str:
+    """The path of a file with certificates of authorities, as PEM; empty if none is given."""
+    if path := text(environment, name):
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:
+            reason = "it has none" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ImproperlyConfigured(
+                f"{name}={path!r}: expected a file with certificates of authorities (PEM): {reason}."
+            ) from None
+    return path
 
 
 def networks(environment: Environment, name: str) -> list[str]:

@@ -55,7 +55,9 @@ def who_may_call() -> str:
     )
 
 
-def _settle_storage(*, take: bool) -> None:
+def settle_storage(*, take: bool = False) -> None:
+    """See that the storage of files is that of the database, or make it so. `take`: whatever it lacks. Raises
+    ImproperlyConfigured, with what to do."""
     try:
         storage_id.take() if take else storage_id.settle()
     except storage_id.WrongStorage as error:
@@ -76,7 +78,7 @@ def prepare(*, with_admin: bool = True, take_storage: bool = False) -> str | Non
     except OSError as error:
         raise ImproperlyConfigured(f"{error.strerror}.") from error
     call_command("migrate", verbosity=0, interactive=False)
-    _settle_storage(take=take_storage)
+    settle_storage(take=take_storage)
     users = get_user_model().objects
     if not with_admin or users.filter(is_superuser=True).exists():
         return None

@@ -11,9 +11,10 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection
 
+from batchserver import first_start
 from batchserver.celery import app, ask_broker
 from common import schema
-from files_api import storage
+from files_api import storage, storage_id
 
 PAGE = "docs/second-machine.md"
 
@@ -34,6 +35,7 @@ def check(parts: Sequence[str], *, beside_server: bool) -> None:
     for reason in (_database_trouble, _broker_trouble, _storage_trouble):
         if told := reason():
             raise ImproperlyConfigured(told)
+    first_start.settle_storage()
 
 
 def described() -> list[tuple[str, str]]:
@@ -103,5 +105,5 @@ def _broker_trouble() -> str:
 
 def _storage_trouble() -> str:
     if reason := storage.why_not_writable():
-        return f"{reason} The files are in {settings.FILES_DIR}, which every machine of a server has to share."
+        return f"{reason} The files are in {storage_id.where()}, which every machine of a server has to share."
     return ""

@@ -296,7 +296,7 @@ _bucket = {
     "security_token": env.text(environ, "AWS_SESSION_TOKEN"),
     "location": AWS_LOCATION.strip("/"),
     "addressing_style": env.choice(environ, "AWS_S3_ADDRESSING_STYLE", "auto", "path", "virtual"),
-    "verify": env.text(environ, "AWS_S3_VERIFY"),
+    "verify": env.authorities(environ, "AWS_S3_VERIFY"),
     "querystring_expire": AWS_QUERYSTRING_EXPIRE,
 }
 if AWS_STORAGE_BUCKET_NAME and bool(AWS_ACCESS_KEY_ID) != bool(AWS_SECRET_ACCESS_KEY):

@@ -98,7 +98,7 @@ class Asked:
         self.queries = queries
         self._words: tuple[str, tuple[Any, ...]] | None = None
 
-    def is_true(self, given: int = 0) -> bool:
+    def is_true(self, given: int | str = 0) -> bool:
         """One statement. Raises DatabaseError."""
         if self._words is None:
             made = self._worded()
@@ -107,7 +107,7 @@ class Asked:
             self._words = made
         words, values = self._words
         with connection.cursor() as cursor:
-            cursor.execute(words, tuple(given if each == GIVEN else each for each in values))
+            cursor.execute(words, tuple(given if each in (GIVEN, str(GIVEN)) else each for each in values))
             [found] = cursor.fetchone()
         return bool(found)
 

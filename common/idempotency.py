@@ -19,7 +19,8 @@ def once(request: Request, asked: str, create: Callable[[], Response]) -> Respon
 
     `asked` is the whole request, as text: the same key with another text is a 409. Without the header this is `create`.
     The key is stored in the transaction of what it creates. So a request that fails leaves no key behind, and the
-    second of two at once waits for the first and gets its answer.
+    second of two at once waits for the first and gets its answer: `create` stores rows and nothing else. What takes
+    long, such as bytes of a file, is made ready before, and taken back if `create` was not called.
     """
     key = _key(request)
     if not key:

@@ -1,11 +1,14 @@
 """The one way in for a client's bytes: they are checked, stored, and only then get a row."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 
 from django.conf import settings
-from django.db import DatabaseError, transaction
+from django.db import Error, transaction
 
 from common import database, failpoints, strict_json
 from common.byte_forms import SAMPLE_BYTES, looks_like
@@ -13,32 +16,25 @@ from common.errors import ApiError
 from common.jsonl import read_lines
 from common.models import Owner
 from files_api import storage_id, stored_bytes
-from files_api.models import File, row_id
+from files_api.models import File, UploadPart, row_id
 from files_api.storage import MeasuredFile
+
+logger = logging.getLogger(__name__)
 
 BATCH_FILE_LIFETIME = timedelta(days=30)
 # Blank lines beyond these are left to validation, which reads in slices.
 MOST_BLANK_LINES = 100_000
 
 
-def accept(content: MeasuredFile, *, owner: Owner, filename: str, purpose: str, lifetime: timedelta | None) -> File:
-    """The File of a received upload, stored; its id is the one in the name of the content. Raises ApiError."""
-    file = put_in_place(content, owner=owner, filename=filename, purpose=purpose, lifetime=lifetime)
-    try:
-        with transaction.atomic():
-            stored_bytes.check(owner, content.size)
-            file.save(force_insert=True)
-    except (ApiError, DatabaseError):
-        file.content.delete(save=False)
-        raise
-    return file
-
-
-def put_in_place(
+@contextmanager
+def in_place(
     content: MeasuredFile, *, owner: Owner, filename: str, purpose: str, lifetime: timedelta | None
-) -> File:
-    """The File of a received upload, with its bytes in place for good, and without a row yet: the caller stores the
-    row, or removes the bytes. `lifetime` None is as with OpenAI: 30 days for a batch file.
+) -> Iterator[File]:
+    """The File of what was received, with its bytes in place for good, and without a row: the block stores that, or
+    the bytes go again. Its id is the one in the name of the content. `lifetime` None is as with OpenAI: 30 days for a
+    batch file.
+
+    Enter it outside of any transaction: a storage may take minutes, and others wait for what a transaction locks.
 
     A batch file is JSONL if its first line is JSON, whatever its name; the other lines are read when a batch is created
     from the file. Raises ApiError, and WrongStorage.
@@ -61,8 +57,33 @@ def put_in_place(
     storage_id.check()
     # The bytes are in place and fsynced before the row that points at them is committed.
     file.content.save("", content, save=False)
-    failpoints.reach("after_upload_stored")
-    return file
+    with unless_stored(file):
+        failpoints.reach("after_upload_stored")
+        yield file
+
+
+def store(file: File) -> None:
+    """Store the row of a File whose bytes are in place. Raises a 403 if they are more than its owner may store."""
+    with transaction.atomic():
+        stored_bytes.check(file.owner, file.bytes)
+        file.save(force_insert=True)
+
+
+@contextmanager
+def unless_stored(row: File | UploadPart) -> Iterator[None]:
+    """Remove the bytes of a row, which are in place, if there is no such row at the end of the block.
+
+    The database is asked: a commit whose answer was lost may have stored it. What cannot be asked or removed now is
+    left to `retention.sweep`, as by a process that was killed.
+    """
+    try:
+        yield
+    finally:
+        try:
+            if not type(row)._default_manager.filter(pk=row.pk).exists():
+                row.content.delete(save=False)
+        except (Error, OSError) as error:
+            logger.warning("%s: its bytes are left for the sweep: %s", row.pk, error)
 
 
 def _check_first_line(content: MeasuredFile) -> None:

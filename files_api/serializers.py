@@ -1,5 +1,6 @@
 """Uploads in, file objects out."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from django.conf import settings
@@ -15,14 +16,15 @@ from common.fields import (
     TextListField,
     UnixTimeField,
 )
-from files_api.accept import accept
+from common.models import Owner
+from files_api.accept import in_place
 from files_api.models import PURPOSES, RESULTS, UPLOAD_LIFETIME, File, Upload, UploadPart
 from files_api.storage import MeasuredFile
 from files_api.uploads import OVER
 
 
 class FileCreateSerializer(serializers.Serializer[File]):
-    """POST /v1/files. `save` is given the owner."""
+    """POST /v1/files."""
 
     file = FilePartField()
     purpose = TextField(supported=PURPOSES)
@@ -44,14 +46,15 @@ class FileCreateSerializer(serializers.Serializer[File]):
             fields["expires_after"] = members
         return cls(data=fields)
 
-    def create(self, validated_data: dict[str, Any]) -> File:
-        content: MeasuredFile = validated_data["file"]
-        return accept(
+    def in_place(self, owner: Owner) -> AbstractContextManager[File]:
+        """As `accept.in_place`."""
+        content: MeasuredFile = self.validated_data["file"]
+        return in_place(
             content,
-            owner=validated_data["owner"],
+            owner=owner,
             filename=content.name or "upload",
-            purpose=validated_data["purpose"],
-            lifetime=validated_data.get("expires_after"),
+            purpose=self.validated_data["purpose"],
+            lifetime=self.validated_data.get("expires_after"),
         )
 
 

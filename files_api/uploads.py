@@ -2,12 +2,12 @@
 
 import hashlib
 
-from django.db import DatabaseError, transaction
+from django.db import transaction
 
 from common import database, errors
 from common.errors import ApiError
 from files_api import retention, storage_id, stored_bytes
-from files_api.accept import put_in_place
+from files_api.accept import in_place, unless_stored
 from files_api.models import File, Upload, UploadPart, row_id, stored_name
 from files_api.storage import MeasuredFile, missing_bytes, temporary_file
 
@@ -24,15 +24,11 @@ def add_part(upload: Upload, content: MeasuredFile) -> UploadPart:
     storage_id.check()
     part = UploadPart(id=row_id(content.stored_as), upload=upload, bytes=content.size)
     part.content.save("", content, save=False)
-    try:
-        with transaction.atomic():
-            # Completing or cancelling removes the parts that it finds: one stored later would be left over.
-            _refuse(_locked(upload), *OVER)
-            stored_bytes.check(upload.owner, part.bytes)
-            part.save(force_insert=True)
-    except (ApiError, DatabaseError):
-        part.content.delete(save=False)
-        raise
+    with unless_stored(part), transaction.atomic():
+        # Completing or cancelling removes the parts that it finds: one stored later would be left over.
+        _refuse(_locked(upload), *OVER)
+        stored_bytes.check(upload.owner, part.bytes)
+        part.save(force_insert=True)
     return part
 
 
@@ -105,30 +101,21 @@ def _join(upload: Upload, part_ids: list[str], md5: str | None) -> Upload:
 
 
 def _complete(upload: Upload, part_ids: list[str], content: MeasuredFile) -> Upload:
-    # The bytes first: a storage may take its time, and others wait for the lock.
-    file = put_in_place(
+    placed = in_place(
         content,
         owner=upload.owner,
         filename=upload.filename,
         purpose=upload.purpose,
         lifetime=upload.file_lifetime,
     )
-    is_taken = False
-    try:
-        with transaction.atomic():
-            upload = _locked(upload)
-            if not _is_joined_of(upload, part_ids):
-                # Not if it expired: the client asked in time, and joining gigabytes takes a while.
-                _refuse(upload, "completed", "cancelled")
-                file.save(force_insert=True)  # the owner stores no more: the parts have the bytes, and go
-                upload.file, upload.joined_part_ids = file, part_ids
-                upload.save(update_fields=["file", "joined_part_ids"])
-                is_taken = True
-    except (ApiError, DatabaseError):
-        file.content.delete(save=False)
-        raise
-    if not is_taken:
-        file.content.delete(save=False)
+    with placed as file, transaction.atomic():
+        upload = _locked(upload)
+        if not _is_joined_of(upload, part_ids):
+            # Not if it expired: the client asked in time, and joining gigabytes takes a while.
+            _refuse(upload, "completed", "cancelled")
+            file.save(force_insert=True)  # the owner stores no more: the parts have the bytes, and go
+            upload.file, upload.joined_part_ids = file, part_ids
+            upload.save(update_fields=["file", "joined_part_ids"])
     return upload
 
 

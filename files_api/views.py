@@ -21,6 +21,7 @@ from common.openapi import IDEMPOTENCY_KEY, operation
 from common.owners import owner_of, rows
 from common.pagination import CursorPagination
 from files_api import downloads, stored_bytes, uploads
+from files_api.accept import store
 from files_api.form import FormParser
 from files_api.models import (
     NOT_DOWNLOADABLE,
@@ -90,7 +91,15 @@ class FileViewSet(viewsets.GenericViewSet[File]):
         form.is_valid(raise_exception=True)
         fields = form.validated_data
         asked = repr((content.sha256, content.name, fields["purpose"], fields.get("expires_after")))
-        return idempotency.once(request, asked, lambda: Response(FileSerializer(form.save(owner=owner)).data))
+        if (before := idempotency.answered(request, asked)) is not None:
+            return before
+        with form.in_place(owner) as file:
+
+            def create() -> Response:
+                store(file)
+                return Response(FileSerializer(file).data)
+
+            return idempotency.once(request, asked, create)
 
     @operation("List files", FileSerializer, parameters=[OpenApiParameter("purpose")])
     def list(self, request: Request) -> Response:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import socketserver
+import ssl
 import subprocess
 import threading
 import time
@@ -129,8 +130,9 @@ class Proxy:
     """In front of the S3 server. `rule` says what is done to a request; `asked` has all that came. Use as a context
     manager; `away` closes the port."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._behind = port
+        self._tls = tls
         self.port = free_port()
         self.asked: list[Asked] = []
         self.rule: Rule = lambda asked: None
@@ -139,7 +141,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> "Proxy":
         self.come_back()
@@ -154,8 +156,8 @@ class Proxy:
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                with suppress(OSError):
-                    proxy._serve(self.request)
+                with suppress(OSError), proxy._spoken_to(self.request) as front:
+                    proxy._serve(front)
 
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address = True
@@ -171,6 +173,10 @@ class Proxy:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def _spoken_to(self, front: socket.socket) -> socket.socket:
+        """The connection as its client speaks: plain, or by TLS. Raises OSError if the client ends it."""
+        return front if self._tls is None else self._tls.wrap_socket(front, server_side=True)
 
     def _serve(self, front: socket.socket) -> None:
         """One request; the connection ends with it."""

@@ -66,8 +66,8 @@ def _set_priority(batch_id: str, *, priority: Priority) -> str:
 def _retry(batch_id: str) -> str:
     """The failed, expired and cancelled lines become a new batch, as with POST /v1/batches/{id}/retry."""
     wish = retry.Wish(Batch.objects.get(pk=batch_id))
-    with retry.input_of(wish) as content:
-        made = retry.create(wish, content, window=None, metadata=None).pk
+    with retry.input_of(wish) as file:
+        made = retry.create(wish, file, window=None, metadata=None).pk
     tasks.wake_control(made)
     return f"{made} asks the lines of {batch_id} again."
 

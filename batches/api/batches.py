@@ -167,10 +167,10 @@ class BatchViewSet(viewsets.GenericViewSet[Batch]):
         fields = form.validated_data
         window, metadata = fields.pop("completion_window", None), fields.pop("metadata", None)
         wish = retry.Wish(parent, **fields)
-        with retry.input_of(wish) as content:
+        with retry.input_of(wish) as file:
 
             def create() -> Response:
-                batch = retry.create(wish, content, window=window, metadata=metadata)
+                batch = retry.create(wish, file, window=window, metadata=metadata)
                 transaction.on_commit(lambda: _wake(batch.pk), robust=True)
                 return Response(BatchSerializer(batch).data)
 

@@ -290,6 +290,7 @@ class Dispatcher:
         failed = retrying(claims.store, self.lease, group, busy_s=self.admission.busy_s, note=self.tallies.note)
         failpoints.reach("after_store")
         self.answers.stored(time.monotonic() - started)
+        self.checks.stored.update(call.subject.batch_id for call in group)
         self.lines.answered(len(group))
         if failed:
             self.lines.end_turn()  # lines in the buffer may be among the lines that fail

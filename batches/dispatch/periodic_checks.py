@@ -5,7 +5,7 @@ Each read is a small transaction of its own, tried again by itself if the databa
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from batches import leases, lifecycle
@@ -42,6 +42,8 @@ class PeriodicChecks:
     should_stop: Callable[[], bool]
     must_end: Callable[[], bool]
     wake_control: Callable[[str], None]
+    # Batches of lines that were stored since the last look: one of these may have been its last.
+    stored: set[str] = field(default_factory=set)
     looked_at: float = float("-inf")
     looked_at_gate: float = float("-inf")
 
@@ -81,13 +83,24 @@ class PeriodicChecks:
             self.calls.cut_all(self.calls.in_flight)
 
     def close_finished_batches(self) -> None:
-        """Move batches that have no open line, or are past their completion window, and have them finalized."""
-        retrying(lifecycle.close_finished, self.wake_control)
+        """Of the batches that this drive has lines of or has just stored lines of, move those that have no open line,
+        or are past their completion window, and have them finalized.
+
+        All others are the tick's, and so are these if the drive dies before: with a thousand drives, each look at all
+        batches would be a thousand a second.
+        """
+        retrying(lifecycle.close_finished, self.wake_control, self.stored | self._at_work)
+        self.stored.clear()
+
+    @property
+    def _at_work(self) -> set[str]:
+        """The batches of the lines that are in the buffer or in flight."""
+        return {line.batch_id for line in [*self.lines, *_lines(self.calls.in_flight)]}
 
     def _drop_stopped_batches(self) -> None:
         """Cut the calls of batches that were cancelled or ran out of time: finalizing settles their lines. The calls of
         batches that an operator paused may finish."""
-        at_work = {line.batch_id for line in [*self.lines, *_lines(self.calls.in_flight)]}
+        at_work = self._at_work
         batches = Batch.objects.all().in_progress().filter(pk__in=at_work)
         running = dict(retrying(list, batches.values_list("pk", "paused_at"))) if at_work else {}
         self.lines.keep_only({batch_id for batch_id, paused_at in running.items() if paused_at is None})

@@ -1,6 +1,7 @@
 """What an S3 server says, or does not say, as an OSError with a sentence for a person: the only place that knows."""
 
 import errno
+from ssl import SSLCertVerificationError
 
 from botocore.exceptions import (
     ClientError,
@@ -15,6 +16,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.util.ssl_match_hostname import CertificateError  # noqa: TID251  (of botocore's, as in bucket.py)
 
 from common.disk import RemoteError, RemoteFileMissing
 
@@ -63,12 +65,17 @@ _SAID_NOTHING = (
     (ParamValidationError, errno.ENODEV, "cannot have a bucket of this name", "Correct AWS_STORAGE_BUCKET_NAME"),
     (ConnectTimeoutError, errno.ETIMEDOUT, "does not answer", _UP),
     (ReadTimeoutError, errno.ETIMEDOUT, "does not answer in time", _UP),
-    (SSLError, errno.ENOTCONN, "has no certificate that is trusted here", "Let AWS_S3_VERIFY name one that is"),
+    (SSLError, errno.ENOTCONN, "is not reached by TLS", _UP),
     (ProxyConnectionError, errno.ENOTCONN, "is not reached by the proxy", _UP),
     (ConnectionError, errno.ENOTCONN, "is not reached", _UP),
     (HTTPClientError, errno.EIO, "broke the connection off", _UP),
     (TimeoutError, errno.ETIMEDOUT, "does not answer in time", _UP),
 )
+
+# What to do about a certificate, by OpenSSL's number of what is wrong with it.
+_AUTHORITY = "Let AWS_S3_VERIFY name a file with the authority that signed it"
+_NAME = "Let AWS_S3_ENDPOINT_URL have a name that is in it"
+_CERTIFICATES = dict.fromkeys((9, 10), "Renew it, or set the clocks right") | dict.fromkeys((62, 64), _NAME)
 
 
 def code_of(error: BaseException) -> str:
@@ -95,10 +102,26 @@ def translated(error: BaseException, where: str) -> OSError:
             return RemoteFileMissing(errno.ENOENT, f"{where} does not have the object", _MISSING, code)
         number, what, advice = _CODES.get(code) or _by_status(status)
         return RemoteError(number, f"{where} {what} ({code or status})", advice, code)
+    if refusal := _of_certificate(error):
+        reason, advice = refusal
+        what = f"{where} has no certificate that is trusted here ({reason.rstrip('.')})"
+        return RemoteError(errno.EACCES, what, advice)
     for kind, number, what, advice in _SAID_NOTHING:
         if isinstance(error, kind):
             return RemoteError(number, f"{where} {what}", advice)
     return RemoteError(errno.EIO, f"{where} cannot be asked ({type(error).__name__})", _UP)
+
+
+def _of_certificate(error: BaseException) -> tuple[str, str] | None:
+    """What is wrong with the server's certificate, and what to do: from below the errors that botocore makes of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SSLCertVerificationError):
+            return cause.verify_message, _CERTIFICATES.get(cause.verify_code, _AUTHORITY)
+        if isinstance(cause, CertificateError):  # urllib3 compares names by itself
+            return str(cause), _NAME
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _by_status(status: int) -> tuple[int, str, str]:

@@ -6,7 +6,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 
-from batches import leases, registry, tasks
+from batches import leases, lifecycle, registry, tasks
 from batches.dispatch import dispatcher
 from batches.models import (
     Backend,
@@ -16,6 +16,7 @@ from batches.models import (
     Lease,
     Line,
     LineState,
+    Part,
     PausedModel,
     Pulse,
     Status,
@@ -25,6 +26,7 @@ from batches.status import health
 from batchserver import worker
 from common import database
 from tests.conftest import line
+from tests.fake_backend import Action
 from tests.ticks import next_tick, tick
 
 
@@ -303,7 +305,6 @@ def test_a_drive_wakes_a_closed_batch_though_the_next_close_fails(create, work, 
     batches = [create([line("a")])["id"] for _ in range(2)]
     for batch in batches:
         work.validate(batch)
-    Line.objects.update(state=LineState.SUCCEEDED)
     moves = []
 
     def breaks_off(execute, sql, params, many, context):
@@ -315,6 +316,54 @@ def test_a_drive_wakes_a_closed_batch_though_the_next_close_fails(create, work, 
 
     with connection.execute_wrapper(breaks_off):
         assert sorted(work.drive()) == sorted(batches)
+
+
+@pytest.fixture
+def many(create, work):
+    """Fifty batches in progress: one of this file's lines to send, one that an operator paused, and one whose last line
+    a drive stored that died before it closed the batch."""
+    ids = [create([line(str(number))])["id"] for number in range(50)]
+    for each in ids:
+        work.validate(each)
+    Batch.objects.exclude(pk=ids[0]).update(paused_at=timezone.now())
+    Line.objects.filter(batch=ids[1]).update(state=LineState.SUCCEEDED)
+    return ids
+
+
+def test_a_drive_asks_for_the_batches_that_it_stores_lines_of_and_the_tick_for_the_others(
+    many, work, backend, sent, django_assert_num_queries
+):
+    """With a thousand drives and two thousand batches, each second two million would be looked at."""
+    with django_assert_num_queries(0):
+        lifecycle.close_finished(lambda batch_id: None, [])  # as a drive that has nothing
+    assert work.drive() == [many[0]]
+    assert Batch.objects.get(pk=many[1]).status == Status.IN_PROGRESS
+    sent.clear()
+    tick()
+    assert Batch.objects.get(pk=many[1]).status == Status.FINALIZING
+    assert ("finalize", many[1]) in sent
+
+
+def test_a_drive_closes_the_batch_of_its_lines_that_is_overdue(many, work, backend, monkeypatch):
+    monkeypatch.setattr("batches.dispatch.periodic_checks.LOOK_EVERY_S", 0.05)
+    backend.on("0", Action(delay_s=30))
+    Batch.objects.filter(pk=many[0]).update(expires_at=timezone.now() + timedelta(seconds=1))
+    Batch.objects.filter(pk=many[2]).update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert work.drive() == [many[0]]
+    assert set(Batch.objects.filter(status=Status.FINALIZING).values_list("pk", flat=True)) == {many[0]}
+    tick()
+    assert Batch.objects.get(pk=many[2]).status == Status.FINALIZING
+
+
+def test_a_step_that_finishes_the_last_line_closes_the_batch_though_no_tick_is_due(create, work, sent):
+    batch = create([line("a")])["id"]
+    work.validate(batch)
+    Part.objects.update(failure={"status": 404, "body": "{}", "code": "model_not_found", "message": "none"})
+    tick()
+    sent.clear()
+    tasks.fail_lines(batch)
+    assert Batch.objects.get().status == Status.FINALIZING
+    assert sent == [("finalize", batch)]
 
 
 def test_health_tells_of_a_missing_tick(db):

@@ -11,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.core.management.base import CommandError
@@ -19,9 +21,11 @@ from django.utils import timezone
 
 from batches.models import Lease, Line, Pulse
 from batchserver import backup, locks
+from files_api import storage_id
 from files_api.models import File, UploadPart
-from tests.conftest import _empty_tables, custom_ids, jsonl, line
+from tests.conftest import _empty_tables, custom_ids, jsonl, line, use_bucket
 from tests.fake_backend import Action
+from tests.s3 import BUCKET, KEY, SECRET
 from tests.stack import ROOT, Stack, eventually
 from tests.whole_server import client_of, finish, lines_of, submit
 
@@ -72,6 +76,23 @@ def test_a_batch_goes_on_where_the_backup_was_taken(work, backend, batch, settin
     assert done["status"] == "completed"
     assert custom_ids(work.content(done["output_file_id"])) == IDS
     # What was answered before the backup is not asked again.
+    assert set(Counter(backend.arrived(answered=True)).values()) == {1}
+
+
+def test_a_batch_whose_files_are_in_s3_goes_on_in_another_bucket(s3, work, backend, batch, settings, tmp_path):
+    backup.take(tmp_path / "backup")
+    bucket = settings.STORAGES["default"]["OPTIONS"]
+    default_storage.delete(File.objects.get().content.name)  # nothing of the old one is needed
+    _empty_tables(None)
+    use_bucket(settings, **bucket | {"location": f"{bucket['location']}-restored"})
+
+    listed = backup.restore(tmp_path / "backup")
+
+    assert listed.files == 1
+    assert storage_id.trouble() == ""
+    done = work.run(batch)
+    assert done["status"] == "completed"
+    assert custom_ids(work.content(done["output_file_id"])) == IDS
     assert set(Counter(backend.arrived(answered=True)).values()) == {1}
 
 
@@ -262,6 +283,28 @@ def test_nothing_that_is_there_is_replaced(taken, settings):
     assert File.objects.exists()
 
 
+@pytest.fixture(params=["disk", "s3"])
+def storage(request, processes):
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+
+
+@pytest.mark.usefixtures("storage")
+def test_a_storage_that_another_server_may_use_is_not_taken(upload, work, tmp_path):
+    upload([line("a")])
+    backup.take(tmp_path / "backup")
+    later = upload([line("b")])["id"]
+    name = File.objects.get(pk=later).content.name
+    _empty_tables(None)
+    told = refused(tmp_path / "backup")
+    assert f"The storage of files ({storage_id.where()}) has files that are not in the backup" in told
+    assert not File.objects.exists()
+    default_storage.delete(name)
+    default_storage.save("other/notes.txt", ContentFile(b"not ours"))  # a bucket may have other things in it
+    backup.restore(tmp_path / "backup")
+    assert File.objects.exists()
+
+
 def test_a_server_that_runs_is_not_overwritten(taken, settings, tmp_path):
     settings.DATA_DIR = tmp_path / "data"
     settings.DATA_DIR.mkdir()
@@ -277,9 +320,18 @@ def test_a_server_that_runs_is_not_overwritten(taken, settings, tmp_path):
 
 
 @pytest.mark.usefixtures("processes")
-def test_a_server_that_works_is_backed_up_and_another_goes_on(tmp_path, fake):
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_server_that_works_is_backed_up_and_another_goes_on(where, request, tmp_path, fake):
+    bucket = {}
+    if where == "s3":
+        at = request.getfixturevalue("s3_server").url
+        key = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        bucket = key | {"AWS_STORAGE_BUCKET_NAME": BUCKET, "AWS_S3_ENDPOINT_URL": at}
     with ExitStack() as stack:
-        old, new = (Stack(tmp_path / name, {"OLLAMA_BASE_URL": fake.url}) for name in ("old", "new"))
+        old, new = (
+            Stack(tmp_path / name, {"OLLAMA_BASE_URL": fake.url, "AWS_LOCATION": name if bucket else ""} | bucket)
+            for name in ("old", "new")
+        )
         for each in (old, new):
             stack.callback(each.stop)
         old.start()

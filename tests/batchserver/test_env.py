@@ -4,6 +4,7 @@ import base64
 from functools import partial
 from zoneinfo import ZoneInfo
 
+import certifi
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
@@ -37,6 +38,16 @@ def test_networks():
     for value in ("proxy.example", "10.0.0.5/8", "10.0.0", "all"):
         told = f"NAME={value!r}: expected addresses and networks such as 10.0.0.5,192.168.0.0/24."
         assert refused(env.networks, {"NAME": f"10.0.0.1,{value}"}, "NAME") == told
+
+
+def test_a_file_of_authorities_is_one(tmp_path):
+    assert env.authorities({}, "AWS_S3_VERIFY") == ""
+    there = certifi.where()
+    assert env.authorities({"AWS_S3_VERIFY": there}, "AWS_S3_VERIFY") == there
+    (tmp_path / "key.pem").write_text("no certificate")
+    for path, reason in ((tmp_path / "key.pem", "it has none"), (tmp_path / "none", "No such file or directory")):
+        told = f"V='{path}': expected a file with certificates of authorities (PEM): {reason}."
+        assert refused(env.authorities, {"V": str(path)}, "V") == told
 
 
 def test_whole_numbers_have_bounds():

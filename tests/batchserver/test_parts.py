@@ -12,6 +12,7 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from batchserver import joining, parts, program, serve_options
 from common import schema
+from files_api import storage_id
 from tests.conftest import CHAT, line
 from tests.fake_backend import FakeBackend
 from tests.stack import ROOT, Stack, eventually
@@ -130,6 +131,20 @@ def test_a_database_of_another_version_is_no_place_to_join(db):
 def test_files_that_cannot_be_stored_are_told_with_their_place(db, settings, tmp_path):
     settings.UPLOAD_DIR = tmp_path / "not mounted"
     assert f"The files are in {settings.FILES_DIR}, which every machine of a server has to share." in refusal()
+
+
+def test_a_machine_with_another_storage_than_that_of_the_server_is_told_so(db, settings, upload):
+    """What is written there is found by nobody, and what is read is not there."""
+    joining.check(["inference"], beside_server=True)
+    own = storage_id.read()
+    upload([line("a")])
+    (settings.FILES_DIR / storage_id.OBJECT).write_text("another\n")
+    told = refusal()
+    assert f"has the id another, and the files of the database lie in the one with the id {own}" in told
+    assert str(settings.FILES_DIR) in told
+    (settings.FILES_DIR / storage_id.OBJECT).unlink()  # as where nothing is mounted
+    assert "has no id" in refusal()
+    assert storage_id.read() is None
 
 
 @pytest.mark.parametrize(

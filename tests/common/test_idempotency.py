@@ -88,3 +88,11 @@ def test_of_two_at_once_one_creates_and_both_are_answered(transactional_db):
     assert len(answers) == 4
     assert len(set(answers)) == 1
     assert Batch.objects.count() == 1
+
+
+@several_connections
+def test_of_two_uploads_at_once_one_is_stored_and_both_are_answered(transactional_db, settings):
+    answers = at_once(4, lambda: upload(APIClient()).json()["id"])
+    assert set(answers) == {File.objects.get().pk}
+    assert len(answers) == 4
+    assert [path.name for path in settings.FILES_DIR.rglob("*") if path.is_file()] == answers[:1]

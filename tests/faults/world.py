@@ -394,9 +394,10 @@ class World:
 
     # What clients do
 
-    def upload(self, content: bytes) -> requests.Response:
+    def upload(self, content: bytes, *, key: str = "") -> requests.Response:
         form = {"file": ("in.jsonl", io.BytesIO(content))}
-        return self._ask("POST", "/v1/files", data={"purpose": "batch"}, files=form)
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._ask("POST", "/v1/files", data={"purpose": "batch"}, files=form, headers=headers)
 
     def create(self, file_id: str, label: str, *, key: str = "", window: str = "24h") -> requests.Response:
         request = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": window}
@@ -411,7 +412,7 @@ class World:
         wanted = [f"b{self._made}-{number}".ljust(id_length, "x") for number in range(lines)]
         label = f"b{self._made}"
         content = jsonl([line(custom_id) for custom_id in wanted])
-        file_id = eventually(lambda: self._id(self.upload(content)), what="an upload")
+        file_id = eventually(lambda: self._id(self.upload(content, key=label)), what="an upload")
 
         def create() -> str:
             answered = self.create(file_id, label, key=label, window=window)

@@ -4,7 +4,13 @@ server is slow, busy, away, or refuses the key."""
 import errno
 import hashlib
 import io
+import shutil
+import ssl
+import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 
 import pytest
@@ -21,8 +27,10 @@ from botocore.exceptions import (
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import connections
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
+from rest_framework.test import APIClient
 from urllib3.exceptions import HTTPError
 
 from batches import results, tasks
@@ -36,8 +44,9 @@ from files_api.models import File
 from files_api.s3 import bucket, errors, reading, spans, writing
 from files_api.storage import file_storage, temporary_file
 from tests import s3 as servers
-from tests.conftest import custom_ids, jsonl, line, use_bucket
-from tests.s3 import BUCKET, BUSY, KEY, SECRET, Fault
+from tests.conftest import at_once, custom_ids, jsonl, line, needs, several_connections, use_bucket
+from tests.fake_backend import Action
+from tests.s3 import BUCKET, BUSY, KEY, SECRET, Fault, Proxy
 
 pytestmark = pytest.mark.slow  # together; a pass on Postgres would show nothing more
 PART = writing.PART_BYTES
@@ -68,8 +77,8 @@ class Inside:
         self._client.create_multipart_upload(Bucket=BUCKET, Key=self._below["Prefix"] + name)
 
 
-def send(api, content, **fields):
-    return api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("a.jsonl", content)} | fields)
+def send(api, content, **headers):
+    return api.post("/v1/files", {"purpose": "batch", "file": SimpleUploadedFile("a.jsonl", content)}, **headers)
 
 
 def lines_of(size, count=2000):
@@ -271,6 +280,47 @@ def test_uploads_in_parts_are_joined(api, s3, inside, create, work, backend):
     assert b"".join(api.get(f"/v1/files/{file['id']}/content").streaming_content) == content
 
 
+def test_no_transaction_is_open_while_the_storage_works(work, create, backend, api, s3):
+    """It may take minutes, and others would wait for what the transaction locks."""
+    ours, was_open = connections["default"], []
+    backend.always("a", Action(status=400, body={"error": {"message": "no", "code": "odd"}}))
+    once = {"HTTP_IDEMPOTENCY_KEY": "k"}
+    s3.rule = lambda asked: was_open.append(ours.in_atomic_block)
+    assert send(api, b"{}\n", **once).status_code == 200
+    assert send(api, lines_of(PART + 1000), HTTP_IDEMPOTENCY_KEY="other").status_code == 200
+    begun = {"filename": "in.jsonl", "purpose": "batch", "bytes": 3, "mime_type": "text/jsonl"}
+    upload = api.post("/v1/uploads", begun, format="json", **once).json()["id"]
+    part = api.post(f"/v1/uploads/{upload}/parts", {"data": SimpleUploadedFile("p", b"{}\n")}).json()["id"]
+    assert api.post(f"/v1/uploads/{upload}/complete", {"part_ids": [part]}, format="json").status_code == 200
+    batch = work.run(create([line("a")])["id"])["id"]
+    assert api.post(f"/v1/batches/{batch}/retry", {}, format="json", **once).status_code == 200
+    assert api.delete(f"/v1/batches/{batch}").status_code == 200
+    assert len(was_open) > 10
+    assert not any(was_open)
+
+
+@several_connections
+def test_an_upload_that_the_storage_takes_its_time_for_holds_up_nobody(transactional_db, s3, inside):
+    """Not even the same upload that is sent again under its key: one of the two is stored, and both are answered."""
+    is_there, may_go_on = threading.Event(), threading.Event()
+
+    def hold_the_first(asked):
+        if not is_there.is_set():
+            is_there.set()
+            assert may_go_on.wait(20)
+
+    s3.rule = hold_the_first
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(at_once, 1, lambda: send(APIClient(), b"{}\n", HTTP_IDEMPOTENCY_KEY="k").json())
+        assert is_there.wait(20)
+        second = send(APIClient(), b"{}\n", HTTP_IDEMPOTENCY_KEY="k").json()
+        assert not first.done()
+        may_go_on.set()
+        assert first.result() == [second]
+    assert File.objects.get().pk == second["id"]
+    assert inside.names() == {f"{second['id'][5:7]}/{second['id']}"}
+
+
 def test_an_answer_that_is_lost_is_no_failure(api, s3):
     """The object is made, and nobody says so: what is sent again finds it there."""
     lost = []
@@ -394,7 +444,7 @@ def said(status, code=""):
         (EndpointConnectionError(endpoint_url="http://s3"), errno.ENOTCONN, "is not reached", False),
         (ConnectTimeoutError(endpoint_url="http://s3"), errno.ETIMEDOUT, "does not answer", False),
         (ReadTimeoutError(endpoint_url="http://s3"), errno.ETIMEDOUT, "does not answer in time", False),
-        (SSLError(endpoint_url="http://s3", error="x"), errno.ENOTCONN, "has no certificate that is trusted", False),
+        (SSLError(endpoint_url="http://s3", error="x"), errno.ENOTCONN, "is not reached by TLS", False),
         (ResponseStreamingError(error="x"), errno.EIO, "broke the connection off", False),
         (TimeoutError(), errno.ETIMEDOUT, "does not answer in time", False),
         (HTTPError("x"), errno.EIO, "cannot be asked (HTTPError)", False),
@@ -682,3 +732,73 @@ def test_a_server_that_is_away_is_a_warning_at_the_start(s3):
     s3.go_away()
     [(name, message, hint)] = problems()
     assert (name, "is not reached" in message, "wait" in hint) == ("batchserver.W003", True, True)
+
+
+# HTTPS
+
+
+@pytest.fixture(scope="module")
+def certificates(processes, tmp_path_factory):
+    """An authority, and what it signed: a certificate of this address, and one of another."""
+    needs(shutil.which("openssl"), "openssl")
+    directory = tmp_path_factory.mktemp("certificates")
+
+    def make(name, *options):
+        new = ["-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem", *options]
+        subprocess.run(["openssl", "req", *new, "-subj", f"/CN={name}"], cwd=directory, check=True, capture_output=True)
+
+    make("authority", "-days", "2")
+    signed = ["-CA", "authority.pem", "-CAkey", "authority.key", "-addext", "basicConstraints=critical,CA:FALSE"]
+    make("good", "-days", "1", "-addext", "subjectAltName=IP:127.0.0.1", *signed)
+    make("elsewhere", "-days", "1", "-addext", "subjectAltName=DNS:minio.lan", *signed)
+    return directory
+
+
+@pytest.fixture
+def by_tls(s3, s3_server, settings, certificates, monkeypatch):
+    """The server is reached by TLS alone, and has the certificate of this name; `verify` is AWS_S3_VERIFY."""
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with ExitStack() as stack:
+
+        def begin(name, **verify):
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificates / f"{name}.pem", certificates / f"{name}.key")
+            proxy = stack.enter_context(Proxy(s3_server.port, tls))
+            use_bucket(settings, **settings.STORAGES["default"]["OPTIONS"] | {"endpoint_url": proxy.url} | verify)
+            return proxy
+
+        yield begin
+
+
+@pytest.mark.parametrize("how", ["AWS_S3_VERIFY", "AWS_CA_BUNDLE"])
+def test_an_authority_of_ones_own_is_trusted_if_it_is_named(api, by_tls, certificates, monkeypatch, how):
+    authority = str(certificates / "authority.pem")
+    if how == "AWS_CA_BUNDLE":
+        monkeypatch.setenv(how, authority)
+    proxy = by_tls("good", **{"verify": authority} if how == "AWS_S3_VERIFY" else {})
+    assert problems() == []
+    content = lines_of(PART + 1000)
+    file = send(api, content).json()["id"]
+    assert b"".join(api.get(f"/v1/files/{file}/content").streaming_content) == content
+    assert len(proxy.asked) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "is_named", "what", "advice"),
+    [
+        ("good", False, "certificate", "Let AWS_S3_VERIFY name a file with the authority that signed it"),
+        ("elsewhere", True, "127.0.0.1", "Let AWS_S3_ENDPOINT_URL have a name that is in it"),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_is_told(api, by_tls, certificates, name, is_named, what, advice):
+    """It does not pass by itself: the start ends, and a server that runs says so."""
+    proxy = by_tls(name, **{"verify": str(certificates / "authority.pem")} if is_named else {})
+    [(check, message, hint)] = problems()
+    assert (check, hint) == ("batchserver.E001", f"{advice}.")
+    assert "has no certificate that is trusted here (" in message
+    assert what in message.partition("trusted here")[2]
+    assert is_clear(message, proxy)
+    assert message in conditions.by_disk()[0].reason
+    answer = send(api, b"{}\n")
+    assert (answer.status_code, message in refusal(answer)) == (503, True)

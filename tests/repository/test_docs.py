@@ -46,6 +46,7 @@ FOREIGN = {
     "OLLAMA_MODELS": "Ollama's own",
     "OLLAMA_NOPRUNE": "Ollama's own; docker-compose.yml sets it where two servers have one directory of models",
     "CUDA_VISIBLE_DEVICES": "read by NVIDIA's libraries",
+    "AWS_CA_BUNDLE": "boto3's own, which reads it in the environment",
     "PYTHON_IMAGE": "an argument of the build, in Dockerfile",
     "LLAMA_ARG_FIT_TARGET": "llama.cpp's own, which Ollama starts",
 }
