@@ -17,6 +17,7 @@ from gunicorn.config import Config
 
 from batchserver import supervisor
 from batchserver.gunicorn_worker import Worker
+from batchserver.request_threads import Queue
 from batchserver.supervisor import STARTUP_S, Child, Supervisor, Vitals, keep_short
 from batchserver.worker import LoopWatch
 from common import signs_of_life
@@ -242,7 +243,7 @@ def test_a_web_server_whose_threads_are_all_busy_gives_signs(watched, web_worker
     monkeypatch.setattr(signs_of_life, "EVERY_S", 0.0)
     monkeypatch.setattr(web_worker, "wait_for_and_dispatch_events", lambda timeout: time.sleep(0.001))
     end = threading.Event()
-    busy = [web_worker.tpool.submit(end.wait, 60) for _ in range(5)]
+    busy = [web_worker.tpool.submit(Queue("any", 5), end.wait, 60) for _ in range(5)]
     thread = threading.Thread(target=web_worker.run)
     thread.start()
     try:

@@ -6,7 +6,7 @@ import time
 import pytest
 from django.db import transaction
 
-from batchserver.request_threads import RequestThreads
+from batchserver.request_threads import Queue, RequestThreads
 from common import waits
 
 
@@ -97,17 +97,17 @@ def test_no_duty_is_done_inside_a_transaction(transactional_db, hanging):
 
 def test_a_request_that_waits_has_no_place(transactional_db):
     """One place, and two requests that wait for each other's work."""
-    threads = RequestThreads(places=1, most=4)
+    threads, queue = RequestThreads(places=1, most=4), Queue("any", 1)
     came, go = threading.Event(), threading.Event()
 
     def slow():
         waits.wait_for(lambda: (came.set(), go.wait(20)))
         return "slow"
 
-    first = threads.submit(slow)
+    first = threads.submit(queue, slow)
     assert came.wait(20)
-    assert threads.submit(lambda: "quick").result(20) == "quick"
+    assert threads.submit(queue, lambda: "quick").result(20) == "quick"
     go.set()
     assert first.result(20) == "slow"
-    assert threads.submit(time.monotonic).result(20) > 0
+    assert threads.submit(queue, time.monotonic).result(20) > 0
     threads.shutdown()
