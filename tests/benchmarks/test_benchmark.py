@@ -292,7 +292,7 @@ def test_it_leaves_nothing_behind_when_it_is_interrupted(data_dir: Path, scenari
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["speed"], "There is no scenario 'speed'; there are overhead, throughput, prefixes, models, intake, "),
+        (["speed"], "There is no scenario 'speed'; there are overhead, throughput, "),
         (["overhead", "--scale", "0"], "--scale has to be above 0"),
         (["money", "--price-in", "1"], "--price-in and --price-out belong together"),
         (["money", "--parallel", "0"], "--parallel has to be 1 or more"),
