@@ -21,7 +21,7 @@ from batches import leases
 from files_api import storage_id
 from tests.fake_backend import Action, error_body
 from tests.faults import invariants
-from tests.faults.world import FINAL, READ_S, Cable, Postgres, World
+from tests.faults.world import CONTAINER, FINAL, READ_S, Cable, Postgres, World
 from tests.s3 import BUSY as SLOW_DOWN
 from tests.s3 import Fault
 from tests.s3 import program as s3_program
@@ -339,8 +339,12 @@ def _host_without_files(world: World) -> None:
     assert [worker.poll() for worker in workers] == [None, None]
 
 
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _has_forked(pid: int) -> bool:
-    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    return bool(_children(pid))
 
 
 def _clocks_of_hosts(world: World) -> None:
@@ -429,6 +433,28 @@ def _two_workers(world: World) -> None:
     world.start_worker("inference")
     world.submit(30)
     world.submit(30)
+
+
+def _drive_of_another_container_dies(world: World) -> None:
+    """Its process id says nothing to the worker that stands by, which takes over when the drive falls silent: two or
+    three seconds after its death, and long before its lease is over."""
+    others = world.server.find("-Q inference")
+    container = world.start_worker("inference", within=CONTAINER)
+    eventually(lambda: any(map(_has_forked, _children(container.pid))), what="a worker that has started")
+    for pid in others:  # of two workers on one backend one drives: this one
+        os.kill(pid, signal.SIGSTOP)
+    batch = world.submit(100)
+    world.await_lines(2, batch)
+    holders = "SELECT DISTINCT lease_id FROM batches_line WHERE lease_id IS NOT NULL"
+    its_own = set(eventually(lambda: world.rows.all(holders), what="lines that it holds"))
+    for pid in others:
+        os.kill(pid, signal.SIGCONT)
+    world.kills += 1
+    container.kill()
+    container.wait()
+    within_s = leases.LIFETIME.total_seconds() / 2
+    eventually(lambda: set(world.rows.all(holders)) - its_own, within_s=within_s, what="lines of the other worker")
+    eventually(lambda: not its_own & set(world.rows.all(holders)), within_s=within_s, what="its lines handed back")
 
 
 # The broker
@@ -583,6 +609,10 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
+def _has_containers() -> bool:
+    return subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode == 0
+
+
 INFERENCE_STEPS = (
     "after_claim:kill9@2,before_send:kill9_parent@3,after_answer:kill9@2,mid_store:kill9@3,after_store:kill9@4"
 )
@@ -636,6 +666,7 @@ ALL = [
     Scenario("a host without the files", _host_without_files),
     Scenario("yesterday's workers beside today's", _yesterdays_worker, needs=_has_yesterday),
     Scenario("two inference workers, one backend", _two_workers, quick=BOTH),
+    Scenario("a drive of another container, kill -9", _drive_of_another_container_dies, needs=_has_containers),
     Scenario(
         "three drives, kill -9 at every step",
         _three_drives,

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +88,9 @@ class Backend(FakeBackend):
             seen.headers["answer"] = f"answer {len(self.seen)}"
         return action
 
+
+# A command in it has process ids of its own, and ends with the process that starts it.
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 # The package starts one server at a time.
 _one_start = threading.Lock()
@@ -540,14 +543,16 @@ class World:
             self.kills += 1
             self.server.start()
 
-    def start_worker(self, queue: str, *, root: Path | None = None, **environment: str) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, queue: str, *, root: Path | None = None, within: Sequence[str] = (), **environment: str
+    ) -> subprocess.Popen[bytes]:
         """One more worker beside those that the server has, of another source tree or with another environment, as on
-        another host."""
+        another host; `within` is what comes before its command, such as CONTAINER."""
         celery = [sys.executable, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
         celery += ["--without-gossip", "--without-mingle", "--loglevel", "WARNING"]
         with self.server.log.open("ab") as log:
             worker = subprocess.Popen(
-                [*celery, "-Q", queue, "-c", "1", "-n", f"{queue}{len(self._extra)}@%h"],
+                [*within, *celery, "-Q", queue, "-c", "1", "-n", f"{queue}{len(self._extra)}@%h"],
                 cwd=root or self.server.root,
                 env=os.environ | self.server.environment | environment,
                 stdout=log,
