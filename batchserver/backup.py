@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 LIST, FILES, TABLES, SQLITE, KEPT = "backup.json", "files", "tables", "database.sqlite3", "kept"
 MOST_READS = 5
-AT_WORK_FOR = timedelta(seconds=10)  # after a tick, of which there is one every 2 seconds
+AT_WORK_FOR = timedelta(seconds=30)  # after a tick, of which there is one every 12 seconds at least
 # What the storage has beside the files of rows: whose it is.
 BESIDE_ROWS = (storage_id.OBJECT,)
 PIECE_BYTES = 2**20
@@ -134,13 +134,19 @@ def restore(source: Path) -> Listed:
             "restore it there."
         )
     _refuse_what_is_used(source)
-    for path in sorted((source / FILES).rglob("*")):
-        if path.is_file():
-            _store(path, path.relative_to(source / FILES).as_posix())
+    files = source / FILES
+    for path in sorted(files.rglob("*")):
+        if path.is_file() and (name := path.relative_to(files).as_posix()) not in BESIDE_ROWS:
+            _store(path, name)
     (_restore_sqlite if connection.vendor == "sqlite" else _restore_postgres)(source, listed)
     for path in (source / KEPT).glob("*"):
         _copy(path, settings.DATA_DIR / path.name)
         (settings.DATA_DIR / path.name).chmod(0o600)
+    # Whose the storage is comes last: without it, the files are those of a try that did not come to its end.
+    for name in BESIDE_ROWS:
+        if (files / name).is_file():
+            default_storage.delete(name)  # that of a storage which was made for nothing else
+            _store(files / name, name)
     return listed
 
 
@@ -215,8 +221,6 @@ def _fetch(name: str, path: Path) -> None:
 
 
 def _store(path: Path, name: str) -> None:
-    if name in BESIDE_ROWS:
-        default_storage.delete(name)  # that of a storage which was made for nothing else
     with path.open("rb") as stream:
         default_storage.save(name, Content(stream))
 
@@ -391,12 +395,13 @@ def _refuse_what_is_used(source: Path) -> None:
         connection.close()
     # Another server may be at work with this storage: each would remove the new files of the other as leftovers.
     storage = file_storage()
+    is_anothers = any(map(default_storage.exists, BESIDE_ROWS))
     for directory in storage.directories():
         for name in storage.written_at(directory):
-            if row_id(name).startswith(retention.IDS) and not (source / FILES / name).exists():
+            if row_id(name).startswith(retention.IDS) and (is_anothers or not (source / FILES / name).exists()):
                 raise CannotGoOn(
-                    f"The storage of files ({storage_id.where()}) has files that are not in the backup. A backup is "
-                    "restored into an empty one: name another DATA_DIR, or AWS_STORAGE_BUCKET_NAME or AWS_LOCATION."
+                    f"The storage of files ({storage_id.where()}) has files of a server already. A backup is restored "
+                    "into an empty one: name another DATA_DIR, or AWS_STORAGE_BUCKET_NAME or AWS_LOCATION."
                 )
 
 
