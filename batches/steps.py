@@ -59,9 +59,8 @@ def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keepe
         if not retrying(waiting.update, lease=keeper.lease, step_at=Now()):
             return _why_not(batch_id, due)
         batch = Batch.objects.get(pk=batch_id)
-        with database.passing_by_locks():  # whoever counts what the owner has may have the row
-            Owner.objects.filter(pk=cast(int, batch.owner_id)).update(step_at=Now())
         try:
+            retrying(_stamp_owner, cast(int, batch.owner_id))
             with waits.meanwhile(keeper.keep):
                 outcome = work(batch, keeper)
         except leases.LeaseLost:
@@ -79,6 +78,12 @@ def run(batch_id: str, purpose: str, due: Q, work: Callable[[Batch, leases.Keepe
         if batch.stalls and outcome in (Outcome.DONE, Outcome.MORE):
             lifecycle.unstall(batch_id)
         return outcome
+
+
+def _stamp_owner(owner_id: int) -> None:
+    """Whoever counts what the owner has may have the row; if that takes long, the owner has the next turn too."""
+    with database.passing_by_locks():
+        Owner.objects.filter(pk=owner_id).update(step_at=Now())
 
 
 def _why_not(batch_id: str, due: Q) -> Outcome:

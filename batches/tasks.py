@@ -96,10 +96,12 @@ def _due_step(batch_id: str) -> Any:
 
 
 def _take_turn(asked_for: str, step: Any) -> None:
-    """Do the step of the batch whose turn it is: a message says that a step is due, and not whose. If none waits, that
-    of the message, which says why it is not done."""
-    if (batch_id := steps.next_turn()) and (due := _due_step(batch_id)):
-        asked_for, step = batch_id, due
+    """Do the step of the batch whose turn it is: a message says that a step is due, and not whose. If another worker is
+    faster, the next one: that worker has a message of its own. If none waits, that of the message, which says why it is
+    not done."""
+    while (batch_id := steps.next_turn()) and (due := _due_step(batch_id)):
+        if STEPS[due.name](batch_id) is not Outcome.HELD:
+            return
     STEPS[step.name](asked_for)
 
 
@@ -119,7 +121,7 @@ def validate(batch_id: str) -> None:
     _take_turn(batch_id, validate)
 
 
-def _validate(batch_id: str) -> None:
+def _validate(batch_id: str) -> Outcome:
     with waits.meanwhile(tick_between()):
         outcome = validation.validate(batch_id)
     _pass_on(batch_id, validate, outcome)
@@ -127,6 +129,7 @@ def _validate(batch_id: str) -> None:
         wake(drive)
     # A message for the next tick waits behind the slices of all batches in validation, and may expire there.
     tick()
+    return outcome
 
 
 @shared_task
@@ -161,9 +164,11 @@ def fail_lines(batch_id: str) -> None:
     _take_turn(batch_id, fail_lines)
 
 
-def _fail_lines(batch_id: str) -> None:
-    _pass_on(batch_id, fail_lines, failing.fail_lines(batch_id))
+def _fail_lines(batch_id: str) -> Outcome:
+    outcome = failing.fail_lines(batch_id)
+    _pass_on(batch_id, fail_lines, outcome)
     tick()  # as after validation
+    return outcome
 
 
 @shared_task
@@ -171,13 +176,14 @@ def finalize(batch_id: str) -> None:
     _take_turn(batch_id, finalize)
 
 
-def _finalize(batch_id: str) -> None:
+def _finalize(batch_id: str) -> Outcome:
     breathe = tick_between()
     with waits.meanwhile(breathe):
         outcome = results.finalize(batch_id, breathe=breathe)
     if outcome is Outcome.DONE:
         _tell_end(batch_id)
     _pass_on(batch_id, finalize, outcome)
+    return outcome
 
 
 def _tell_end(batch_id: str) -> None:
@@ -193,11 +199,12 @@ def tidy(batch_id: str) -> None:
     _take_turn(batch_id, tidy)
 
 
-def _tidy(batch_id: str) -> None:
+def _tidy(batch_id: str) -> Outcome:
     breathe = tick_between()
     with waits.meanwhile(breathe):
         outcome = cleanup.tidy(batch_id, breathe=breathe)
     _pass_on(batch_id, tidy, outcome)
+    return outcome
 
 
 @shared_task
@@ -210,8 +217,7 @@ def delete(batch_id: str) -> None:
 
 
 _OPEN = Asked(
-    lambda: Batch.objects.filter(status__in=[each for each in Status if each not in FINAL]),
-    lambda: Batch.objects.filter(status__in=FINAL, tidied_at=None),
+    lambda: Batch.objects.filter(tidied_at=None),
     lambda: Pulse.objects.filter(pk="ticked").exclude(error=""),
     *leases.HELD.queries,
     *webhooks.DUE.queries,
@@ -355,7 +361,7 @@ def _has_work() -> bool:
     return bool(seeking.with_work([each for each in registry.live_backends() if not each.is_paused]))
 
 
-STEPS: dict[str, Callable[[str], None]] = {
+STEPS: dict[str, Callable[[str], Outcome]] = {
     each.name: do
     for each, do in ((validate, _validate), (fail_lines, _fail_lines), (finalize, _finalize), (tidy, _tidy))
 }

@@ -17,6 +17,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from batches.lines.jsonl import ENDPOINTS
 from batchserver.client_socket import END_OF_HEAD, MOST_HEAD_BYTES, ClientSocket, Patience
 from batchserver.request_threads import Queue, RequestThreads
 from common import signs_of_life
@@ -39,12 +40,13 @@ NOT_ACCEPTED = (
     *(errno.EAGAIN, errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.ENOBUFS, errno.ENOMEM, errno.EPROTO),
     *(errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EOPNOTSUPP),
 )
-# Of requests of one kind from one address so many are at work at once, and of those that may wait for a model as many
-# as leave these places to all others. One process of Python has one core, which all that are at work share.
+# Of requests of one kind from one address so many begin at once, and of those that wait for a model as many as leave
+# these places to all others. One process of Python has one core, which all that are at work share.
 AT_ONCE = 8
 MONITORED = (b"/health", b"/livez", b"/readyz", b"/metrics")
 OURS = (b"/v1/files", b"/v1/uploads", b"/v1/batches", b"/v1/models")
 DOWNLOADED = (b"/content", b"/output", b"/errors")
+ASKED = {*(endpoint.encode() for endpoint in ENDPOINTS), b"/v1/messages"}
 SPARE_FILES = 512  # for files, databases and the model server, beside connections
 
 
@@ -203,7 +205,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _hand_over(self, connection: Connection) -> None:
         self._in_threads.add(connection)
         kind = Kind.of(connection.sock.ahead)
-        at_once = max(AT_ONCE, self.cfg.threads - AT_ONCE) if kind is Kind.OTHER else AT_ONCE
+        at_once = max(AT_ONCE, self.cfg.threads - AT_ONCE) if kind is Kind.MODEL else AT_ONCE
         queue = Queue((connection.network, kind), at_once)
         done = self.tpool.submit(queue, self.handle, connection)
         done.add_done_callback(partial(self.method_queue.defer, self.finish_request, connection))
@@ -312,16 +314,19 @@ class Kind(Enum):
     LOOK = "reads what the database has"
     DOWNLOAD = "reads a file, or lines of a batch"
     SEND = "brings or changes something"
-    OTHER = "may wait for a model"
+    MODEL = "waits for a model"
+    OTHER = "is none of these, or names one of them in another way"
 
     @classmethod
     def of(cls, head: bytes) -> "Kind":
-        method, _, rest = head[: head.find(b"\r\n")].partition(b" ")
+        method, _, rest = head.lstrip(b"\r\n").partition(b"\r\n")[0].partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
         if path in MONITORED:
             return cls.MONITOR
         if path.startswith(b"/admin/"):
             return cls.ADMIN
+        if path.startswith(b"/api/") or (method == b"POST" and path in ASKED):
+            return cls.MODEL
         if not path.startswith(OURS):
             return cls.OTHER
         if method not in (b"GET", b"HEAD"):

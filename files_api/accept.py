@@ -8,7 +8,7 @@ from datetime import timedelta
 from itertools import islice
 
 from django.conf import settings
-from django.db import Error, transaction
+from django.db import Error, connection, transaction
 
 from common import database, failpoints, strict_json
 from common.byte_forms import SAMPLE_BYTES, looks_like
@@ -73,17 +73,26 @@ def store(file: File) -> None:
 def unless_stored(row: File | UploadPart) -> Iterator[None]:
     """Remove the bytes of a row, which are in place, if there is no such row at the end of the block.
 
-    The database is asked: a commit whose answer was lost may have stored it. What cannot be asked or removed now is
-    left to `retention.sweep`, as by a process that was killed.
+    What cannot be asked or removed now is left to `retention.sweep`, as by a process that was killed. So is it if the
+    connection to Postgres was lost: it may be committing the row still.
     """
     try:
         yield
-    finally:
-        try:
-            if not type(row)._default_manager.filter(pk=row.pk).exists():
-                row.content.delete(save=False)
-        except (Error, OSError) as error:
+    except Exception as error:
+        if database.is_away(error) and connection.vendor == "postgresql":
             logger.warning("%s: its bytes are left for the sweep: %s", row.pk, error)
+        else:
+            _remove_unless_stored(row)
+        raise
+    _remove_unless_stored(row)
+
+
+def _remove_unless_stored(row: File | UploadPart) -> None:
+    try:
+        if not type(row)._default_manager.filter(pk=row.pk).exists():
+            row.content.delete(save=False)
+    except (Error, OSError) as error:
+        logger.warning("%s: its bytes are left for the sweep: %s", row.pk, error)
 
 
 def _check_first_line(content: MeasuredFile) -> None:

@@ -47,8 +47,9 @@ class BatchQuerySet(models.QuerySet["Batch"]):
     def waiting_for_control(self) -> "BatchQuerySet":
         """A step of the control worker is due, and no worker does it now."""
         due = Q(status__in=[Status.VALIDATING, Status.FINALIZING, Status.CANCELLING])
-        due |= Q(status__in=FINAL, tidied_at=None) | Q(pk__in=Batch.objects.with_lines_to_fail().values("pk"))
-        return self.filter(due, lease=None).not_stalled()
+        due |= Q(status__in=FINAL) | Q(pk__in=Batch.objects.with_lines_to_fail().values("pk"))
+        # Nothing is left to do with a batch that is tidied; an index has the others.
+        return self.filter(due, tidied_at=None, lease=None).not_stalled()
 
 
 class Batch(models.Model):
@@ -134,6 +135,8 @@ class Batch(models.Model):
             models.Index(fields=["owner", "created_at", "id"], name="batch_newest_of_owner"),
             models.Index(fields=["status"], name="batch_status"),
             models.Index(fields=["stalled_at"], name="batch_stalled", condition=Q(stalled_at__isnull=False)),
+            # Steps that are due are looked for all the time, among batches of years.
+            models.Index(fields=["lease"], name="batch_not_tidied", condition=Q(tidied_at__isnull=True)),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(condition=Q(status__in=Status.values), name="batch_status_is_known"),

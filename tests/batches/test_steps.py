@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import math
 import os
 import shutil
 from contextlib import contextmanager
@@ -58,11 +59,11 @@ def directories_in_the_places_of_results(settings, batch_id):
 
 def is_over():
     """The pause of whatever is stalled is over."""
-    Batch.objects.exclude(retry_at=None).update(retry_at=timezone.now())
+    Batch.objects.exclude(retry_at=None).update(retry_at=timezone.now() - timedelta(seconds=1))
 
 
 def pause_s():
-    return round((Batch.objects.get().retry_at - timezone.now()).total_seconds())
+    return math.ceil((Batch.objects.get().retry_at - timezone.now()).total_seconds())
 
 
 def errors_of(caplog):

@@ -92,7 +92,7 @@ OPEN = {
     "the first sweep": lambda batch: Pulse.objects.all().delete(),
     "a clock that went back": lambda batch: Pulse.objects.update(at=timezone.now() + timedelta(hours=1)),
     "a duty that failed": lambda batch: Pulse.stamp("ticked", error="send webhooks (OSError)"),
-    "a batch": lambda batch: Batch.objects.update(status=Status.VALIDATING),
+    "a batch": lambda batch: Batch.objects.update(status=Status.VALIDATING, tidied_at=None),
     "a batch to tidy": lambda batch: Batch.objects.update(tidied_at=None),
     "a lease": lambda batch: leases.acquire("drive"),
     "a token on a batch": lambda batch: Batch.objects.update(lease_id=7),

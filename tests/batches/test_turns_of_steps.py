@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from batches import leases, lifecycle, steps, tasks, validation
@@ -77,6 +78,23 @@ def test_the_end_of_a_batch_waits_for_no_more_than_one_step_of_another_owner(cre
     tasks.wake_control(other)
     assert [name for name, *_ in sent] == ["validate"] * 5 + ["finalize"]
     assert steps_until(sent, other, Status.CANCELLED) <= 2
+
+
+def test_a_message_serves_the_next_batch_if_another_worker_is_faster(create, work, sent):
+    """Both workers ask whose turn it is, and are told the same batch."""
+    first, second = (create([line("a")])["id"] for _ in range(2))
+    took = []
+
+    def other_worker(execute, query, *arguments):
+        if not took and query.startswith("UPDATE") and "step_at" in query:
+            took.append(leases.acquire("validate"))
+            Batch.objects.filter(pk=first).update(lease=took[0])
+        return execute(query, *arguments)
+
+    with connection.execute_wrapper(other_worker):
+        tasks.validate(second)
+    assert Batch.objects.get(pk=first).lease == took[0]
+    assert Batch.objects.get(pk=second).status == Status.IN_PROGRESS
 
 
 def test_a_stamp_of_the_future_is_no_reason_to_wait(create, work, sent):

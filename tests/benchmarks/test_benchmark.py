@@ -163,7 +163,6 @@ def test_the_report_keeps_sections_that_are_no_scenarios(tmp_path: Path, setting
     ]
 
 
-@needs_embedded_model
 def test_idle(data_dir: Path) -> None:
     [rows], printed = measure(data_dir, "idle")
     parts = ["web", "control worker", "inference worker", "broker", "supervisor", "all"]
@@ -176,6 +175,7 @@ def test_idle(data_dir: Path) -> None:
     assert printed.count("Target: ") == 3
 
 
+@needs_embedded_model
 def test_prefixes(data_dir: Path) -> None:
     [rows], printed = measure(data_dir, "prefixes", "--slots", "4")
     servers = [(row["slots"], row["RAM cache"], row["bare at once"]) for row in rows]

@@ -152,7 +152,7 @@ def _each_process_in_turn(world: World) -> None:
 def _hundred_random_kills(world: World) -> None:
     seed = random.randrange(10**6)
     chance = random.Random(seed)
-    world.backend.delay_s = 0.1
+    world.backend.delay_s = 0.3  # so that lines are left after the last kill, however fast all of it goes on
     world.lines_per_kill = 66  # answers that come this fast are stored in groups
     batch = world.submit(2000)
     victims = ["-Q inference"] * 4 + ["-Q control"] * 2 + ["valkey", "gunicorn"]
@@ -167,6 +167,7 @@ def _hundred_random_kills(world: World) -> None:
                 else:
                     world.kill(victim)
         assert world.kills == 100, f"the batch was over after {world.kills} kills"
+        world.backend.delay_s = 0.1
         world.await_status("completed", batch, within_s=600)
     except AssertionError as error:
         raise AssertionError(f"{error} (seed {seed})") from error

@@ -5,11 +5,14 @@ import time
 from datetime import timedelta
 
 import pytest
+from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import OperationalError, connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.utils import timezone
 
 from files_api import retention
+from files_api.accept import unless_stored
 from files_api.models import File, FileHold
 from tests.conftest import line
 
@@ -230,3 +233,17 @@ def new_part(api):
     upload = api.post("/v1/uploads", asked, format="json").json()
     part = api.post(f"/v1/uploads/{upload['id']}/parts", {"data": SimpleUploadedFile("a", b"x")})
     return part.json()["id"]
+
+
+def test_bytes_stay_for_the_sweep_if_nobody_knows_whether_their_row_was_stored(upload):
+    """Postgres may be committing while it does not answer any more."""
+    file = File.objects.get(pk=upload([line("a")])["id"])
+    File.objects.filter(pk=file.pk).delete()
+    name = file.content.name
+    with pytest.raises(OperationalError), unless_stored(file):
+        raise OperationalError("server closed the connection unexpectedly")
+    assert default_storage.exists(name) is (connection.vendor == "postgresql")
+    file.content.name = name
+    with pytest.raises(ZeroDivisionError), unless_stored(file):
+        raise ZeroDivisionError
+    assert not default_storage.exists(name)

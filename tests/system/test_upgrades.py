@@ -232,6 +232,7 @@ RELEASED = {
     "batches/0017_counts_of_drives": "899d5a30f8c65870",
     "batches/0018_silent_drives": "d487ab10966b9ace",
     "batches/0019_turns_of_steps": "6fa50a92757e3481",
+    "batches/0020_not_tidied": "0eada03b543cf313",
     "batchserver/0001_initial": "2c1f87f8bb519095",
     "batchserver/0002_keys_of_administrators": "a729d87cfd28e161",
     "batchserver/0003_owners": "193ebd6d7b13561e",

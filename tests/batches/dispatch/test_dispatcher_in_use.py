@@ -164,7 +164,7 @@ def test_a_model_that_recovers_is_loaded_as_the_first_time(create, work, backend
     backend.events.clear()
     drive()  # too early: what the drive before has loaded is not forgotten
     assert backend.events == []
-    PausedModel.objects.update(resume_at=timezone.now())
+    PausedModel.objects.update(resume_at=timezone.now() - timedelta(seconds=1))
     drive()
     assert backend.events[:2] == ["unload b:1b", f"load {MODEL}"]
     assert backend.events[2] == TRIAL
