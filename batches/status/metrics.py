@@ -207,7 +207,9 @@ def _server() -> Iterator[Metric]:
     tick = Pulse.objects.filter(pk="ticked").first()
     if tick is not None:
         yield _gauge(
-            "tick_age_seconds", "Time since the control worker's last tick, which comes every 2 s.", _age(tick.at)
+            "tick_age_seconds",
+            "Time since the last tick, which comes every 2 s, without work every 10 s.",
+            _age(tick.at),
         )
         yield _gauge("tick_failing", "1 if a duty of the last tick failed.", 1 if health.failed_duties() else 0)
     holds = GaugeMetricFamily(
