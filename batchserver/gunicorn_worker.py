@@ -10,15 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from enum import Enum
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from batches.lines.jsonl import ENDPOINTS
 from batchserver.client_socket import END_OF_HEAD, MOST_HEAD_BYTES, ClientSocket, Patience
+from batchserver.request_kinds import Kind
 from batchserver.request_threads import Queue, RequestThreads
 from common import signs_of_life
 from common.addresses import ip_of, is_among, network_of
@@ -43,10 +42,6 @@ NOT_ACCEPTED = (
 # Of requests of one kind from one address so many begin at once, and of those that wait for a model as many as leave
 # these places to all others. One process of Python has one core, which all that are at work share.
 AT_ONCE = 8
-MONITORED = (b"/health", b"/livez", b"/readyz", b"/metrics")
-OURS = (b"/v1/files", b"/v1/uploads", b"/v1/batches", b"/v1/models")
-DOWNLOADED = (b"/content", b"/output", b"/errors")
-ASKED = {*(endpoint.encode() for endpoint in ENDPOINTS), b"/v1/messages"}
 SPARE_FILES = 512  # for files, databases and the model server, beside connections
 
 
@@ -304,34 +299,6 @@ def _answer(
     response = application(environ, start_response)
     environ["gunicorn.socket"].end_body()
     return response
-
-
-class Kind(Enum):
-    """What a request is, by the first line of its head."""
-
-    MONITOR = "asks whether the server is alive"
-    ADMIN = "is for the admin, and may be a guess of a password"
-    LOOK = "reads what the database has"
-    DOWNLOAD = "reads a file, or lines of a batch"
-    SEND = "brings or changes something"
-    MODEL = "waits for a model"
-    OTHER = "is none of these, or names one of them in another way"
-
-    @classmethod
-    def of(cls, head: bytes) -> "Kind":
-        method, _, rest = head.lstrip(b"\r\n").partition(b"\r\n")[0].partition(b" ")
-        path = rest.partition(b" ")[0].partition(b"?")[0]
-        if path in MONITORED:
-            return cls.MONITOR
-        if path.startswith(b"/admin/"):
-            return cls.ADMIN
-        if path.startswith(b"/api/") or (method == b"POST" and path in ASKED):
-            return cls.MODEL
-        if not path.startswith(OURS):
-            return cls.OTHER
-        if method not in (b"GET", b"HEAD"):
-            return cls.SEND
-        return cls.DOWNLOAD if path.endswith(DOWNLOADED) else cls.LOOK
 
 
 _TYPES = {429: "rate_limit_error", 503: "server_error"}

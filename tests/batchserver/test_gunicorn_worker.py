@@ -13,7 +13,8 @@ from gunicorn.config import Config
 
 from batchserver import gunicorn_worker
 from batchserver.client_socket import MOST_HEAD_BYTES, Patience
-from batchserver.gunicorn_worker import Kind, Worker
+from batchserver.gunicorn_worker import Worker
+from batchserver.request_kinds import Kind
 from tests.stack import eventually
 
 MOST = 4
