@@ -97,7 +97,7 @@ def _key(line: Line) -> str:
 def recall(line: Line) -> str | None:
     """The response to a line that was answered in another batch, with the line's own ids and a usage of 0; None if
     none is kept, or none that can be read."""
-    if not settings.ANSWER_ONCE_ACROSS_BATCHES or line.digest is None:
+    if line.digest is None or not settings.ANSWER_ONCE_ACROSS_BATCHES:
         return None
     oldest = database.now() - KEPT_FOR
     known = Answer.objects.filter(pk=_key(line), created_at__gt=oldest)

@@ -88,7 +88,7 @@ def _drive(part_id: int, group: int, seconds: float, begin: Any, stored: Any) ->
     from django.db import connection
 
     from batches import leases
-    from batches.backends.calls import Call
+    from batches.backends.in_flight import Call
     from batches.backends.replies import Reply, Usage, Verdict
     from batches.dispatch import claims
     from batches.models import Part

@@ -10,13 +10,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import HTTPError
 
 from batches.backends.base import BackendKind
 from batches.backends.connection import BROKEN, NEVER_SENT, Connection, Cut, ReplyTooLarge, Server
+from batches.backends.in_flight import Call, InFlight
 from batches.backends.replies import Reply, Verdict, refused
 from batches.backends.states import Exchange, NotDone, Unchecked, Unreachable
 from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Transfers
@@ -25,82 +26,30 @@ logger = logging.getLogger(__name__)
 
 # Before the question whether a prompt was read whole is asked again: a runner that died comes up meanwhile.
 CHECK_PAUSES_S = (0.5, 2.0)
+LOOK_AT_DEADLINES_EVERY_S = 0.05
 
 S = TypeVar("S")
-S_co = TypeVar("S_co", covariant=True)
-
-
-@dataclass(eq=False)
-class Call(Generic[S_co]):
-    """One request to the model server, made for its `subject`. `timeout_s` is its deadline, counted from when the
-    server begins to compute the call: until then, the call may wait at the server behind others.
-
-    If `ask` is set, it is run in place of the request, and `result` is what `ask` returns: None unless the verdict is
-    ANSWERED. A call that `is_light` costs the server no computing: it takes no place of the others and waits for none.
-    """
-
-    subject: S_co
-    endpoint: str
-    body: dict[str, Any]
-    timeout_s: float
-    ask: Callable[[Exchange], Any] | None = None
-    is_light: bool = False
-    result: Any = None
-    started: float = field(default_factory=time.monotonic)
-    running_since: float | None = None
-    answered: float | None = None  # when the answer came; a question about it has as long again
-    was_shared: bool = False  # the server may have computed others at the same time
-    together: int = 1  # how many calls were in flight at once while it was, itself among them, at most
-    connection: Connection | None = None  # while a thread of its own asks the server something
-    is_cut: bool = False
-    timed_out: bool = False
-    finished: float = 0.0
-    duration_s: float = 0.0  # of the server's work, without the wait at the server
-    reply: Reply | None = None
-    is_charged: bool = False  # its line is charged with the failure
-    most_together: int | None = None  # its line is sent again among so many others at most, itself among them
-
-    @property
-    def verdict(self) -> Verdict:
-        return self.reply.verdict if self.reply is not None else Verdict.CUT
-
-    @property
-    def was_sent(self) -> bool:
-        """It was submitted and is over: a line that has its reply without the server has a call that was never sent."""
-        return self.finished > 0
-
-    @property
-    def is_overdue(self) -> bool:
-        since = self.answered or self.running_since
-        return since is not None and time.monotonic() > since + self.timeout_s
 
 
 class CallPool(Generic[S]):
-    """The calls in flight to one server. For one user: one loop submits, waits and cuts.
-
-    `running` is how many of the calls in flight the server computes at once; a guess, unless `is_known`. The calls
-    behind them wait at the server, and their deadlines do not run yet.
-    """
+    """The calls in flight to one server. For one user: one loop submits, waits and cuts."""
 
     def __init__(self, kind: BackendKind, server: Server) -> None:
         self.kind = kind
-        self.running, self.is_known = 1, False
-        self.in_flight: list[Call[S]] = []  # in the order in which they were sent
+        self.in_flight: InFlight[S] = InFlight()
+        self._looked_at_deadlines = float("-inf")
         self._server = server
         self._transfers = Transfers(server)
         self._done: queue.SimpleQueue[Call[S]] = queue.SimpleQueue()
 
     def serves(self, running: int, *, is_known: bool) -> None:
         """The server computes `running` calls at once; `is_known`: that is no guess."""
-        self.running, self.is_known = running, is_known
+        self.in_flight.running, self.in_flight.is_known = running, is_known
 
     def submit(self, call: Call[S]) -> None:
         call.started = time.monotonic()
-        self.in_flight.append(call)
-        computing = self.computing
-        for each in computing:
-            each.together = max(each.together, len(computing))
-        self._start_clocks()
+        self.in_flight.add(call)
+        self.in_flight.start_clocks()
         if call.ask is None:
             self._finish(call, lambda: self._post(call))
         else:
@@ -108,10 +57,7 @@ class CallPool(Generic[S]):
 
     def wait(self, timeout_s: float) -> list[Call[S]]:
         """The calls that finished; waits at most `timeout_s` seconds for the first of them. Cuts overdue calls."""
-        for call in self.in_flight:
-            if call.is_overdue and not call.timed_out:
-                call.timed_out = True
-                self.cut(call)
+        self._cut_overdue()
         finished: list[Call[S]] = []
         try:
             finished.append(self._done.get(timeout=timeout_s))
@@ -122,30 +68,18 @@ class CallPool(Generic[S]):
         for call in finished:
             self.in_flight.remove(call)
             call.duration_s = max(0.0, call.finished - (call.running_since or call.started))
-        self._start_clocks()
+        self.in_flight.start_clocks()
         return finished
 
-    def _start_clocks(self) -> None:
+    def _cut_overdue(self) -> None:
         now = time.monotonic()
-        computing = self.computing
-        for call in [*computing[: self.running], *(call for call in self.in_flight if call.is_light)]:
-            # A call that has finished and was not fetched yet was computed beside the others.
-            if not call.finished:
-                call.running_since = call.running_since or now
-        together = computing[: self.running] if self.is_known else computing
-        if len(together) > 1:
-            for call in together:
-                call.was_shared = True
-
-    @property
-    def computing(self) -> list[Call[S]]:
-        """The calls in flight that take the server's time, in the order in which they were sent."""
-        return [call for call in self.in_flight if not call.is_light]
-
-    def mark_shared(self) -> None:
-        """A person's request is at the server beside the calls in flight."""
+        if now < self._looked_at_deadlines + LOOK_AT_DEADLINES_EVERY_S:
+            return
+        self._looked_at_deadlines = now
         for call in self.in_flight:
-            call.was_shared = True
+            if call.is_overdue and not call.timed_out:
+                call.timed_out = True
+                self.cut(call)
 
     def cut(self, call: Call[S]) -> None:
         call.is_cut = True
@@ -206,9 +140,9 @@ class CallPool(Generic[S]):
     def _reply(self, call: Call[S], outcome: Outcome) -> Reply | None:
         if not isinstance(outcome, Answer):
             return self._failure(call, outcome)
-        reply = replace(
-            self.kind.judge(call.endpoint, outcome.status, outcome.content), retry_after_s=outcome.retry_after_s
-        )
+        reply = self.kind.judge(call.endpoint, outcome.status, outcome.content)
+        if outcome.retry_after_s:
+            reply = replace(reply, retry_after_s=outcome.retry_after_s)
         match reply.verdict:
             case Verdict.ANSWERED:
                 call.answered = time.monotonic()

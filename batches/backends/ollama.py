@@ -10,7 +10,7 @@ from batches.backends import error_bodies, ollama_context, ollama_derived, ollam
 from batches.backends.base import BackendKind
 from batches.backends.parameters import ollama as parameters
 from batches.backends.purposes import Purpose
-from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, usage_of
+from batches.backends.replies import JSON, SERVER_ERRORS, Usage, Verdict, count, output_tokens
 from batches.backends.rules import Rule, verdict_of
 from batches.backends.states import (
     Ask,
@@ -242,7 +242,7 @@ class Ollama(BackendKind):
         if problem := super().incomplete(endpoint, body):
             return problem
         # routes.go ends a stream of repeated tokens without the final record: a 200 with a usage of all zeros.
-        if endpoint in GENERATING and not usage_of(body).output_tokens:
+        if endpoint in GENERATING and not output_tokens(body):
             return "The reply broke off: it counts no tokens."
         return ""
 

@@ -107,7 +107,7 @@ def _about_prompt(
     contexts: Contexts, exchange: Exchange, endpoint: str, sent: JSON, prompt_tokens: int
 ) -> Question | None:
     # A token has at least one byte. A single message is cut to half a context or more, a history to any length.
-    most_tokens = sum(_most_tokens(text) for text in _texts([sent.get(name) for name in PROMPT]))
+    most_tokens = _most_tokens_in([sent.get(name) for name in PROMPT])
     if most_tokens < LEAST_CONTEXT:
         return None
     looks_cut = prompt_tokens * BYTES_PER_TOKEN < most_tokens
@@ -147,8 +147,21 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
+def _most_tokens_in(value: Any) -> int:
+    """Of all texts in it."""
+    if isinstance(value, str):
+        return _most_tokens(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return 0
+    return sum(map(_most_tokens_in, value))
+
+
 def _most_tokens(text: str) -> int:
-    return IMAGE_TOKENS if text.startswith("data:") else len(text.encode(errors="replace"))
+    if text.startswith("data:"):
+        return IMAGE_TOKENS
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
 
 
 def _native_messages(endpoint: str, sent: JSON) -> list[JSON]:

@@ -5,6 +5,7 @@ compared without regard to case, and a part with any other letter or sign is ref
 """
 
 import re
+from functools import lru_cache
 
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 PARTS = (
@@ -15,6 +16,7 @@ PARTS = (
 )
 
 
+@lru_cache(maxsize=1024)  # asked for each answer, of the few models that a server has loaded
 def identity(name: str) -> str:
     """The whole name in lower case, which is the same for all names of one model; empty if Ollama refuses the name."""
     if not name.strip().isascii():

@@ -113,9 +113,13 @@ def usage_of(body: JSON) -> Usage:
     return Usage(
         input_tokens=count(usage, "prompt_tokens", "input_tokens"),
         cached_tokens=count(usage, "prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens"),
-        output_tokens=count(usage, "completion_tokens", "output_tokens"),
+        output_tokens=output_tokens(body),
         reasoning_tokens=count(usage, *reasoning),
     )
+
+
+def output_tokens(body: JSON) -> int:
+    return count(body.get("usage"), "completion_tokens", "output_tokens")
 
 
 def count(thing: Any, *paths: str, below: int = 2**31) -> int:

@@ -81,6 +81,7 @@ class Transfers:
         self._running: dict[object, _Transfer] = {}  # by request
         self._by_handle: dict[pycurl.Curl, _Transfer] = {}
         self._handles: list[pycurl.Curl] = []
+        self._watched: set[int] = set()
         self._due: float | None = None  # when libcurl wants to be called without an event
 
     def post(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
@@ -175,13 +176,15 @@ class Transfers:
 
     def _watch(self, event: int, fd: int, _multi: object, _data: object) -> None:
         if event == pycurl.POLL_REMOVE:
+            self._watched.discard(fd)
             with suppress(KeyError, ValueError):
                 self._selector.unregister(fd)
             return
         events = (event & pycurl.POLL_IN and selectors.EVENT_READ) | (event & pycurl.POLL_OUT and selectors.EVENT_WRITE)
-        if fd in self._selector.get_map():
+        if fd in self._watched:
             self._selector.modify(fd, events)
         else:
+            self._watched.add(fd)
             self._selector.register(fd, events)
 
     def _set_timer(self, timeout_ms: int) -> None:

@@ -4,7 +4,7 @@ import time
 
 from django.conf import settings
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.dispatch import outcomes
 from batches.dispatch.sharing import SharedBackend

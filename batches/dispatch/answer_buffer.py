@@ -7,7 +7,7 @@ milliseconds.
 
 import time
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.models import Line
 

@@ -14,7 +14,7 @@ from django.conf import settings
 
 from batches import backends, failing, registry
 from batches.backends import error_bodies
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict, compact, parsed
 from batches.models import Backend, PausedModel
 from common import database

@@ -15,13 +15,13 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from batches import counting, failing, reuse
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
 from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
 from batches.models import Batch, Lease, Line, LineQuerySet, LineState, Part, Response
 from batches.scheduling import turns
-from common import failpoints
+from common import database, failpoints
 from common.database import durable_commit
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,8 @@ def claim_for_lanes(
         waiting = [Waiting.of(*each) for each in ahead]
         alike = begin_alike(waiting, lanes)
         chosen = choose(waiting, lanes, size)
-        wanted = [each.pk for share in chosen for each in share]
-        locked = set(_lock(_waiting(turn).filter(pk__in=wanted)).values_list("pk", flat=True))
-        claimed = {line.pk: line for line in _claim(lease, turn, [pk for pk in wanted if pk in locked])}
+        wanted = _unlocked([each.pk for share in chosen for each in share])
+        claimed = {line.pk: line for line in _claim(lease, turn, wanted)}
     failpoints.reach("after_claim")
     return [[claimed[each.pk] for each in share if each.pk in claimed] for share in chosen], alike & claimed.keys()
 
@@ -65,14 +64,26 @@ def _lock(lines: LineQuerySet) -> LineQuerySet:
     return lines.select_for_update(skip_locked=True, of=("self",))
 
 
+def _unlocked(ids: list[int]) -> list[int]:
+    """Those of these lines, in the same order, that no other claim has locked: now they are locked for this one."""
+    if not connection.features.has_select_for_update_skip_locked:
+        return ids
+    locked = set(_lock(Line.objects.filter(pk__in=ids)).values_list("pk", flat=True))
+    return [each for each in ids if each in locked]
+
+
+# One statement where the ORM takes three, of which two have as many values as lines.
+CLAIM = "UPDATE batches_line SET state = %s, lease_id = %s WHERE id IN ({}) AND state = %s RETURNING *"
+
+
 def _claim(lease: Lease, turn: turns.Turn, ids: list[int]) -> list[Line]:
     """Claim these lines in the order given, inside the caller's transaction; those of them that we got."""
     if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
         return []
-    Line.objects.filter(pk__in=ids, state=LineState.PENDING).update(state=LineState.RUNNING, lease=lease)
-    # Read again, since another claim may have got some of them. In the same transaction, so that a claim that is
-    # tried again leaves no line behind.
-    claimed = Line.objects.all().claimed_by(lease).in_bulk(ids)
+    # Another claim may have got some of them.
+    statement = CLAIM.format(", ".join(["%s"] * len(ids)))
+    got = Line.objects.raw(statement, [LineState.RUNNING, lease.pk, *ids, LineState.PENDING])
+    claimed = {line.pk: line for line in got}
     lines = [claimed[each] for each in ids if each in claimed]
     if lines:
         turn.claimed(lines[-1])
@@ -141,23 +152,27 @@ class _Group:
         self._repeatable: dict[int, tuple[Line, str]] = {}  # lines that others may repeat, with the counter to raise
         self._answered: list[tuple[Line, str]] = []
         self._responses: list[tuple[int, str]] = []
+        now = database.now()
         for call in calls:
             line, reply = call.subject, call.reply
             if reply is None or reply.verdict is Verdict.CUT:
                 self._cut.append(line)
                 continue
-            values = outcomes.of(lease.backend, line, reply, call, busy_s=busy_s)
+            values = outcomes.of(lease.backend, line, reply, call, busy_s=busy_s, now=now)
             self._values.append((call, reply, values))
             if values["state"] is not LineState.PENDING:
                 self.finished[line.batch_id] += 1
 
     def write(self, places: dict[str, int]) -> None:
         """Write all of it, inside the caller's transaction; `places` are those behind which each batch's begin."""
+        for call, _, values in self._values:
+            if values["state"] is not LineState.PENDING:
+                batch_id = call.subject.batch_id
+                places[batch_id] = values["place"] = places[batch_id] + 1
+        written = _write(self._lease, [(call.subject, values) for call, _, values in self._values])
         for call, reply, values in self._values:
             line = call.subject
-            if values["state"] is not LineState.PENDING:
-                places[line.batch_id] = values["place"] = places[line.batch_id] + 1
-            if _write(self._lease, line, values):
+            if line.pk in written:
                 self._add(line, reply, values["state"])
                 self.written.append((call, values["state"]))
             else:
@@ -194,21 +209,40 @@ class _Group:
 
 ANSWER = (
     *("state", "http_status", "error_code", "error_message"),
-    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "finished_at", "duration_ms", "place"),
+    *("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "duration_ms", "place"),
 )
 # The ORM would compose this SQL anew for each line, which takes longer than the database's own work.
 WRITE_ANSWER = (
     "UPDATE batches_line SET state = %s, lease_id = NULL, http_status = %s, error_code = %s, "
     "error_message = %s, input_tokens = %s, cached_tokens = %s, output_tokens = %s, reasoning_tokens = %s, "
-    "finished_at = %s, duration_ms = %s, place = %s WHERE id = %s AND lease_id = %s AND state = %s"
+    "duration_ms = %s, place = %s, finished_at = %s WHERE id = %s AND lease_id = %s AND state = %s"
 )
 
 
-def _write(lease: Lease, line: Line, values: dict[str, Any]) -> bool:
-    """Store what became of a line, if it is still claimed for `lease`; whether it was."""
-    if values["state"] is not LineState.SUCCEEDED:
-        return Line.objects.all().claimed_by(lease).filter(pk=line.pk).update(lease=None, **values) == 1
-    row = values | {"finished_at": connection.ops.adapt_datetimefield_value(values["finished_at"])}
+def _write(lease: Lease, became: list[tuple[Line, dict[str, Any]]]) -> set[int]:
+    """Store what became of lines that are still claimed for `lease`; the ids of those that were."""
+    answered = [each for each in became if each[1]["state"] is LineState.SUCCEEDED]
+    written = _write_answers(lease, answered) if answered else set()
+    for line, values in became:
+        if values["state"] is not LineState.SUCCEEDED:
+            claimed = Line.objects.all().claimed_by(lease).filter(pk=line.pk)
+            if claimed.update(lease=None, **values):
+                written.add(line.pk)
+    return written
+
+
+def _write_answers(lease: Lease, answered: list[tuple[Line, dict[str, Any]]]) -> set[int]:
+    adapted = connection.ops.adapt_datetimefield_value
+    rows = [
+        (*(values[name] for name in ANSWER), adapted(values["finished_at"]), line.pk, lease.pk, LineState.RUNNING)
+        for line, values in answered
+    ]
     with connection.cursor() as cursor:
-        cursor.execute(WRITE_ANSWER, [*(row[name] for name in ANSWER), line.pk, lease.pk, LineState.RUNNING])
-        return bool(cursor.rowcount == 1)
+        cursor.executemany(WRITE_ANSWER, rows)
+        are_all = cursor.rowcount == len(rows)
+    if are_all:
+        return {line.pk for line, _ in answered}
+    # Another process has some of them. A place is given once, so it tells which rows are as they were written here.
+    ids = [line.pk for line, _ in answered]
+    places = dict(Line.objects.filter(pk__in=ids).values_list("pk", "place"))
+    return {line.pk for line, values in answered if places.get(line.pk) == values["place"]}

@@ -12,9 +12,9 @@ reason. Then fewer are in flight for a while, and for longer each time.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.dispatch.questions import Question
 from batches.models import Line
 
@@ -37,14 +37,17 @@ class Company:
         self._most: int | None = None
         self._rests_until = float("-inf")
 
-    def has_place_for(self, subject: Subject, at_work: Iterable[Call[Subject]], room: int) -> bool:
+    def has_place_for(self, subject: Subject, at_work: Collection[Call[Subject]], room: int) -> bool:
         """Whether `subject` may be in flight beside the calls at work, if `room` calls may be. Split lines keep to
         themselves."""
-        together = [subject.most_together, *(call.subject.most_together for call in at_work)]
+        if len(at_work) >= room:
+            return False
+        together = {call.subject.most_together for call in at_work}
+        together.add(subject.most_together)
         limits = [each for each in together if each is not None]
-        if len(limits) not in (0, len(together)):
-            return len(together) == 1
-        return len(together) <= min([self._most_of(room), *limits])
+        if limits and None in together:
+            return False
+        return len(at_work) < min([self._most_of(room), *limits])
 
     def _most_of(self, room: int) -> int:
         if self._most is None or time.monotonic() >= self._rests_until:

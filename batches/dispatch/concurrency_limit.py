@@ -10,7 +10,7 @@ backend's row, for all drives.
 
 from typing import Any
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.backends.states import Occupancy
 

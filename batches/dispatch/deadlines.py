@@ -5,7 +5,7 @@ from typing import Any
 
 from django.conf import settings
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.lines import prompt
 from batches.models import Line
@@ -19,6 +19,7 @@ READING = 0.1
 # The answer to a line that sets no token limit may be UNLIMITED times as long as the longest answer yet.
 UNLIMITED = 10
 LEAST_UNLIMITED_TOKENS = 2048
+READ = ("messages", "prompt", "input")  # the members of a body with its prompt
 
 
 class Deadlines:
@@ -42,6 +43,7 @@ class ModelSpeed:
 
     def __init__(self) -> None:
         self._seconds_per_token: deque[float] = deque(maxlen=REMEMBERED)
+        self._slowest = 0.0  # of them
         self._longest = 0
 
     def note(self, call: Call[Any]) -> None:
@@ -51,8 +53,14 @@ class ModelSpeed:
         # A prompt that the server had read before costs nothing, and the server does not always say so.
         tokens = usage.output_tokens or usage.input_tokens * READING
         if tokens >= 1:
-            self._seconds_per_token.append(call.duration_s / tokens)
+            self._note(call.duration_s / tokens)
             self._longest = max(self._longest, usage.output_tokens)
+
+    def _note(self, seconds: float) -> None:
+        is_full = len(self._seconds_per_token) == REMEMBERED
+        forgotten = self._seconds_per_token[0] if is_full else 0.0
+        self._seconds_per_token.append(seconds)
+        self._slowest = max(self._slowest, seconds) if forgotten < self._slowest else max(self._seconds_per_token)
 
     def deadline_s(self, body: dict[str, Any], *, is_retry: bool = False) -> float:
         """The deadline for this body, in seconds: LINE_TIMEOUT_S if it is set; MOST_S if nothing was measured yet, and
@@ -64,6 +72,6 @@ class ModelSpeed:
         # JSON allows integers that are too large for a float.
         limit = min(prompt.token_limit(body), prompt.MOST_TOKENS)
         written = limit or max(LEAST_UNLIMITED_TOKENS, UNLIMITED * self._longest)
-        read = sum(len(str(body.get(name, ""))) for name in ("messages", "prompt", "input")) / prompt.BYTES_PER_TOKEN
-        expected = max(self._seconds_per_token) * (written + read * READING)
+        read = sum(len(str(body[name])) for name in READ if name in body) / prompt.BYTES_PER_TOKEN
+        expected = self._slowest * (written + read * READING)
         return min(MOST_S, max(LEAST_S, MARGIN * expected))

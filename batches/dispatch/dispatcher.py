@@ -30,7 +30,8 @@ from django.conf import settings
 from django.db.models.functions import Now
 
 from batches import backends, leases, lifecycle
-from batches.backends.calls import Call, CallPool
+from batches.backends.calls import CallPool
+from batches.backends.in_flight import Call
 from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
@@ -202,7 +203,7 @@ class Dispatcher:
 
     def _has_place_for(self, subject: Subject) -> bool:
         """`subject` may be sent beside the calls in flight. What needs the backend alone waits for the end of all."""
-        at_work = self.calls.computing
+        at_work = self.calls.in_flight.computing
         if isinstance(subject, Question) and not subject.needs_alone:
             is_free = all(call.subject.most_together != 1 for call in at_work)
             return is_free and all(call.subject != subject for call in self.calls.in_flight)

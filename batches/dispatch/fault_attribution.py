@@ -17,7 +17,7 @@ trial goes well. What looks like want of memory is charged to a line only if it 
 from collections import defaultdict
 from dataclasses import replace
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.models import NO_ROOM, Line
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from django.conf import settings
 
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, refused
 from batches.backends.states import ModelState
 from batches.dispatch.context_fit import power_of_two, rounded
@@ -101,6 +101,7 @@ class FittedContexts:
 
     def __init__(self, backend: Backend, kind: BackendKind) -> None:
         self._kind = kind
+        self._may_derive = settings.FIT_CONTEXT and kind.derives
         self._models: dict[str, _Known] = {}
         self._made: set[str] = set()  # derived models that exist
         self._looked_at: set[str] = set()  # derived models that were described since they were loaded
@@ -111,8 +112,7 @@ class FittedContexts:
         self._found_loaded = set(backend.loaded_names)
 
     def _may_fit(self, part: Part) -> bool:
-        is_possible = self._kind.derives and part.batch.endpoint in GENERATING and not self._of(part).cannot_derive
-        return settings.FIT_CONTEXT and is_possible
+        return self._may_derive and part.batch.endpoint in GENERATING and not self._of(part).cannot_derive
 
     def _of(self, part: Part) -> _Known:
         return self._models.setdefault(part.model, _Known())

@@ -23,7 +23,7 @@ LOOK_AHEAD, MOST_AHEAD = 64, 512
 
 def look_ahead(lanes: Sequence["Lane"], size: int) -> int:
     """How many of the waiting lines `choose` needs."""
-    return max(min(LOOK_AHEAD * len(lanes), MOST_AHEAD), size * len(lanes))
+    return max(min(LOOK_AHEAD * len(lanes), MOST_AHEAD), sum(max(0, size - len(lane.ready)) for lane in lanes))
 
 
 class Waiting(NamedTuple):
@@ -61,7 +61,7 @@ class Lane:
 
     def is_low(self, size: int) -> bool:
         """It is time to claim lines, `size` for each lane that has fewer."""
-        return len(self.ready) * 2 <= size
+        return len(self.ready) * 4 <= size
 
 
 def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list[list[Waiting]]:

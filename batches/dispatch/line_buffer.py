@@ -67,7 +67,9 @@ class LineBuffer:
     def _next_lane(self) -> Lane | None:
         if len(self._lanes) == 1:
             return self._lanes[0] if self._lanes[0].ready else None
-        free = next((lane for lane in self._lanes if lane.ready and not lane.in_flight), None)
+        free = None
+        if len(self._lane_of) < len(self._lanes):
+            free = next((lane for lane in self._lanes if lane.ready and not lane.in_flight), None)
         return free or self._lane_with_second()
 
     def _lane_with_second(self) -> Lane | None:
@@ -104,7 +106,7 @@ class LineBuffer:
         return max(least, max(self._claim_size, room) // len(self._lanes))
 
     def is_low(self, room: int) -> bool:
-        """Half of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
+        """Most of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
         size = self._size(room)
         return any(lane.is_low(size) for lane in self._lanes)
 
@@ -159,7 +161,7 @@ class LineBuffer:
     def _last(self) -> Line:
         """A line of the buffer, the one claimed last if it was not sent yet."""
         lines = list(self)
-        return self._newest if self._newest in lines else lines[-1]
+        return next((line for line in lines if line is self._newest), lines[-1])
 
     def choose_turn(self, in_flight: Sequence[Line]) -> None:
         """Find out whose turn it is, and hand back the lines that have to wait for that turn."""
@@ -201,6 +203,7 @@ class LineBuffer:
         if lines:
             retrying(claims.hand_back, self._lease, lines)
             self._found_none = False  # these can be claimed again
-            self._alike.difference_update(line.pk for line in lines)
+            gone = {line.pk for line in lines}
+            self._alike -= gone
             for lane in self._lanes:
-                lane.ready = deque(line for line in lane.ready if line not in lines)
+                lane.ready = deque(line for line in lane.ready if line.pk not in gone)

@@ -8,7 +8,7 @@ from django.conf import settings
 
 from batches import reuse
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.parameters.table import Weight
 from batches.backends.replies import Reply, Verdict, compact, parsed, refused
 from batches.dispatch.deadlines import Deadlines
@@ -25,6 +25,7 @@ class LineCalls:
 
     def __init__(self, kind: BackendKind) -> None:
         self._kind = kind
+        self._least = Weight.REFUSED if settings.STRICT_PARAMETERS else Weight.FORBIDDEN
         self._inputs = InputFiles()
         self._deadlines = Deadlines()
         self._ignored = IgnoredMembers()
@@ -53,10 +54,9 @@ class LineCalls:
             self._inputs.reopen(line)
             raise
         translation = self._kind.translate(endpoint, body)
-        least = Weight.REFUSED if settings.STRICT_PARAMETERS else Weight.FORBIDDEN
-        if refusal := translation.refusal(least=least):
-            return _answered(line, refused(refusal.code, refusal.message, refusal.param))
         if translation.findings:
+            if refusal := translation.refusal(least=self._least):
+                return _answered(line, refused(refusal.code, refusal.message, refusal.param))
             self._ignored.tell(line, translation.findings)
         if known := retrying(reuse.recall, line):
             return _answered(line, Reply(Verdict.ANSWERED, 200, known))

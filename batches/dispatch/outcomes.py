@@ -2,16 +2,15 @@
 
 import logging
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
 
 from batches import registry
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict, reason_of
 from batches.models import NO_ROOM, Backend, Line, LineState
-from common import database
 from common.database import from_now
 
 logger = logging.getLogger(__name__)
@@ -24,15 +23,20 @@ LEAST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 60.0
 UNCHECKED_SHARE, MOST_UNCHECKED_S = 10, 200.0
 
 
-def of(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], *, busy_s: float) -> dict[str, Any]:
-    """The new values of a line's row. The reply came from `backend`, which has been busy for `busy_s`."""
-    values = _by_verdict(backend, line, reply, call, busy_s)
+def of(
+    backend: Backend | None, line: Line, reply: Reply, call: Call[Line], *, busy_s: float, now: datetime
+) -> dict[str, Any]:
+    """The new values of a line's row. The reply came from `backend`, which has been busy for `busy_s`; it is stored
+    `now`, by the database's clock."""
+    values = _by_verdict(backend, line, reply, call, busy_s, now)
     if values["state"] is not LineState.PENDING:
-        values |= {"finished_at": database.now(), "duration_ms": int(call.duration_s * 1000)}
+        values |= {"finished_at": now, "duration_ms": int(call.duration_s * 1000)}
     return values
 
 
-def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Line], busy_s: float) -> dict[str, Any]:
+def _by_verdict(
+    backend: Backend | None, line: Line, reply: Reply, call: Call[Line], busy_s: float, now: datetime
+) -> dict[str, Any]:
     match reply.verdict:
         case Verdict.ANSWERED:
             return _finished(LineState.SUCCEEDED, reply) | vars(reply.usage)
@@ -44,7 +48,7 @@ def _by_verdict(backend: Backend | None, line: Line, reply: Reply, call: Call[Li
             charge, tries_left = _charge(line, reply)
             backoff = _backoff(*charge.values())
             # No other try if it would end after the completion window: the line's own error says more than "expired".
-            ends_at = database.now() + backoff + timedelta(seconds=call.duration_s)
+            ends_at = now + backoff + timedelta(seconds=call.duration_s)
             if tries_left <= 0 or ends_at >= line.batch.expires_at:
                 return _finished(LineState.FAILED, reply) | charge
             return _again(backoff) | charge | _suspicion(line, call)

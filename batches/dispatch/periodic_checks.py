@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from batches import leases, lifecycle
-from batches.backends.calls import Call, CallPool
+from batches.backends.calls import CallPool
+from batches.backends.in_flight import Call
 from batches.dispatch.admission import Admission
 from batches.dispatch.line_buffer import LineBuffer
 from batches.dispatch.own_use import OwnUse
@@ -67,7 +68,7 @@ class PeriodicChecks:
 
     def _look(self, is_idle: bool) -> None:
         self.keeper.keep()
-        self.own_use.note(call.subject.served_model for call in self.calls.computing)
+        self.own_use.note(call.subject.served_model for call in self.calls.in_flight.computing)
         retrying(self.backend.refresh_from_db)
         self.readiness.look()
         self.close_finished_batches()
@@ -78,7 +79,7 @@ class PeriodicChecks:
             self.admission.stop()
         if self.must_end():
             self.admission.end("The worker takes no more work.")
-        self.tallies.look(len(self.calls.computing))
+        self.tallies.look(len(self.calls.in_flight.computing))
         if self.admission.grace_is_over:
             self.calls.cut_all(self.calls.in_flight)
 
@@ -111,7 +112,7 @@ class PeriodicChecks:
     def _share_backend(self, is_idle: bool) -> None:
         if is_idle and not self.lines and not self.readiness.is_waiting:
             retrying(self.shared.give_backend_back)
-        retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.computing))
+        retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.in_flight.computing))
         if call := self.shared.call_beside(self.calls.in_flight):
             self.calls.submit(call)
         self.lines.use_lanes(self.shared.lanes)

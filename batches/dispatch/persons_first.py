@@ -12,7 +12,8 @@ from typing import Any
 from django.conf import settings
 
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call, CallPool
+from batches.backends.calls import CallPool
+from batches.backends.in_flight import Call
 from batches.dispatch.admission import Admission
 from batches.dispatch.questions import Purpose, Question
 from batches.dispatch.readiness import Readiness
@@ -50,7 +51,7 @@ class PersonsFirst:
         gate = retrying(self._admission.look_at_gate)
         if gate.newest_person or gate.is_for_persons:
             # The server computes their requests beside our calls, and may fail for it.
-            self._calls.mark_shared()
+            self._calls.in_flight.mark_shared()
         is_new = gate.newest_person > self._newest_person
         if gate.is_for_persons:
             self._make_room(is_new=is_new)
@@ -58,7 +59,7 @@ class PersonsFirst:
             # Their model may have taken the place of ours.
             self._readiness.doubt_loaded()
         self._newest_person = max(self._newest_person, gate.newest_person)
-        runs = bool(self._calls.computing) or not self._admission.why_closed()
+        runs = bool(self._calls.in_flight.computing) or not self._admission.why_closed()
         self._share.look(now, runs=runs, waits=gate.is_for_persons)
         self._looked_at = now
         if self._shared.is_oldest_drive:
@@ -78,7 +79,7 @@ class PersonsFirst:
     def _not_begun(self, *, is_new: bool) -> Iterator[Call[Any]]:
         """The calls that wait at the server; and if a person has come since the last look, those that may have been
         begun after the person came: such a line was sent before, and would keep the person waiting for all of it."""
-        for place, call in enumerate(self._calls.computing):
+        for place, call in enumerate(self._calls.in_flight.computing):
             began_at = call.running_since
             if place >= self._shared.begun or (is_new and (began_at is None or began_at > self._looked_at)):
                 yield call

@@ -8,7 +8,7 @@ from django.conf import settings
 from batches import backends
 from batches.backends import slots
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import JSON
 
 # The server is stuck if a loaded model does not answer a trial within this time, or within LINE_TIMEOUT_S: no line is

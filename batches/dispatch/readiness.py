@@ -15,7 +15,7 @@ If an answer is bad, the circuit breaker pauses what the answer shows to be out 
 from django.db.models.functions import Now
 
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import circuit_breaker
 from batches.dispatch.context_fit import ContextFit

@@ -1,11 +1,11 @@
 """One drive's room at a shared backend, and whether the drive has the backend to itself."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.backends.states import PromptCache
 from batches.dispatch import alone
@@ -69,7 +69,7 @@ class SharedBackend:
         self.limit.note(call, call.subject.model, time.monotonic())
         self.room = min(self.room, self.limit.size)  # at once if the limit shrank
 
-    def call_beside(self, in_flight: Sequence[Call[Any]]) -> Call[Question] | None:
+    def call_beside(self, in_flight: Iterable[Call[Any]]) -> Call[Question] | None:
         """The call that asks the server how busy it is, beside those `in_flight`; None if there is nothing to ask. One
         drive asks, and decides for all."""
         if not self._kind.tells_occupancy or self.limit.parallel is not None or not self.is_oldest_drive:

@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict, reason_of
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Figures, Lease, Line, LineState

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from batches import counting, creation, leases, lifecycle, registry
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Usage, Verdict
 from batches.dispatch import claims
 from batches.models import Batch, Counts, Lease, Line, LineState, Status
@@ -195,11 +195,11 @@ def test_a_drive_that_commits_late_is_passed_over_by_no_reader(batch, api):
     stands, goes_on = threading.Event(), threading.Event()
     write = claims._write
 
-    def slow(lease, row, values):
+    def slow(lease, became):
         if lease == first[0]:
             stands.set()
             assert goes_on.wait(20)
-        return write(lease, row, values)
+        return write(lease, became)
 
     def late():
         try:

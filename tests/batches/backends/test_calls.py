@@ -14,8 +14,9 @@ from werkzeug import Response
 
 from batches import backends, registry
 from batches.backends.base import BackendKind
-from batches.backends.calls import Call, CallPool
+from batches.backends.calls import CallPool
 from batches.backends.connection import Server
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from tests.conftest import CHAT, line
 from tests.fake_backend import Action, answer
@@ -46,7 +47,7 @@ def test_a_call_that_ended_before_it_was_its_turn_took_no_negative_time(pool, ba
     pool.submit(first)
     pool.submit(second)  # behind it, as far as is known
     eventually(lambda: second.finished, within_s=5)
-    pool.running = 2  # the window has grown meanwhile
+    pool.in_flight.running = 2  # the window has grown meanwhile
     time.sleep(0.1)
     pool.submit(call("third"))
     for each in (first, second):

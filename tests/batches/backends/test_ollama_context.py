@@ -7,12 +7,13 @@ import pytest
 from django.utils import timezone
 
 from batches.backends import kind_named, ollama_context
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Usage, Verdict
 from batches.backends.states import Unchecked
 from batches.dispatch import outcomes
 from batches.models import Batch, Line, LineState
 from batches.status import progress
+from common import database
 from tests.batches.dispatch.failures import again
 from tests.conftest import custom_ids, line
 from tests.fake_backend import Action, error_body
@@ -349,12 +350,12 @@ def test_a_line_whose_answer_cannot_be_checked_leaves_the_server_to_others(creat
     call = Call(row, CHAT, {}, 10.0, duration_s=12.0)
     reply = Reply(Verdict.UNCHECKED, code="prompt_unchecked", message="?")
     for seconds in (1, 120):
-        values = outcomes.of(None, row, reply, call, busy_s=0.0)
+        values = outcomes.of(None, row, reply, call, busy_s=0.0, now=database.now())
         Line.objects.update(**values)
         row.refresh_from_db()
         assert timedelta(seconds=seconds - 1) < row.not_before - timezone.now() < timedelta(seconds=1.5 * seconds)
     call.duration_s = 1800.0
-    Line.objects.update(**outcomes.of(None, row, reply, call, busy_s=0.0))
+    Line.objects.update(**outcomes.of(None, row, reply, call, busy_s=0.0, now=database.now()))
     row.refresh_from_db()
     assert Line.objects.claimable().exists() is False  # not longer than any backoff may be
 

@@ -9,7 +9,7 @@ from django.db import connection
 from django.utils import timezone
 
 from batches import leases, lifecycle, registry
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import claims
 from batches.models import Batch, Lease, Line, LineState, Response
@@ -107,6 +107,29 @@ def test_answers_that_come_after_the_lease_was_lost_are_told_once(create, work, 
         claims.store(lease, answered(lines))
 
     assert caplog.messages == [f"3 results came too late and were dropped, the first of {batch['id']} line 1"]
+
+
+def test_of_a_group_only_the_lines_that_are_still_claimed_are_stored(create, work, caplog):
+    """One was declared lost and is another drive's, one was answered by that drive already."""
+    batch = create([line(each) for each in "abcd"])
+    work.validate(batch["id"])
+    lease, other = leases.acquire("drive"), leases.acquire("drive")
+    lines = claims.claim(lease, turn(), 4)
+    Line.objects.filter(custom_id__in="bc").update(lease=other)
+    claims.store(other, answered(Line.objects.filter(custom_id="c").select_related("batch", "part")))
+
+    noted = []
+    with caplog.at_level(logging.WARNING):
+        claims.store(lease, answered(lines), note=lambda call, state: noted.append(call.subject.custom_id))
+
+    assert noted == ["a", "d"]
+    states = dict(Line.objects.values_list("custom_id", "state"))
+    assert states == dict.fromkeys("acd", LineState.SUCCEEDED) | {"b": LineState.RUNNING}
+    assert Line.objects.get(custom_id="b").lease_id == other.pk
+    assert Batch.objects.get().completed == 3
+    assert set(Response.objects.values_list("line__custom_id", flat=True)) == set("acd")
+    assert f"2 results came too late and were dropped, the first of {batch['id']} line 2" in caplog.messages
+    assert len(set(Line.objects.filter(place__gt=0).values_list("place", flat=True))) == 3
 
 
 def test_an_answer_is_fsynced_before_anybody_is_told_of_it(create, work, backend):

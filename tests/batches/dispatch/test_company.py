@@ -7,7 +7,7 @@ import time
 import pytest
 
 from batches import leases, registry
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import company, outcomes
 from batches.dispatch.company import Company

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Usage, Verdict
 from batches.backends.states import Occupancy
 from batches.dispatch.concurrency_limit import FIRST_REST_S, MEASURE_S, ConcurrencyLimit, portion

@@ -6,7 +6,7 @@ import pytest
 
 from batches import registry
 from batches.backends import kind_named, open_calls
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
 from batches.backends.states import ModelState
 from batches.dispatch import context_fit

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Usage, Verdict
 from batches.dispatch.deadlines import LEAST_S, MOST_S, ModelSpeed
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from batches import leases, registry
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.ollama import Ollama
 from batches.backends.replies import Reply, Verdict
 from batches.backends.states import Occupancy, listed_models

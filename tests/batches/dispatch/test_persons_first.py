@@ -6,7 +6,7 @@ import pytest
 from django.db.models import F
 
 from batches import backends, leases, registry
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.dispatch import persons_first
 from batches.dispatch.admission import Admission
 from batches.dispatch.dispatcher import PURPOSE
@@ -37,7 +37,7 @@ class Drive:
     def call(self, *, begun_s_ago=None):
         call = Call(Line(), CHAT, {}, 60.0)
         call.running_since = None if begun_s_ago is None else persons_first.time.monotonic() - begun_s_ago
-        self.calls.in_flight.append(call)
+        self.calls.in_flight.add(call)
         return call
 
     @property

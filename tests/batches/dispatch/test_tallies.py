@@ -3,7 +3,7 @@
 import pytest
 
 from batches import leases
-from batches.backends.calls import Call
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Usage, Verdict
 from batches.dispatch.tallies import Tallies, source_of
 from batches.models import Figures, Line, LineState, Part
