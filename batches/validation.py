@@ -28,8 +28,12 @@ logger = logging.getLogger(__name__)
 
 SLICE_S = 2.0
 # Large groups: one write of 5000 rows touches fewer pages of the indexes than five writes of 1000, and writes half as
-# many bytes to the disk.
-GROUP_LINES = 5000
+# many bytes to the disk. The larger the batch, the further apart are the places of two rows in an index, and the more
+# rows a page needs to be worth its write: so a group is a twentieth of what is stored already. With random custom_ids
+# and 1,000,000 lines SQLite then writes half as much, and takes 4 µs less of CPU time a line. Nobody else writes
+# meanwhile, 0.3 s for the largest groups.
+LEAST_GROUP_LINES, MOST_GROUP_LINES = 5000, 20_000
+GROUP_SHARE = 20
 GROUP_BYTES = 32 * 2**20
 MOST_ERRORS = 100
 
@@ -145,11 +149,16 @@ def _groups(lines: Iterator[RawLine], batch: Batch, kind: BackendKind) -> Iterat
                 sent = translate(request.body).body
                 parsed.append(_new_line(request, batch.endpoint, resolve(request.model), sent))
         # Lines of white space count too: millions of them must not make one slice.
-        if raw.number - number >= GROUP_LINES or raw.next_offset - start >= GROUP_BYTES:
+        if raw.number - number >= _group_lines(number) or raw.next_offset - start >= GROUP_BYTES:
             yield _Group(parsed, raw.next_offset, raw.number)
             parsed, start, number = [], raw.next_offset, raw.number
     if parsed and raw is not None:
         yield _Group(parsed, raw.next_offset, raw.number)
+
+
+def _group_lines(stored: int) -> int:
+    """How many lines are stored at once after so many of the batch."""
+    return min(MOST_GROUP_LINES, max(LEAST_GROUP_LINES, stored // GROUP_SHARE))
 
 
 def _resolved(named: str, *, among: Collection[Backend]) -> str:

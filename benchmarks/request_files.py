@@ -2,6 +2,7 @@
 
 import json
 import random
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,19 @@ guess what people mean look at how they write and at what they leave out
 def plain(path: Path, lines: int, line_bytes: int, models: list[str]) -> Path:
     """Lines of `line_bytes` each; the models take turns line by line."""
     return _write(path, (_plain(number, line_bytes, models[number % len(models)]) for number in range(lines)))
+
+
+def with_random_ids(path: Path, lines: int, line_bytes: int, models: list[str]) -> Path:
+    """The same lines, with custom_ids that follow no order, and with temperature 0, so that each has one answer alone:
+    nothing that an index holds of a line lies beside that of the line before."""
+    chance = random.Random(0)
+
+    def line(number: int) -> dict[str, Any]:
+        plain = _plain(number, line_bytes - 45, models[number % len(models)])
+        plain["body"]["temperature"] = 0
+        return plain | {"custom_id": str(uuid.UUID(int=chance.getrandbits(128)))}
+
+    return _write(path, map(line, range(lines)))
 
 
 def with_system_prompts(

@@ -109,7 +109,7 @@ def test_a_repeat_is_what_the_same_model_is_asked_by_any_name(create, work, sett
 
 def test_repeats_are_found_across_groups_and_slices(create, work, backend, monkeypatch):
     monkeypatch.setattr(validation, "SLICE_S", -1.0)
-    monkeypatch.setattr(validation, "GROUP_LINES", 3)
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", 3)
     lines = [same(f"id-{number}", f"text {number % 4}") for number in range(20)]
     batch = work.run(create(lines)["id"])
     assert sorted(backend.arrived()) == [f"text {number}" for number in range(4)]
@@ -121,7 +121,7 @@ def test_repeats_are_found_across_groups_and_slices(create, work, backend, monke
 
 
 def test_a_duplicate_among_repeats_is_refused_all_the_same(create, work, monkeypatch):
-    monkeypatch.setattr(validation, "GROUP_LINES", 2)
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", 2)
     batch = create([same("a", "x"), same("b", "x"), same("c", "x"), same("a", "x"), same("b", "y")])["id"]
     work.validate(batch)
     listed = work.batch(batch)["errors"]["data"]
@@ -205,7 +205,7 @@ def test_repeats_end_as_their_originals_do(create, work, backend, end, status, c
 @pytest.mark.parametrize("seed", range(6))
 def test_every_custom_id_is_once_in_the_files_whatever_happens(create, work, backend, monkeypatch, seed):
     draw = random.Random(seed)
-    monkeypatch.setattr(validation, "GROUP_LINES", draw.randint(1, 8))
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", draw.randint(1, 8))
     monkeypatch.setattr(results, "PAGE", draw.randint(1, 8))
     texts = [f"text {number}" for number in range(8)]
     lines = [same(f"id-{number}", draw.choice(texts)) for number in range(30)]

@@ -270,7 +270,7 @@ def test_an_input_file_that_cannot_be_read_for_a_moment_is_waited_for(api, creat
 
 
 def test_validation_goes_on_where_reading_failed(create, work, sent, monkeypatch):
-    monkeypatch.setattr("batches.validation.GROUP_LINES", 2)
+    monkeypatch.setattr("batches.validation.LEAST_GROUP_LINES", 2)
     batch = create([line(each) for each in "abcde"])["id"]
     real_open = storage.DurableFileSystemStorage._open
 

@@ -32,7 +32,7 @@ def steps_until(sent, batch, status):
 def small_slices(monkeypatch):
     """Of two lines each."""
     monkeypatch.setattr(validation, "SLICE_S", -1.0)
-    monkeypatch.setattr(validation, "GROUP_LINES", 2)
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", 2)
 
 
 def validated(sent):

@@ -75,10 +75,16 @@ def test_a_hundred_bad_lines_are_listed_and_the_rest_counted(create, work):
 
 
 def test_a_duplicate_far_away_is_found(create, work):
-    lines = [line(f"id-{n}") for n in range(validation.GROUP_LINES + 5)]
+    lines = [line(f"id-{n}") for n in range(validation.LEAST_GROUP_LINES + 5)]
     batch = create([*lines, line("id-3")])
     work.validate(batch["id"])
-    assert errors(work.batch(batch["id"])) == [(validation.GROUP_LINES + 6, "duplicate_custom_id", "custom_id")]
+    assert errors(work.batch(batch["id"])) == [(validation.LEAST_GROUP_LINES + 6, "duplicate_custom_id", "custom_id")]
+
+
+def test_the_more_lines_a_batch_has_the_more_are_stored_at_once():
+    least, most = validation.LEAST_GROUP_LINES, validation.MOST_GROUP_LINES
+    groups = [validation._group_lines(stored) for stored in (0, 100_000, 200_000, 300_000, 10**6)]
+    assert groups == [least, least, 10_000, 15_000, most]
 
 
 @pytest.mark.parametrize("content", [b'""\n', b'"\xc3\xa4"'])
@@ -209,7 +215,7 @@ def test_an_old_list_of_models_refuses_nobody(create, work):
 
 def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
     monkeypatch.setattr(validation, "SLICE_S", -1.0)
-    monkeypatch.setattr(validation, "GROUP_LINES", 2)
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", 2)
     batch = create([line(each) for each in "abcde"])
 
     assert validation.validate(batch["id"]) is Outcome.MORE
@@ -221,11 +227,11 @@ def test_it_goes_on_where_a_slice_stopped(create, work, monkeypatch):
 
 def test_blank_lines_are_read_in_slices_too(create, work, monkeypatch):
     monkeypatch.setattr(validation, "SLICE_S", -1.0)
-    batch = create(jsonl([line("a")]) + b"\n" * 3 * validation.GROUP_LINES + jsonl([line("b")]))
+    batch = create(jsonl([line("a")]) + b"\n" * 3 * validation.LEAST_GROUP_LINES + jsonl([line("b")]))
     assert validation.validate(batch["id"]) is Outcome.MORE
-    assert Batch.objects.get().validated_lines == validation.GROUP_LINES
+    assert Batch.objects.get().validated_lines == validation.LEAST_GROUP_LINES
     work.validate(batch["id"])
-    assert set(Line.objects.values_list("number", flat=True)) == {1, 3 * validation.GROUP_LINES + 2}
+    assert set(Line.objects.values_list("number", flat=True)) == {1, 3 * validation.LEAST_GROUP_LINES + 2}
     assert work.batch(batch["id"])["request_counts"]["total"] == 2
 
 
@@ -316,7 +322,7 @@ def test_a_line_is_stored_with_what_sorts_it_and_what_it_takes(create, work):
 
 def test_a_part_needs_as_much_as_its_longest_line_in_any_slice(create, work, monkeypatch):
     monkeypatch.setattr(validation, "SLICE_S", -1.0)
-    monkeypatch.setattr(validation, "GROUP_LINES", 1)
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", 1)
     batch = create(
         [line(name, body={"max_tokens": limit}) for name, limit in zip("abcd", (50, 900, 10, 60), strict=True)]
     )
@@ -337,7 +343,7 @@ def test_every_field_that_is_not_given_has_its_default(create, work):
 
 
 def test_what_was_read_before_a_duplicate_is_not_read_again(create, work, monkeypatch):
-    monkeypatch.setattr(validation, "GROUP_LINES", 2)
+    monkeypatch.setattr(validation, "LEAST_GROUP_LINES", 2)
     names = ["a", "b", "c", "a", "d", "b", "e", "e"]
     batch = create([line(name) for name in names])
     work.validate(batch["id"])
