@@ -9,6 +9,7 @@ declared dead meanwhile and the line is another's: the result is dropped.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from django.db import connection, transaction
@@ -48,11 +49,18 @@ def claim_for_lanes(
         waiting = [Waiting.of(*each) for each in ahead]
         alike = begin_alike(waiting, lanes)
         chosen = choose(waiting, lanes, size)
-        wanted = [each.pk for share in chosen for each in share]
+        shares = [[each.pk for each in share] for share in chosen]
+        wanted = [pk for share in shares for pk in share]
         locked = set(_lock(_waiting(turn).filter(pk__in=wanted)).values_list("pk", flat=True))
+        if wanted and not locked:
+            # Others that claim at the same moment chose the same lines and were faster: any lines are better than none.
+            free = iter(_lock(_waiting(turn)).values_list("pk", flat=True)[: len(wanted)])
+            shares = [list(islice(free, len(share))) for share in shares]
+            wanted = [pk for share in shares for pk in share]
+            locked = set(wanted)
         claimed = {line.pk: line for line in _claim(lease, turn, [pk for pk in wanted if pk in locked])}
     failpoints.reach("after_claim")
-    return [[claimed[each.pk] for each in share if each.pk in claimed] for share in chosen], alike & claimed.keys()
+    return [[claimed[pk] for pk in share if pk in claimed] for share in shares], alike & claimed.keys()
 
 
 def _waiting(turn: turns.Turn) -> LineQuerySet:
