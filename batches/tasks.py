@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 shutdown = multiprocessing.Value("b", 0, lock=False)
 # Likewise, while the worker takes no work: a drive ends after its calls.
 hold = multiprocessing.Value("b", 0, lock=False)
+# Raised by the pool's children after each drive, read in the main process: there may be work for another.
+drives_over = multiprocessing.Value("L", 0, lock=False)
 
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=10)
@@ -134,6 +136,13 @@ def _validate(batch_id: str) -> Outcome:
 
 @shared_task
 def drive() -> None:
+    try:
+        _drive()
+    finally:
+        drives_over.value += 1
+
+
+def _drive() -> None:
     if hold.value or storage_id.trouble():
         return
     backend = registry.own_backend()

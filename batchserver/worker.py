@@ -40,7 +40,7 @@ private.from_now_on()
 TICK_EVERY_S = 2.0
 REPORT_EVERY_S = 3.0
 LOOK_EVERY_S = 1.0
-# After a message for drives, until it is clear whether they run.
+# After a message for drives, until it is clear whether they run; sooner once a drive is over.
 ASK_AGAIN_AFTER_S = 3.0
 
 LOOP_SILENT_AFTER_S = 60.0
@@ -114,12 +114,14 @@ class OwnWork:
         self.queue = Queue(f"inference.{uuid.uuid4().hex}", no_declare=True)
         self._seeker = Seeker()
         self._asked_at = float("-inf")
+        self._over = 0  # drives, when it asked
 
     def look(self) -> None:
         wanted = 0 if tasks.shutdown.value or tasks.hold.value else _answer_of(self._seeker.look) or 0
-        if time.monotonic() > self._asked_at + ASK_AGAIN_AFTER_S:
+        over = tasks.drives_over.value
+        if over != self._over or time.monotonic() > self._asked_at + ASK_AGAIN_AFTER_S:
             for _ in range(wanted):
-                self._asked_at = time.monotonic()
+                self._asked_at, self._over = time.monotonic(), over
                 _send(tasks.drive, queue=self.queue.name, expires=ASK_AGAIN_AFTER_S)
 
 

@@ -6,8 +6,10 @@ are on one batch, `own` if each is on a batch of its own.
 
 import json
 import multiprocessing
+import queue
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -51,10 +53,23 @@ def _stored(count: int, batches: int, group: int, seconds: float) -> int:
     ]
     for drive in drives:
         drive.start()
-    lines = [stored.get() for _ in drives]
-    for drive in drives:
-        drive.join()
-    return sum(lines)
+    try:
+        return sum(_next(stored, drives) for _ in drives)
+    finally:
+        for drive in drives:
+            drive.kill()  # those that wait for one that has died; the others are over
+            drive.join()
+
+
+def _next(stored: Any, drives: Sequence[Any]) -> int:
+    """What the next drive stored. Raises SystemExit if a drive dies, whose lines would be waited for in vain."""
+    while True:
+        try:
+            lines: int = stored.get(timeout=0.5)
+            return lines
+        except queue.Empty:
+            if any(drive.exitcode for drive in drives):
+                raise SystemExit("A drive died.") from None
 
 
 def _make(batches: int, lines: int) -> list[int]:

@@ -26,7 +26,7 @@ from benchmarks.effort import Effort
 from benchmarks.engines import MODEL
 from benchmarks.networks import HEAD, Machine, NotHere
 from benchmarks.tables import Table, figure, verdict
-from benchmarks.workbench import ModelServer, settings_names
+from benchmarks.workbench import ModelServer, await_end, settings_names
 from client.api import FINAL, Server
 
 MACHINES = 4
@@ -104,8 +104,11 @@ class _Cluster:
     client: Server
 
     def measure(self, effort: Effort, workers: int) -> _Run:
-        with ExitStack() as stack:
-            started = [stack.enter_context(self._worker(number)) for number in range(workers)]
+        started = [self._worker(number) for number in range(workers)]
+        with (
+            processes.all_running([each.model_server.child for each in started if each.model_server.child]),
+            processes.all_running([each.child for each in started]),
+        ):
             self._await(lambda: len((self.client.health() or {}).get("backends", [])) >= workers, started)
             lines = effort.lines(LINES_EACH * workers)
             effort.tell(f"machines: {workers} workers, {lines:,} lines")
@@ -134,16 +137,19 @@ class _Cluster:
     def _run(self, path: Path) -> int:
         """Run a batch to its end; the most connections to the database meanwhile. Raises CommandError unless each line
         was answered."""
-        batch, connections = self.client.create(path, request_files.ENDPOINT, "24h"), 0
-        while (batch := self.client.batch(batch["id"]))["status"] not in FINAL:
+        connections = 0
+
+        def look() -> None:
+            nonlocal connections
             connections = max(connections, self.postgres.connections())
-            time.sleep(0.5)
+
+        batch = await_end(self.client, self.client.create(path, request_files.ENDPOINT, "24h")["id"], FINAL, look)
         if batch["status"] != "completed" or batch["request_counts"]["failed"]:
             raise CommandError(f"The batch went wrong: {batch}")
         return connections
 
-    @contextmanager
-    def _worker(self, number: int) -> Iterator[_Worker]:
+    def _worker(self, number: int) -> _Worker:
+        """A worker and its model server, both to be started."""
         machine = self.machines[number % len(self.machines)]
         port = FIRST_PORT + number
         command = [sys.executable, "-m", "benchmarks.model_server", str(port), "--host", machine.address]
@@ -157,8 +163,7 @@ class _Cluster:
         told = self.environment | {"DATA_DIR": str(data), "BACKEND_URL": model_server.url}
         serve = [sys.executable, str(settings.BASE_DIR / "manage.py"), "serve", "--only", "inference"]
         child = Child("worker", machine.command(serve), environment=told, log=log)
-        with processes.running(model), processes.running(child):
-            yield _Worker(child, model_server)
+        return _Worker(child, model_server)
 
     def _await(self, is_so: Callable[[], bool], workers: list[_Worker]) -> None:
         ends_at = time.monotonic() + START_S

@@ -4,7 +4,7 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -16,17 +16,29 @@ STOP_S = 60.0
 @contextmanager
 def running(child: Child) -> Iterator[Child]:
     """Start the child, and stop it at the end of the block."""
-    try:
-        child.start()
+    with all_running([child]):
         yield child
+
+
+@contextmanager
+def all_running(children: Sequence[Child]) -> Iterator[None]:
+    """Start the children in order, and stop them together at the end of the block: a worker takes 2 s for it, and 40 of
+    them one after the other would look as if the benchmark hung."""
+    started = []
+    try:
+        for child in children:
+            child.start()
+            started += [child.process] if child.process is not None else []
+        yield
     finally:
-        if child.process is not None:
-            child.process.terminate()
+        for process in started:
+            process.terminate()
+        for process in started:
             try:
-                child.process.wait(STOP_S)
+                process.wait(STOP_S)
             except subprocess.TimeoutExpired:
-                child.process.kill()
-                child.process.wait()
+                process.kill()
+                process.wait()
 
 
 def free_ports(count: int) -> list[int]:

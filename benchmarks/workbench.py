@@ -28,7 +28,10 @@ from benchmarks.request_files import ENDPOINT
 from client.api import FINAL, Server
 
 POLL_EVERY_S = 0.5
+ANSWER_S = 60.0  # our own model server answers a question at once; its machine may be full
 START_S = 60.0
+# Longer than any answer, load of a model, or step on a batch takes here.
+STANDS_STILL_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ class ModelServer:
 
     def want(self, **wanted: Any) -> None:
         """Set how our own model server answers from now on (engines.Wanted). It forgets the calls it has seen."""
-        self.session.put(f"{self.url}/measure", json={"models": self.models} | wanted).raise_for_status()
+        whole = {"models": self.models} | wanted
+        self.session.put(f"{self.url}/measure", json=whole, timeout=ANSWER_S).raise_for_status()
 
     def calls(self) -> Seen:
         """The calls since `want`."""
-        return Seen(**self.session.get(f"{self.url}/measure").json())
+        return Seen(**self.session.get(f"{self.url}/measure", timeout=ANSWER_S).json())
 
     def seen(self, lines: int) -> Seen:
         """The calls since `want`. Raises CommandError if they are not as many as `lines`."""
@@ -107,13 +111,14 @@ class Workbench:
         return self.wait_for(self.client.create(path, ENDPOINT, "24h")["id"], FINAL)
 
     def wait_for(self, batch_id: str, statuses: tuple[str, ...]) -> dict[str, Any]:
-        while (batch := self.client.batch(batch_id))["status"] not in statuses:
-            if not self.server.is_alive:
-                raise CommandError("The server ended.")
-            time.sleep(POLL_EVERY_S)
+        batch = await_end(self.client, batch_id, statuses, self._look)
         if batch["status"] in ("failed", "expired", "cancelled") or batch["request_counts"]["failed"]:
             raise CommandError(f"The batch went wrong: {json.dumps(batch)}")
         return batch
+
+    def _look(self) -> None:
+        if not self.server.is_alive:
+            raise CommandError("The server ended.")
 
     def output(self, batch: dict[str, Any]) -> Path:
         path = self.directory / "output.jsonl"
@@ -159,6 +164,22 @@ class Workbench:
     def peak_memory_mb(self) -> dict[str, list[float]]:
         """Peak memory of each process, by the keys of `parts`, the oldest first; empty if there is no /proc."""
         return {part: [processes.peak_memory_mb(pid) for pid in pids] for part, pids in self.parts().items()}
+
+
+def await_end(client: Server, batch_id: str, statuses: tuple[str, ...], look: Callable[[], object]) -> dict[str, Any]:
+    """The batch, once it has one of these statuses; `look` is called meanwhile. Raises CommandError, with what the
+    server says, if the batch does not move for STANDS_STILL_S: nothing is measured any more, and nobody would see why.
+    """
+    told, since = None, time.monotonic()
+    while (batch := client.batch(batch_id))["status"] not in statuses:
+        look()
+        now = batch["status"], batch["request_counts"]
+        if now != told:
+            told, since = now, time.monotonic()
+        if time.monotonic() > since + STANDS_STILL_S:
+            raise CommandError(f"The batch stands still: {json.dumps(batch)}; {json.dumps(client.health())}")
+        time.sleep(POLL_EVERY_S)
+    return batch
 
 
 @contextmanager

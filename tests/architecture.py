@@ -179,6 +179,39 @@ def importers(tree: Tree, room: str, *, but: Collection[str] = ()) -> list[str]:
     ]
 
 
+# Who reads the clock of its host
+
+CLOCKS = {
+    "timezone.now",
+    "time.time",
+    "time.time_ns",
+    "datetime.now",
+    "datetime.utcnow",
+    "datetime.today",
+    "date.today",
+}
+
+
+def host_clocks(tree: Tree, rooms: Collection[str], *, homes: Collection[str]) -> list[str]:
+    """Where modules of these rooms read the clock of their host, but for the `homes` and for migrations."""
+    return [
+        f"{module} line {line} reads the clock of its host"
+        for module, source in tree.sources.items()
+        if _room_of(module, rooms) and module not in homes and "migrations" not in module.split(".")
+        for line in sorted(_clock_reads(source) | {each.line for each in tree.imports if _imports_clock(each, module)})
+    ]
+
+
+def _clock_reads(tree: ast.Module) -> set[int]:
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+    return {node.lineno for node in found if ".".join(ast.unparse(node).split(".")[-2:]) in CLOCKS}
+
+
+def _imports_clock(found: Import, module: str) -> bool:
+    """As `from time import time` does."""
+    return found.module == module and ".".join(found.name.split(".")[-2:]) in CLOCKS
+
+
 # Who writes a batch's status
 
 # Called with `status=`, with `**{"status": …}` or with fields named "status", each of these writes it. So does a Batch

@@ -9,6 +9,7 @@ declared dead meanwhile and the line is another's: the result is dropped.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 from django.db import connection, transaction
@@ -48,10 +49,17 @@ def claim_for_lanes(
         waiting = [Waiting.of(*each) for each in ahead]
         alike = begin_alike(waiting, lanes)
         chosen = choose(waiting, lanes, size)
-        wanted = _unlocked([each.pk for share in chosen for each in share])
-        claimed = {line.pk: line for line in _claim(lease, turn, wanted)}
+        shares = [[each.pk for each in share] for share in chosen]
+        wanted = [pk for share in shares for pk in share]
+        free = _unlocked(wanted)
+        if wanted and not free:
+            # Others that claim at the same moment chose the same lines and were faster: any lines are better than none.
+            free = list(_lock(_waiting(turn)).values_list("pk", flat=True)[: len(wanted)])
+            left = iter(free)
+            shares = [list(islice(left, len(share))) for share in shares]
+        claimed = {line.pk: line for line in _claim(lease, turn, free)}
     failpoints.reach("after_claim")
-    return [[claimed[each.pk] for each in share if each.pk in claimed] for share in chosen], alike & claimed.keys()
+    return [[claimed[pk] for pk in share if pk in claimed] for share in shares], alike & claimed.keys()
 
 
 def _waiting(turn: turns.Turn) -> LineQuerySet:

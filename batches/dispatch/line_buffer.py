@@ -10,9 +10,11 @@ from batches.models import Backend, Lease, Line
 from batches.scheduling import turns
 from common.database import retrying
 
-MOST_CLAIMED = 64
-# Lines that one of several lanes claims while answers come fast. With 8, a line costs a quarter more CPU.
-LEAST_FOR_LANE = 16
+# A claim is for as many lines as were answered in so long, up to MOST_CLAIMED, or MOST_FOR_LANE for each of several
+# lanes; with half of that, a line costs a quarter more CPU where answers come fast. Other drives have no part in what
+# one has claimed: at the end of a batch they would wait for as long as that one takes for its lines.
+CLAIM_FOR_S = 2.0
+MOST_CLAIMED, MOST_FOR_LANE = 64, 16
 
 
 class LineBuffer:
@@ -30,7 +32,8 @@ class LineBuffer:
         self._alike: set[int] = set()  # of the lines claimed or in flight: it matters which slot reads them
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
         self._newest: Line | None = None  # the line that was claimed last
-        self._claim_size = 1
+        self._answered: deque[tuple[float, int]] = deque()  # when lines of this turn's part were answered, and how many
+        self._lately = 0  # how many that are
         self._model = ""  # of the line that was taken last
         self._model_since = float("-inf")  # since then, only lines of this model and those loaded with it were taken
 
@@ -81,8 +84,9 @@ class LineBuffer:
         return longest if longest.ready and longest.ready[0].pk not in self._alike else None
 
     def answered(self, lines: int) -> None:
-        """`lines` answers came in one group: while answers come fast, claim lines for two such groups at once."""
-        self._claim_size = min(MOST_CLAIMED, 2 * lines) if lines > 1 else 1
+        """`lines` answers came: claim more lines at once the faster answers come."""
+        self._answered.append((time.monotonic(), lines))
+        self._lately += lines
         self.look_again()
 
     def look_again(self) -> None:
@@ -102,8 +106,10 @@ class LineBuffer:
 
     def _size(self, room: int) -> int:
         """How many lines each lane claims at once."""
-        least = LEAST_FOR_LANE if self._claim_size > 1 < len(self._lanes) else 1
-        return max(least, max(self._claim_size, room) // len(self._lanes))
+        while self._answered and self._answered[0][0] < time.monotonic() - CLAIM_FOR_S:
+            self._lately -= self._answered.popleft()[1]
+        most = max(MOST_CLAIMED, MOST_FOR_LANE * len(self._lanes))
+        return max(1, max(room, min(most, self._lately)) // len(self._lanes))
 
     def is_low(self, room: int) -> bool:
         """Most of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
@@ -170,7 +176,8 @@ class LineBuffer:
         if turn is not None and len(self) and retrying(turns.yields, self._last.part, turn):
             self.hand_back()
         if turn is not None and self._turn is not None and turn.part.pk != self._turn.part.pk:
-            self._claim_size = 1  # the lines of another part may take longer
+            self._answered.clear()  # the lines of another part may take longer
+            self._lately = 0
         self._turn = turn
         self._found_none = turn is None
 

@@ -102,8 +102,9 @@ class SharedBackend:
         self._resize(is_full=in_flight >= self.room)
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
+        stood_by = self._lease.stands_by
         alone.stand_by(self._lease, self.stands_aside and is_idle)
-        if not self.stands_aside:
+        if stood_by and not self.stands_aside:
             # Another drive may have taken the backend alone while our lease still said that we stand by.
             self._backend.refresh_from_db(fields=["alone"])
             self.stands_aside = alone.is_anothers(self._backend, self._lease)

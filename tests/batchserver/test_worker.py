@@ -47,6 +47,20 @@ def test_it_asks_its_own_processes_for_a_drive_and_not_again_at_once(asked, monk
     assert len(asked) == 3
 
 
+def test_a_drive_that_is_over_keeps_no_new_work_waiting(with_work, asked, create, work, backend):
+    """A batch was answered in a moment, the next one comes behind it, and no other worker has the model."""
+    own = worker.OwnWork()
+    own.look()
+    tasks.drive()
+    assert backend.arrived() == ["a", "b"]
+    own.look()
+    work.validate(create([line("c")])["id"])
+    asked.clear()
+    for _ in range(3):
+        own.look()
+    assert [queue for _, queue, _ in asked] == [own.queue.name]
+
+
 @pytest.mark.usefixtures("with_work")
 def test_it_asks_for_as_many_as_it_has_processes(asked, settings):
     settings.MAX_CONCURRENT_BATCHES = 4

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import responses
 from django.core.management import CommandError, call_command
 
 from batchserver import embedded_backend
-from benchmarks import networks, report
+from batchserver.supervisor import Child
+from benchmarks import networks, report, workbench
 from benchmarks.effort import Effort
 from benchmarks.networks import NotHere
+from benchmarks.processes import all_running
 from benchmarks.workbench import fixed_latency
+from client.api import Server
 from tests.stack import ROOT, eventually
 
 TINY = ["--scale", "0.02", "--rounds", "1"]
@@ -231,6 +235,57 @@ def test_drives(data_dir: Path) -> None:
     assert [row["SQLite drives"] for row in rows] == ["8", "32"]
     assert all(are_positive(row, "one batch lines/s", "own batches lines/s", "ratio") for row in rows)
     assert "Target: drives on one batch store at least 0.9 of what they store on a batch each." in printed
+
+
+@pytest.mark.usefixtures("processes")
+def test_drives_that_die_end_the_measurement(tmp_path: Path) -> None:
+    """What they stored was waited for without end."""
+    command = [sys.executable, "-m", "benchmarks.drives_at_work", "0.2", "1", "[[2, 1]]"]
+    ours = {"DATA_DIR": str(tmp_path), "DATABASE_URL": "", "ENV_FILE": os.devnull, "FAILPOINTS": "after_claim:kill9@1"}
+    ours["DJANGO_SETTINGS_MODULE"] = "batchserver.settings"
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ours, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.endswith("A drive died.\n")
+
+
+ENDS_WITH_THE_OTHER = """
+import pathlib, signal, sys, time
+own, other = map(pathlib.Path, sys.argv[1:])
+def stop(number, frame):
+    own.write_text(own.read_text() + "stop ")
+    while "stop" not in other.read_text():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+own.write_text("up ")
+signal.pause()
+"""
+
+
+@pytest.mark.usefixtures("processes")
+def test_processes_are_stopped_together_and_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is told twice kills its workers."""
+    monkeypatch.setattr("benchmarks.processes.STOP_S", 20.0)
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = [sys.executable, "-c", ENDS_WITH_THE_OTHER]
+    children = [Child("child", [*command, *map(str, pair)]) for pair in ((one, two), (two, one))]
+    with all_running(children):
+        eventually(lambda: all(each.exists() and "up" in each.read_text() for each in (one, two)))
+    assert [child.process and child.process.returncode for child in children] == [0, 0]
+    assert [each.read_text() for each in (one, two)] == ["up stop ", "up stop "]
+
+
+def test_a_batch_that_stands_still_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workbench, "STANDS_STILL_S", 0.05)
+    counts = [{"completed": 1, "failed": 0, "total": 3}, {"completed": 2, "failed": 0, "total": 3}]
+    with responses.RequestsMock() as played:
+        for each in counts:
+            told = {"id": "batch_1", "status": "in_progress", "request_counts": each}
+            played.get("http://box/v1/batches/batch_1", json=told)
+        played.get("http://box/health", json={"service": "ollama-batch-server", "reason": "The disk is full."})
+        with pytest.raises(CommandError, match=r"stands still.*The disk is full"):
+            workbench.await_end(Server("http://box"), "batch_1", ("completed",), lambda: None)
 
 
 def test_load(data_dir: Path) -> None:

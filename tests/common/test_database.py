@@ -5,11 +5,12 @@ import pytest
 from django.db import IntegrityError, OperationalError, connection, transaction
 from django.utils import timezone
 
-from batches import registry
+from batches import registry, tasks
 from batches.models import Backend, Pulse
 from batches.status import health
 from common import database, signs_of_life
 from common.database import Asked, bulk_writes, durable_commit, insert, passing_by_locks, relaxed_commits, retrying
+from tests.conftest import line
 
 
 def setting(name):
@@ -70,6 +71,44 @@ def test_a_wait_for_a_lock_has_an_end_and_the_connection_a_guard(db):
 
 
 on_postgres = pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite's own wait has a test above")
+
+
+# What a connection has beyond its transactions.
+OF_SESSION = """
+    SELECT 'prepared ' || statement FROM pg_prepared_statements
+    UNION ALL SELECT 'cursor ' || statement FROM pg_cursors
+    UNION ALL SELECT 'advisory lock' FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()
+    UNION ALL SELECT 'listens to ' || channel FROM pg_listening_channels() AS channel
+    UNION ALL SELECT 'set ' || name FROM pg_settings WHERE source = 'session'
+    UNION ALL SELECT 'table ' || relname FROM pg_class WHERE relpersistence = 't' AND pg_table_is_visible(oid)
+"""
+
+
+@on_postgres
+def test_nothing_outlives_its_transaction(create, work, backend, api):
+    """Between two of them a PgBouncer gives the connection to others, and ours is another one (docs/deploy.md)."""
+
+    def of_session():
+        return connection.connection.execute(OF_SESSION).fetchall()
+
+    def watch(execute, sql, params, many, context):
+        if not connection.in_atomic_block:
+            assert of_session() == before, f"before {sql}"
+        answer = execute(sql, params, many, context)
+        if not connection.in_atomic_block:
+            assert of_session() == before, f"behind {sql}"
+        return answer
+
+    setting("SHOW lock_timeout")  # connects
+    before = of_session()
+    with connection.execute_wrapper(watch):
+        done = work.run(
+            create([line("a"), line("b", body={"temperature": 0}), line("c", body={"temperature": 0})])["id"]
+        )
+        assert [each["custom_id"] for each in work.content(done["output_file_id"])] == ["a", "b", "c"]
+        tasks.tick()
+        assert api.get("/v1/batches").status_code == api.get("/health").status_code == 200
+    assert of_session() == before
 
 
 @pytest.fixture

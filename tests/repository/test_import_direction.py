@@ -1,4 +1,4 @@
-"""Imports point down only, there is no circle, libraries have homes, and a status has one writer.
+"""Imports point down only, there is no circle, libraries have homes, a status has one writer, and few read the clock.
 
 The rules are functions in tests/architecture.py. Each one here is tried on planted faults.
 """
@@ -14,6 +14,7 @@ from tests.architecture import (
     Tree,
     arrows_up,
     circles,
+    host_clocks,
     importers,
     neighbours,
     outside,
@@ -49,6 +50,8 @@ REST_GROUND = [
     *("common.fields", "common.idempotency", "common.openapi", "common.owners"),
     "common.throttling",
 ]
+# What tells a person the time; nothing compares it.
+FOR_A_PERSON = ["batchserver.backup"]
 HTTP = ["requests", "urllib3", "pycurl", "http.client", "urllib.request", "httpx", "aiohttp"]
 HTTP_HOMES = [
     *("batches.backends", "batches.webhooks", "common.sockets", "client", "benchmarks"),
@@ -190,6 +193,26 @@ RULES = [
         },
     ),
     Rule(
+        "hosts' clocks differ: read by common.database, who compares them with stamps of a storage, and nobody else",
+        partial(
+            host_clocks,
+            rooms=["batchserver", "batches", "files_api", "common"],
+            homes=[
+                "common.database",
+                "files_api.storage",
+                "files_api.retention",
+                "files_api.s3.storage",
+                *FOR_A_PERSON,
+            ],
+        ),
+        {"batches.leases": "from django.utils import timezone\nBatch.objects.filter(expires_at__lt=timezone.now())"},
+        {
+            "batches.leases": "import time\nfrom common import database\nsince, at = time.monotonic(), database.now()",
+            "common.database": "from django.utils import timezone\ntimezone.now()",
+            "benchmarks.report": "import time\ntime.time()",
+        },
+    ),
+    Rule(
         "views take rows of the request's owner alone",
         partial(unscoped, views=["batches.api", "files_api.views", "files_api.serializers", "common.pagination"]),
         {"batches.api.batches": "def get_queryset(self):\n    return Batch.objects.filter(pk=self.kwargs['pk'])"},
@@ -223,6 +246,19 @@ def test_the_whole_project_is_read(tree: Tree) -> None:
     assert "batches.models" in tree.arrows["batches.lifecycle"]
     for package in ("batchserver", "batches", "benchmarks", "client", "common", "files_api"):
         assert len(tree.within(package)) == len(list((ROOT / package).rglob("*.py")))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import datetime\nat = datetime.datetime.now(datetime.UTC)",
+        "from time import time",
+        "from django.utils.timezone import now",
+        "at = models.DateTimeField(default=timezone.now)",
+    ],
+)
+def test_clocks_of_the_host_are_found(source: str) -> None:
+    assert host_clocks(Tree.of({"files_api.models": source}), ["files_api"], homes=[])
 
 
 @pytest.mark.parametrize(

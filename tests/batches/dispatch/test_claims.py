@@ -2,19 +2,21 @@
 
 import logging
 import re
+import threading
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
 from batches import leases, lifecycle, registry
 from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import claims
+from batches.dispatch.lanes import Lane
 from batches.models import Batch, Lease, Line, LineState, Response
 from batches.scheduling import turns
-from tests.conftest import line
+from tests.conftest import line, several_connections
 from tests.fake_backend import Action
 
 
@@ -70,6 +72,37 @@ def test_two_claims_share_no_line(create, work):
     work.validate(batch["id"])
     first, second = (claims.claim(leases.acquire("drive"), turn(), 3) for _ in range(2))
     assert [each.number for each in first + second] == [1, 2, 3, 4, 5]
+
+
+@several_connections
+def test_of_drives_that_claim_for_lanes_at_one_moment_none_gets_nothing(create, work):
+    """They choose the same lines. Who comes second finds them locked, and others free."""
+    batch = create([line(f"id-{n}") for n in range(12)])
+    work.validate(batch["id"])
+    now_its_turn = turn()
+    now_its_turn.is_stamped = True  # or one claim waits for the other's stamp
+    shares = []
+
+    def claim():
+        lease, lanes = leases.acquire("drive"), [Lane() for _ in range(4)]
+        shares.append(claims.claim_for_lanes(lease, now_its_turn, lanes, 1)[0])
+
+    def claim_beside():
+        try:
+            claim()
+        finally:
+            connection.close()
+
+    with transaction.atomic():
+        claim()
+        thread = threading.Thread(target=claim_beside)
+        thread.start()
+        thread.join()
+    first, second = shares
+    assert [len(share) for share in first] == [len(share) for share in second] == [1, 1, 1, 1]
+    numbers = [each.number for share in [*first, *second] for each in share]
+    assert len(set(numbers)) == 8
+    assert Line.objects.filter(state=LineState.RUNNING).count() == 8
 
 
 def answered(lines):

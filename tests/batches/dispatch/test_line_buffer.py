@@ -1,7 +1,13 @@
-"""When a drive asks the database for lines."""
+"""When a drive asks the database for lines, and for how many."""
+
+import time
+
+import pytest
 
 from batches import leases, registry
+from batches.dispatch import line_buffer
 from batches.dispatch.line_buffer import LineBuffer
+from batches.models import Line, LineState
 from tests.conftest import line
 
 
@@ -15,3 +21,51 @@ def test_lines_that_it_handed_back_are_claimed_again_once_it_asks_for_more(creat
     lines.hand_back()
     lines.refill(4, [])
     assert [each.custom_id for each in lines] == ["a", "b"]
+
+
+@pytest.fixture
+def buffer(create, work):
+    """Of a drive with four lanes, on a batch of 100 lines."""
+    work.validate(create([line(f"id-{number}") for number in range(100)])["id"])
+    lines = LineBuffer(registry.own_backend(), leases.acquire("drive"))
+    lines.use_lanes(4)
+    return lines
+
+
+def send(lines, count):
+    """Send so many lines, and have them answered at one moment."""
+    for _ in range(count):
+        lines.done(lines.take())
+    lines.answered(count)
+
+
+def test_slow_answers_that_come_at_one_moment_keep_few_lines_from_other_drives(buffer):
+    """Four slots that began together end together. At the end of a batch other drives have nothing to do while one of
+    them has lines for minutes."""
+    buffer.refill(5, [])
+    assert len(buffer) == 4
+    send(buffer, 4)
+    buffer.refill(5, [])
+    assert len(buffer) == 4
+    assert Line.objects.filter(state=LineState.RUNNING).count() == 8  # nothing is stored here
+
+
+def test_who_answers_fast_claims_many_lines_at_once(buffer, monkeypatch):
+    monkeypatch.setattr(line_buffer, "CLAIM_FOR_S", 1000.0)
+    buffer.refill(5, [])
+    claimed = []
+    for _ in range(4):
+        send(buffer, len(buffer))
+        buffer.refill(5, [])
+        claimed.append(len(buffer))
+    assert claimed == [4, 8, 16, 32]
+
+
+def test_answers_that_came_long_ago_do_not_count(buffer, monkeypatch):
+    monkeypatch.setattr(line_buffer, "CLAIM_FOR_S", 0.01)
+    buffer.refill(5, [])
+    buffer.answered(60)
+    time.sleep(0.02)
+    send(buffer, 4)
+    buffer.refill(5, [])
+    assert len(buffer) == 4
