@@ -73,10 +73,10 @@ def _lock(lines: LineQuerySet) -> LineQuerySet:
 
 
 def _unlocked(ids: list[int]) -> list[int]:
-    """Those of these lines, in the same order, that no other claim has locked: now they are locked for this one."""
+    """Those of these lines, in the same order, that no other claim has or takes now: they are locked for this one."""
     if not connection.features.has_select_for_update_skip_locked:
         return ids
-    locked = set(_lock(Line.objects.filter(pk__in=ids)).values_list("pk", flat=True))
+    locked = set(_lock(Line.objects.filter(pk__in=ids, state=LineState.PENDING)).values_list("pk", flat=True))
     return [each for each in ids if each in locked]
 
 
