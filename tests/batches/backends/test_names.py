@@ -1,21 +1,19 @@
 """Requests to a model server that has a name, on a machine whose DNS does not answer."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import needs
 from tests.stack import ROOT
 
 # Mounts and a network of its own, so that /etc/hosts and /etc/resolv.conf can be other ones.
 MACHINE = ("unshare", "--user", "--map-root-user", "--mount", "--net")
 
 # A name server that takes questions and answers none; a model server; then requests to it, one after the other, as a
-# drive with one slot sends them. Prints what became of each, and how long it took.
+# drive with one slot sends them. Prints what became of each.
 PLAY = """
-import fcntl, json, socket, struct, subprocess, sys, threading, time
+import fcntl, socket, struct, subprocess, sys, threading, time
 from pathlib import Path
 from batches.backends.connection import Server
 from batches.backends.transfers import Transfers
@@ -45,27 +43,26 @@ transfers = Transfers(Server(base_url))
 for number in range(count):
     is_done = threading.Event()
     became = []
-    began = time.monotonic()
     transfers.post(number, base_url + "/v1/chat/completions", b"{}", lambda what: (became.append(what), is_done.set()))
     if sys.argv[4:] == ["cut"]:
         time.sleep(0.2)
         transfers.cut(number)
     is_done.wait()
-    print(json.dumps([type(became[0]).__name__, time.monotonic() - began]), flush=True)
+    print(type(became[0]).__name__, flush=True)
 transfers.close()
 """
 
 
 @pytest.fixture
 def play(tmp_path, processes):
-    """What became of so many requests to the name, and after how many seconds."""
-    made = subprocess.run([*MACHINE, "true"], capture_output=True, check=False).returncode == 0
-    needs(made, "namespaces that this user may make (unshare)")
+    """What became of so many requests to the name."""
+    if subprocess.run([*MACHINE, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user may make no namespaces (unshare)")
 
     def run(*arguments):
         command = [*MACHINE, sys.executable, "-c", PLAY, str(tmp_path), *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+        return done.stdout.split()
 
     return run
 
@@ -73,22 +70,12 @@ def play(tmp_path, processes):
 def test_a_name_that_the_hosts_file_knows_needs_no_name_server(play):
     """It knows one of the two kinds of addresses, and who asks for each by itself asks the name server for the other.
     Docker writes such a line for `host.docker.internal`."""
-    replies = play("gpubox", "40")
-
-    assert [what for what, _ in replies] == ["Answer"] * 40
-    # 5 s is the limit for connecting; a question to the name server takes as long.
-    assert max(took for _, took in replies) < 4
+    assert play("gpubox", "40") == ["Answer"] * 40
 
 
 def test_a_name_that_nobody_tells_is_given_up_like_a_connection(play):
-    [(what, took)] = play("away", "1")
-
-    assert what == "NeverSent"
-    assert 4 < took < 9
+    assert play("away", "1") == ["NeverSent"]
 
 
 def test_a_request_is_cut_while_its_name_is_asked_for(play):
-    [(what, took)] = play("away", "1", "cut")
-
-    assert what == "Cut"
-    assert took < 3
+    assert play("away", "1", "cut") == ["Cut"]
