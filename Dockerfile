@@ -29,10 +29,12 @@ ENV PATH=/opt/packages/bin:$PATH \
     HOST=0.0.0.0 \
     DATA_DIR=/data
 
-# Nothing is installed into a running container. A named volume that is mounted at /data for the first time takes over
-# this owner and mode.
+# Nothing is installed into a running container. Python's base image comes without bytecode, and nothing can be written
+# there later: each process would compile what it imports, and the health check too. A named volume that is mounted at
+# /data for the first time takes over this owner and mode.
 RUN pip uninstall --quiet --yes --root-user-action=ignore pip \
     && rm -r "$(python -c 'import ensurepip, os; print(os.path.dirname(ensurepip.__file__))')" \
+    && python -m compileall -q "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && useradd --uid 1000 --create-home batchserver \
     && install --directory --owner=batchserver --group=batchserver --mode=0700 /data
 
@@ -40,6 +42,7 @@ COPY --from=packages /opt/packages /opt/packages
 WORKDIR /app
 # What gets in is listed in .dockerignore.
 COPY . ./
+RUN python -m compileall -q .
 
 USER batchserver
 VOLUME /data

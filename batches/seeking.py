@@ -37,7 +37,7 @@ class Seeker:
         if own is None:
             return 0
         if taken := self._successor.look(own):
-            logger.warning("took over the work of %s silent drives", taken)
+            logger.warning("took over the work of drives that fell silent: %s", taken)
         idle = max(0, settings.MAX_CONCURRENT_BATCHES - len(leases.at_work(own)))
         return idle if idle and with_work([own]) else 0
 

@@ -278,7 +278,7 @@ def _do(duties: dict[str, Callable[[], object]], pulse: str) -> None:
 
 def _reap() -> None:
     if dead := leases.reap():
-        logger.warning("took back the work of %s dead processes", dead)
+        logger.warning("took back the work of processes that died: %s", dead)
 
 
 def _close_finished() -> None:

@@ -276,7 +276,8 @@ CELERY_WORKER_CONSUMER = "batchserver.worker:Consumer"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
-CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+# Those that are acknowledged late: there are none. Unset, each loss of the broker would log advice to programmers.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
 CELERY_TIMEZONE = "UTC"
 
 # Files: on the disk, or in a bucket by django-storages with its own names. Options that are not set are left to it and

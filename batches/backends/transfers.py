@@ -14,10 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import certifi
 import pycurl
 
+from batches.backends import names
 from batches.backends.connection import Cut, ReplyTooLarge, Server
 from common.sockets import CONNECT_TIMEOUT_S
 
@@ -55,10 +57,23 @@ class Answer:
 Outcome = Answer | Cut | ReplyTooLarge | NeverSent | Broken
 
 
+@dataclass(frozen=True)
+class _Order:
+    request: object
+    url: str
+    content: bytes
+    done: Callable[[Outcome], None]
+    given_up_at: float  # by the monotonic clock, unless its server's name is found before
+
+    @property
+    def host(self) -> tuple[str, int]:
+        url = urlsplit(self.url)
+        return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
 @dataclass(eq=False)
 class _Transfer:
-    request: object
-    done: Callable[[Outcome], None]
+    order: _Order
     handle: pycurl.Curl
     content: bytearray = field(default_factory=bytearray)
     is_too_large: bool = False
@@ -83,6 +98,8 @@ class Transfers:
         self._handles: list[pycurl.Curl] = []
         self._watched: set[int] = set()
         self._due: float | None = None  # when libcurl wants to be called without an event
+        self._names = names.Names(lambda *found: self._order(lambda: self._name_found(*found)))
+        self._nameless: dict[object, _Order] = {}  # by request, in the order in which they are given up
 
     def post(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
@@ -94,7 +111,8 @@ class Transfers:
             # A daemon: a transfer that cannot be ended must not keep the process from exiting.
             self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)
             self._thread.start()
-        self._order(lambda: self._begin(request, url, content, done))
+        order = _Order(request, url, content, done, time.monotonic() + CONNECT_TIMEOUT_S)
+        self._order(lambda: self._begin(order))
 
     def cut(self, request: object) -> None:
         """End the transfer of `request`, and its connection with it. Does nothing if there is none."""
@@ -125,8 +143,8 @@ class Transfers:
             self._is_closed = True
             ended = list(self._running.values())
             self._running.clear()
-            for transfer in ended:
-                transfer.done(Broken(f"internal error: {type(error).__name__}"))
+            for order in [*(transfer.order for transfer in ended), *self._take_nameless()]:
+                order.done(Broken(f"internal error: {type(error).__name__}"))
             self._carry_out()
 
     def _loop(self) -> None:
@@ -145,15 +163,21 @@ class Transfers:
                 self._due = None
                 self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
             self._collect()
+            self._give_up()
         for transfer in list(self._running.values()):
             self._end(transfer, Cut())
+        for order in self._take_nameless():
+            order.done(Cut())
         self._multi.close()
         self._selector.close()
         self._reader.close()
         self._writer.close()
 
     def _patience_s(self) -> float | None:
-        return None if self._due is None else max(0.0, self._due - time.monotonic())
+        due = [order.given_up_at for order in self._nameless.values()][:1]
+        if self._due is not None:
+            due.append(self._due)
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _take_orders(self) -> None:
         with suppress(BlockingIOError):
@@ -190,22 +214,51 @@ class Transfers:
     def _set_timer(self, timeout_ms: int) -> None:
         self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
-    def _begin(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+    def _begin(self, order: _Order) -> None:
         if self._is_closed:
-            done(Broken("no request can be sent any more"))
+            order.done(Broken("no request can be sent any more"))
             return
         try:
-            transfer = self._prepared(request, url, content, done)
+            host, port = order.host
+            addresses: list[str] | None = []
+            if not names.is_address(host):
+                addresses = self._names.addresses(host, port)
+            if addresses is None:
+                self._nameless[order.request] = order
+                return
+            transfer = self._prepared(order, [_at(host, port, addresses)] if addresses else [])
         except (pycurl.error, ValueError) as error:
             # Such as a letter in the address or in the key that HTTP cannot carry.
-            done(NeverSent(type(error).__name__))
+            order.done(NeverSent(type(error).__name__))
             return
-        self._running[request] = self._by_handle[transfer.handle] = transfer
+        self._running[order.request] = self._by_handle[transfer.handle] = transfer
         self._multi.add_handle(transfer.handle)
 
-    def _prepared(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> _Transfer:
+    def _name_found(self, host: str, port: int, addresses: list[str]) -> None:
+        self._names.learn(host, port, addresses)
+        for order in [each for each in self._nameless.values() if each.host == (host, port)]:
+            del self._nameless[order.request]
+            if addresses:
+                self._begin(order)
+            else:
+                order.done(NeverSent("the name of the server stands for no address"))
+
+    def _give_up(self) -> None:
+        """What waits for a name for too long."""
+        for order in list(self._nameless.values()):
+            if order.given_up_at > time.monotonic():
+                return
+            del self._nameless[order.request]
+            order.done(NeverSent("the name of the server was not told in time"))
+
+    def _take_nameless(self) -> list[_Order]:
+        orders = list(self._nameless.values())
+        self._nameless.clear()
+        return orders
+
+    def _prepared(self, order: _Order, where: list[str]) -> _Transfer:
         handle = self._handles.pop() if self._handles else self._new_handle()
-        transfer = _Transfer(request, done, handle)
+        transfer = _Transfer(order, handle)
         most_bytes = self._server.max_reply_bytes
 
         def write(chunk: bytes) -> int:
@@ -216,8 +269,9 @@ class Transfers:
             transfer.content += chunk
             return len(chunk)
 
-        handle.setopt(pycurl.URL, url)
-        handle.setopt(pycurl.POSTFIELDS, content)
+        handle.setopt(pycurl.URL, order.url)
+        handle.setopt(pycurl.RESOLVE, where)
+        handle.setopt(pycurl.POSTFIELDS, order.content)
         handle.setopt(pycurl.WRITEFUNCTION, write)
         return transfer
 
@@ -243,6 +297,8 @@ class Transfers:
     def _cut(self, request: object) -> None:
         if transfer := self._running.get(request):
             self._end(transfer, Cut())
+        elif order := self._nameless.pop(request, None):
+            order.done(Cut())
 
     def _collect(self) -> None:
         more = 1
@@ -258,12 +314,19 @@ class Transfers:
 
     def _end(self, transfer: _Transfer, outcome: Outcome) -> None:
         handle = transfer.handle
-        del self._running[transfer.request], self._by_handle[handle]
+        del self._running[transfer.order.request], self._by_handle[handle]
         self._multi.remove_handle(handle)  # closes its connection
         handle.setopt(pycurl.POSTFIELDS, b"")  # it keeps no prompt
         handle.setopt(pycurl.WRITEFUNCTION, len)  # and no answer
         self._handles.append(handle)
-        transfer.done(outcome)
+        if isinstance(outcome, NeverSent):
+            self._names.forget(*transfer.order.host)
+        transfer.order.done(outcome)
+
+
+def _at(host: str, port: int, addresses: list[str]) -> str:
+    """In the words of libcurl: a name, and where it is meanwhile."""
+    return f"{host}:{port}:" + ",".join(f"[{each}]" if ":" in each else each for each in addresses)
 
 
 def _error(transfer: _Transfer, code: int, text: str) -> Outcome:

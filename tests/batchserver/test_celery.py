@@ -88,3 +88,10 @@ def test_a_drive_goes_to_the_inference_worker_and_all_else_to_control():
     assert queues.pop("batches.tasks.drive") == "inference"
     assert {"batches.tasks.validate", "batches.tasks.tick"} < set(queues)
     assert set(queues.values()) == {"control"}
+
+
+def test_a_lost_broker_ends_no_task_and_brings_no_advice_to_programmers():
+    """Celery logs a warning of its own at each loss, unless it is told to cancel what is acknowledged late: nothing."""
+    assert app.conf.worker_cancel_long_running_tasks_on_connection_loss
+    assert not any(task.acks_late for name, task in app.tasks.items() if name.startswith("batches."))
+    assert any(name.startswith("batches.") for name in app.tasks)

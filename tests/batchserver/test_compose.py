@@ -136,6 +136,18 @@ def test_a_profile_adds_what_it_names(resolve: Callable[..., Config], profile: s
             assert other in started_by(services, profile) or wait["required"] is False
 
 
+def test_what_needs_a_card_starts_after_all_of_ours(resolve: Callable[..., Config]) -> None:
+    """Docker may refuse it, and Compose starts nothing more then. Who waits for a healthy web server comes after all
+    that wait for what it waits for."""
+    services = resolve()["services"]
+
+    for name in WITH_CARDS:
+        assert services[name]["depends_on"] == {"web": {"condition": "service_healthy", "required": True}}
+    waited_for = services["web"]["depends_on"]
+    for name in {*LONG_RUNNING, *WORKERS}:
+        assert services[name]["depends_on"] == waited_for
+
+
 def test_each_worker_of_a_profile_has_the_model_server_that_comes_with_it(resolve: Callable[..., Config]) -> None:
     services = resolve()["services"]
 
@@ -424,6 +436,16 @@ def test_the_image_stands_on_a_base_that_nobody_can_change() -> None:
     [base] = re.findall(r"^ARG PYTHON_IMAGE=(.*)$", text, re.MULTILINE)
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim@sha256:[0-9a-f]{64}", base)
     assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
+
+
+def test_what_the_image_runs_is_compiled_in_it() -> None:
+    """Nothing can be written there later, and Python's base image has no bytecode of Python's own library either."""
+    _, _, image = (ROOT / "Dockerfile").read_text().rpartition("FROM ")
+
+    own = re.search(r"^RUN python -m compileall -q \.$", image, re.MULTILINE)
+    assert own
+    assert image.index("COPY . ./") < own.start() < image.index("USER ")
+    assert re.search(r"python -m compileall -q .*stdlib", image)
 
 
 def test_the_image_has_no_pip_and_says_what_it_is() -> None:
