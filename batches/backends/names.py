@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 # So long addresses are taken for what the name stands for; then it is asked for again, and they are used meanwhile.
 FRESH_FOR_S = 60.0
@@ -62,6 +63,7 @@ class Names:
         self._found(host, port, addresses)
 
 
+@cache
 def is_address(host: str) -> bool:
     """Whether it is no name."""
     try:
