@@ -53,6 +53,14 @@ shutdown = multiprocessing.Value("b", 0, lock=False)
 # Likewise, while the worker takes no work: a drive ends after its calls.
 hold = multiprocessing.Value("b", 0, lock=False)
 
+
+def begin_worker() -> None:
+    """A worker begins in this process: the two flags are its own and its children's, and of no worker that was forked
+    from the same process."""
+    global shutdown, hold
+    shutdown, hold = (multiprocessing.Value("b", 0, lock=False) for _ in range(2))
+
+
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=10)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)

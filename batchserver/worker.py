@@ -61,6 +61,7 @@ class LoopWatch:
         self._is_excused = False
 
     def start(self) -> None:
+        self.go_round()
         signs_of_life.begin()
         threading.Thread(target=self._watch, name="signs of life", daemon=True).start()
 
@@ -94,7 +95,6 @@ class LoopWatch:
 
 
 loop = LoopWatch()
-signs_of_life.give_to(settings.SIGNS_OF_LIFE_FD)
 
 
 class Consumer(consumer.Consumer):
@@ -199,6 +199,13 @@ def _answer_of(question: Callable[[], T]) -> T | None:
         logger.warning("the database does not answer: %s", error)
         connection.close()  # the next question opens another one
         return None
+
+
+@signals.worker_init.connect
+def _be_one_of_its_own(**kwargs: Any) -> None:
+    """What was imported may have been so by the process that this one was forked from, for several workers."""
+    tasks.begin_worker()
+    signs_of_life.give_to(settings.SIGNS_OF_LIFE_FD)
 
 
 @signals.worker_init.connect

@@ -20,7 +20,7 @@ def running(child: Child) -> Iterator[Child]:
         child.start()
         yield child
     finally:
-        if child.process is not None:
+        if isinstance(child.process, subprocess.Popen):
             child.process.terminate()
             try:
                 child.process.wait(STOP_S)
@@ -50,8 +50,8 @@ def named_families(server_pid: int) -> dict[str, list[int]]:
     families = {}
     for pid in _children_of(server_pid):
         # Where setproctitle is installed, gunicorn and Celery rename their processes: `[celeryd: control@host:…`.
-        command = Path(f"/proc/{pid}/cmdline").read_text()
-        for word, name in (("gunicorn", "web"), ("control@", "control worker"), ("inference@", "inference worker")):
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        for word, name in (("gunicorn", "web"), ("-Q control", "control worker"), ("-Q inference", "inference worker")):
             if word in command:
                 families[name] = family(pid)
     return families
