@@ -9,8 +9,14 @@ import sys
 from collections.abc import Sequence
 
 # What a worker would import once it has begun. Here it is imported before the first fork, and so is in memory once.
-import celery.app.events
-import celery.concurrency.prefork  # noqa: F401
+import celery.app.amqp
+import celery.app.control
+import celery.app.log
+import celery.apps.worker
+import celery.concurrency.prefork
+import celery.events.receiver
+import celery.worker.consumer.delayed_delivery
+import celery.worker.strategy  # noqa: F401
 import kombu.transport.redis  # noqa: F401
 from celery.utils.nodenames import default_nodename, host_format
 
@@ -42,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load() -> None:
-    """Import what a worker needs, for processes that are forked from this one."""
-    app.loader.import_default_modules()
+    """Import and make what each worker needs, for workers that are forked from this process."""
+    app.loader.init_worker()
     app.finalize()
 
 
