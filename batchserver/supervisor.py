@@ -32,7 +32,7 @@ FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
 STEADY_AFTER_S = 20.0  # after this time alive, the backoff of a child begins anew
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # killed from outside: it need not die again
 # For children that hang, and logs that grow. The end of a child wakes us.
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 2.0
 # The silence of a child counts while we look: of the time between two looks so much at most. A machine that slept, or
 # that had no time for us, had none for the child either.
 MOST_BETWEEN_LOOKS_S = 2.0
