@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from batches import leases
 from batches.backends.base import BackendKind
 from batches.backends.calls import Call
 from batches.backends.replies import Verdict
@@ -37,7 +38,7 @@ class SharedBackend:
         )
         self.room = 1
         self.stands_aside = False
-        self._drives = alone.drives(backend)
+        self._drives = leases.alive(backend)
         self._ask_at = float("-inf")
         self._steady = 0  # answers since the limit changed
         self.was_unused = self._drives == [lease.pk]  # no other drive has used the backend lately
@@ -98,12 +99,13 @@ class SharedBackend:
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our room of the concurrency limit, and stand aside for a drive that wants the backend to itself. We say
         that we stand by once we are idle: nothing in flight, and nothing to store."""
-        self._drives = alone.drives(self._backend)
+        self._drives = leases.alive(self._backend)
         self._resize(is_full=in_flight >= self.room)
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
+        stood_by = self._lease.stands_by
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
         alone.stand_by(self._lease, self.stands_aside and is_idle)
-        if not self.stands_aside:
+        if stood_by and not self.stands_aside:
             # Another drive may have taken the backend alone while our lease still said that we stand by.
             self._backend.refresh_from_db(fields=["alone"])
             self.stands_aside = alone.is_anothers(self._backend, self._lease)
