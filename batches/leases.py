@@ -30,7 +30,7 @@ from django.db.models.functions import Least, Now
 from batches import counting
 from batches.models import Backend, Batch, Counts, Lease, Line, LineState
 from common import signs_of_life
-from common.database import Asked, from_now, passing_by_locks, retrying
+from common.database import GIVEN, Asked, Change, Ids, from_now, passing_by_locks, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
@@ -61,10 +61,15 @@ def acquire(purpose: str, *, backend: Backend | None = None) -> Lease:
 
 def renew(lease: Lease) -> bool:
     """False: the lease expired. Stop, drop the calls in flight and write nothing more."""
-    signs = {"expires_at": from_now(LIFETIME)}
-    if lease.backend_id:
-        signs["silent_at"] = from_now(SILENT_AFTER)
-    return Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).update(**signs) == 1
+    return (_RENEWED_BY_DRIVE if lease.backend_id else _RENEWED).make(lease.pk) == 1
+
+
+def _renewed() -> QuerySet[Lease]:
+    return Lease.objects.filter(pk=GIVEN, expires_at__gt=Now())
+
+
+_RENEWED = Change(_renewed, expires_at=from_now(LIFETIME))
+_RENEWED_BY_DRIVE = Change(_renewed, expires_at=from_now(LIFETIME), silent_at=from_now(SILENT_AFTER))
 
 
 class LeaseLost(Exception):
@@ -170,9 +175,16 @@ def at_work(backend: Backend) -> list[int]:
 
     A drive of this host whose process is there is slow, and works.
     """
-    alive = Lease.objects.filter(backend=backend, expires_at__gt=Now()).order_by("pk")
     silent = {lease.pk for lease in _silent(backend) if not _is_here(lease)}
-    return [pk for pk in alive.values_list("pk", flat=True) if pk not in silent]
+    return [pk for pk in alive(backend) if pk not in silent]
+
+
+def alive(backend: Backend) -> list[int]:
+    """The leases of the drives that work on this backend, the oldest first, silent ones too."""
+    return _ALIVE.of(backend.pk)
+
+
+_ALIVE = Ids(lambda: Lease.objects.filter(backend_id=GIVEN, expires_at__gt=Now()).order_by("pk"))
 
 
 class Successor:

@@ -130,9 +130,14 @@ def close_finished(closed: Callable[[str], None], among: Collection[str] | None 
     call. Safe to run again.
     """
     if among is None:
-        batches = Batch.objects.all() if _FINISHED.is_true() else Batch.objects.none()
+        batches = Batch.objects.all()
+        any_is = _FINISHED.is_true()
     else:
-        batches = Batch.objects.filter(pk__in=[pk for pk in among if _IS_FINISHED.is_true(pk)])
+        finished = [pk for pk in among if _IS_FINISHED.is_true(pk)]
+        batches = Batch.objects.filter(pk__in=finished)
+        any_is = bool(finished)
+    if not any_is:
+        return  # as a rule, and many times a minute
     for batch_id in batches.drained().values_list("pk", flat=True):
         _close(batch_id, Q(), closed)
     for batch_id in batches.overdue().values_list("pk", flat=True):

@@ -55,6 +55,14 @@ hold = multiprocessing.Value("b", 0, lock=False)
 # Raised by the pool's children after each drive, read in the main process: there may be work for another.
 drives_over = multiprocessing.Value("L", 0, lock=False)
 
+
+def begin_worker() -> None:
+    """A worker begins in this process: the two flags are its own and its children's, and of no worker that was forked
+    from the same process."""
+    global shutdown, hold
+    shutdown, hold = (multiprocessing.Value("b", 0, lock=False) for _ in range(2))
+
+
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
 SWEEP_EVERY = timedelta(seconds=10)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)

@@ -1,7 +1,7 @@
 """The Celery app.
 
-    control worker    celery -A batchserver worker -Q control -c 1      validate, finalize, tidy, tick
-    inference worker  celery -A batchserver worker -Q inference -c MAX_CONCURRENT_BATCHES      drive
+    control worker    python -m batchserver.work -Q control -c 1      validate, finalize, tidy, tick
+    inference worker  python -m batchserver.work -Q inference -c MAX_CONCURRENT_BATCHES      drive
 
 An inference worker has a queue of its own too, for what it finds to do by itself (batchserver/worker.py).
 

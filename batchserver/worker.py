@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 private.from_now_on()
 
+# A round has what is due: more than most of it costs that the loop wakes at all.
+ROUND_S = 1.0
 TICK_EVERY_S = 2.0
 REPORT_EVERY_S = 3.0
 LOOK_EVERY_S = 1.0
@@ -61,6 +63,7 @@ class LoopWatch:
         self._is_excused = False
 
     def start(self) -> None:
+        self.go_round()
         signs_of_life.begin()
         threading.Thread(target=self._watch, name="signs of life", daemon=True).start()
 
@@ -94,7 +97,6 @@ class LoopWatch:
 
 
 loop = LoopWatch()
-signs_of_life.give_to(settings.SIGNS_OF_LIFE_FD)
 
 
 class Consumer(consumer.Consumer):
@@ -128,6 +130,26 @@ class OwnWork:
 own_work = OwnWork()
 
 
+class Rounds:
+    """What is to be done again and again, each in every so many rounds. Begins with all of it."""
+
+    def __init__(self) -> None:
+        self._duties: list[tuple[int, Callable[[], object]]] = []
+        self._gone = 0
+
+    def add(self, every_s: float, duty: Callable[[], object]) -> None:
+        self._duties.append((round(every_s / ROUND_S), duty))
+
+    def go(self) -> None:
+        for every, duty in self._duties:
+            if self._gone % every == 0:
+                try:
+                    duty()
+                except Exception:
+                    logger.exception("a worker's duty failed")  # and the next one is done
+        self._gone += 1
+
+
 class Timers(bootsteps.StartStopStep):
     """What a worker's main process does on a timer, idle or busy: show that it lives, see whether it may take work, ask
     for a tick, probe its backend, look for work for it."""
@@ -135,23 +157,26 @@ class Timers(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Timer",)
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
-        self.timers: list[Any] = []
+        self.rounds = Rounds()
+        self.timer: Any = None
 
     def start(self, worker: Any) -> None:
         loop.start()
         # The pool forks from this process, and its thread that is here now: no connection may cross into a child.
         os.register_at_fork(before=connections.close_all)
-        self._repeat(worker, signs_of_life.EVERY_S, loop.go_round)
+        self.rounds.add(ROUND_S, loop.go_round)
         queues = set(worker.app.amqp.queues.consume_from)
         self.fitness = fitness.Fitness(worker, queues, tasks.hold)
-        self._repeat(worker, fitness.EVERY_S, self.fitness.look)
+        self.rounds.add(fitness.EVERY_S, self.fitness.look)
         if "control" in queues:
-            self._repeat(worker, TICK_EVERY_S, _ask_for_tick)
+            self.rounds.add(TICK_EVERY_S, _ask_for_tick)
         if "inference" in queues:
-            self._repeat(worker, REPORT_EVERY_S, _report_backend)
+            self.rounds.add(REPORT_EVERY_S, _report_backend)
             worker.app.amqp.queues.select_add(own_work.queue)
-            # Workers that were started together do not go on to look together.
-            self._repeat(worker, LOOK_EVERY_S * random.uniform(0.9, 1.1), own_work.look)
+            self.rounds.add(LOOK_EVERY_S, own_work.look)
+        worker.timer.call_after(0, self.rounds.go)
+        # Workers that were started together do not go on to look together.
+        self.timer = worker.timer.call_repeatedly(ROUND_S * random.uniform(0.9, 1.1), self.rounds.go)
 
     def close(self, worker: Any) -> None:
         """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
@@ -160,12 +185,8 @@ class Timers(bootsteps.StartStopStep):
             tasks.shutdown.value = 1
 
     def stop(self, worker: Any) -> None:
-        for timer in self.timers:
-            timer.cancel()
-
-    def _repeat(self, worker: Any, every_s: float, action: Any) -> None:
-        worker.timer.call_after(0, action)
-        self.timers.append(worker.timer.call_repeatedly(every_s, action))
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 app.steps["worker"].add(Timers)
@@ -201,6 +222,13 @@ def _answer_of(question: Callable[[], T]) -> T | None:
         logger.warning("the database does not answer: %s", error)
         connection.close()  # the next question opens another one
         return None
+
+
+@signals.worker_init.connect
+def _be_one_of_its_own(**kwargs: Any) -> None:
+    """What was imported may have been so by the process that this one was forked from, for several workers."""
+    tasks.begin_worker()
+    signs_of_life.give_to(settings.SIGNS_OF_LIFE_FD)
 
 
 @signals.worker_init.connect

@@ -6,6 +6,7 @@ So a swap takes its real time: one process ends, another starts and reads its we
 import asyncio
 import http.client
 import os
+import signal
 import socket
 import sys
 import time
@@ -62,7 +63,7 @@ class Llama:
 
     def _stop(self) -> None:
         if self.child is not None and self.child.process is not None:
-            self.child.process.terminate()
+            self.child.signal(signal.SIGTERM)
             self.child.process.wait()
 
     def _is_ready(self) -> bool:

@@ -28,7 +28,7 @@ def all_running(children: Sequence[Child]) -> Iterator[None]:
     try:
         for child in children:
             child.start()
-            started += [child.process] if child.process is not None else []
+            started += [child.process] if isinstance(child.process, subprocess.Popen) else []
         yield
     finally:
         for process in started:
@@ -62,8 +62,8 @@ def named_families(server_pid: int) -> dict[str, list[int]]:
     families = {}
     for pid in _children_of(server_pid):
         # Where setproctitle is installed, gunicorn and Celery rename their processes: `[celeryd: control@host:…`.
-        command = Path(f"/proc/{pid}/cmdline").read_text()
-        for word, name in (("gunicorn", "web"), ("control@", "control worker"), ("inference@", "inference worker")):
+        command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        for word, name in (("gunicorn", "web"), ("-Q control", "control worker"), ("-Q inference", "inference worker")):
             if word in command:
                 families[name] = family(pid)
     return families

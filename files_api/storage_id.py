@@ -13,9 +13,10 @@ from datetime import timedelta
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import IntegrityError, connection, transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from common.database import from_now
+from common.database import Asked, from_now
 from files_api.models import File, Storage, UploadPart
 
 logger = logging.getLogger(__name__)
@@ -111,8 +112,15 @@ def _is_unused(row: Storage) -> bool:
 
 def note_seen() -> None:
     """Note that a process works with the storage of the database. Cheap to call often."""
-    old = Storage.objects.exclude(seen_at__gt=from_now(-SEEN_EVERY))
-    old.update(seen_at=Now())
+    if _SEEN_LONG_AGO.is_true():  # else without waiting for whoever writes
+        _seen_long_ago().update(seen_at=Now())
+
+
+def _seen_long_ago() -> QuerySet[Storage]:
+    return Storage.objects.exclude(seen_at__gt=from_now(-SEEN_EVERY))
+
+
+_SEEN_LONG_AGO = Asked(_seen_long_ago)
 
 
 def expected() -> str | None:

@@ -12,11 +12,6 @@ from django.db.models.functions import Now
 from batches.models import Backend, Lease
 
 
-def drives(backend: Backend) -> list[int]:
-    """The ids of the leases of the drives that work on `backend`, the oldest first."""
-    return list(_alive(backend).order_by("pk").values_list("pk", flat=True))
-
-
 def take(backend: Backend, lease: Lease) -> bool:
     """True once `lease` has the backend alone. Until then, call again, with nothing in flight. Safe to repeat."""
     taken = Exists(_alive(backend).filter(pk=backend.alone_id)) if backend.alone_id else Q(pk__in=[])

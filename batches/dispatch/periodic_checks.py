@@ -19,7 +19,7 @@ from batches.dispatch.readiness import Readiness
 from batches.dispatch.sharing import SharedBackend
 from batches.dispatch.tallies import Tallies
 from batches.models import Backend, Batch, Line
-from common.database import retrying
+from common.database import GIVEN, Asked, retrying
 
 LOOK_EVERY_S = 1.0
 # Shorter, so that a person who comes to the backend does not wait for LOOK_EVERY_S.
@@ -102,8 +102,10 @@ class PeriodicChecks:
         """Cut the calls of batches that were cancelled or ran out of time: finalizing settles their lines. The calls of
         batches that an operator paused may finish."""
         at_work = self._at_work
+        if all(retrying(_GOES_ON.is_true, batch_id) for batch_id in at_work):
+            return  # as a rule, and each second
         batches = Batch.objects.all().in_progress().filter(pk__in=at_work)
-        running = dict(retrying(list, batches.values_list("pk", "paused_at"))) if at_work else {}
+        running = dict(retrying(list, batches.values_list("pk", "paused_at")))
         self.lines.keep_only({batch_id for batch_id, paused_at in running.items() if paused_at is None})
         for call in list(self.calls.in_flight):
             if isinstance(call.subject, Line) and call.subject.batch_id not in running:
@@ -117,6 +119,9 @@ class PeriodicChecks:
             self.calls.submit(call)
         self.lines.use_lanes(self.shared.lanes)
         self.calls.serves(self.shared.limit.running, is_known=self.shared.limit.parallel is not None)
+
+
+_GOES_ON = Asked(lambda: Batch.objects.in_progress().filter(pk=GIVEN, paused_at=None))
 
 
 def _lines(calls: Iterable[Call[Any]]) -> list[Line]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from batches import leases
 from batches.backends.base import BackendKind
 from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
@@ -37,7 +38,7 @@ class SharedBackend:
         )
         self.room = 1
         self.stands_aside = False
-        self._drives = alone.drives(backend)
+        self._drives = leases.alive(backend)
         self._ask_at = float("-inf")
         self._steady = 0  # answers since the limit changed
         self.was_unused = self._drives == [lease.pk]  # no other drive has used the backend lately
@@ -98,9 +99,10 @@ class SharedBackend:
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our room of the concurrency limit, and stand aside for a drive that wants the backend to itself. We say
         that we stand by once we are idle: nothing in flight, and nothing to store."""
-        self._drives = alone.drives(self._backend)
+        self._drives = leases.alive(self._backend)
         self._resize(is_full=in_flight >= self.room)
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
+        stood_by = self._lease.stands_by
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
         stood_by = self._lease.stands_by
         alone.stand_by(self._lease, self.stands_aside and is_idle)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import requests
@@ -179,14 +180,30 @@ def test_a_server_stops_when_the_process_that_started_it_is_killed():
 
 def test_a_child_that_dies_is_started_again(stack, fake):
     server = stack(OLLAMA_BASE_URL=fake.url)
-    # What watches over them has none of Django's memory.
-    eventually(lambda: "supervisor.py" in command_line(server.process.pid), what="the supervisor alone")
     for part in ("gunicorn", "-Q control", "-Q inference", "valkey"):
         killed = server.kill(part)
         assert killed, part
         eventually(lambda part=part: server.find(part), what=f"a new {part}")
     eventually(server._is_ready, what="a ready server")
     assert server.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each process imports for itself")
+def test_what_the_processes_import_is_in_memory_once(stack, fake):
+    """Of one of them that was started again too. A process that imports Django for itself has 50 MB of its own."""
+    server = stack(OLLAMA_BASE_URL=fake.url)
+    [first, *_] = server.kill("-Q control")
+    eventually(lambda: set(server.find("-Q control")) - {first}, what="a new worker")
+    eventually(server._is_ready, what="a ready server")
+    for part in ("gunicorn", "-Q control", "-Q inference"):
+        for pid in server.find(part):
+            assert own_mb(pid) < 45, f"{part}: {own_mb(pid)} MB"
+
+
+def own_mb(pid):
+    """The memory that no other process has."""
+    found = dict(each.split()[:2] for each in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return (int(found["Private_Dirty:"]) + int(found["Private_Clean:"])) * 1024 / 1e6
 
 
 def test_a_server_that_was_killed_leaves_nothing_that_stops_the_next(stack, fake):

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 from gunicorn.config import Config
 
-from batchserver import supervisor
+from batches import tasks
+from batchserver import locks, supervisor
 from batchserver.gunicorn_worker import Worker
 from batchserver.request_threads import Queue
 from batchserver.supervisor import STARTUP_S, Child, Supervisor, Vitals, keep_short
@@ -335,6 +336,93 @@ def test_the_end_of_a_child_and_the_order_to_stop_are_seen_at_once():
             assert "stopped\n" in process.stdout.read()
         finally:
             killer.cancel()
+
+
+FORKING = """
+import os, signal, sys, time
+from batchserver import supervisor
+
+supervisor.FIRST_BACKOFF_S = supervisor.MOST_BACKOFF_S = 0.01
+imported = object()
+
+def main(told):
+    os.write(told, f"{os.getpid()} alive\\n".encode())
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGCHLD, signal.SIGINT)]
+    is_new = handlers == [signal.SIG_DFL, signal.SIG_DFL, signal.default_int_handler]
+    is_new = is_new and not signal.pthread_sigmask(signal.SIG_BLOCK, ()) and sys.stdin.read() == ""
+    command = open("/proc/self/cmdline").read().rstrip("\\0")
+    print(os.getpid(), os.getsid(0), os.getcwd(), os.environ["MINE"], is_new, sys.argv, command, sep="|", flush=True)
+    time.sleep(600)
+
+watching = supervisor.Supervisor()
+watching.listen()
+watching.be_woken()
+command = [sys.executable, "-m", "some.module", "-Q", "queue"]
+watching.children = [
+    supervisor.Child("fork", command, main=main, gives_signs=True, directory="/", environment={"MINE": "yes"})
+]
+for child in watching.children:
+    child.start()
+watching.watch()
+watching.stop()
+print("stopped", watching.children[0].process.returncode, os.environ.get("MINE"), flush=True)
+"""
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the command is run")
+def test_a_fork_is_as_if_its_command_had_been_run_and_is_started_again():
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        killer = threading.Timer(60.0, process.kill)
+        killer.start()
+        try:
+            for _ in range(3):
+                pid, session, *told = process.stdout.readline().strip().split("|")
+                assert pid == session != str(process.pid)
+                assert told == ["/", "yes", "True", "['some.module', '-Q', 'queue']", "some.module -Q queue"]
+                os.kill(int(pid), signal.SIGKILL)
+            [pid, *_] = process.stdout.readline().split("|")
+            process.terminate()
+            assert process.stdout.read() == f"stopped {-signal.SIGTERM} None\n"
+            assert not _is_there(int(pid))
+        finally:
+            killer.cancel()
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_fork_holds_no_lock_of_the_process_that_it_came_from(tmp_path):
+    lock = locks.take(tmp_path / "lock")
+    is_free, told = os.pipe()
+    fork = os.fork()
+    if not fork:
+        os.write(told, b"1")  # and stays
+        signal.pause()
+    try:
+        assert os.read(is_free, 1)
+        assert locks.is_taken(tmp_path / "lock")
+        lock.close()
+        assert not locks.is_taken(tmp_path / "lock")
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        os.waitpid(fork, 0)
+        os.close(is_free)
+        os.close(told)
+
+
+def test_workers_that_are_forked_from_one_process_have_flags_of_their_own():
+    before = tasks.shutdown, tasks.hold
+    try:
+        before[0].value = before[1].value = 1
+        tasks.begin_worker()
+        assert (tasks.shutdown.value, tasks.hold.value) == (0, 0)
+        tasks.shutdown.value = 1
+        tasks.begin_worker()
+        assert tasks.shutdown.value == 0
+    finally:
+        tasks.shutdown, tasks.hold = before
+        tasks.shutdown.value = tasks.hold.value = 0
 
 
 def _is_there(pid):

@@ -1,6 +1,7 @@
 """What a worker's main process asks its own processes for."""
 
 import gc
+from functools import partial
 
 import pytest
 from celery import Celery
@@ -116,3 +117,15 @@ def test_the_collector_leaves_alone_what_a_process_of_the_pool_shares_with_its_p
         assert gc.get_freeze_count() > 100_000
     finally:
         gc.unfreeze()
+
+
+def test_each_duty_is_done_in_its_rounds_and_whatever_becomes_of_the_others(caplog):
+    done, rounds = [], worker.Rounds()
+    rounds.add(2.0, lambda: 1 / 0)
+    for every_s in (1.0, 2.0, 3.0):
+        rounds.add(every_s, partial(done.append, every_s))
+    for _ in range(6):
+        rounds.go()
+        done.append(0)
+    assert done == [*(1, 2, 3, 0), *(1, 0), *(1, 2, 0), *(1, 3, 0), *(1, 2, 0), *(1, 0)]
+    assert len(caplog.records) == 3

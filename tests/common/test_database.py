@@ -3,13 +3,26 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db.models import Exists
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from batches import registry, tasks
 from batches.models import Backend, Pulse
 from batches.status import health
 from common import database, signs_of_life
-from common.database import Asked, bulk_writes, durable_commit, insert, passing_by_locks, relaxed_commits, retrying
+from common.database import (
+    GIVEN,
+    Asked,
+    Change,
+    Ids,
+    bulk_writes,
+    durable_commit,
+    insert,
+    passing_by_locks,
+    relaxed_commits,
+    retrying,
+)
 from tests.conftest import line
 
 
@@ -302,6 +315,26 @@ def test_a_question_that_is_asked_all_the_time_is_answered_anew_each_time(db):
     assert asked.is_true()
 
 
+def test_ids_and_changes_are_those_of_the_moment_and_of_the_row_that_is_given(db, django_assert_num_queries):
+    old = Pulse.objects.filter(at__lte=database.from_now(-timedelta(seconds=60)))
+    ids = Ids(lambda: Backend.objects.filter(url="http://here").order_by("-pk"))
+    change = Change(lambda: Backend.objects.filter(pk=GIVEN).filter(Exists(old)), seen_at=Now(), version="2")
+    first, second = (Backend.objects.create(name=name, url="http://here", version="1") for name in "ab")
+    with django_assert_num_queries(2):
+        assert ids.of() == [second.pk, first.pk]
+        assert change.make(first.pk) == 0
+    Pulse.objects.create(name="old", at=timezone.now() - timedelta(seconds=61))
+    assert change.make(first.pk) == 1
+    assert change.make(2**40) == 0
+    assert dict(Backend.objects.values_list("pk", "version")) == {first.pk: "2", second.pk: "1"}
+    first.refresh_from_db()
+    assert first.seen_at is not None
+    second.delete()
+    assert ids.of() == [first.pk]
+
+
 def test_a_question_whose_words_change_with_the_time_is_refused(db):
     with pytest.raises(ValueError, match="The words change with the time"):
         Asked(lambda: Pulse.objects.filter(at__lte=timezone.now())).is_true()
+    with pytest.raises(ValueError, match="The words change with the time"):
+        Change(lambda: Pulse.objects.filter(at__lte=timezone.now()), error="").make()

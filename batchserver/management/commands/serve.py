@@ -30,7 +30,7 @@ class Command(BaseCommand):
         serve_options.add_arguments(parser)  # what they say is in the settings by now
 
     def handle(self, *args: Any, **options: Any) -> None:
-        supervisor = Supervisor(log_format=settings.LOG_FORMAT, own_log=_own_log())
+        supervisor = Supervisor(own_log=_own_log())
         supervisor.listen()
         if options["parent"] and not supervisor.stop_with(options["parent"]):
             raise CommandError("The process that started this server has ended.")
@@ -46,12 +46,14 @@ class Command(BaseCommand):
         else:
             joining.check(chosen, beside_server=locks.is_taken(settings.DATA_DIR / locks.SERVER))
             connection.close()
+        parts.load(chosen)
         supervisor.children = parts.children(chosen)
         try:
             supervisor.start()
             if not supervisor.is_stopping:
                 self._greet(chosen)
-                supervisor.become_alone(keep_open=lock.fileno())
+                supervisor.be_woken()
+                supervisor.watch()
         except NotReady as error:
             raise CommandError(str(error)) from None
         finally:

@@ -189,6 +189,36 @@ def test_one_drive_has_the_backend_alone_when_all_others_stand_by(db):
     assert not alone.is_anothers(fresh(backend), second)
 
 
+def test_who_shares_a_backend_asks_once_a_second_who_else_does(db, backend, django_assert_num_queries):
+    """And whether another one has it alone, once more, if we stood by until then: it may have begun meanwhile."""
+    backend = registry.report_backend()  # of the fixture, which answers
+    lease, other = (leases.acquire("drive", backend=backend) for _ in range(2))
+    shared = SharedBackend(backend, lease, backends.kind_named(backend.kind))
+    shared.look(is_idle=False, in_flight=0)  # makes the limit known
+    with django_assert_num_queries(1):
+        shared.look(is_idle=False, in_flight=0)
+    assert not alone.take(fresh(backend), other)
+    backend.refresh_from_db()
+    shared.look(is_idle=True, in_flight=0)
+    assert shared.stands_aside
+    assert fresh_lease(lease).stands_by
+    alone.give_back(fresh(backend), other)
+    backend.refresh_from_db()
+    assert alone.take(fresh(backend), other)  # after we have read the row
+    shared.look(is_idle=True, in_flight=0)
+    assert shared.stands_aside
+    assert fresh_lease(lease).stands_by
+    alone.give_back(fresh(backend), other)
+    backend.refresh_from_db()
+    shared.look(is_idle=True, in_flight=0)
+    assert not shared.stands_aside
+    assert not fresh_lease(lease).stands_by
+
+
+def fresh_lease(lease):
+    return Lease.objects.get(pk=lease.pk)
+
+
 def test_a_dead_drive_keeps_nobody_from_the_backend(db):
     backend = registry.own_backend()
     dead, living = (leases.acquire("drive", backend=backend) for _ in range(2))
