@@ -96,8 +96,12 @@ def parsed(content: bytes) -> JSON | None:
 
 
 def compact(body: JSON) -> str:
-    # ASCII only: U+2028, U+2029 and U+0085 would split a line for clients that read with splitlines().
-    return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+    return _compact(body)
+
+
+# ASCII only: U+2028, U+2029 and U+0085 would split a line for clients that read with splitlines(). Made once, since
+# json.dumps with arguments makes an encoder in each call.
+_compact = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
 
 def enveloped(status: int, text: str) -> str:

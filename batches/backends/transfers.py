@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import certifi
@@ -47,8 +48,7 @@ class Broken(Exception):
     """The server broke the connection, or sent what is no HTTP. The text says which, and holds nothing of the body."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     status: int
     content: bytes
     retry_after_s: float  # 0 if the server did not ask for a wait
@@ -57,8 +57,7 @@ class Answer:
 Outcome = Answer | Cut | ReplyTooLarge | NeverSent | Broken
 
 
-@dataclass(frozen=True)
-class _Order:
+class _Order(NamedTuple):
     request: object
     url: str
     content: bytes

@@ -211,7 +211,7 @@ class Dispatcher:
             return False
         if subject.most_together is not None:
             return retrying(self.shared.take_backend_alone)
-        retrying(self.shared.give_backend_back)
+        self.shared.give_backend_back()
         return True
 
     def _send_line(self, line: Line) -> None:

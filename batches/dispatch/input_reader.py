@@ -7,6 +7,7 @@ from typing import Any
 
 from batches.lines import jsonl
 from batches.models import Line
+from common.database import retrying
 from files_api.models import File
 from files_api.storage import Spans, spans
 
@@ -49,7 +50,7 @@ class InputFiles:
         if line.batch_id not in self._open:
             while len(self._open) >= self.MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            file = File.objects.all().held(line.batch.input_file_id, line.batch_id)
+            file = retrying(File.objects.all().held, line.batch.input_file_id, line.batch_id)
             if file is None:
                 raise LookupError(line.batch.input_file_id)
             self._open[line.batch_id] = spans(file.content)

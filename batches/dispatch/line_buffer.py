@@ -28,6 +28,7 @@ class LineBuffer:
         self._turn: turns.Turn | None = None
         self._found_none = False  # nothing could be claimed, and nothing that we know of has changed since
         self._lanes = [Lane()]
+        self._foremost: Lane | None = None  # whose line the head was
         self._lane_of: dict[int, Lane] = {}  # of the lines in flight
         self._alike: set[int] = set()  # of the lines claimed or in flight: it matters which slot reads them
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
@@ -46,12 +47,14 @@ class LineBuffer:
     @property
     def head(self) -> Line | None:
         """The line to be sent next."""
-        lane = self._next_lane()
+        self._foremost = lane = self._next_lane()
         return lane.ready[0] if lane is not None else None
 
     def take(self) -> Line:
         """The line to be sent now: `head`, which there must be. Call `done` once its call is over."""
-        lane = self._next_lane()
+        lane = self._foremost
+        if lane is None or not lane.ready or lane.in_flight:  # nobody asked for the head, or something changed since
+            lane = self._next_lane()
         assert lane is not None
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)

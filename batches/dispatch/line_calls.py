@@ -34,7 +34,7 @@ class LineCalls:
     def is_at_hand(self, line: Line, others: Iterable[Line]) -> bool:
         """Whether `make` needs not wait for the network for this line. If it does, the body is fetched beside, and
         those of the `others` that will be sent next."""
-        self.is_waiting = not retrying(self._inputs.is_at_hand, line, others)
+        self.is_waiting = not self._inputs.is_at_hand(line, others)
         return not self.is_waiting
 
     def make(self, line: Line) -> Call[Line]:
@@ -44,7 +44,7 @@ class LineCalls:
         """
         endpoint = line.batch.endpoint
         try:
-            body = retrying(self._inputs.body, line)
+            body = self._inputs.body(line)
         except UNREADABLE as error:
             # Validation read this very line, so the file was removed or damaged since.
             logger.error("%s: the input file cannot be read: %s", line.batch_id, type(error).__name__)
@@ -58,7 +58,7 @@ class LineCalls:
             if refusal := translation.refusal(least=self._least):
                 return _answered(line, refused(refusal.code, refusal.message, refusal.param))
             self._ignored.tell(line, translation.findings)
-        if known := retrying(reuse.recall, line):
+        if line.digest is not None and (known := retrying(reuse.recall, line)):
             return _answered(line, Reply(Verdict.ANSWERED, 200, known))
         sent = translation.body | {"model": line.served_model}
         return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))

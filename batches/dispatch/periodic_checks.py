@@ -113,7 +113,7 @@ class PeriodicChecks:
 
     def _share_backend(self, is_idle: bool) -> None:
         if is_idle and not self.lines and not self.readiness.is_waiting:
-            retrying(self.shared.give_backend_back)
+            self.shared.give_backend_back()
         retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.in_flight.computing))
         if call := self.shared.call_beside(self.calls.in_flight):
             self.calls.submit(call)

@@ -13,6 +13,7 @@ from batches.dispatch import alone
 from batches.dispatch.concurrency_limit import ConcurrencyLimit, portion
 from batches.dispatch.questions import Purpose, Question
 from batches.models import Backend, Lease, Line
+from common.database import retrying
 
 OCCUPANCY = Question(Purpose.OCCUPANCY, "", "")
 ASK_AGAIN_S = 60.0  # a server that did not say how busy it is
@@ -129,4 +130,4 @@ class SharedBackend:
     def give_backend_back(self) -> None:
         """Let the other drives send again, whether they stood by already or not. Safe to call at any time."""
         if self._backend.alone_id == self._lease.pk:
-            alone.give_back(self._backend, self._lease)
+            retrying(alone.give_back, self._backend, self._lease)
