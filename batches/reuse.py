@@ -19,7 +19,7 @@ from django.db.models import Count
 
 from batches.models import Answer, Batch, Line, LineState, Part
 from common import database, ids, strict_json
-from common.database import readable
+from common.database import readable, retrying
 from common.models import Owner
 
 KEPT_FOR = timedelta(days=30)
@@ -102,7 +102,7 @@ def recall(line: Line) -> str | None:
     oldest = database.now() - KEPT_FOR
     known = Answer.objects.filter(pk=_key(line), created_at__gt=oldest)
     try:
-        response = readable(known.values_list("response", flat=True).first)
+        response = retrying(readable, known.values_list("response", flat=True).first)
         return copied(response, line.batch_id, line.number) if response else None
     except ValueError:
         return None  # asked again, as if there were no answer

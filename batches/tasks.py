@@ -52,7 +52,8 @@ logger = logging.getLogger(__name__)
 shutdown = multiprocessing.Value("b", 0, lock=False)
 # Likewise, while the worker takes no work: a drive ends after its calls.
 hold = multiprocessing.Value("b", 0, lock=False)
-# Raised by the pool's children after each drive, read in the main process: there may be work for another.
+# Raised by the pool's children after each drive that stored an answer, read in the main process: there may be work for
+# another. There is no lock, which a child that is killed would keep: two that raise it in one moment may count as one.
 drives_over = multiprocessing.Value("L", 0, lock=False)
 
 
@@ -144,20 +145,19 @@ def _validate(batch_id: str) -> Outcome:
 
 @shared_task
 def drive() -> None:
-    try:
-        _drive()
-    finally:
+    if _drive():
         drives_over.value += 1
 
 
-def _drive() -> None:
+def _drive() -> bool:
+    """Whether an answer was stored."""
     if hold.value or storage_id.trouble():
-        return
+        return False
     backend = registry.own_backend()
     if not backend.kind or not backend.is_fresh:
         backend = registry.report_backend()
     if backend.is_paused or not backend.kind:
-        return  # the backend's worker lifts the pause once the backend answers, and then looks for work
+        return False  # the backend's worker lifts the pause once the backend answers, and then looks for work
     parent = os.getppid()
 
     def should_stop() -> bool:
@@ -168,12 +168,13 @@ def _drive() -> None:
         return bool(hold.value)
 
     most = settings.MAX_CONCURRENT_BATCHES
-    dispatcher.Dispatcher(
+    has_stored = dispatcher.Dispatcher(
         backend, should_stop=should_stop, must_end=must_end, wake_control=wake_control, most_drives=most
     ).run()
     if not should_stop() and not must_end():
         # Deletes what was derived for batches that are over. A server that runs for one file is stopped in a moment.
         registry.report_backend()
+    return has_stored
 
 
 @shared_task

@@ -24,7 +24,7 @@ from django.urls import get_resolver
 from batches import backends
 from batchserver import installation
 from batchserver.serve_options import CONTROL, INFERENCE, PARTS, WEB
-from batchserver.supervisor import Child
+from batchserver.supervisor import IS_LINUX, Child
 
 # A drive that has been silent for longer than its lease lives has lost its lines anyway. A step of the control worker
 # may wait longer for one call of the system, such as an fsync of gigabytes. gunicorn itself starts a web worker again
@@ -49,7 +49,7 @@ def children(parts: Sequence[str] = PARTS) -> list[Child]:
     found += [made[part](is_alone=tuple(parts) == (part,)) for part in parts]
     for child in found:
         if installation.IS_CHECKOUT:
-            child.directory = settings.BASE_DIR  # where `celery --app batchserver` finds the package
+            child.directory = settings.BASE_DIR  # where `python -m` finds the package
     return found
 
 
@@ -105,7 +105,10 @@ def _inference(*, is_alone: bool) -> Child:
 
 
 def load(parts: Sequence[str] = PARTS) -> None:
-    """Import what these parts need, for their processes, which are forks of this one."""
+    """Import what these parts need, for their processes, which are forks of this one. Does nothing where they are
+    not."""
+    if not IS_LINUX:
+        return
     if WEB in parts:
         for name in ("gunicorn.app.wsgiapp", "batchserver.gunicorn_worker", "batchserver.gunicorn_log"):
             importlib.import_module(name)

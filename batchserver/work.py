@@ -54,4 +54,7 @@ def load() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    given = sys.argv[1:]
+    # For SIGHUP, after which Celery calls the interpreter with these: the file itself would not find its neighbours.
+    sys.argv = ["-m", "batchserver.work", *given]
+    main(given)

@@ -96,6 +96,7 @@ class InFlight(Generic[S]):
         """This call is sent now."""
         self._all[call] = None
         if call.is_light:
+            _start_clock(call, time.monotonic())  # it waits for no other
             return
         self._behind[call] = None
         together = len(self._begun) + len(self._behind)

@@ -39,7 +39,11 @@ class Names:
         if not is_fresh and not name.is_asked:
             name.is_asked = True
             # One for each name at most, and a daemon: a question may take half a minute, and cannot be ended.
-            threading.Thread(target=self._ask, args=(host, port), name="name", daemon=True).start()
+            thread = threading.Thread(target=self._ask, args=(host, port), name="name", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread can be had at the moment
+                self._found(host, port, [])
         return name.addresses or None
 
     def learn(self, host: str, port: int, addresses: list[str]) -> None:
@@ -58,7 +62,7 @@ class Names:
             found = [str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
             # One that names an interface, of the link alone, is none that libcurl takes.
             addresses = [address for address in found if "%" not in address]
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):  # also of what is no name at all
             addresses = []
         self._found(host, port, addresses)
 

@@ -80,12 +80,14 @@ class Dispatcher:
         self.must_end = must_end
         self.wake_control = wake_control
         self.most_drives = most_drives
+        self.has_stored = False
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Whether an answer was stored."""
         with relaxed_commits(), leases.Keeper(PURPOSE, backend=self.backend) as keeper, waits.meanwhile(keeper.keep):
             # Asked once we have a lease: of several that begin at once the oldest stay.
             if keeper.lease.pk not in retrying(leases.at_work, self.backend)[: self.most_drives]:
-                return
+                return False
             self._open(keeper)
             try:
                 self._loop()
@@ -96,6 +98,7 @@ class Dispatcher:
                 self.calls.close()
                 self.line_calls.close()
             self.tallies.close()
+            return self.has_stored
 
     def _open(self, keeper: leases.Keeper) -> None:
         backend, kind = self.backend, backends.kind_named(self.backend.kind)
@@ -290,6 +293,7 @@ class Dispatcher:
         failpoints.reach("after_answer")
         failed = retrying(claims.store, self.lease, group, busy_s=self.admission.busy_s, note=self.tallies.note)
         failpoints.reach("after_store")
+        self.has_stored = True
         self.answers.stored(time.monotonic() - started)
         self.checks.stored.update(call.subject.batch_id for call in group)
         self.lines.answered(len(group))

@@ -22,7 +22,7 @@ LOOK_AHEAD, MOST_AHEAD = 64, 512
 
 
 def look_ahead(lanes: Sequence["Lane"], size: int) -> int:
-    """How many of the waiting lines `choose` needs."""
+    """How many of the waiting lines `choose` is given: as many as the lanes lack, and enough to see other groups."""
     return max(min(LOOK_AHEAD * len(lanes), MOST_AHEAD), sum(max(0, size - len(lane.ready)) for lane in lanes))
 
 
@@ -65,7 +65,7 @@ class Lane:
 
 
 def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list[list[Waiting]]:
-    """For each lane the lines to claim: `size` at most, and none if it has so many.
+    """For each lane the lines to claim: as many as it lacks of `size`.
 
     `waiting` are the first lines that could be claimed, in order: `look_ahead` of them. A lane goes on with
     its group; then it takes the next group that no lane has begun; and if all are begun, it takes the second half of
@@ -76,6 +76,7 @@ def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list
     fresh = deque(rest for rest in rests if rest.lane is None)
     chosen: list[list[Waiting]] = [[] for _ in lanes]
     low = [(lane, mine) for lane, mine in zip(lanes, chosen, strict=True) if len(lane.ready) < size]
+    lacking = {id(lane): size - len(lane.ready) for lane, _ in low}
     # Group by group in turn, so that the first lane does not take what would keep another one at work.
     while low and (fresh or any(rest.lines for rest in begun.values())):
         for lane, mine in low:
@@ -83,8 +84,8 @@ def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list
             if rest is None or not rest.lines:
                 rest = fresh.popleft() if fresh else _largest(begun.values()).second_half()
                 begun[id(lane)] = rest
-            mine += rest.take(size - len(mine))
-        low = [(lane, mine) for lane, mine in low if len(mine) < size]
+            mine += rest.take(lacking[id(lane)] - len(mine))
+        low = [(lane, mine) for lane, mine in low if len(mine) < lacking[id(lane)]]
     return chosen
 
 

@@ -56,6 +56,7 @@ class LineBuffer:
         if lane is None or not lane.ready or lane.in_flight:  # nobody asked for the head, or something changed since
             lane = self._next_lane()
         assert lane is not None
+        self._foremost = None
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
         self._lane_of[line.pk] = lane
@@ -103,7 +104,9 @@ class LineBuffer:
             self._lanes.append(Lane())
         while len(self._lanes) > number:
             gone = self._lanes.pop()
+            self._foremost = None
             self._lanes[0].ready.extend(gone.ready)
+            gone.ready.clear()
             self._lanes[0].in_flight |= gone.in_flight
             self._lane_of |= dict.fromkeys(gone.in_flight, self._lanes[0])
 

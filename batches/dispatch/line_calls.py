@@ -15,7 +15,6 @@ from batches.dispatch.deadlines import Deadlines
 from batches.dispatch.ignored_members import IgnoredMembers
 from batches.dispatch.input_reader import UNREADABLE, InputFiles
 from batches.models import Line
-from common.database import retrying
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ class LineCalls:
             if refusal := translation.refusal(least=self._least):
                 return _answered(line, refused(refusal.code, refusal.message, refusal.param))
             self._ignored.tell(line, translation.findings)
-        if line.digest is not None and (known := retrying(reuse.recall, line)):
+        if known := reuse.recall(line):
             return _answered(line, Reply(Verdict.ANSWERED, 200, known))
         sent = translation.body | {"model": line.served_model}
         return Call(line, endpoint, sent, self._deadlines.for_line(line, sent))

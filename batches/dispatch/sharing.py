@@ -105,7 +105,6 @@ class SharedBackend:
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
         stood_by = self._lease.stands_by
         self.stands_aside = alone.is_anothers(self._backend, self._lease)
-        stood_by = self._lease.stands_by
         alone.stand_by(self._lease, self.stands_aside and is_idle)
         if stood_by and not self.stands_aside:
             # Another drive may have taken the backend alone while our lease still said that we stand by.

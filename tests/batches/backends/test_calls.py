@@ -123,6 +123,20 @@ def test_what_is_no_whole_answer(backend, action, verdict, code):
         pool.close()
 
 
+def test_a_question_beside_the_lines_has_a_deadline_too(backend):
+    """It waits for no call, so its clock runs at once: a server that hangs keeps no drive."""
+    backend.on("long", Action(hang=True))
+    pool = CallPool(BackendKind(), Server(backend.url))
+    try:
+        body = line("long")["body"]
+        question = Call(None, "", {}, 0.5, lambda ask: ask(CHAT, body), is_light=True)
+        pool.submit(question)
+        eventually(lambda: pool.wait(0.1) == [question], within_s=10)
+        assert (question.timed_out, question.verdict) == (True, Verdict.FAILED)
+    finally:
+        pool.close()
+
+
 def test_a_server_that_takes_no_connection_got_nothing():
     pool = CallPool(BackendKind(), Server(f"http://127.0.0.1:{free_port()}"))
     try:

@@ -15,6 +15,8 @@ class Plain:
 
     def add(self, call):
         self.calls.append(call)
+        if call.is_light:
+            self.begun.add(call)  # it waits for no other
         computing = self.computing
         for each in computing:
             self.together[each] = max(self.together.get(each, 1), len(computing))

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose
+from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
 from batches.lines import prompt
 from batches.models import Line
 
@@ -90,6 +90,15 @@ def test_a_lane_that_has_enough_gets_nothing():
     assert waiting == []
     _, got = step(lines(*"cc"), lanes, 2)
     assert got == [[], []]
+
+
+def test_a_lane_gets_what_it_lacks():
+    lanes = [Lane() for _ in range(2)]
+    waiting, _ = step(lines(*"abcdefgh"), lanes, 4)
+    lanes[0].ready.popleft()
+    assert look_ahead(lanes, 4) >= 1
+    _, got = step([*waiting, *lines(*"ijkl")], lanes, 4)
+    assert [len(share) for share in got] == [1, 0]
 
 
 def test_a_lane_without_lines_takes_over_half_of_another():

@@ -50,6 +50,15 @@ def test_slow_answers_that_come_at_one_moment_keep_few_lines_from_other_drives(b
     assert Line.objects.filter(state=LineState.RUNNING).count() == 8  # nothing is stored here
 
 
+def test_a_head_that_was_told_before_the_lanes_changed_is_sent_once(buffer):
+    buffer.refill(5, [])
+    told = buffer.head
+    buffer.use_lanes(1)
+    sent = [buffer.take().custom_id for _ in range(4)]
+    assert sorted(sent) == sorted({*sent, told.custom_id})
+    assert not len(buffer)
+
+
 def test_who_answers_fast_claims_many_lines_at_once(buffer, monkeypatch):
     monkeypatch.setattr(line_buffer, "CLAIM_FOR_S", 1000.0)
     buffer.refill(5, [])

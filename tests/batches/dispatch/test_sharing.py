@@ -232,30 +232,6 @@ def test_a_dead_drive_keeps_nobody_from_the_backend(db):
     assert fresh(backend).alone_id is None
 
 
-def shared_by_two():
-    """A drive's room at a backend, the row as it read it last, and the lease of another drive."""
-    backend = registry.own_backend()
-    own, other = (leases.acquire("drive", backend=backend) for _ in range(2))
-    return SharedBackend(backend, own, backends.kind_named("ollama")), own, other
-
-
-def test_a_drive_that_goes_on_sees_who_took_the_backend_while_it_still_stood_by(db):
-    shared, own, other = shared_by_two()
-    alone.stand_by(own, True)
-    assert alone.take(fresh(registry.own_backend()), other)
-    shared.look(is_idle=True, in_flight=0)
-    assert shared.stands_aside
-    assert Lease.objects.get(pk=own.pk).stands_by
-
-
-def test_a_look_of_a_drive_that_did_not_stand_by_asks_for_the_drives_alone(db, django_assert_num_queries):
-    shared, _, _ = shared_by_two()
-    shared.look(is_idle=True, in_flight=0)
-    with django_assert_num_queries(1):
-        shared.look(is_idle=False, in_flight=1)
-    assert not shared.stands_aside
-
-
 def fresh(backend):
     return Backend.objects.get(pk=backend.pk)
 
