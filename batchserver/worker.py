@@ -46,6 +46,8 @@ LOOK_EVERY_S = 1.0
 ASK_AGAIN_AFTER_S = 3.0
 
 LOOP_SILENT_AFTER_S = 60.0
+# Objects, and collections of younger ones: Python's own are (700, 10, 10).
+COLLECT_AFTER = (20_000, 20, 100)
 
 others = Others()
 
@@ -252,9 +254,11 @@ def _leave_what_is_anothers_alone(**kwargs: Any) -> None:
 @signals.worker_before_create_process.connect
 def _share_memory(**kwargs: Any) -> None:
     """A process of the pool has the memory of this one until either writes to it, and Python's collector writes to each
-    object that it looks at: it leaves those alone that are there now, in both."""
+    object that it looks at: it leaves those alone that are there now, in both. What comes are lines and answers by the
+    thousand, which hold no circles: it looks at them seldom, or it takes a twentieth of a drive's time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 @signals.worker_shutting_down.connect
