@@ -10,10 +10,11 @@ from batches.models import Backend, Lease, Line
 from batches.scheduling import turns
 from common.database import retrying
 
-# A claim is for as many lines as were answered in so long, up to MOST_CLAIMED, or MOST_FOR_LANE for each of several
+# A claim is for as many lines as are answered in so long, up to MOST_CLAIMED, or MOST_FOR_LANE for each of several
 # lanes; with half of that, a line costs a quarter more CPU where answers come fast. Other drives have no part in what
 # one has claimed: at the end of a batch they would wait for as long as that one takes for its lines.
 CLAIM_FOR_S = 2.0
+MOST_GROWTH = 4
 MOST_CLAIMED, MOST_FOR_LANE = 64, 16
 
 
@@ -35,6 +36,7 @@ class LineBuffer:
         self._newest: Line | None = None  # the line that was claimed last
         self._answered: deque[tuple[float, int]] = deque()  # when lines of this turn's part were answered, and how many
         self._lately = 0  # how many that are
+        self._began = float("inf")  # when the first line of this turn's part was sent
         self._model = ""  # of the line that was taken last
         self._model_since = float("-inf")  # since then, only lines of this model and those loaded with it were taken
 
@@ -60,6 +62,7 @@ class LineBuffer:
         line = lane.ready.popleft()
         lane.in_flight.add(line.pk)
         self._lane_of[line.pk] = lane
+        self._began = min(self._began, time.monotonic())
         if not self._are_together(line.served_model, self._model):
             self._model_since = time.monotonic()
         self._model = line.served_model
@@ -112,10 +115,13 @@ class LineBuffer:
 
     def _size(self, room: int) -> int:
         """How many lines each lane claims at once."""
-        while self._answered and self._answered[0][0] < time.monotonic() - CLAIM_FOR_S:
+        now = time.monotonic()
+        while self._answered and self._answered[0][0] < now - CLAIM_FOR_S:
             self._lately -= self._answered.popleft()[1]
         most = max(MOST_CLAIMED, MOST_FOR_LANE * len(self._lanes))
-        return max(1, max(room, min(most, self._lately)) // len(self._lanes))
+        # In the first moments, what would be answered if it went on like this; a few fast answers do not say that.
+        times = min(MOST_GROWTH, max(1.0, CLAIM_FOR_S / max(0.001, now - self._began)))
+        return max(1, max(room, min(most, int(times * self._lately))) // len(self._lanes))
 
     def is_low(self, room: int) -> bool:
         """Most of the lines of a claim for a room of `room` calls are sent: `refill` would claim more."""
@@ -183,7 +189,7 @@ class LineBuffer:
             self.hand_back()
         if turn is not None and self._turn is not None and turn.part.pk != self._turn.part.pk:
             self._answered.clear()  # the lines of another part may take longer
-            self._lately = 0
+            self._lately, self._began = 0, float("inf")
         self._turn = turn
         self._found_none = turn is None
 
