@@ -81,6 +81,7 @@ def _validate_slice(batch: Batch, file: File, lease: Lease) -> Outcome:
         )
         for group in _groups(lines, batch, check.kind):
             _store(batch, lease, check, group)
+            group.parsed.clear()  # or it would be in memory while the next group is read
             failpoints.reach("mid_validation")
             if batch.total + batch.error_count > settings.MAX_BATCH_LINES:
                 message = f"The file has more than {settings.MAX_BATCH_LINES} lines (MAX_BATCH_LINES)."

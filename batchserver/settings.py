@@ -363,6 +363,13 @@ def _is_bug(record: logging.LogRecord) -> bool:
     return getattr(record, "status_code", 500) == 500
 
 
+def _without_a_childs_traceback(record: logging.LogRecord) -> bool:
+    """A child that was killed leaves no traceback; the one that Celery prints is of the main process, which saw it."""
+    if record.exc_info and type(record.exc_info[1]).__name__ == "WorkerLostError":
+        record.exc_info = None
+    return True
+
+
 # Few: each is a line of /metrics.
 PROMETHEUS_LATENCY_BUCKETS = (0.05, 0.25, 1.0, 5.0, 30.0, float("inf"))
 
@@ -378,6 +385,7 @@ LOGGING = {
     # A 503 or 507 is an answer on purpose; only a 500 is a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
+        "lost_child": {"()": "django.utils.log.CallbackFilter", "callback": _without_a_childs_traceback},
         "request_id": {"()": "common.middleware.RequestIdFilter"},
     },
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["request_id"]}},
@@ -390,6 +398,7 @@ LOGGING = {
         # Django mails admins and prints every 4xx by default; a 4xx concerns the client.
         "django": {"handlers": [], "level": "WARNING"},
         "django.request": {"level": "ERROR", "filters": ["bugs"]},
+        "celery.worker.request": {"filters": ["lost_child"]},
         # A worker that stops hands its unread messages back; the tick would repair their loss anyway.
         "kombu.transport.virtual.base": {"level": "ERROR"},
         "django.security.DisallowedHost": {"handlers": [], "level": "CRITICAL"},

@@ -8,6 +8,7 @@ import runpy
 import sys
 
 import pytest
+from billiard.exceptions import WorkerLostError
 from django.conf import settings as configured
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -35,6 +36,19 @@ def test_a_line_has_the_time_zone(make):
     assert re.fullmatch(
         STAMP + r" INFO batches\.lifecycle: batch_1: completed", make().format(record("batch_1: completed"))
     )
+
+
+def test_a_child_that_was_killed_is_told_in_one_line(caplog):
+    """As Celery tells it; what its main process did meanwhile says nothing. Any other error keeps its traceback."""
+    for error in (WorkerLostError("Worker exited prematurely: signal 9 (SIGKILL) Job: 3."), ValueError("a bug")):
+        try:
+            raise error
+        except Exception:
+            logging.getLogger("celery.worker.request").exception("Task handler raised error: %r", error)
+    lost, bug = (formatter("line").format(each) for each in caplog.records)
+    assert len(lost.splitlines()) == 1
+    assert "signal 9" in lost
+    assert "Traceback" in bug
 
 
 def test_a_line_has_the_id_of_its_request():
