@@ -204,10 +204,11 @@ def test_models(data_dir: Path) -> None:
 
 
 def test_intake(data_dir: Path) -> None:
-    (steps, processes), _ = measure(data_dir, "intake")
-    assert [row["step"] for row in steps] == ["upload", "validation"]
-    assert all(are_positive(row, "seconds", "lines/s", "MB/s") for row in steps)
-    assert {"web, main process", "control worker, child 1"} <= {row["process"] for row in processes}
+    (files, processes), _ = measure(data_dir, "intake", "--scale", "0.0004")
+    assert [(row["file"], row["lines"]) for row in files] == [("large lines", "20"), ("random ids", "400")]
+    assert all(are_positive(row, "lines/s") for row in files)
+    names = {"large lines, web, main process", "random ids, control worker, child 1"}
+    assert names <= {row["process"] for row in processes}
     assert all(are_positive(row, "peak MB") for row in processes)
 
 

@@ -60,7 +60,7 @@ def test_bulk_writes_give_back_what_they_took(transactional_db):
             return
     before = setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")
     with bulk_writes():
-        assert (setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")) == (-65536, 16384)
+        assert (setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")) == (-57344, 16384)
     assert (setting("PRAGMA cache_size"), setting("PRAGMA wal_autocheckpoint")) == before
 
 
