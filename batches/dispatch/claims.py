@@ -9,7 +9,6 @@ declared dead meanwhile and the line is another's: the result is dropped.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -241,7 +240,7 @@ def _write(lease: Lease, became: list[tuple[Line, dict[str, Any]]]) -> set[int]:
 
 
 def _write_answers(lease: Lease, answered: list[tuple[Line, dict[str, Any]]]) -> set[int]:
-    adapted = cache(connection.ops.adapt_datetimefield_value)  # they have one stamp
+    adapted = connection.ops.adapt_datetimefield_value
     rows = [
         (*(values[name] for name in ANSWER), adapted(values["finished_at"]), line.pk, lease.pk, LineState.RUNNING)
         for line, values in answered

@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -30,7 +31,9 @@ def of(
     `now`, by the database's clock."""
     values = _by_verdict(backend, line, reply, call, busy_s, now)
     if values["state"] is not LineState.PENDING:
-        values |= {"finished_at": now, "duration_ms": int(call.duration_s * 1000)}
+        # When the answer came: it may have waited for others, to be stored with them.
+        waited = timedelta(seconds=time.monotonic() - call.finished) if call.was_sent else timedelta()
+        values |= {"finished_at": now - waited, "duration_ms": int(call.duration_s * 1000)}
     return values
 
 

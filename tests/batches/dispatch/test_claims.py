@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -163,6 +164,20 @@ def test_of_a_group_only_the_lines_that_are_still_claimed_are_stored(create, wor
     assert set(Response.objects.values_list("line__custom_id", flat=True)) == set("acd")
     assert f"2 results came too late and were dropped, the first of {batch['id']} line 2" in caplog.messages
     assert len(set(Line.objects.filter(place__gt=0).values_list("place", flat=True))) == 3
+
+
+def test_each_line_of_a_group_is_finished_when_its_answer_came(create, work):
+    """And not when the group was stored, or a forecast would take the lines of a group for answered in no time."""
+    batch = create([line(each) for each in "abc"])
+    work.validate(batch["id"])
+    lease = leases.acquire("drive")
+    calls = answered(claims.claim(lease, turn(), 3))
+    for number, call in enumerate(calls):
+        call.finished = time.monotonic() - 30 + 10 * number
+    claims.store(lease, calls)
+    stored_at = timezone.now()
+    ages_s = [(stored_at - each.finished_at).total_seconds() for each in Line.objects.order_by("number")]
+    assert ages_s == [pytest.approx(age_s, abs=5) for age_s in (30, 20, 10)]
 
 
 def test_an_answer_is_fsynced_before_anybody_is_told_of_it(create, work, backend):
