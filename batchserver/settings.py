@@ -365,7 +365,9 @@ def _is_bug(record: logging.LogRecord) -> bool:
 
 def _without_a_childs_traceback(record: logging.LogRecord) -> bool:
     """A child that was killed leaves no traceback; the one that Celery prints is of the main process, which saw it."""
-    if record.exc_info and type(record.exc_info[1]).__name__ == "WorkerLostError":
+    error = record.exc_info[1] if record.exc_info else None
+    # As it comes from a child's pool, it is wrapped together with its traceback.
+    if type(getattr(error, "exc", error)).__name__ == "WorkerLostError":
         record.exc_info = None
     return True
 

@@ -8,6 +8,7 @@ import runpy
 import sys
 
 import pytest
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from django.conf import settings as configured
 from django.core.exceptions import ImproperlyConfigured
@@ -44,7 +45,8 @@ def test_a_child_that_was_killed_is_told_in_one_line(caplog):
         try:
             raise error
         except Exception:
-            logging.getLogger("celery.worker.request").exception("Task handler raised error: %r", error)
+            told = ExceptionInfo().exc_info
+            logging.getLogger("celery.worker.request").error("Task handler raised error: %r", error, exc_info=told)
     lost, bug = (formatter("line").format(each) for each in caplog.records)
     assert len(lost.splitlines()) == 1
     assert "signal 9" in lost
