@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -309,6 +309,20 @@ def test_a_process_that_hangs_is_killed_with_what_it_forked_and_started_again(ki
             os.close(child.signs)
 
 
+@contextmanager
+def playing(program):
+    """The program in a process of its own, which is killed if it takes a minute."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        killer = threading.Timer(60.0, process.kill)
+        killer.start()
+        try:
+            yield process
+        finally:
+            killer.cancel()
+
+
 WATCHING = """
 import sys
 from batchserver import supervisor
@@ -328,18 +342,11 @@ print("stopped", flush=True)
 @pytest.mark.usefixtures("processes")
 def test_the_end_of_a_child_and_the_order_to_stop_are_seen_at_once():
     """It would look for them once in ten minutes."""
-    with subprocess.Popen(
-        [sys.executable, "-c", WATCHING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        killer = threading.Timer(60.0, process.kill)
-        killer.start()
-        try:
-            for _ in range(3):
-                assert process.stdout.readline() == "here\n"
-            process.terminate()
-            assert "stopped\n" in process.stdout.read()
-        finally:
-            killer.cancel()
+    with playing(WATCHING) as process:
+        for _ in range(3):
+            assert process.stdout.readline() == "here\n"
+        process.terminate()
+        assert "stopped\n" in process.stdout.read()
 
 
 FORKING = """
@@ -376,23 +383,16 @@ print("stopped", watching.children[0].process.returncode, os.environ.get("MINE")
 @pytest.mark.usefixtures("processes")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the command is run")
 def test_a_fork_is_as_if_its_command_had_been_run_and_is_started_again():
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        killer = threading.Timer(60.0, process.kill)
-        killer.start()
-        try:
-            for _ in range(3):
-                pid, session, *told = process.stdout.readline().strip().split("|")
-                assert pid == session != str(process.pid)
-                assert told == ["/", "yes", "True", "['some.module', '-Q', 'queue']", "some.module -Q queue"]
-                os.kill(int(pid), signal.SIGKILL)
-            [pid, *_] = process.stdout.readline().split("|")
-            process.terminate()
-            assert process.stdout.read() == f"stopped {-signal.SIGTERM} None\n"
-            assert not _is_there(int(pid))
-        finally:
-            killer.cancel()
+    with playing(FORKING) as process:
+        for _ in range(3):
+            pid, session, *told = process.stdout.readline().strip().split("|")
+            assert pid == session != str(process.pid)
+            assert told == ["/", "yes", "True", "['some.module', '-Q', 'queue']", "some.module -Q queue"]
+            os.kill(int(pid), signal.SIGKILL)
+        [pid, *_] = process.stdout.readline().split("|")
+        process.terminate()
+        assert process.stdout.read() == f"stopped {-signal.SIGTERM} None\n"
+        assert not _is_there(int(pid))
 
 
 @pytest.mark.usefixtures("processes")
