@@ -36,7 +36,8 @@ from tests.stack import Stack
 
 CHAT = "/v1/chat/completions"
 Content = bytes | list[dict[str, Any]]
-# For what several threads do to the database of the tests; it runs in the pass on Postgres.
+# For what several threads do to the database of the tests, which on SQLite is in memory, where no thread waits for the
+# lock of another one as they do in a file. It runs in the pass on Postgres.
 several_connections = pytest.mark.skipif(
     environment.DATABASE == "sqlite", reason="SQLite's database of the tests is one connection"
 )

@@ -26,7 +26,7 @@ from batches.models import Batch, Status, WebhookDelivery
 from common import ids
 from common.models import Owner
 from common.sockets import NotPublic, public_addresses, watched_pools
-from tests.conftest import line
+from tests.conftest import line, several_connections
 from tests.contract import conform
 from tests.stack import ROOT, eventually, free_port
 from tests.whole_server import client_of, finish, submit
@@ -411,6 +411,7 @@ def test_what_is_being_sent_is_not_sent_by_another(failed, hook):
     assert len(hook.seen) == 1
 
 
+@several_connections
 def test_many_senders_at_once_send_each_event_once(create, work, hook):
     for _ in range(5):
         work.validate(create([line("a", method="GET")])["id"])
