@@ -30,7 +30,7 @@ from django.db.models.functions import Least, Now
 from batches import counting
 from batches.models import Backend, Batch, Counts, Lease, Line, LineState
 from common import signs_of_life
-from common.database import GIVEN, Asked, Change, Ids, from_now, passing_by_locks, retrying
+from common.database import GIVEN, Asked, Change, Column, from_now, passing_by_locks, retrying
 
 LIFETIME = timedelta(seconds=30)
 RENEW_EVERY_S = 5.0
@@ -64,12 +64,18 @@ def renew(lease: Lease) -> bool:
     return (_RENEWED_BY_DRIVE if lease.backend_id else _RENEWED).make(lease.pk) == 1
 
 
-def _renewed() -> QuerySet[Lease]:
+def is_alive(lease: Lease) -> bool:
+    """Whether what the lease has claimed is still its own."""
+    return _IS_ALIVE.is_true(lease.pk)
+
+
+def _itself() -> QuerySet[Lease]:
     return Lease.objects.filter(pk=GIVEN, expires_at__gt=Now())
 
 
-_RENEWED = Change(_renewed, expires_at=from_now(LIFETIME))
-_RENEWED_BY_DRIVE = Change(_renewed, expires_at=from_now(LIFETIME), silent_at=from_now(SILENT_AFTER))
+_IS_ALIVE = Asked(_itself)
+_RENEWED = Change(_itself, expires_at=from_now(LIFETIME))
+_RENEWED_BY_DRIVE = Change(_itself, expires_at=from_now(LIFETIME), silent_at=from_now(SILENT_AFTER))
 
 
 class LeaseLost(Exception):
@@ -170,8 +176,9 @@ def _hand_back(token: int) -> bool:
 # Drives that stand by for each other
 
 
-def at_work(backend: Backend) -> list[int]:
-    """The leases of the drives that work on this backend, the oldest first; not those that are silent and may be dead.
+def at_work(backend: int) -> list[int]:
+    """The leases of the drives that work on the backend with this id, the oldest first; not those that are silent and
+    may be dead.
 
     A drive of this host whose process is there is slow, and works.
     """
@@ -179,12 +186,12 @@ def at_work(backend: Backend) -> list[int]:
     return [pk for pk in alive(backend) if pk not in silent]
 
 
-def alive(backend: Backend) -> list[int]:
-    """The leases of the drives that work on this backend, the oldest first, silent ones too."""
-    return _ALIVE.of(backend.pk)
+def alive(backend: int) -> list[int]:
+    """The leases of the drives that work on the backend with this id, the oldest first, silent ones too."""
+    return _ALIVE.of(backend)
 
 
-_ALIVE = Ids(lambda: Lease.objects.filter(backend_id=GIVEN, expires_at__gt=Now()).order_by("pk"))
+_ALIVE = Column(lambda: Lease.objects.filter(backend_id=GIVEN, expires_at__gt=Now()).order_by("pk"))
 
 
 class Successor:
@@ -194,7 +201,7 @@ class Successor:
         self._looked_at = float("-inf")
         self._since: dict[tuple[int, datetime | None], float] = {}  # each silence, and when it was seen first
 
-    def look(self, backend: Backend) -> int:
+    def look(self, backend: int) -> int:
         """How many drives were taken over: those whose silence lasted since the look before."""
         now = time.monotonic()
         if now > self._looked_at + LOOK_IS_LATE_S:
@@ -209,7 +216,7 @@ class Successor:
         return len(taken)
 
 
-def _silent(backend: Backend) -> list[Lease]:
+def _silent(backend: int) -> list[Lease]:
     return list(Lease.objects.filter(backend=backend, silent_at__lte=Now())) if _ANY_SILENT.is_true() else []
 
 

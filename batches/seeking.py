@@ -12,7 +12,7 @@ from django.conf import settings
 from batches import leases
 from batches.models import ANY_PAUSED_MODEL, Backend, Batch
 from batches.scheduling import gate, turns
-from common.database import Asked
+from common.database import GIVEN, Asked, Column
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ class Seeker:
         One small query on a server without work, and a handful otherwise, with any number of backends. Hands back the
         lines of drives on this backend that fell silent.
         """
-        own = _own() if ANYTHING.is_true() else None
-        if own is None:
+        found = _OWN.of(settings.BACKEND_NAME) if ANYTHING.is_true() else []
+        if not found:
             return 0
+        [own] = found
         if taken := self._successor.look(own):
             logger.warning("took over the work of drives that fell silent: %s", taken)
         idle = max(0, settings.MAX_CONCURRENT_BATCHES - len(leases.at_work(own)))
-        return idle if idle and with_work([own]) else 0
+        return idle if idle and with_work(Backend.objects.filter(pk=own)) else 0
 
 
-def _own() -> Backend | None:
-    """The row of our backend, if it is not paused and has answered once."""
-    return Backend.objects.filter(name=settings.BACKEND_NAME, paused_at=None).exclude(kind="").first()
+# The id of the backend that has this name, if it is not paused and has answered once.
+_OWN = Column(lambda: Backend.objects.filter(name=GIVEN, paused_at=None).exclude(kind=""))
 
 
 def with_work(backends: Collection[Backend]) -> list[Backend]:

@@ -24,10 +24,9 @@ from django.db import DatabaseError, InterfaceError, connection, connections
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
-from batches import tasks
+from batches import seeking, tasks
 from batches.registry import report_backend
 from batches.scheduling.others import Others
-from batches.seeking import Seeker
 from batchserver import fitness, private
 from batchserver.celery import app
 from common import schema, signs_of_life
@@ -40,7 +39,7 @@ private.from_now_on()
 # A round has what is due: more than most of it costs that the loop wakes at all.
 ROUND_S = 1.0
 TICK_EVERY_S = 2.0
-REPORT_EVERY_S = 3.0
+PROBE_EVERY_S = 3.0
 LOOK_EVERY_S = 1.0
 # After a message for drives, until it is clear whether they run; sooner once a drive is over.
 ASK_AGAIN_AFTER_S = 3.0
@@ -48,8 +47,6 @@ ASK_AGAIN_AFTER_S = 3.0
 LOOP_SILENT_AFTER_S = 60.0
 # Objects, and collections of younger ones: Python's own are (700, 10, 10).
 COLLECT_AFTER = (20_000, 20, 100)
-
-others = Others()
 
 
 class LoopWatch:
@@ -116,7 +113,7 @@ class OwnWork:
         # Nobody else takes messages from it, on a host of the same name neither. Redis keeps a list for a queue while
         # there is a message in it; a queue that is declared leaves more behind.
         self.queue = Queue(f"inference.{uuid.uuid4().hex}", no_declare=True)
-        self._seeker = Seeker()
+        self._seeker = seeking.Seeker()
         self._asked_at = float("-inf")
         self._over = 0  # drives, when it asked
 
@@ -130,6 +127,25 @@ class OwnWork:
 
 
 own_work = OwnWork()
+
+
+class HealthProbe:
+    """Asks this worker's backend what it is and has, for all who ask the database; every second time it is let off
+    while no batch is at work."""
+
+    def __init__(self) -> None:
+        self._others = Others()
+        self._was_let_off = True
+
+    def look(self) -> None:
+        if tasks.hold.value:
+            return  # no line is sent to it from here
+        self._was_let_off = not self._was_let_off and _answer_of(seeking.ANYTHING.is_true) is False
+        if not self._was_let_off:
+            _answer_of(lambda: report_backend(self._others.look))
+
+
+health_probe = HealthProbe()
 
 
 class Rounds:
@@ -173,7 +189,7 @@ class Timers(bootsteps.StartStopStep):
         if "control" in queues:
             self.rounds.add(TICK_EVERY_S, _ask_for_tick)
         if "inference" in queues:
-            self.rounds.add(REPORT_EVERY_S, _report_backend)
+            self.rounds.add(PROBE_EVERY_S, health_probe.look)
             worker.app.amqp.queues.select_add(own_work.queue)
             self.rounds.add(LOOK_EVERY_S, own_work.look)
         worker.timer.call_after(0, self.rounds.go)
@@ -208,12 +224,6 @@ def _send(task: Any, **options: Any) -> None:
         task.apply_async(**options)
     except (OperationalError, OSError) as error:
         logger.warning("the broker does not answer: %s", error)
-
-
-def _report_backend() -> None:
-    if tasks.hold.value:
-        return  # no line is sent to it from here
-    _answer_of(lambda: report_backend(others.look))
 
 
 def _answer_of(question: Callable[[], T]) -> T | None:

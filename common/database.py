@@ -136,20 +136,20 @@ class Asked(_Worded):
         )
 
 
-class Ids(_Worded):
-    """The ids of the rows that a query finds, in its order."""
+class Column(_Worded):
+    """One column of the rows that a query finds, in its order: their ids, or another column that is read as it is."""
 
-    def __init__(self, query: Callable[[], "QuerySet[Any]"]) -> None:
+    def __init__(self, query: Callable[[], "QuerySet[Any]"], name: str = "pk") -> None:
         super().__init__()
-        self._query = query
+        self._query, self._name = query, name
 
-    def of(self, given: int | str = 0) -> list[int]:
+    def of(self, given: int | str = 0) -> list[Any]:
         """One statement. Raises DatabaseError."""
         with self._done(given) as cursor:
-            return [pk for [pk] in cursor.fetchall()]
+            return [value for [value] in cursor.fetchall()]
 
     def _worded(self) -> tuple[str, tuple[Any, ...]]:
-        words, values = self._query().values_list("pk").query.get_compiler(connection=connection).as_sql()
+        words, values = self._query().values_list(self._name).query.get_compiler(connection=connection).as_sql()
         return words, tuple(values)
 
 

@@ -16,7 +16,7 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
-from common.database import Asked, from_now
+from common.database import Asked, Column, from_now
 from files_api.models import File, Storage, UploadPart
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,10 @@ _SEEN_LONG_AGO = Asked(_seen_long_ago)
 
 def expected() -> str | None:
     """The id that the storage has to have; None before any process gave it one."""
-    return Storage.objects.values_list("mark", flat=True).first()
+    return next(iter(_EXPECTED.of()), None)
+
+
+_EXPECTED = Column(Storage.objects.all, "mark")
 
 
 def read() -> str | None:

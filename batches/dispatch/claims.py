@@ -9,13 +9,13 @@ declared dead meanwhile and the line is another's: the result is dropped.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models.functions import Now
 
-from batches import counting, failing, reuse
+from batches import counting, failing, leases, reuse
 from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
@@ -23,7 +23,7 @@ from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahea
 from batches.models import Batch, Lease, Line, LineQuerySet, LineState, Part, Response
 from batches.scheduling import turns
 from common import database, failpoints
-from common.database import durable_commit
+from common.database import GIVEN, Column, durable_commit
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
     if turn.is_suspicious:
         most = 1
     with transaction.atomic():
-        lines = _claim(lease, turn, list(_lock(_waiting(turn)).values_list("pk", flat=True)[:most]))
+        lines = _claim(lease, turn, _first(turn, most))
     failpoints.reach("after_claim")
     return lines
 
@@ -54,7 +54,7 @@ def claim_for_lanes(
         free = _unlocked(wanted)
         if wanted and not free:
             # Others that claim at the same moment chose the same lines and were faster: any lines are better than none.
-            free = list(_lock(_waiting(turn)).values_list("pk", flat=True)[: len(wanted)])
+            free = _first(turn, len(wanted))
             left = iter(free)
             shares = [list(islice(left, len(share))) for share in shares]
         claimed = {line.pk: line for line in _claim(lease, turn, free)}
@@ -65,6 +65,16 @@ def claim_for_lanes(
 def _waiting(turn: turns.Turn) -> LineQuerySet:
     """The lines that could be claimed, in the order in which they are sent."""
     return turn.lines().filter(batch__in=Batch.objects.all().runnable(), part__failure__isnull=True)
+
+
+def _first(turn: turns.Turn, most: int) -> list[int]:
+    """The first of these lines that no other claim has or takes now: they are locked for this one."""
+    return _firsts(turn.which, most).of(turn.part.pk)
+
+
+@lru_cache
+def _firsts(which: turns.Which, most: int) -> Column:
+    return Column(lambda: _lock(_waiting(turns.Turn(Part(pk=GIVEN), which)))[:most])
 
 
 def _lock(lines: LineQuerySet) -> LineQuerySet:
@@ -86,7 +96,7 @@ CLAIM = "UPDATE batches_line SET state = %s, lease_id = %s WHERE id IN ({}) AND 
 
 def _claim(lease: Lease, turn: turns.Turn, ids: list[int]) -> list[Line]:
     """Claim these lines in the order given, inside the caller's transaction; those of them that we got."""
-    if not ids or not Lease.objects.filter(pk=lease.pk, expires_at__gt=Now()).exists():
+    if not ids or not leases.is_alive(lease):
         return []
     # Another claim may have got some of them.
     statement = CLAIM.format(", ".join(["%s"] * len(ids)))

@@ -86,7 +86,7 @@ class Dispatcher:
         """Whether an answer was stored."""
         with relaxed_commits(), leases.Keeper(PURPOSE, backend=self.backend) as keeper, waits.meanwhile(keeper.keep):
             # Asked once we have a lease: of several that begin at once the oldest stay.
-            if keeper.lease.pk not in retrying(leases.at_work, self.backend)[: self.most_drives]:
+            if keeper.lease.pk not in retrying(leases.at_work, self.backend.pk)[: self.most_drives]:
                 return False
             self._open(keeper)
             try:

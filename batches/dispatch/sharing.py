@@ -39,7 +39,7 @@ class SharedBackend:
         )
         self.room = 1
         self.stands_aside = False
-        self._drives = leases.alive(backend)
+        self._drives = leases.alive(backend.pk)
         self._ask_at = float("-inf")
         self._steady = 0  # answers since the limit changed
         self.was_unused = self._drives == [lease.pk]  # no other drive has used the backend lately
@@ -100,7 +100,7 @@ class SharedBackend:
     def look(self, *, is_idle: bool, in_flight: int) -> None:
         """Take our room of the concurrency limit, and stand aside for a drive that wants the backend to itself. We say
         that we stand by once we are idle: nothing in flight, and nothing to store."""
-        self._drives = leases.alive(self._backend)
+        self._drives = leases.alive(self._backend.pk)
         self._resize(is_full=in_flight >= self.room)
         self.room = portion(self.limit.size, self._drives, self._lease.pk)
         stood_by = self._lease.stands_by

@@ -15,6 +15,7 @@ from batches.models import Backend, Lease, Line, LineState, PausedModel
 from batches.scheduling import turns
 from batches.seeking import Seeker
 from batches.status import health
+from batchserver.worker import HealthProbe
 from tests.conftest import CHAT, line
 from tests.ticks import tick
 
@@ -241,3 +242,23 @@ def test_of_drives_that_begin_at_once_the_oldest_stays(create, work, backend):
     leases.release(older)
     dispatcher.Dispatcher(own, **later).run()
     assert backend.arrived() == ["a"]
+
+
+def test_a_backend_is_asked_half_as_often_while_no_batch_is_at_work(create, work, backend):
+    own = registry.report_backend()
+
+    def looks(number):
+        asked = []
+        for _ in range(number):
+            Backend.objects.update(worker="nobody")
+            probe.look()
+            asked.append(Backend.objects.get(pk=own.pk).worker != "nobody")
+        return asked
+
+    probe = HealthProbe()
+    assert looks(4) == [True, False, True, False]
+    batch = create([line("a")])["id"]
+    work.validate(batch)
+    assert looks(3) == [True, True, True]
+    work.run(batch)
+    assert looks(3) == [False, True, False]

@@ -209,9 +209,9 @@ def test_the_inference_worker_of_a_host_without_the_files_is_none(create, work, 
     work.validate(batch)
     unmounted(True)
     fitness.look()
-    workers._report_backend()
+    workers.health_probe.look()
     Backend.objects.update(worker_seen_at=timezone.now() - tasks.timedelta(minutes=1))
-    workers._report_backend()
+    workers.health_probe.look()
     assert "takes no work. The storage of files" in progress.waiting_for(Batch.objects.get(pk=batch))
 
 

@@ -15,7 +15,7 @@ from common.database import (
     GIVEN,
     Asked,
     Change,
-    Ids,
+    Column,
     bulk_writes,
     durable_commit,
     insert,
@@ -315,13 +315,15 @@ def test_a_question_that_is_asked_all_the_time_is_answered_anew_each_time(db):
     assert asked.is_true()
 
 
-def test_ids_and_changes_are_those_of_the_moment_and_of_the_row_that_is_given(db, django_assert_num_queries):
+def test_columns_and_changes_are_those_of_the_moment_and_of_the_row_that_is_given(db, django_assert_num_queries):
     old = Pulse.objects.filter(at__lte=database.from_now(-timedelta(seconds=60)))
-    ids = Ids(lambda: Backend.objects.filter(url="http://here").order_by("-pk"))
+    ids = Column(lambda: Backend.objects.filter(url="http://here").order_by("-pk"))
     change = Change(lambda: Backend.objects.filter(pk=GIVEN).filter(Exists(old)), seen_at=Now(), version="2")
     first, second = (Backend.objects.create(name=name, url="http://here", version="1") for name in "ab")
-    with django_assert_num_queries(2):
+    names = Column(lambda: Backend.objects.filter(pk=GIVEN), "name")
+    with django_assert_num_queries(3):
         assert ids.of() == [second.pk, first.pk]
+        assert names.of(second.pk) == ["b"]
         assert change.make(first.pk) == 0
     Pulse.objects.create(name="old", at=timezone.now() - timedelta(seconds=61))
     assert change.make(first.pk) == 1
