@@ -167,9 +167,10 @@ OVERTAKERS = ("/health", "/v1/files?limit=1")
 @pytest.mark.parametrize("kind", ["a download never read", "half an upload"])
 @pytest.mark.parametrize("path", OVERTAKERS)
 def test_who_comes_behind_many_that_begin_at_once_is_answered_before_most_of_them(server, path, kind):
-    """Counted, not timed. A test that is not given the processor for a moment counts too many, so it tries again."""
+    """Counted, not timed. A test that is not given the processor for a moment counts too many, so it tries again, and
+    often: a server that answers in the order of arrival has begun with all of them at each try."""
     found = [begun_before(server, path, kind) for _ in range(2)]
-    while min(found) > AT_ONCE // 2 and len(found) < 8:
+    while min(found) > AT_ONCE // 2 and len(found) < 30:
         found.append(begun_before(server, path, kind))
     assert min(found) <= AT_ONCE // 2, found
 
