@@ -70,7 +70,7 @@ def is_alive(lease: Lease) -> bool:
 
 
 def _itself() -> QuerySet[Lease]:
-    return Lease.objects.filter(pk=GIVEN, expires_at__gt=Now())
+    return Lease.objects.alive().filter(pk=GIVEN)
 
 
 _IS_ALIVE = Asked(_itself)
@@ -191,7 +191,7 @@ def alive(backend: int) -> list[int]:
     return _ALIVE.of(backend)
 
 
-_ALIVE = Column(lambda: Lease.objects.filter(backend_id=GIVEN, expires_at__gt=Now()).order_by("pk"))
+_ALIVE = Column(lambda: Lease.objects.alive().filter(backend_id=GIVEN).order_by("pk"))
 
 
 class Successor:

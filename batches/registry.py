@@ -105,7 +105,7 @@ def _delete_unneeded(backend: Backend, derived: Collection[str]) -> None:
     ours = [name for name in derived if (made := kind.derived(name)) and made.mark == mark]
     open_ = Part.objects.filter(batch__status__in=[Status.VALIDATING, Status.IN_PROGRESS], served_by__gt="")
     needed = set(map(kind.identity, open_.values_list("served_by", flat=True))) if ours else set()
-    if ours and backend.leases.filter(expires_at__gt=Now()).exists():
+    if ours and backend.leases.alive().exists():
         needed.add(kind.identity(backend.loaded_model))
     for name in ours:
         if kind.identity(name) not in needed:

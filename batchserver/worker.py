@@ -9,7 +9,6 @@ damage.
 import gc
 import logging
 import os
-import random
 import threading
 import time
 import uuid
@@ -38,6 +37,7 @@ private.from_now_on()
 
 # A round has what is due: more than most of it costs that the loop wakes at all.
 ROUND_S = 1.0
+SLACK_S = 0.1
 TICK_EVERY_S = 2.0
 PROBE_EVERY_S = 3.0
 LOOK_EVERY_S = 1.0
@@ -154,9 +154,16 @@ class Rounds:
     def __init__(self) -> None:
         self._duties: list[tuple[int, Callable[[], object]]] = []
         self._gone = 0
+        self._due_at = 0.0
 
     def add(self, every_s: float, duty: Callable[[], object]) -> None:
         self._duties.append((round(every_s / ROUND_S), duty))
+
+    def go_if_due(self) -> None:
+        """Call at least as often as a round is due."""
+        if time.monotonic() >= self._due_at:
+            self._due_at = time.monotonic() + ROUND_S - SLACK_S
+            self.go()
 
     def go(self) -> None:
         for every, duty in self._duties:
@@ -172,11 +179,10 @@ class Timers(bootsteps.StartStopStep):
     """What a worker's main process does on a timer, idle or busy: show that it lives, see whether it may take work, ask
     for a tick, probe its backend, look for work for it."""
 
-    requires = ("celery.worker.components:Timer",)
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Hub")
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         self.rounds = Rounds()
-        self.timer: Any = None
 
     def start(self, worker: Any) -> None:
         loop.start()
@@ -192,9 +198,9 @@ class Timers(bootsteps.StartStopStep):
             self.rounds.add(PROBE_EVERY_S, health_probe.look)
             worker.app.amqp.queues.select_add(own_work.queue)
             self.rounds.add(LOOK_EVERY_S, own_work.look)
-        worker.timer.call_after(0, self.rounds.go)
-        # Workers that were started together do not go on to look together.
-        self.timer = worker.timer.call_repeatedly(ROUND_S * random.uniform(0.9, 1.1), self.rounds.go)
+        # The loop goes round each second by itself, as its reads from the broker end. A timer of our own would wake it
+        # once more, which costs as much as a round.
+        worker.hub.on_tick.add(self.rounds.go_if_due)
 
     def close(self, worker: Any) -> None:
         """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
@@ -203,8 +209,7 @@ class Timers(bootsteps.StartStopStep):
             tasks.shutdown.value = 1
 
     def stop(self, worker: Any) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
+        worker.hub.on_tick.discard(self.rounds.go_if_due)
 
 
 app.steps["worker"].add(Timers)

@@ -6,20 +6,19 @@ second, let their calls in flight finish, and say on their leases that they stan
 only leases that are alive count.
 """
 
-from django.db.models import Exists, Q, QuerySet
-from django.db.models.functions import Now
+from django.db.models import Exists, Q
 
 from batches.models import Backend, Lease
 
 
 def take(backend: Backend, lease: Lease) -> bool:
     """True once `lease` has the backend alone. Until then, call again, with nothing in flight. Safe to repeat."""
-    taken = Exists(_alive(backend).filter(pk=backend.alone_id)) if backend.alone_id else Q(pk__in=[])
+    taken = Exists(backend.leases.alive().filter(pk=backend.alone_id)) if backend.alone_id else Q(pk__in=[])
     mine = Backend.objects.filter(Q(alone=None) | Q(alone=lease) | (Q(alone=backend.alone_id) & ~taken), pk=backend.pk)
     if not mine.update(alone=lease):
         return False
     backend.alone_id = lease.pk
-    return not _alive(backend).filter(stands_by=False).exclude(pk=lease.pk).exists()
+    return not backend.leases.alive().filter(stands_by=False).exclude(pk=lease.pk).exists()
 
 
 def give_back(backend: Backend, lease: Lease) -> None:
@@ -29,7 +28,7 @@ def give_back(backend: Backend, lease: Lease) -> None:
 
 def is_anothers(backend: Backend, lease: Lease) -> bool:
     """Another drive has the backend alone, or waits for us to stand by. `backend` is the row as it was just read."""
-    return backend.alone_id not in (None, lease.pk) and _alive(backend).filter(pk=backend.alone_id).exists()
+    return backend.alone_id not in (None, lease.pk) and backend.leases.alive().filter(pk=backend.alone_id).exists()
 
 
 def stand_by(lease: Lease, stands_by: bool) -> None:
@@ -37,7 +36,3 @@ def stand_by(lease: Lease, stands_by: bool) -> None:
     if lease.stands_by != stands_by:
         Lease.objects.filter(pk=lease.pk).update(stands_by=stands_by)
         lease.stands_by = stands_by
-
-
-def _alive(backend: Backend) -> QuerySet[Lease]:
-    return Lease.objects.filter(backend=backend, expires_at__gt=Now())

@@ -27,7 +27,6 @@ from collections.abc import Callable
 from typing import TypeGuard
 
 from django.conf import settings
-from django.db.models.functions import Now
 
 from batches import backends, leases, lifecycle
 from batches.backends.calls import CallPool
@@ -313,4 +312,4 @@ def is_question(call: Call[Subject]) -> TypeGuard[Call[Question]]:
 
 def drives_running() -> int:
     """How many drives work now, on any backend."""
-    return Lease.objects.filter(purpose=PURPOSE, expires_at__gt=Now()).count()
+    return Lease.objects.alive().filter(purpose=PURPOSE).count()

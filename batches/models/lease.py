@@ -8,7 +8,13 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from common import database
-from common.database import Asked, from_now
+from common.database import GIVEN, Asked, Change, from_now
+
+
+class LeaseQuerySet(models.QuerySet["Lease"]):
+    def alive(self) -> "LeaseQuerySet":
+        """What these leases were given for is still their own."""
+        return self.filter(expires_at__gt=Now())
 
 
 class Lease(models.Model):
@@ -35,6 +41,8 @@ class Lease(models.Model):
     )
     in_flight = models.PositiveIntegerField(default=0, help_text="A drive's calls, as it last said.")
 
+    objects = LeaseQuerySet.as_manager()
+
     def __str__(self) -> str:
         return f"{self.purpose} by {self.pid} on {self.host}"
 
@@ -54,7 +62,7 @@ class Pulse(models.Model):
         """True for one caller in each `every`, by the database's clock. The duty is that caller's."""
         if cls.is_recent(name, every):
             return False  # as a rule; without waiting for whoever writes
-        if cls.objects.filter(Q(at__lte=from_now(-every)) | Q(at__gt=Now()), pk=name).update(at=Now()):
+        if _begun(name, every).make():
             return True
         _, created = cls.objects.get_or_create(pk=name, defaults={"at": database.now()})
         return created
@@ -67,6 +75,8 @@ class Pulse(models.Model):
     @classmethod
     def stamp(cls, name: str, *, error: str = "") -> str:
         """Note that it was done just now, with this `error`; returns the error of the time before."""
+        if not error and _DONE_WELL_AGAIN.make(name):
+            return ""  # as a rule
         before = cls.objects.filter(pk=name).values_list("error", flat=True).first()
         now = {"at": database.now(), "error": error}
         if not cls.objects.filter(pk=name).update(**now):
@@ -77,3 +87,12 @@ class Pulse(models.Model):
 @cache
 def _done_within(name: str, every: timedelta) -> Asked:
     return Asked(lambda: Pulse.objects.filter(pk=name, at__gt=from_now(-every), at__lte=Now()))
+
+
+@cache
+def _begun(name: str, every: timedelta) -> Change:
+    long_ago = Q(at__lte=from_now(-every)) | Q(at__gt=Now())
+    return Change(lambda: Pulse.objects.filter(long_ago, pk=name), at=Now())
+
+
+_DONE_WELL_AGAIN = Change(lambda: Pulse.objects.filter(pk=GIVEN, error=""), at=Now())

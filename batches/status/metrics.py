@@ -12,7 +12,6 @@ from datetime import datetime
 from django.conf import settings
 from django.db import DatabaseError
 from django.db.models import Count, Min, Sum
-from django.db.models.functions import Now
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -189,7 +188,7 @@ def _backends() -> Iterator[Metric]:
     limit = of_backend("backend_concurrency_limit", "Calls that may be in flight at the model server.")
     in_flight = of_backend("calls_in_flight", "Calls in flight at the model server, for lines and questions.")
     paused = of_backend("models_paused", "Models of the model server whose lines wait because the model fails.")
-    drives = Lease.objects.filter(expires_at__gt=Now(), backend__isnull=False).order_by()
+    drives = Lease.objects.alive().filter(backend__isnull=False).order_by()
     calls = dict(drives.values_list("backend").annotate(Sum("in_flight")))
     failing = dict(PausedModel.objects.order_by().values_list("backend").annotate(Count("pk")))
     for backend in Backend.objects.order_by("pk"):

@@ -2,6 +2,7 @@
 
 import gc
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -129,3 +130,14 @@ def test_each_duty_is_done_in_its_rounds_and_whatever_becomes_of_the_others(capl
         done.append(0)
     assert done == [*(1, 2, 3, 0), *(1, 0), *(1, 2, 0), *(1, 3, 0), *(1, 2, 0), *(1, 0)]
     assert len(caplog.records) == 3
+
+
+def test_a_loop_that_goes_round_all_the_time_has_a_round_a_second(monkeypatch):
+    clock, went_at, rounds = [100.0], [], worker.Rounds()
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    rounds.add(1.0, lambda: went_at.append(clock[0]))
+    for _ in range(1000):
+        rounds.go_if_due()
+        clock[0] += 0.01
+    assert len(went_at) == pytest.approx(11, abs=1)
+    assert went_at[0] == 100.0
