@@ -1,12 +1,13 @@
 """How many calls a server computes at once, counted for servers that do not tell (Ollama's OLLAMA_NUM_PARALLEL).
 
 Several equal requests are streamed at once. The server begins as many of them as it has slots, and the others wait: so
-those that are well under way when the first of them ends are its slots. The count depends on the order of the events
-and not on their speed, so other load on the machine does not change it. All but the first to end are broken off.
+those that are under way when the first of them has come far, or ends, are its slots. The count depends on the order of
+the events and not on their speed, so other load on the machine does not change it. All that go on then are broken off.
 """
 
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -22,12 +23,15 @@ FEW_SLOTS, MOST_SLOTS = 9, 33
 LEAST_PIECES = 12
 # An answer with a smaller part of the pieces of the first one to end was begun in the slot that this one had left.
 UNDER_WAY = 0.25
+# With so many pieces, so long after its first, an answer has come far: whoever has a slot has begun, in the same step
+# of the server or in one of the next.
+FAR_PIECES, FAR_S = 16, 0.3
 LOOK_EVERY_S = 0.05
 
 # Prompts that hardly any model answers in fewer than ANSWER_TOKENS tokens.
 LONG_ANSWERS = (
-    "Write the numbers from 1 to 100 in words: one, two, three,",
     "Tell a long story about a ship and its crew.",
+    "Write the numbers from 1 to 100 in words: one, two, three,",
 )
 ANSWER_TOKENS = 48
 
@@ -67,7 +71,7 @@ class _Race:
         self._events: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
 
     def run(self, is_cut: Callable[[], bool]) -> int | None:
-        """How many answers were under way when the first one ended; None if that one was too short, or an error."""
+        """How many answers were under way when one had come far or ended; None if that was too short, or an error."""
         numbers = range(len(self._connections))
         threads = [threading.Thread(target=self._ask, args=(each,), daemon=True) for each in numbers]
         for thread in threads:
@@ -82,6 +86,7 @@ class _Race:
 
     def _watch(self, is_cut: Callable[[], bool]) -> int | None:
         pieces: Counter[int] = Counter()
+        is_far_at = float("inf")
         while not is_cut():
             try:
                 number, event = self._events.get(timeout=LOOK_EVERY_S)
@@ -89,6 +94,9 @@ class _Race:
                 continue
             if event == "piece":
                 pieces[number] += 1
+                is_far_at = min(is_far_at, time.monotonic() + FAR_S)
+                if pieces[number] >= FAR_PIECES and time.monotonic() >= is_far_at:
+                    return len(pieces)  # no slot was left yet, so each of them has one of its own
             elif event == "end" and pieces[number] >= LEAST_PIECES:
                 return sum(each >= UNDER_WAY * pieces[number] for each in pieces.values())
             else:

@@ -65,6 +65,12 @@ def test_as_many_answers_begin_before_the_first_ends_as_there_are_slots(number):
         assert counted(url) == number
 
 
+@pytest.mark.parametrize("number", [1, 4])
+def test_nobody_waits_for_the_end_of_a_slow_answer(number):
+    with server(number, pieces=(10**6, 10**6), pause_s=0.02) as url:
+        assert counted(url) == number
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "found"), [(16, 16), (64, slots.MOST_SLOTS)])
 def test_more_slots_than_the_first_requests_tell_apart_are_counted_by_more_requests(number, found):
