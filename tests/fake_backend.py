@@ -21,7 +21,7 @@ from tests import fake_native
 
 MODEL = "gemma3:12b"
 TRIAL = "Hi"  # what a trial request says
-COUNTING = "Write the numbers"  # how a request begins by which slots are counted
+COUNTING = "Tell a long story"  # how a request begins by which slots are counted
 COUNTED_PIECES = 20
 EMBEDDING = ("/v1/embed", "/api/embed")
 

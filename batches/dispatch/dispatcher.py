@@ -31,6 +31,7 @@ from django.conf import settings
 from batches import backends, leases, lifecycle
 from batches.backends.calls import CallPool
 from batches.backends.in_flight import Call
+from batches.backends.replies import Verdict
 from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
@@ -260,6 +261,8 @@ class Dispatcher:
             for settled in self.readiness.note_answer(call):
                 self._note_judged(settled)
             self._claim_anew_if_refitted()
+            if call.subject.purpose is Purpose.COUNT_SLOTS:
+                self.checks.share_backend(is_idle=self._is_idle)
             if call.subject.purpose is Purpose.LIST_LOADED:
                 self.persons.look()  # if others have the server now, no load may be sent
                 if not self.backend.loaded_model and self.readiness.wakes(call.subject):
@@ -267,7 +270,7 @@ class Dispatcher:
                     self.calls.cut_all(each for each in self.calls.in_flight if is_line(each))
             return
         assert is_line(call)
-        self.lines.done(call.subject)
+        self.lines.done(call.subject, call.duration_s if call.verdict is Verdict.ANSWERED else None)
         self.shared.note(call)
         self.admission.note(call)
         self.line_calls.note(call)

@@ -73,7 +73,7 @@ class PeriodicChecks:
         self.readiness.look()
         self.close_finished_batches()
         self._drop_stopped_batches()
-        self._share_backend(is_idle)
+        self.share_backend(is_idle=is_idle)
         self.lines.choose_turn(_lines(self.calls.in_flight))
         if self.should_stop():
             self.admission.stop()
@@ -111,7 +111,8 @@ class PeriodicChecks:
             if isinstance(call.subject, Line) and call.subject.batch_id not in running:
                 self.calls.cut(call)
 
-    def _share_backend(self, is_idle: bool) -> None:
+    def share_backend(self, *, is_idle: bool) -> None:
+        """Take our room and our lanes by what is known of the backend now. `is_idle` as for `run`."""
         if is_idle and not self.lines and not self.readiness.is_waiting:
             self.shared.give_backend_back()
         retrying(self.shared.look, is_idle=is_idle, in_flight=len(self.calls.in_flight.computing))

@@ -84,6 +84,23 @@ def test_slots_are_counted_once_for_each_loaded_model(create, work, backend, mon
     assert (Backend.objects.get().counted_slots, counts(backend)) == (2, 2)
 
 
+@pytest.mark.slow
+def test_slots_that_were_just_counted_begin_with_different_groups(create, work, backend, monkeypatch):
+    """Or each of them reads the same beginning."""
+    monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)
+    backend.slots = 2
+    for number in range(12):
+        backend.always(str(number), Action(delay_s=0.05))
+
+    def chat(number):
+        messages = [{"role": "system", "content": "ab"[number % 2] * 400}, {"role": "user", "content": f"{number}"}]
+        return line(f"id-{number}", body={"messages": messages})
+
+    work.run(create([chat(number) for number in range(12)])["id"])
+    first, second = [key for key in backend.arrived() if key.isdigit()][:2]
+    assert int(first) % 2 != int(second) % 2
+
+
 def test_slots_are_not_counted_for_a_few_lines_or_if_they_are_told(create, work, backend, settings, monkeypatch):
     monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)
     work.run(create([line(f"id-{number}") for number in range(4)])["id"])
