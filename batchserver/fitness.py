@@ -19,7 +19,7 @@ from files_api import storage_id
 
 logger = logging.getLogger(__name__)
 
-EVERY_S = 5.0
+EVERY_S = 10.0
 STORAGE_WITHIN_S = 2.0
 
 

@@ -11,7 +11,7 @@ import stat
 import time
 from contextlib import suppress
 
-EVERY_S = 1.0
+EVERY_S = 2.0
 
 _pipe: int | None = None
 _of: int | None = None

@@ -152,7 +152,7 @@ def test_a_message_may_come_in_two_pieces(watched):
     assert watched.look(for_s=60) == ""
 
 
-def test_a_sign_is_given_once_a_second_while_at_work(watched, monkeypatch):
+def test_a_sign_is_given_once_in_a_while_at_work(watched, monkeypatch):
     monkeypatch.setattr(signs_of_life, "_pipe", None)
     monkeypatch.setattr(signs_of_life, "_is_at_work", False)
     signs_of_life.give_to(os.dup(watched.told))
@@ -160,7 +160,7 @@ def test_a_sign_is_given_once_a_second_while_at_work(watched, monkeypatch):
     signs_of_life.begin()
     signs_of_life.alive()
     signs_of_life.alive()
-    monkeypatch.setattr(signs_of_life, "_given_at", time.monotonic() - 1.1)
+    monkeypatch.setattr(signs_of_life, "_given_at", time.monotonic() - signs_of_life.EVERY_S)
     signs_of_life.alive()
     signs_of_life.done()
     signs_of_life.alive()
