@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 LIST, FILES, TABLES, SQLITE, KEPT = "backup.json", "files", "tables", "database.sqlite3", "kept"
 MOST_READS = 5
-AT_WORK_FOR = timedelta(seconds=30)  # after a tick, of which there is one every 12 seconds at least
+AT_WORK_FOR = timedelta(seconds=30)  # after a tick, of which there is one every 17 seconds at least
 # What the storage has beside the files of rows: whose it is.
 BESIDE_ROWS = (storage_id.OBJECT,)
 PIECE_BYTES = 2**20

@@ -1,7 +1,7 @@
-"""What a worker's main process does on a timer, how its children learn that they should stop, and how whoever watches
-over the worker learns that it lives.
+"""What a worker's main process does again and again, how its children learn that they should stop, and how whoever
+watches over the worker learns that it lives.
 
-The tick comes from a timer in the control worker's main process, not from celery beat. An embedded beat outlives a
+The tick comes from the control worker's main process, not from celery beat. An embedded beat outlives a
 worker that is killed by SIGKILL, ticks beside its successor's beat, and keeps its schedule in a file that a kill can
 damage.
 """
@@ -38,6 +38,7 @@ private.from_now_on()
 # A round has what is due: more than most of it costs that the loop wakes at all.
 ROUND_S = 1.0
 SLACK_S = 0.1
+FALLBACK_S = 5.0
 TICK_EVERY_S = 2.0
 PROBE_EVERY_S = 3.0
 LOOK_EVERY_S = 1.0
@@ -175,9 +176,9 @@ class Rounds:
         self._gone += 1
 
 
-class Timers(bootsteps.StartStopStep):
-    """What a worker's main process does on a timer, idle or busy: show that it lives, see whether it may take work, ask
-    for a tick, probe its backend, look for work for it."""
+class Duties(bootsteps.StartStopStep):
+    """What a worker's main process does again and again, idle or busy: show that it lives, see whether it may take
+    work, ask for a tick, probe its backend, look for work for it."""
 
     requires = ("celery.worker.components:Timer", "celery.worker.components:Hub")
 
@@ -198,9 +199,10 @@ class Timers(bootsteps.StartStopStep):
             self.rounds.add(PROBE_EVERY_S, health_probe.look)
             worker.app.amqp.queues.select_add(own_work.queue)
             self.rounds.add(LOOK_EVERY_S, own_work.look)
-        # The loop goes round each second by itself, as its reads from the broker end. A timer of our own would wake it
-        # once more, which costs as much as a round.
+        # The loop goes round each second by itself: its reads from the broker end, and kombu's Redis has a timer. One
+        # of our own each second would wake it once more, which costs as much as a round. For a kombu without:
         worker.hub.on_tick.add(self.rounds.go_if_due)
+        worker.timer.call_repeatedly(FALLBACK_S, self.rounds.go_if_due)
 
     def close(self, worker: Any) -> None:
         """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
@@ -212,7 +214,7 @@ class Timers(bootsteps.StartStopStep):
         worker.hub.on_tick.discard(self.rounds.go_if_due)
 
 
-app.steps["worker"].add(Timers)
+app.steps["worker"].add(Duties)
 
 
 def _ask_for_tick() -> None:
@@ -278,7 +280,7 @@ def _share_memory(**kwargs: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _stop_drives(**kwargs: Any) -> None:
-    """By a signal, at once: the loop, which comes to `Timers.close`, may be waiting for the broker."""
+    """By a signal, at once: the loop, which comes to `Duties.close`, may be waiting for the broker."""
     loop.excuse()
     tasks.shutdown.value = 1
 

@@ -1,4 +1,4 @@
-"""Start and stop processes, and read their CPU time and memory from /proc."""
+"""Start and stop processes, and read their CPU time and memory."""
 
 import os
 import re
@@ -97,7 +97,7 @@ def _cpu_clock(pid: int) -> int:
 
 
 def all_cpu_s(pid: int) -> float:
-    """As `cpu_s`, of a process, its children, and those of them that have ended."""
+    """Of a process, its children, and those of them that have ended: seconds in steps of 10 ms, as /proc tells them."""
     try:
         ticks = sum(map(int, _stat(Path(f"/proc/{pid}/stat"))[11:15]))
         for child in _children_of(pid):

@@ -2,7 +2,8 @@
 
 Several equal requests are streamed at once. The server begins as many of them as it has slots, and the others wait: so
 those that are under way when the first of them has come far, or ends, are its slots. The count depends on the order of
-the events and not on their speed, so other load on the machine does not change it. All that go on then are broken off.
+the events, and on their speed only where answers come within FAR_S, so other load on the machine does not change it.
+All that go on then are broken off.
 """
 
 import queue
@@ -25,7 +26,7 @@ LEAST_PIECES = 12
 UNDER_WAY = 0.25
 # With so many pieces, so long after its first, an answer has come far: whoever has a slot has begun, in the same step
 # of the server or in one of the next.
-FAR_PIECES, FAR_S = 16, 0.3
+FAR_PIECES, FAR_S = 8, 0.3
 LOOK_EVERY_S = 0.05
 
 # Prompts that hardly any model answers in fewer than ANSWER_TOKENS tokens.

@@ -31,7 +31,6 @@ from django.conf import settings
 from batches import backends, leases, lifecycle
 from batches.backends.calls import CallPool
 from batches.backends.in_flight import Call
-from batches.backends.replies import Verdict
 from batches.dispatch import claims
 from batches.dispatch.admission import Admission
 from batches.dispatch.answer_buffer import AnswerBuffer
@@ -270,7 +269,7 @@ class Dispatcher:
                     self.calls.cut_all(each for each in self.calls.in_flight if is_line(each))
             return
         assert is_line(call)
-        self.lines.done(call.subject, call.duration_s if call.verdict is Verdict.ANSWERED else None)
+        self.lines.done(call.subject)
         self.shared.note(call)
         self.admission.note(call)
         self.line_calls.note(call)

@@ -11,7 +11,6 @@ other does get that call. A vLLM needs no lanes: all of its calls share what was
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Sequence
-from statistics import median
 from typing import NamedTuple
 
 from batches.lines import prompt
@@ -20,8 +19,6 @@ from batches.models import Line
 # Lines that are looked at before some of them are claimed, for each lane and in all: so far a lane sees other groups.
 # To look further costs more than a beginning that is read twice.
 LOOK_AHEAD, MOST_AHEAD = 64, 512
-# Calls of which it is known how long they took.
-KEPT_CALLS = 31
 
 
 def look_ahead(lanes: Sequence["Lane"], size: int) -> int:
@@ -41,27 +38,6 @@ class Waiting(NamedTuple):
     def of(cls, pk: int, order_key: bytes | memoryview, number: int) -> "Waiting":
         key = bytes(order_key)  # Postgres gives memoryviews
         return cls(key, number, pk, prompt.group(key) or number)
-
-
-class ReadingCost:
-    """What it costs a slot to read what the lines of a group begin with, by the calls that were answered."""
-
-    def __init__(self) -> None:
-        self._first: deque[float] = deque(maxlen=KEPT_CALLS)  # seconds of the calls that had to read it
-        self._next: deque[float] = deque(maxlen=KEPT_CALLS)  # and of those that found it read
-
-    def note(self, took_s: float, *, is_first: bool) -> None:
-        """Take in how long a call took for a line that shares its beginning with others. `is_first`: the line before it
-        in its lane was of another group."""
-        (self._first if is_first else self._next).append(took_s)
-
-    def is_worth(self, lines: int) -> bool:
-        """Whether so many lines of one group are answered sooner if a second slot reads their beginning too and takes
-        over half of them. True while nothing is known."""
-        if not self._first or not self._next:
-            return True
-        each_s = median(self._next)
-        return lines // 2 * each_s >= median(self._first) - each_s
 
 
 class Lane:
@@ -86,20 +62,15 @@ class Lane:
         self.group = _group_of(line)
         return line
 
-    def help(self, other: "Lane", cost: ReadingCost) -> None:
+    def help(self, other: "Lane") -> None:
         """Take over about half of the lines of `other` that are not sent yet, the later ones: whole groups, or half of
-        one if it is worth reading it twice."""
+        one if there are no two."""
         groups = [other.group, *map(_group_of, other.ready)]
         begin = [place for place in range(len(other.ready)) if groups[place + 1] != groups[place]]
         if not other.in_flight:
             begin = begin[1:] if begin[:1] == [0] else begin  # it sends its first line itself
         middle = len(other.ready) // 2
-        if begin:
-            keeps = min(begin, key=lambda place: abs(place - middle))
-        elif cost.is_worth(len(other.ready)):
-            keeps = middle
-        else:
-            return
+        keeps = min(begin, key=lambda place: abs(place - middle), default=middle)
         while len(other.ready) > keeps:
             self.ready.appendleft(other.ready.pop())
 
@@ -108,12 +79,12 @@ class Lane:
         return len(self.ready) * 4 <= size
 
 
-def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int, cost: ReadingCost) -> list[list[Waiting]]:
+def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list[list[Waiting]]:
     """For each lane the lines to claim: as many as it lacks of `size`.
 
     `waiting` are the first lines that could be claimed, in order: `look_ahead` of them. A lane goes on with
     its group; then it takes the next group that no lane has begun; and if all are begun, it takes the second half of
-    the largest rest, or nothing if that is not worth it.
+    the largest rest.
     """
     rests = _rests(waiting, lanes)
     begun = {id(rest.lane): rest for rest in rests if rest.lane is not None}
@@ -123,17 +94,13 @@ def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int, cost: R
     lacking = {id(lane): size - len(lane.ready) for lane, _ in low}
     # Group by group in turn, so that the first lane does not take what would keep another one at work.
     while low and (fresh or any(rest.lines for rest in begun.values())):
-        still_low = []
         for lane, mine in low:
             rest = begun.get(id(lane))
             if rest is None or not rest.lines:
-                rest = fresh.popleft() if fresh else _half(begun.values(), cost)
+                rest = fresh.popleft() if fresh else _largest(begun.values()).second_half()
                 begun[id(lane)] = rest
-            taken = rest.take(lacking[id(lane)] - len(mine))
-            mine += taken
-            if taken and len(mine) < lacking[id(lane)]:
-                still_low.append((lane, mine))
-        low = still_low
+            mine += rest.take(lacking[id(lane)] - len(mine))
+        low = [(lane, mine) for lane, mine in low if len(mine) < lacking[id(lane)]]
     return chosen
 
 
@@ -163,9 +130,8 @@ class _Rest:
         return _Rest(None, half)
 
 
-def _half(rests: Collection[_Rest], cost: ReadingCost) -> _Rest:
-    largest = max(rests, key=lambda rest: len(rest.lines))
-    return largest.second_half() if cost.is_worth(len(largest.lines)) else _Rest(None, ())
+def _largest(rests: Collection[_Rest]) -> _Rest:
+    return max(rests, key=lambda rest: len(rest.lines))
 
 
 def _rests(waiting: Sequence[Waiting], lanes: Sequence[Lane]) -> list[_Rest]:

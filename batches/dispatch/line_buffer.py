@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from batches.dispatch import claims
-from batches.dispatch.lanes import Lane, ReadingCost
+from batches.dispatch.lanes import Lane
 from batches.models import Backend, Lease, Line
 from batches.scheduling import turns
 from common.database import retrying
@@ -32,8 +32,6 @@ class LineBuffer:
         self._foremost: Lane | None = None  # whose line the head was
         self._lane_of: dict[int, Lane] = {}  # of the lines in flight
         self._alike: set[int] = set()  # of the lines claimed or in flight: it matters which slot reads them
-        self._first: set[int] = set()  # of the lines in flight: the line before it in its lane was of another group
-        self._cost = ReadingCost()
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
         self._newest: Line | None = None  # the line that was claimed last
         self._answered: deque[tuple[float, int]] = deque()  # when lines of this turn's part were answered, and how many
@@ -61,10 +59,7 @@ class LineBuffer:
             lane = self._next_lane()
         assert lane is not None
         self._foremost = None
-        group_before = lane.group
         line = lane.send_next()
-        if lane.group != group_before:
-            self._first.add(line.pk)
         self._lane_of[line.pk] = lane
         self._began = min(self._began, time.monotonic())
         if not self._are_together(line.served_model, self._model):
@@ -72,11 +67,8 @@ class LineBuffer:
         self._model = line.served_model
         return line
 
-    def done(self, line: Line, took_s: float | None = None) -> None:
-        """The call for a line that was taken is over: its lane sends the next one. `took_s`: until its answer came."""
-        if took_s is not None and line.pk in self._alike:
-            self._cost.note(took_s, is_first=line.pk in self._first)
-        self._first.discard(line.pk)
+    def done(self, line: Line) -> None:
+        """The call for a line that was taken is over: its lane sends the next one."""
         self._alike.discard(line.pk)
         if (lane := self._lane_of.pop(line.pk, None)) is not None:
             lane.in_flight.discard(line.pk)
@@ -112,6 +104,7 @@ class LineBuffer:
         number = max(1, number)
         if len(self._lanes) == 1 and number > 1:
             self.hand_back()  # lines that are claimed for one lane are of one group, as a rule
+            self._lanes_of = None
         while len(self._lanes) < number:
             self._lanes.append(Lane())
         while len(self._lanes) > number:
@@ -146,7 +139,7 @@ class LineBuffer:
             longest = max(self._lanes, key=lambda each: len(each.ready))
             # A lane that has one line and nothing in flight sends that line itself.
             if not lane.ready and not lane.in_flight and (longest.in_flight or len(longest.ready) > 1):
-                lane.help(longest, self._cost)
+                lane.help(longest)
 
     def _refill(self, room: int, in_flight: Sequence[Line]) -> None:
         if self._turn is None and not len(self):
@@ -176,7 +169,7 @@ class LineBuffer:
                 for lane in self._lanes:
                     lane.last = None
                 self._lanes_of = turn.part.pk
-            shares, alike = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size, self._cost)
+            shares, alike = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size)
             self._alike |= alike
         for lane, share in zip(self._lanes, shares, strict=False):
             lane.add(share)

@@ -24,7 +24,7 @@ STEADY_ANSWERS, ASK_STEADY_S = 10, 5.0
 class SharedBackend:
     """`room` calls may be in flight; none may be sent while `stands_aside` for another drive.
 
-    `backend` is the row as the drive read it last; the drive reads the row again before each `look`.
+    `backend` is the row as the drive read it last; the drive reads the row again each second.
     """
 
     def __init__(self, backend: Backend, lease: Lease, kind: BackendKind) -> None:

@@ -14,7 +14,7 @@ from batches import leases, lifecycle, registry
 from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import claims
-from batches.dispatch.lanes import Lane, ReadingCost
+from batches.dispatch.lanes import Lane
 from batches.models import Batch, Lease, Line, LineState, Response
 from batches.scheduling import turns
 from tests.conftest import line, several_connections
@@ -86,7 +86,7 @@ def test_of_drives_that_claim_for_lanes_at_one_moment_none_gets_nothing(create, 
 
     def claim():
         lease, lanes = leases.acquire("drive"), [Lane() for _ in range(4)]
-        shares.append(claims.claim_for_lanes(lease, now_its_turn, lanes, 1, ReadingCost())[0])
+        shares.append(claims.claim_for_lanes(lease, now_its_turn, lanes, 1)[0])
 
     def claim_beside():
         try:

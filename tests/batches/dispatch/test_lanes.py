@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from batches.dispatch.lanes import Lane, ReadingCost, Waiting, begin_alike, choose, look_ahead
+from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
 from batches.lines import prompt
 from batches.models import Line
 
@@ -28,17 +28,9 @@ def as_read(lines):
     return [Waiting.of(each.pk, each.order_key, each.number) for each in lines]
 
 
-def costs(first_s, next_s):
-    cost = ReadingCost()
-    for _ in range(3):
-        cost.note(first_s, is_first=True)
-        cost.note(next_s, is_first=False)
-    return cost
-
-
-def step(waiting, lanes, size, cost=None):
+def step(waiting, lanes, size):
     """One claim; the headers that each lane got, and what is left."""
-    chosen = choose(as_read(waiting), lanes, size, cost or ReadingCost())
+    chosen = choose(as_read(waiting), lanes, size)
     by_pk = {each.pk: each for each in waiting}
     got = [[by_pk.pop(each.pk) for each in share] for share in chosen]
     for lane, share in zip(lanes, got, strict=True):
@@ -116,42 +108,24 @@ def test_a_lane_gets_what_it_lacks():
 def test_a_lane_without_lines_takes_over_half_of_another():
     full, idle = Lane(), Lane()
     full.add(lines(*"aaaaa"))
-    idle.help(full, ReadingCost())
+    idle.help(full)
     assert ([each.number for each in full.ready], [each.number for each in idle.ready]) == ([1, 2], [3, 4, 5])
-    idle.help(Lane(), ReadingCost())
+    idle.help(Lane())
     assert len(idle.ready) == 3
-
-
-def test_a_group_is_not_split_for_less_than_its_beginning_costs():
-    """Five lines of 0.15 s in a slot that has read 400 tokens in a second: another slot would be no help."""
-    dear, cheap = costs(1.05, 0.15), costs(0.25, 0.15)
-    for cost, taken in ((dear, []), (cheap, [3, 4, 5])):
-        full, idle = Lane(), Lane()
-        full.add(lines(*"aaaaa"))
-        idle.help(full, cost)
-        assert [each.number for each in idle.ready] == taken
-        lanes = [Lane(), Lane()]
-        lanes[0].add(lines("a"))
-        _, got = step(lines(*"aaaaa")[1:], lanes, 2, cost)
-        assert [len(share) for share in got] == [1, 2 if taken else 0]
-    assert dear.is_worth(14)
-    assert not dear.is_worth(10)
 
 
 def test_a_lane_without_lines_takes_whole_groups_of_another_rather_than_half_of_one():
     full, idle = Lane(), Lane()
     full.add(as_numbered(*"aaab"))
     first = full.send_next()
-    idle.help(full, costs(9, 1))
+    idle.help(full)
     assert [each.number for each in idle.ready] == [4]
     full.in_flight.remove(first.pk)
     whole, other = Lane(), Lane()
     whole.add(as_numbered(*"cddd"))
     whole.send_next()
-    other.help(whole, costs(9, 1))
+    other.help(whole)
     assert (len(whole.ready), len(other.ready)) == (0, 3)  # it has begun none of them
-    other.help(whole, costs(9, 1))
-    assert len(other.ready) == 3
 
 
 def test_lines_begin_alike_if_another_one_waits_or_was_the_last_of_a_lane():
