@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.utils import quote
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
@@ -36,6 +37,14 @@ class LookOnly(ModelAdmin):
 
     list_filter_sheet = False
     list_fullwidth = True
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """The row, or None; also for an address with the id as the API tells it. Django takes a part such as `_26` of
+        it for a quoted character, as in the addresses that it makes itself."""
+        for each in (object_id, quote(object_id)):
+            if (found := super().get_object(request, each, from_field)) is not None:
+                return found
+        return None
 
     def has_view_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return may_look(request, self.opts.label_lower)

@@ -156,7 +156,7 @@ class BatchAdmin(LookOnly):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        batch = Batch.objects.filter(pk=unquote(object_id or "")).first()
+        batch = self.get_object(request, unquote(object_id or ""))
         context = self._page(request, batch) if batch and self.has_view_permission(request, batch) else {}
         return super().changeform_view(request, object_id, form_url, context | (extra_context or {}))
 
@@ -190,7 +190,7 @@ class BatchAdmin(LookOnly):
         }
 
     def _batch(self, request: HttpRequest, object_id: str) -> Batch:
-        batch = Batch.objects.filter(pk=unquote(object_id)).first()
+        batch: Batch | None = self.get_object(request, unquote(object_id))
         if batch is None:
             raise Http404
         if not self.has_view_permission(request, batch):

@@ -79,6 +79,19 @@ def test_what_failed_is_red_in_the_light_and_in_the_dark(admin_client, running):
     assert {"bg-red-600", "dark:bg-red-500"} <= set(classes.split())
 
 
+@pytest.mark.parametrize("digits", ["26", "40", "3f", "ab"])
+def test_the_address_of_a_batch_may_have_its_id_as_the_api_tells_it(admin_client, create, monkeypatch, digits):
+    """Django takes `_26` for a quoted character: with two digits of a hundred, a page was missing."""
+    monkeypatch.setattr("common.ids.secrets.token_hex", lambda size: (digits * size)[: 2 * size])
+    batch = create([line("a")])["id"]
+    assert batch.startswith(f"batch_{digits}")
+    for address in (f"{LIST}{batch}/", f"{LIST}{quote(batch)}/"):
+        for page in ("change/", "moves/", "download/input/"):
+            answer = admin_client.get(address + page)
+            answer.close()
+            assert answer.status_code == 200, address + page
+
+
 def test_the_first_page_of_a_server_without_work(admin_client, live_backend):
     assert "Nothing to do." in text(admin_client.get("/admin/"))
 
