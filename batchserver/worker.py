@@ -184,6 +184,7 @@ class Duties(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         self.rounds = Rounds()
+        self.fallback: Any = None
 
     def start(self, worker: Any) -> None:
         loop.start()
@@ -202,7 +203,7 @@ class Duties(bootsteps.StartStopStep):
         # The loop goes round each second by itself: its reads from the broker end, and kombu's Redis has a timer. One
         # of our own each second would wake it once more, which costs as much as a round. For a kombu without:
         worker.hub.on_tick.add(self.rounds.go_if_due)
-        worker.timer.call_repeatedly(FALLBACK_S, self.rounds.go_if_due)
+        self.fallback = worker.timer.call_repeatedly(FALLBACK_S, self.rounds.go_if_due)
 
     def close(self, worker: Any) -> None:
         """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
@@ -211,7 +212,9 @@ class Duties(bootsteps.StartStopStep):
             tasks.shutdown.value = 1
 
     def stop(self, worker: Any) -> None:
-        worker.hub.on_tick.discard(self.rounds.go_if_due)
+        if self.fallback is not None:
+            worker.hub.on_tick.discard(self.rounds.go_if_due)
+            self.fallback.cancel()
 
 
 app.steps["worker"].add(Duties)

@@ -66,9 +66,8 @@ class Lane:
         """Take over about half of the lines of `other` that are not sent yet, the later ones: whole groups, or half of
         one if there are no two."""
         groups = [other.group, *map(_group_of, other.ready)]
-        begin = [place for place in range(len(other.ready)) if groups[place + 1] != groups[place]]
-        if not other.in_flight:
-            begin = begin[1:] if begin[:1] == [0] else begin  # it sends its first line itself
+        keeps_least = 0 if other.in_flight else 1  # with nothing in flight it sends its first line itself
+        begin = [place for place in range(keeps_least, len(other.ready)) if groups[place + 1] != groups[place]]
         middle = len(other.ready) // 2
         keeps = min(begin, key=lambda place: abs(place - middle), default=middle)
         while len(other.ready) > keeps:

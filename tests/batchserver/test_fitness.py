@@ -230,15 +230,15 @@ def test_a_worker_that_is_older_than_the_database_ends_after_its_calls(fitness, 
     assert (tasks.hold.value, tasks.shutdown.value) == (1, 0)
     [told] = [record.getMessage() for record in caplog.records if "newer version" in record.getMessage()]
     assert told.startswith("the worker ends: ")
-    timers = workers.Duties(None)
-    timers.fitness = fitness
-    timers.close(None)
+    duties = workers.Duties(None)
+    duties.fitness = fitness
+    duties.close(None)
     assert tasks.shutdown.value == 0  # its calls are not cut
 
 
 def test_whoever_ends_the_worker_stops_its_drives(fitness, queues):
     """`celery control shutdown` and the page of Flower send no signal: Celery closes the worker's steps."""
-    timers = workers.Duties(None)
-    timers.fitness = fitness
-    timers.close(None)
+    duties = workers.Duties(None)
+    duties.fitness = fitness
+    duties.close(None)
     assert tasks.shutdown.value == 1
