@@ -88,8 +88,8 @@ def test_the_address_of_a_batch_may_have_its_id_as_the_api_tells_it(admin_client
     for address in (f"{LIST}{batch}/", f"{LIST}{quote(batch)}/"):
         for page in ("change/", "moves/", "download/input/"):
             answer = admin_client.get(address + page)
-            answer.close()
             assert answer.status_code == 200, address + page
+            answer.getvalue()
 
 
 def test_the_first_page_of_a_server_without_work(admin_client, live_backend):
