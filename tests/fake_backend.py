@@ -181,8 +181,8 @@ class FakeBackend:
             self.crashes.append([seen.key for seen in at_work])
             for seen in at_work:
                 seen.left = time.monotonic()
-        if self._server is not None:
-            self._server.close_connections()
+            if self._server is not None:
+                self._server.close_connections()
 
     @property
     def is_overloaded(self) -> bool:
@@ -228,8 +228,11 @@ class FakeBackend:
         with self._lock:
             self.loaded = [name for name in self.loaded if name != model]
 
-    def take(self, seen: Seen) -> Action:
+    def take(self, seen: Seen, connection: socket.socket) -> Action | None:
+        """What to do to this request; None if a crash came before anybody had read it."""
         with self._lock:
+            if self._server is None or not self._server.is_open(connection):
+                return None
             self.seen.append(seen)
             self.events.append(seen.key)
             if self._actions[seen.key]:
@@ -277,8 +280,12 @@ class _Server(ThreadingHTTPServer):
         self._connections.add(request)
         super().process_request(request, client_address)
 
+    def is_open(self, connection: socket.socket) -> bool:
+        return connection in self._connections
+
     def close_connections(self) -> None:
         for connection in list(self._connections):
+            self._connections.discard(connection)
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -372,7 +379,9 @@ class _Handler(fake_native.NativeRoutes):
             self._send(400, json.dumps(error_body("cannot unmarshal", "invalid_request_error")).encode())
             return
         try:
-            action = self.fake.take(seen)
+            action = self.fake.take(seen, self.connection)
+            if action is None:
+                return
             if self.fake.is_vllm and self.fake.is_full:
                 self.fake._has_refused.set()
                 self._send(503, json.dumps(error_body("The server is overloaded")).encode())

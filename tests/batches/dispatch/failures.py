@@ -1,6 +1,7 @@
 """Failures of a model server, and what the lines pay for them."""
 
 import threading
+import time
 from datetime import timedelta
 
 from django.db import connection
@@ -29,13 +30,16 @@ def again(work):
 
 
 def two_drives(own):
-    """Two drives beside each other, again and again with all waiting over, until no line is left."""
+    """Two drives beside each other, again and again with all waiting over, until no line is left. The times at which
+    one began: the other knows of it, and makes room for it, within its next look."""
+    began = []
 
     def drive():
         try:
             for _ in range(60):
                 Line.objects.update(not_before=None)
                 backend = Backend.objects.get(pk=own.pk)
+                began.append(time.monotonic())
                 dispatcher.Dispatcher(backend, should_stop=lambda: False, wake_control=lambda batch_id: None).run()
                 if not Line.objects.all().open().exists():
                     return
@@ -48,6 +52,7 @@ def two_drives(own):
         thread.start()
     for thread in threads:
         thread.join()
+    return began
 
 
 def prepared(create, work, names, **body):
