@@ -228,11 +228,8 @@ class FakeBackend:
         with self._lock:
             self.loaded = [name for name in self.loaded if name != model]
 
-    def take(self, seen: Seen, connection: socket.socket) -> Action | None:
-        """What to do to this request; None if a crash came before anybody had read it."""
+    def take(self, seen: Seen) -> Action:
         with self._lock:
-            if self._server is None or not self._server.is_open(connection):
-                return None
             self.seen.append(seen)
             self.events.append(seen.key)
             if self._actions[seen.key]:
@@ -280,8 +277,8 @@ class _Server(ThreadingHTTPServer):
         self._connections.add(request)
         super().process_request(request, client_address)
 
-    def is_open(self, connection: socket.socket) -> bool:
-        return connection in self._connections
+    def has_closed(self, connection: socket.socket) -> bool:
+        return connection not in self._connections
 
     def close_connections(self) -> None:
         for connection in list(self._connections):
@@ -294,6 +291,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(fake_native.NativeRoutes):
+    server: _Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else head and body, two small writes, are 40 ms apart
     fake: FakeBackend
@@ -379,8 +377,9 @@ class _Handler(fake_native.NativeRoutes):
             self._send(400, json.dumps(error_body("cannot unmarshal", "invalid_request_error")).encode())
             return
         try:
-            action = self.fake.take(seen, self.connection)
-            if action is None:
+            action = self.fake.take(seen)
+            if self.server.has_closed(self.connection):
+                seen.left = seen.at  # a crash came before anybody had read it
                 return
             if self.fake.is_vllm and self.fake.is_full:
                 self.fake._has_refused.set()
