@@ -65,7 +65,7 @@ def begin_worker() -> None:
 
 
 TICK_AT_MOST_EVERY = timedelta(seconds=1)
-SWEEP_EVERY = timedelta(seconds=15)
+SWEEP_EVERY = timedelta(seconds=20)
 NUDGE_AGAIN_AFTER = timedelta(seconds=10)
 WAKE_AGAIN_AFTER = timedelta(seconds=5)
 FORECAST_EVERY = timedelta(seconds=15)

@@ -9,6 +9,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import signal
 import socket
 import stat
 import sys
@@ -55,7 +56,10 @@ def children(parts: Sequence[str] = PARTS) -> list[Child]:
 
 def _broker() -> Child:
     log = settings.DATA_DIR / "logs" / "broker.log"
-    return Child("broker", _broker_command(), ready=broker_answers, log=log, serves_others=True)
+    # It keeps nothing, and comes to an order to stop with its chores, up to a second later.
+    return Child(
+        "broker", _broker_command(), ready=broker_answers, log=log, serves_others=True, stop_signal=signal.SIGKILL
+    )
 
 
 def _embedded_backend() -> Child:
@@ -169,8 +173,9 @@ def _broker_command() -> list[str]:
         "save": "",
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
-        # How often in a second it wakes for its own chores. None hurries but the order to stop, which is one of them.
-        "hz": "4",
+        # How often in a second it wakes for its own chores, which do not hurry: one of them is to tell those that wait
+        # for a message that there is none, and then each of them wakes too.
+        "hz": "1",
         "loglevel": "warning",
         "log-timestamp-format": "iso8601",
     }

@@ -177,7 +177,8 @@ def _is_stopped(pid: int) -> bool:
 
 @dataclass
 class Child:
-    """A process to keep alive. `ready` is asked before the next one starts; it may take `grace_s` to stop.
+    """A process to keep alive. `ready` is asked before the next one starts; it may take `grace_s` to stop, once it has
+    the `stop_signal`.
 
     If there is a `main`, it does what the command does, in a fork of this process; it is given the pipe for signs of
     life, 0 if there is none. Elsewhere than on Linux a fork cannot use all of the system, and the command is run.
@@ -191,6 +192,7 @@ class Child:
     command: list[str]
     main: Callable[[int], None] | None = None
     grace_s: float = 10.0
+    stop_signal: int = signal.SIGTERM
     serves_others: bool = False
     ready: Callable[[], bool] = lambda: True
     environment: dict[str, str] = field(default_factory=dict)
@@ -374,7 +376,7 @@ class Supervisor:
         for serves_others in (False, True):
             children = [child for child in self.children if child.serves_others is serves_others]
             for child in children:
-                child.signal(signal.SIGTERM)
+                child.signal(child.stop_signal)
             asked_at = time.monotonic()
             for child in children:
                 while child.is_alive and time.monotonic() < asked_at + child.grace_s and self.stop_signals < 2:

@@ -59,17 +59,18 @@ class PeriodicChecks:
         Raises LeaseLost.
         """
         now = time.monotonic()
-        if now >= self.looked_at + LOOK_EVERY_S:
+        if is_look_due := now >= self.looked_at + LOOK_EVERY_S:
             self.looked_at = now
             self._look(is_idle)
-        if now >= self.looked_at_gate + LOOK_AT_GATE_EVERY_S:
+        # With each look, so that every fourth look at the gate does not wake the process again.
+        if is_look_due or now >= self.looked_at_gate + LOOK_AT_GATE_EVERY_S:
             self.looked_at_gate = now
             self.persons_first.look()
 
     def _look(self, is_idle: bool) -> None:
         self.keeper.keep()
         self.own_use.note(call.subject.served_model for call in self.calls.in_flight.computing)
-        retrying(self.backend.refresh_from_db)
+        retrying(self.backend.read_again)
         self.readiness.look()
         self.close_finished_batches()
         self._drop_stopped_batches()

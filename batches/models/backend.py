@@ -106,6 +106,15 @@ class Backend(models.Model):
     def resume(self) -> None:
         self._store(paused_at=None, pause_reason="", resume_at=None)
 
+    def read_again(self) -> None:
+        """What `refresh_from_db` does, at a third of its CPU time: each drive does it each second. Raises
+        DoesNotExist."""
+        found = list(Backend.objects.raw("SELECT * FROM batches_backend WHERE id = %s", [self.pk]))
+        if not found:
+            raise Backend.DoesNotExist(f"There is no backend {self.pk} any more.")
+        for field in self._meta.concrete_fields:
+            setattr(self, field.attname, getattr(found[0], field.attname))
+
     @property
     def serves_at_once(self) -> int | None:
         """How many calls the backend computes at once: as it says, or else as counted; None if nobody knows."""

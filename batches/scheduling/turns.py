@@ -156,6 +156,8 @@ def next_turn(backend: Backend, turn: Turn | None, *, at_work: str = "", stayed_
     current = turn if turn is not None and turn.age_s < TURN_S + BORDER_S else None
     if current is not None and _is_alone(backend, current.part) and _turn_of(current.part).is_like(current):
         return current
+    if not _ANY_WAITS.is_true():
+        return None  # as long as the last lines of all are in flight
     parts = _open_parts(backend)
     waiting = _ours(backend, _with_work(parts, are_lost=False))
     # Lines that were lost with their worker come last of all.
@@ -418,6 +420,8 @@ def _claimable(*, are_lost: bool) -> LineQuerySet:
 
 # In the order in which the lines of a part are sent; those that are charged come last.
 _HAS_LINES = {which: Asked(partial(Turn.lines, Turn(Part(pk=GIVEN), which))) for which in (Which.SPLIT, Which.USUAL)}
+# Whether any part has a line to send.
+_ANY_WAITS = Asked(lambda: _with_work(_runnable(), are_lost=False), lambda: _with_work(_runnable(), are_lost=True))
 # Whether this part, or any other, has a line to send that was not lost too often.
 _WAITS = Asked(lambda: _with_work(_runnable(), are_lost=False).filter(pk=GIVEN))
 _OTHER_WAITS = Asked(lambda: _with_work(_runnable(), are_lost=False).exclude(pk=GIVEN))

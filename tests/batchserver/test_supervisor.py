@@ -340,6 +340,22 @@ print("stopped", flush=True)
 
 
 @pytest.mark.usefixtures("processes")
+def test_a_child_is_stopped_by_its_own_signal(tmp_path):
+    """One that is deaf to the usual one, and keeps nothing, is not waited for."""
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+    child = Child("deaf", [sys.executable, "-c", deaf], log=log, stop_signal=signal.SIGKILL)
+    watching = Supervisor()
+    watching.children.append(child)
+    child.start()
+    eventually(lambda: "up" in log.read_text(), what="the child's start")
+    began = time.monotonic()
+    watching.stop()
+    assert time.monotonic() - began < child.grace_s / 2
+    assert child.process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("processes")
 def test_the_end_of_a_child_and_the_order_to_stop_are_seen_at_once():
     """It would look for them once in ten minutes."""
     with playing(WATCHING) as process:

@@ -520,6 +520,18 @@ def test_a_turn_that_nothing_else_waits_for_goes_on_by_small_queries_until_somet
     assert (following and following.which) == which
 
 
+def test_that_no_line_waits_is_found_out_by_small_queries(create, work, backend, django_assert_num_queries):
+    """As it is each second while the last lines of a batch are in flight."""
+    work.validate(create([line("a"), line("b")])["id"])
+    own = registry.report_backend()
+    turn = turns.next_turn(own, None)
+    Line.objects.update(state=LineState.RUNNING)
+    with django_assert_num_queries(4):
+        assert turns.next_turn(own, turn) is None
+    Line.objects.update(state=LineState.PENDING, lost_claims=turns.SUSPICIOUS_CLAIMS)
+    assert turns.next_turn(own, turn).which is Which.LOST
+
+
 def test_a_batch_that_comes_ends_a_turn_in_time_though_nothing_waited_before(create, work, backend):
     first = work.batch(create([line("a"), line("b")])["id"])["id"]
     work.validate(first)
