@@ -19,7 +19,7 @@ from batches import counting, failing, leases, reuse
 from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import outcomes
-from batches.dispatch.lanes import Lane, Waiting, choose, look_ahead
+from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
 from batches.models import Batch, Lease, Line, LineQuerySet, LineState, Part, Response
 from batches.scheduling import turns
 from common import database, failpoints
@@ -39,11 +39,15 @@ def claim(lease: Lease, turn: turns.Turn, most: int) -> list[Line]:
     return lines
 
 
-def claim_for_lanes(lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size: int) -> list[list[Line]]:
-    """Claim up to `size` lines for each lane that has fewer; as `claim` otherwise. The lines of each lane."""
+def claim_for_lanes(
+    lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size: int
+) -> tuple[list[list[Line]], set[int]]:
+    """Claim up to `size` lines for each lane that has fewer; as `claim` otherwise. The lines of each lane, and the ids
+    of those that it matters which slot reads."""
     with transaction.atomic():
         ahead = _waiting(turn).values_list("pk", "order_key", "number")[: look_ahead(lanes, size)]
         waiting = [Waiting.of(*each) for each in ahead]
+        alike = begin_alike(waiting, lanes)
         chosen = choose(waiting, lanes, size)
         shares = [[each.pk for each in share] for share in chosen]
         wanted = [pk for share in shares for pk in share]
@@ -55,7 +59,7 @@ def claim_for_lanes(lease: Lease, turn: turns.Turn, lanes: Sequence[Lane], size:
             shares = [list(islice(left, len(share))) for share in shares]
         claimed = {line.pk: line for line in _claim(lease, turn, free)}
     failpoints.reach("after_claim")
-    return [[claimed[pk] for pk in share if pk in claimed] for share in shares]
+    return [[claimed[pk] for pk in share if pk in claimed] for share in shares], alike & claimed.keys()
 
 
 def _waiting(turn: turns.Turn) -> LineQuerySet:

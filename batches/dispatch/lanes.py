@@ -4,13 +4,13 @@ llama.cpp, and so Ollama, keeps in each slot the prompt that the slot read last.
 several slots, each slot reads their beginning for itself. So there are as many lanes as slots, and each lane has one
 call in flight: a call that ends frees the slot that has just read what the next line of its lane begins with. Measured
 on a real Ollama with four slots and six prompts: 1,829 tokens were read, 4,020 if the lines were sent in sorted order,
-and 6,218 with one call more than slots, which starts in whatever slot becomes free. That call is sent only while
-nothing is lost in any slot: no waiting line begins as one in flight, or all begin alike, as under one system prompt.
-A vLLM needs no lanes: all of its calls share what was read, even within one step (docs/benchmarks.md, vllm). Pure.
+and 6,218 with one call more than slots, which starts in whatever slot becomes free. Only lines that begin as no
+other does get that call. A vLLM needs no lanes: all of its calls share what was read, even within one step
+(docs/benchmarks.md, vllm). Pure.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from batches.lines import prompt
@@ -47,7 +47,7 @@ class Lane:
         self.ready: deque[Line] = deque()
         self.in_flight: set[int] = set()
         self.last: Waiting | None = None  # of the lines of this lane, the one furthest in the order of its part
-        self.sent: Line | None = None  # the line that was sent last
+        self.group: bytes | int | None = None  # of the line that was sent last
 
     def add(self, lines: Sequence[Line]) -> None:
         """Lines that were claimed for this lane, in the order in which they are sent."""
@@ -59,31 +59,13 @@ class Lane:
         """The next line, which is in flight from now on."""
         line = self.ready.popleft()
         self.in_flight.add(line.pk)
-        self.sent = line
+        self.group = _group_of(line)
         return line
-
-    @property
-    def at_stake(self) -> bytes:
-        """The beginning, as in order keys, that the next line finds in the slot. If no line is claimed yet, that of the
-        whole group: a line of it may be next."""
-        if self.sent is None:
-            return b""
-        own = bytes(self.sent.order_key)
-        return prompt.shared(own, bytes(self.ready[0].order_key)) if self.ready else prompt.group(own)
-
-    def suits_any_slot_of(self, lanes: Iterable["Lane"]) -> bool:
-        """The next line finds in the slot of each of these lanes what it finds in its own, and leaves to them what they
-        find there."""
-        key, at_stake = bytes(self.ready[0].order_key), self.at_stake
-        return all(
-            key.startswith(lane.at_stake) and (lane.sent is None or bytes(lane.sent.order_key).startswith(at_stake))
-            for lane in lanes
-        )
 
     def help(self, other: "Lane") -> None:
         """Take over about half of the lines of `other` that are not sent yet, the later ones: whole groups, or half of
         one if there are no two."""
-        groups = [other.sent and _group_of(other.sent), *map(_group_of, other.ready)]
+        groups = [other.group, *map(_group_of, other.ready)]
         keeps_least = 0 if other.in_flight else 1  # with nothing in flight it sends its first line itself
         begin = [place for place in range(keeps_least, len(other.ready)) if groups[place + 1] != groups[place]]
         middle = len(other.ready) // 2
@@ -119,6 +101,14 @@ def choose(waiting: Sequence[Waiting], lanes: Sequence[Lane], size: int) -> list
             mine += rest.take(lacking[id(lane)] - len(mine))
         low = [(lane, mine) for lane, mine in low if len(mine) < lacking[id(lane)]]
     return chosen
+
+
+def begin_alike(waiting: Sequence[Waiting], lanes: Sequence[Lane]) -> set[int]:
+    """The ids of the waiting lines that it matters which slot reads: their prompts begin as that of another waiting
+    line does, or as that of the last line of a lane."""
+    often = Counter(line.group for line in waiting)
+    begun = {lane.last.group for lane in lanes if lane.last is not None}
+    return {line.pk for line in waiting if often[line.group] > 1 or line.group in begun}
 
 
 class _Rest:

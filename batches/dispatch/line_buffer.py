@@ -20,7 +20,8 @@ MOST_CLAIMED, MOST_FOR_LANE = 64, 16
 
 class LineBuffer:
     """The next lines for `backend`, claimed for `lease`, in lanes. Each lane keeps the order in which its lines are
-    sent. Of several lanes, each has one call in flight; one lane has a second one while nothing is lost in any slot."""
+    sent. Of several lanes, each has one call in flight; one lane has a second one while no line in flight has anything
+    to lose in another slot."""
 
     def __init__(self, backend: Backend, lease: Lease) -> None:
         self._backend = backend
@@ -30,6 +31,7 @@ class LineBuffer:
         self._lanes = [Lane()]
         self._foremost: Lane | None = None  # whose line the head was
         self._lane_of: dict[int, Lane] = {}  # of the lines in flight
+        self._alike: set[int] = set()  # of the lines claimed or in flight: it matters which slot reads them
         self._lanes_of: int | None = None  # the part whose groups the lanes have begun
         self._newest: Line | None = None  # the line that was claimed last
         self._answered: deque[tuple[float, int]] = deque()  # when lines of this turn's part were answered, and how many
@@ -67,6 +69,7 @@ class LineBuffer:
 
     def done(self, line: Line) -> None:
         """The call for a line that was taken is over: its lane sends the next one."""
+        self._alike.discard(line.pk)
         if (lane := self._lane_of.pop(line.pk, None)) is not None:
             lane.in_flight.discard(line.pk)
 
@@ -79,12 +82,12 @@ class LineBuffer:
         return free or self._lane_with_second()
 
     def _lane_with_second(self) -> Lane | None:
-        """The lane that sends a line before a slot is free, so that no slot waits for us; None if it matters which slot
-        becomes free."""
-        if len(self._lane_of) != len(self._lanes):
+        """The lane that sends a line before a slot is free, so that no slot waits for us; None if that line would start
+        in a slot that has just read what another line begins with."""
+        if len(self._lane_of) != len(self._lanes) or not self._alike.isdisjoint(self._lane_of):
             return None
         longest = max(self._lanes, key=lambda lane: len(lane.ready))
-        return longest if longest.ready and longest.suits_any_slot_of(self._lanes) else None
+        return longest if longest.ready and longest.ready[0].pk not in self._alike else None
 
     def answered(self, lines: int) -> None:
         """`lines` answers came: claim more lines at once the faster answers come."""
@@ -166,7 +169,8 @@ class LineBuffer:
                 for lane in self._lanes:
                     lane.last = None
                 self._lanes_of = turn.part.pk
-            shares = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size)
+            shares, alike = retrying(claims.claim_for_lanes, self._lease, turn, self._lanes, size)
+            self._alike |= alike
         for lane, share in zip(self._lanes, shares, strict=False):
             lane.add(share)
         lines = [line for share in shares for line in share]
@@ -221,5 +225,6 @@ class LineBuffer:
             retrying(claims.hand_back, self._lease, lines)
             self._found_none = False  # these can be claimed again
             gone = {line.pk for line in lines}
+            self._alike -= gone
             for lane in self._lanes:
                 lane.ready = deque(line for line in lane.ready if line.pk not in gone)

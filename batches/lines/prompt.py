@@ -91,12 +91,6 @@ def shared_blocks(a: bytes, b: bytes) -> int:
     return blocks
 
 
-def shared(a: bytes, b: bytes) -> bytes:
-    """The beginning that two keys share; empty if it is shorter than a group's."""
-    blocks = shared_blocks(a, b)
-    return bytes(a[: SHAPE_BYTES + blocks * HASH_BYTES]) if blocks >= GROUP_BLOCKS else b""
-
-
 def group(key: bytes) -> bytes:
     """Equal for lines of one shape whose prompts begin alike for GROUP_BLOCKS cuts; empty for shorter prompts."""
     return key[:GROUP_BYTES] if len(key) >= GROUP_BYTES else b""

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from batches.dispatch.lanes import Lane, Waiting, choose, look_ahead
+from batches.dispatch.lanes import Lane, Waiting, begin_alike, choose, look_ahead
 from batches.lines import prompt
 from batches.models import Line
 
@@ -128,56 +128,11 @@ def test_a_lane_without_lines_takes_whole_groups_of_another_rather_than_half_of_
     assert (len(whole.ready), len(other.ready)) == (0, 3)  # it has begun none of them
 
 
-def lane(*headers):
-    """A lane that has sent the line with the first header, and sends those with the others next, in that order."""
-    made = Lane()
-    made.add(as_numbered(*headers))
-    made.send_next()
-    return made
-
-
-@pytest.mark.parametrize(
-    ("own", "others", "suits"),
-    [
-        ("aa", ["aa", "aa"], True),  # all begin alike
-        ("ab", ["cd", "ef"], True),  # nothing begins as anything
-        ("ab", ["aa"], False),  # takes from the other slot what its next line finds there
-        ("aa", ["bc"], False),  # does not find in the other slot what it finds in its own
-        ("ab", ["bb"], True),
-        ("ab", ["bc"], True),  # finds more than in its own, and nobody else wanted it
-        ("aa", ["a"], True),
-        ("ab", ["c"], False),  # what the other lane sends next is not known, and may be of its group
-    ],
-)
-def test_a_line_suits_any_slot_if_nothing_is_lost_in_any(own, others, suits):
-    own = lane(*own)
-    lanes = [own, *(lane(*each) for each in others)]
-    assert own.suits_any_slot_of(lanes) is suits
-
-
-def test_lines_suit_any_slot_only_as_far_as_they_begin_alike():
-    """Under one system prompt, each of two slots has read a document of its own."""
-
-    def line(document, question):
-        body = {"messages": [{"role": "system", "content": "s" * 400}, {"role": "user", "content": document * 900}]}
-        body["messages"].append({"role": "user", "content": question})
-        key = prompt.order_key("/v1/chat/completions", body)
-        return Line(pk=len(document + question), order_key=key)
-
-    one, other = Lane(), Lane()
-    one.add([line("a", "x"), line("a", "y"), line("b", "x")])
-    other.add([line("c", "x"), line("d", "x")])
-    for each in (one, other):
-        each.send_next()
-    assert not one.suits_any_slot_of([one, other])
-    one.send_next()
-    assert one.suits_any_slot_of([one, other])  # the next document shares the system prompt alone
-
-
-def test_short_lines_suit_any_slot():
+def test_lines_begin_alike_if_another_one_waits_or_was_the_last_of_a_lane():
+    waiting = lines(*"aabc")
+    lane = Lane()
+    assert begin_alike(as_read(waiting), [lane]) == {1, 2}
+    lane.add([Line(pk=9, number=9, order_key=key("c"))])
+    assert begin_alike(as_read(waiting), [lane, Lane()]) == {1, 2, 4}
     short = [Line(pk=number, number=number, order_key=b"") for number in range(3)]
-    one = Lane()
-    one.add(short)
-    assert one.suits_any_slot_of([one, Lane()])
-    one.send_next()
-    assert one.suits_any_slot_of([one, Lane()])
+    assert begin_alike(as_read(short), [lane]) == set()
