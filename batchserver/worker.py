@@ -156,9 +156,27 @@ class Rounds:
         self._duties: list[tuple[int, Callable[[], object]]] = []
         self._gone = 0
         self._due_at = 0.0
+        self._get_off: Callable[[], None] = lambda: None
 
     def add(self, every_s: float, duty: Callable[[], object]) -> None:
         self._duties.append((round(every_s / ROUND_S), duty))
+
+    def ride_on(self, hub: Any) -> None:
+        """Go with this loop, which goes round each second by itself: kombu's Redis has a timer. One of our own each
+        second would wake it once more, which costs as much as a round. With a kombu that has none, a round comes with
+        the end of each read from the broker, every other second, and every FALLBACK_S at least."""
+        fallback = hub.call_repeatedly(FALLBACK_S, self.go_if_due)
+        hub.on_tick.add(self.go_if_due)
+
+        def get_off() -> None:
+            hub.on_tick.discard(self.go_if_due)
+            fallback.cancel()
+
+        self._get_off = get_off
+
+    def stop(self) -> None:
+        """Get off the loop. Safe to call at any time."""
+        self._get_off()
 
     def go_if_due(self) -> None:
         """Call at least as often as a round is due."""
@@ -184,7 +202,6 @@ class Duties(bootsteps.StartStopStep):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         self.rounds = Rounds()
-        self.fallback: Any = None
 
     def start(self, worker: Any) -> None:
         loop.start()
@@ -200,10 +217,7 @@ class Duties(bootsteps.StartStopStep):
             self.rounds.add(PROBE_EVERY_S, health_probe.look)
             worker.app.amqp.queues.select_add(own_work.queue)
             self.rounds.add(LOOK_EVERY_S, own_work.look)
-        # The loop goes round each second by itself: its reads from the broker end, and kombu's Redis has a timer. One
-        # of our own each second would wake it once more, which costs as much as a round. For a kombu without:
-        worker.hub.on_tick.add(self.rounds.go_if_due)
-        self.fallback = worker.timer.call_repeatedly(FALLBACK_S, self.rounds.go_if_due)
+        self.rounds.ride_on(worker.hub)
 
     def close(self, worker: Any) -> None:
         """The worker is to end, whoever says so: a signal, `celery control shutdown`, a page of Flower."""
@@ -212,9 +226,7 @@ class Duties(bootsteps.StartStopStep):
             tasks.shutdown.value = 1
 
     def stop(self, worker: Any) -> None:
-        if self.fallback is not None:
-            worker.hub.on_tick.discard(self.rounds.go_if_due)
-            self.fallback.cancel()
+        self.rounds.stop()
 
 
 app.steps["worker"].add(Duties)

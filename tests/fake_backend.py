@@ -379,7 +379,8 @@ class _Handler(fake_native.NativeRoutes):
         try:
             action = self.fake.take(seen)
             if self.server.has_closed(self.connection):
-                seen.left = seen.at  # a crash came before anybody had read it
+                if seen.left == float("inf"):
+                    seen.left = seen.at  # a crash came before anybody had read it
                 return
             if self.fake.is_vllm and self.fake.is_full:
                 self.fake._has_refused.set()

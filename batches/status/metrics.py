@@ -207,7 +207,7 @@ def _server() -> Iterator[Metric]:
     if tick is not None:
         yield _gauge(
             "tick_age_seconds",
-            "Time since the last tick, which comes every 2 s, without work every 15 s.",
+            "Time since the last tick, which comes every 2 s, without work every 20 s.",
             _age(tick.at),
         )
         yield _gauge("tick_failing", "1 if a duty of the last tick failed.", 1 if health.failed_duties() else 0)

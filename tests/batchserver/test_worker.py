@@ -1,6 +1,8 @@
 """What a worker's main process asks its own processes for."""
 
 import gc
+import socket
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import pytest
 from celery import Celery
 from celery.signals import worker_before_create_process
 from django.db import OperationalError, connection
+from kombu.asynchronous import Hub
 from kombu.exceptions import OperationalError as BrokerError
 
 from batches import registry, tasks
@@ -54,7 +57,7 @@ def test_a_drive_that_is_over_keeps_no_new_work_waiting(with_work, asked, create
     own = worker.OwnWork()
     own.look()
     tasks.drive()
-    assert backend.arrived() == ["a", "b"]
+    assert sorted(backend.arrived()) == ["a", "b"]
     own.look()
     work.validate(create([line("c")])["id"])
     asked.clear()
@@ -141,3 +144,27 @@ def test_a_loop_that_goes_round_all_the_time_has_a_round_a_second(monkeypatch):
         clock[0] += 0.01
     assert len(went_at) == pytest.approx(11, abs=1)
     assert went_at[0] == 100.0
+
+
+def test_a_loop_in_which_nothing_happens_has_its_rounds_all_the_same(monkeypatch):
+    """As with a broker that says nothing, and a kombu without a timer of its own."""
+    monkeypatch.setattr(worker, "FALLBACK_S", 0.05)
+    monkeypatch.setattr(worker, "SLACK_S", worker.ROUND_S - 0.01)
+    hub, went, rounds = Hub(), [], worker.Rounds()
+    silent, other = socket.socketpair()
+    hub.add_reader(silent.fileno(), went.append, "read")
+    rounds.add(1.0, lambda: went.append("round"))
+    try:
+        rounds.ride_on(hub)
+        loop = hub.create_loop()
+        ends_at = time.monotonic() + 20
+        while len(went) < 4 and time.monotonic() < ends_at:
+            next(loop)
+        assert went == ["round"] * 4
+        rounds.stop()
+        assert not hub.on_tick
+        assert all(each.entry.canceled for each in hub.timer.schedule.queue)
+    finally:
+        hub.close()
+        silent.close()
+        other.close()
