@@ -234,7 +234,7 @@ class Child:
                 stderr=output,
                 # A process group of its own: Ctrl-C in the terminal reaches us alone, and we stop children in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=lambda: _die_with_parent(self.stop_signal),
             )
         finally:
             if output is not None:
@@ -246,7 +246,7 @@ class Child:
     def _become(self, parent: int, told: int | None) -> None:
         """In the fork: be as if the command had been run, and do what it does."""
         os.setsid()
-        _die_with_parent()
+        _die_with_parent(self.stop_signal)
         if os.getppid() != parent:
             return
         signal.set_wakeup_fd(-1)
@@ -326,7 +326,7 @@ class Supervisor:
     def stop_with(self, parent: int) -> bool:
         """Stop when the process that started this one ends, by SIGKILL too; False if it has ended already. Linux only:
         elsewhere this process stays."""
-        _die_with_parent()
+        _die_with_parent(signal.SIGTERM)
         return os.getppid() == parent
 
     def start(self, *, timeout_s: float = 60.0) -> None:
@@ -424,13 +424,13 @@ def _kill_group(child: Child) -> None:
 _libc = ctypes.CDLL(None) if IS_LINUX else None
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent of this process is gone. In a child, before it becomes the command.
+def _die_with_parent(number: int) -> None:
+    """Ask the kernel for a signal once the parent of this process is gone; in a child, before it becomes the command.
 
     So a supervisor that is killed by SIGKILL leaves nothing running. Linux only; elsewhere the children stay.
     """
     if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        _libc.prctl(PR_SET_PDEATHSIG, number)
 
 
 def _show_as(command: str) -> None:
