@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from celery import bootsteps, signals
-from celery.worker import consumer
+from celery.worker import consumer, request
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, connections
 from kombu import Queue
@@ -105,6 +105,20 @@ class Consumer(consumer.Consumer):
     def ensure_connected(self, conn: Any) -> Any:
         with loop.excused():
             return super().ensure_connected(conn)
+
+
+class Request(request.Request):
+    """A message that is over for the broker once it is read: no message has to survive (batchserver/parts.py).
+
+    Over Redis each acknowledgement is a question that a worker's loop waits for. One that failed, since the broker hung
+    at that moment, would count as a message in hand for ever, and the worker would take no other one.
+    """
+
+    def acknowledge(self) -> None:
+        self.acknowledged = True
+
+
+app.Task.Request = f"{__name__}:{Request.__name__}"
 
 
 class OwnWork:
@@ -217,6 +231,8 @@ class Duties(bootsteps.StartStopStep):
             self.rounds.add(PROBE_EVERY_S, health_probe.look)
             worker.app.amqp.queues.select_add(own_work.queue)
             self.rounds.add(LOOK_EVERY_S, own_work.look)
+        for queue in worker.app.amqp.queues.consume_from.values():
+            queue.no_ack = True  # see Request
         self.rounds.ride_on(worker.hub)
 
     def close(self, worker: Any) -> None:

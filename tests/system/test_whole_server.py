@@ -9,8 +9,11 @@ from contextlib import closing
 
 import openai
 import pytest
+import redis
 import requests
+from kombu import Connection
 
+from batchserver.celery import app
 from common.ids import derived_file_id
 from files_api.models import File, stored_name
 from tests.conftest import CHAT, custom_ids, jsonl, line
@@ -46,6 +49,28 @@ def test_a_batch_from_upload_to_download(stack, fake):
     assert [each.id for each in client.batches.list(limit=1)] == [batch.id]
     assert {each.purpose for each in client.files.list()} == {"batch", "batch_output"}
     assert client.files.delete(done.input_file_id).deleted
+
+
+def test_a_worker_takes_one_message_at_a_time_and_then_asks_the_broker_nothing_about_it(stack, fake):
+    """An acknowledgement not answered, since the broker hangs at that moment, would stop the worker for good."""
+    fake.delay_s = 6.0
+    server = stack(OLLAMA_BASE_URL=fake.url, MAX_CONCURRENT_BATCHES="1")
+    client = client_of(server)
+    batch = submit(client, [line("a")])
+    eventually(lambda: fake.seen, what="a worker that is busy")
+    with (
+        closing(redis.Redis(unix_socket_path=str(server.broker_socket))) as broker,
+        Connection(f"redis+socket://{server.broker_socket}") as connection,
+    ):
+        for _ in range(3):
+            app.send_task("batches.tasks.drive", queue="inference", connection=connection)
+        time.sleep(2.5)
+        assert broker.llen("inference") == 3  # for a worker that is free
+        assert finish(client, batch.id).status == "completed"
+        eventually(lambda: not broker.llen("inference"), what="a worker that is free")
+        asked = {name.removeprefix("cmdstat_") for name in broker.info("commandstats")}
+    assert "brpop" in asked
+    assert not asked & {"zrem", "hdel"}
 
 
 def test_a_bad_file_fails_with_every_bad_line(stack, fake):
