@@ -56,7 +56,7 @@ def children(parts: Sequence[str] = PARTS) -> list[Child]:
 
 def _broker() -> Child:
     log = settings.DATA_DIR / "logs" / "broker.log"
-    # It keeps nothing, and comes to an order to stop with its chores only.
+    # It keeps nothing, and comes to an order to stop with its chores, up to a second later.
     return Child(
         "broker", _broker_command(), ready=broker_answers, log=log, serves_others=True, stop_signal=signal.SIGKILL
     )
@@ -173,9 +173,9 @@ def _broker_command() -> list[str]:
         "save": "",
         "appendonly": "no",
         "maxmemory-policy": "noeviction",
-        # How often in a second it wakes for its own chores: one of them is to tell those that wait for a message that
-        # there is none. With 1, a worker whose broker was frozen for half a minute did not always go on afterwards.
-        "hz": "4",
+        # How often in a second it wakes for its own chores, which do not hurry: one of them is to tell those that wait
+        # for a message that there is none, and then each of them wakes too.
+        "hz": "1",
         "loglevel": "warning",
         "log-timestamp-format": "iso8601",
     }

@@ -176,9 +176,9 @@ class Rounds:
         self._duties.append((round(every_s / ROUND_S), duty))
 
     def ride_on(self, hub: Any) -> None:
-        """Go with this loop, which goes round each second by itself: its reads from the broker end, and kombu's Redis
-        has a timer. One of our own each second would wake it once more, which costs as much as a round. Where neither
-        is so, a round comes every FALLBACK_S."""
+        """Go with this loop, which goes round each second by itself: kombu's Redis has a timer. One of our own each
+        second would wake it once more, which costs as much as a round. With a kombu that has none, a round comes with
+        the end of each read from the broker, every other second, and every FALLBACK_S at least."""
         fallback = hub.call_repeatedly(FALLBACK_S, self.go_if_due)
         hub.on_tick.add(self.go_if_due)
 
