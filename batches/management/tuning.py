@@ -199,7 +199,8 @@ class Tuner:
         need = self._load.context_tokens
         context = min(most, max(LEAST_CONTEXT, power_of_two(need)) if need else own.context_tokens)
         found = Found(self.count_slots() or settings.BACKEND_PARALLEL or 1, context)
-        tell(f"It has {found.slots} slots, and a context of {own.context_tokens:,} each as it is.")
+        slots = "1 slot" if found.slots == 1 else f"{found.slots} slots"
+        tell(f"It has {slots}, and a context of {own.context_tokens:,} each as it is.")
         if own.size_vram:
             self._find_room(found, most, tell)
         measured = found.context
