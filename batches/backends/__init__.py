@@ -15,6 +15,7 @@ from batches.backends.card import Card, CardConnection, SharedCard, wake
 from batches.backends.connection import BROKEN, QUESTION_TIMEOUT_S, Connection, Server
 from batches.backends.llama_router import LlamaRouter
 from batches.backends.llama_server import EmbeddedModel, LlamaServer
+from batches.backends.llama_swap import LlamaSwap
 from batches.backends.missing_models import MissingModel, listing
 from batches.backends.ollama import Ollama
 from batches.backends.relay import Broken, Head, NotConnected, Relay
@@ -44,7 +45,11 @@ __all__ = [
 ]
 
 # In the order in which a server is asked whether it is of the kind; the last kind takes any server that lists models.
-KINDS: list[BackendKind] = [Ollama(), Vllm(), EmbeddedModel(), LlamaRouter(), LlamaServer(), BackendKind()]
+KINDS: list[BackendKind] = [
+    *(Ollama(), Vllm(), LlamaSwap()),
+    *(EmbeddedModel(), LlamaRouter(), LlamaServer()),
+    BackendKind(),
+]
 _BY_NAME = {kind.name: type(kind) for kind in [*KINDS, SharedCard()]}
 LONGEST_ANSWER_S = 1800.0
 LIST_TIMEOUT_S = 1.0

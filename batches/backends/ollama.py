@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import ClassVar
 
-from batches.backends import error_bodies, ollama_context, ollama_derived, ollama_names, slots
+from batches.backends import error_bodies, llama_swap, ollama_context, ollama_derived, ollama_names, slots
 from batches.backends.base import BackendKind
 from batches.backends.parameters import ollama as parameters
 from batches.backends.purposes import Purpose
@@ -123,6 +123,8 @@ class Ollama(BackendKind):
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
         listed = listed_models(ask) or []
+        if any(model.owned_by == llama_swap.OWNER for model in listed):
+            return None  # it tells its version at the same path
         models = [model for model in listed if not ollama_derived.read(model.id)]
         derived = [model.id for model in listed if ollama_derived.read(model.id)]
         # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).

@@ -49,6 +49,22 @@ def test_ollama_is_recognised_by_its_version(server):
     assert state.loaded == ["t"]
 
 
+def test_llama_swap_is_recognised_by_the_owner_of_its_models(server):
+    """It tells its version as Ollama does, and has nothing else of Ollama's."""
+    server.get("/api/version", {"version": "0", "commit": "abcd1234", "build_date": "unknown"})
+    server.lists_models({"id": "a", "owned_by": "llama-swap"}, {"id": "b", "owned_by": "llama-swap"})
+    states = {"a": "ready", "b": "starting"}
+    server.get("/running", {"running": [{"model": name, "state": state} for name, state in states.items()]})
+    state = backends.probe()
+    assert (state.kind, state.version, state.names, state.loaded) == ("llama-swap", "0", ["a", "b"], ["a"])
+
+
+def test_an_old_llama_swap_tells_no_version(server):
+    server.lists_models({"id": "a", "owned_by": "llama-swap"})
+    state = backends.probe()
+    assert (state.kind, state.version, state.loaded) == ("llama-swap", "", [])
+
+
 def test_vllm_is_recognised_by_the_owner_of_its_models(server):
     server.lists_models({"id": "Qwen/Qwen3-8B", "owned_by": "vllm"})
     server.get("/version", {"version": "0.12.0"})
