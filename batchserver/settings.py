@@ -360,7 +360,8 @@ FORMAT_MODULE_PATH = "batchserver.formats"
 
 
 def _is_bug(record: logging.LogRecord) -> bool:
-    return getattr(record, "status_code", 500) == 500
+    """A 500 without an exception is a model server's, handed on as it came."""
+    return not hasattr(record, "status_code") or (record.status_code == 500 and record.exc_info is not None)
 
 
 def _without_a_childs_traceback(record: logging.LogRecord) -> bool:
@@ -384,7 +385,7 @@ LOGGING = {
         "line": {"()": "common.middleware.LineFormatter", **supervisor.LINE},
         "json": {"()": "batchserver.supervisor.JsonFormatter"},
     },
-    # A 503 or 507 is an answer on purpose; only a 500 is a bug.
+    # A 503 or 507 is an answer on purpose; only a 500 may be a bug.
     "filters": {
         "bugs": {"()": "django.utils.log.CallbackFilter", "callback": _is_bug},
         "lost_child": {"()": "django.utils.log.CallbackFilter", "callback": _without_a_childs_traceback},

@@ -240,7 +240,7 @@ def test_no_other_address_reaches_ollama(api, transactional_db, backend, method,
     assert (backend.events, backend.changes, backend.blobs) == ([], [], {})
 
 
-def test_an_answer_to_a_bug_has_the_shape_too(ask, backend, monkeypatch):
+def test_an_answer_to_a_bug_has_the_shape_too_and_is_logged(ask, backend, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError("no response")
 
@@ -249,6 +249,7 @@ def test_an_answer_to_a_bug_has_the_shape_too(ask, backend, monkeypatch):
     response = ask()
     assert (response.status_code, type(response.json()["error"])) == (500, str)
     assert free_places() == free
+    assert "django.request" in {each.name for each in caplog.records}
 
 
 # When Ollama fails
@@ -282,6 +283,12 @@ def test_its_errors_come_back_in_their_shape(ask, backend, settings, path, actio
     if isinstance(action.body, dict):
         assert response.json() == action.body
     assert ask(path).status_code == 200
+
+
+def test_its_own_500_is_no_bug_of_ours_in_the_log(ask, backend, caplog):
+    backend.on("hello", Action(500, {"error": "llama-server process has terminated"}))
+    assert ask().status_code == 500
+    assert "django.request" not in {each.name for each in caplog.records}
 
 
 def test_a_busy_one_says_when_to_come_again(ask, backend):
