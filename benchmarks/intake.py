@@ -52,7 +52,7 @@ def intake(effort: Effort) -> list[Table]:
         target = f"{what}: validation of at least {LEAST_LINES_PER_S:,} lines/s"
         remarks.append(verdict(target, speed >= LEAST_LINES_PER_S, f"{speed:,.0f} lines/s"))
     columns = ["file", "lines", "upload s", "MB/s", "validation s", "lines/s", "CPU µs/line"]
-    tables = [Table(columns, rows, " ".join(remarks))]
+    tables = [Table(columns, rows, "\n".join(remarks))]
     if peaks:
         worst = max(map(max, peaks.values()))
         remark = verdict(
