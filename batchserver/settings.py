@@ -261,7 +261,14 @@ EMBEDDED_BROKER = not env.text(environ, "CELERY_BROKER_URL")
 CELERY_BROKER_URL = env.text(environ, "CELERY_BROKER_URL", f"redis+socket://{quote(str(BROKER_SOCKET))}")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-CELERY_BROKER_TRANSPORT_OPTIONS = {"socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True}
+CELERY_BROKER_TRANSPORT_OPTIONS = {
+    "socket_timeout": 5,
+    "socket_connect_timeout": 2,
+    "socket_keepalive": True,
+    # No message has to survive. With it a worker's loop asks Redis for each acknowledgement, and one that failed, since
+    # Redis hung at that moment, counts as a message in hand for ever: the worker takes no other one.
+    "ack_emulation": False,
+}
 CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.1}
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_ACKS_LATE = False

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from celery import bootsteps, signals
-from celery.worker import consumer, request
+from celery.worker import consumer
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, connections
 from kombu import Queue
@@ -107,20 +107,6 @@ class Consumer(consumer.Consumer):
             return super().ensure_connected(conn)
 
 
-class Request(request.Request):
-    """A message that is over for the broker once it is read: no message has to survive (batchserver/parts.py).
-
-    Over Redis each acknowledgement is a question that a worker's loop waits for. One that failed, since the broker hung
-    at that moment, would count as a message in hand for ever, and the worker would take no other one.
-    """
-
-    def acknowledge(self) -> None:
-        self.acknowledged = True
-
-
-app.Task.Request = f"{__name__}:{Request.__name__}"
-
-
 class OwnWork:
     """Asks this worker's own processes for the drives that there is work for."""
 
@@ -178,7 +164,7 @@ class Rounds:
     def ride_on(self, hub: Any) -> None:
         """Go with this loop, which goes round each second by itself: kombu's Redis has a timer. One of our own each
         second would wake it once more, which costs as much as a round. With a kombu that has none, a round comes with
-        the end of each read from the broker, every other second, and every FALLBACK_S at least."""
+        the end of each read from the broker, every second or two, and every FALLBACK_S at least."""
         fallback = hub.call_repeatedly(FALLBACK_S, self.go_if_due)
         hub.on_tick.add(self.go_if_due)
 
@@ -231,8 +217,6 @@ class Duties(bootsteps.StartStopStep):
             self.rounds.add(PROBE_EVERY_S, health_probe.look)
             worker.app.amqp.queues.select_add(own_work.queue)
             self.rounds.add(LOOK_EVERY_S, own_work.look)
-        for queue in worker.app.amqp.queues.consume_from.values():
-            queue.no_ack = True  # see Request
         self.rounds.ride_on(worker.hub)
 
     def close(self, worker: Any) -> None:

@@ -46,8 +46,12 @@ __all__ = [
 
 # In the order in which a server is asked whether it is of the kind; the last kind takes any server that lists models.
 KINDS: list[BackendKind] = [
-    *(Ollama(), Vllm(), LlamaSwap()),
-    *(EmbeddedModel(), LlamaRouter(), LlamaServer()),
+    Ollama(),
+    Vllm(),
+    LlamaSwap(),
+    EmbeddedModel(),
+    LlamaRouter(),
+    LlamaServer(),
     BackendKind(),
 ]
 _BY_NAME = {kind.name: type(kind) for kind in [*KINDS, SharedCard()]}

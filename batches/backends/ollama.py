@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import ClassVar
 
-from batches.backends import error_bodies, llama_swap, ollama_context, ollama_derived, ollama_names, slots
+from batches.backends import error_bodies, ollama_context, ollama_derived, ollama_names, slots
 from batches.backends.base import BackendKind
 from batches.backends.parameters import ollama as parameters
 from batches.backends.purposes import Purpose
@@ -122,14 +122,15 @@ class Ollama(BackendKind):
         status, body = ask("/api/version")
         if status != 200 or not isinstance(body, dict) or "version" not in body:
             return None
+        status, answer = ask("/api/ps")
+        if status == 404:
+            return None  # something else that tells its version there, such as llama-swap
+        loaded = ollama_context.loaded_in(answer)
         listed = listed_models(ask) or []
-        if any(model.owned_by == llama_swap.OWNER for model in listed):
-            return None  # it tells its version at the same path
         models = [model for model in listed if not ollama_derived.read(model.id)]
         derived = [model.id for model in listed if ollama_derived.read(model.id)]
-        # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
-        loaded = ollama_context.loaded_models(ask)
         until = {name: str(each.get("expires_at")) for name, each in loaded.items()}
+        # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
         return State(self.name, str(body["version"]), models, list(loaded), loaded_until=until, derived=derived)
 
     def models(self, ask: Ask) -> list[Model] | None:

@@ -57,7 +57,11 @@ class Contexts:
 
 def loaded_models(ask: Ask) -> dict[str, JSON]:
     """What Ollama tells about the models that it has loaded, by name."""
-    _, answer = ask("/api/ps")
+    return loaded_in(ask("/api/ps")[1])
+
+
+def loaded_in(answer: Any) -> dict[str, JSON]:
+    """The same, of Ollama's answer."""
     listed = answer.get("models") if isinstance(answer, dict) else None
     return {str(each["name"]): each for each in listed or [] if isinstance(each, dict) and "name" in each}
 

@@ -114,7 +114,11 @@ class Occupancy:
 
 def listed_models(ask: Ask) -> list[Model] | None:
     """The models that the server lists under /v1/models; None if the reply is no list of models."""
-    status, body = ask("/v1/models")
+    return models_in(*ask("/v1/models"))
+
+
+def models_in(status: int, body: Any) -> list[Model] | None:
+    """The same, of the server's answer."""
     if status != 200 or not isinstance(body, dict) or not isinstance(body.get("data", ""), list | None):
         return None
     models = []

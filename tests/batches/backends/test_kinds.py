@@ -49,6 +49,12 @@ def test_ollama_is_recognised_by_its_version(server):
     assert state.loaded == ["t"]
 
 
+def test_what_tells_a_version_alone_is_no_ollama(server):
+    server.get("/api/version", {"version": "1.2.3"})
+    server.lists_models({"id": "a", "owned_by": "gateway"})
+    assert backends.probe().kind == "openai"
+
+
 def test_llama_swap_is_recognised_by_the_owner_of_its_models(server):
     """It tells its version as Ollama does, and has nothing else of Ollama's."""
     server.get("/api/version", {"version": "0", "commit": "abcd1234", "build_date": "unknown"})
@@ -57,6 +63,16 @@ def test_llama_swap_is_recognised_by_the_owner_of_its_models(server):
     server.get("/running", {"running": [{"model": name, "state": state} for name, state in states.items()]})
     state = backends.probe()
     assert (state.kind, state.version, state.names, state.loaded) == ("llama-swap", "0", ["a", "b"], ["a"])
+
+
+def test_other_names_of_a_model_of_llama_swap_are_loaded_with_it(server):
+    other = {"meta": {"llamaswap": {"type": "alias", "modelID": "a"}}}
+    entries = [{"id": "a"}, {"id": "also a"} | other, {"id": "b"}]
+    server.lists_models(*({"owned_by": "llama-swap"} | each for each in entries))
+    server.get("/running", {"running": [{"model": "a", "state": "ready"}]})
+    state = backends.probe()
+    assert state.loaded == ["a", "also a"]
+    assert [model.root for model in state.models] == ["", "a", ""]
 
 
 def test_an_old_llama_swap_tells_no_version(server):

@@ -59,8 +59,10 @@ def test_a_missing_model_is_told_by_the_beginning_of_the_servers_own_words(kind,
 ASKED = {"model": "m", "input": "x", "prompt": "x", "messages": [{"content": "x"}]}
 
 
-def swap_error(message):
-    return error_body(f"unspecific error: {message}")
+def swap_error(status, message):
+    """As llama-swap writes it, with a code for each status."""
+    code = {404: "not_found", 429: "concurrency_limit"}.get(status, "internal_error")
+    return {"src": "llama-swap", "error": {"message": message, "type": "server_error", "param": None, "code": code}}
 
 
 ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
@@ -125,16 +127,17 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
         ("llama-router", 400, error_body("model 'm' not found"), CHAT, Verdict.MODEL_MISSING),
         ("llama-router", 400, error_body("the model 'm' not found"), CHAT, Verdict.REFUSED),
         ("llama-swap", 502, b"", CHAT, Verdict.CRASHED),
-        ("llama-swap", 500, swap_error("[m] upstream exited unexpectedly"), CHAT, Verdict.CRASHED),
-        ("llama-swap", 500, swap_error("upstream command exited prematurely"), CHAT, Verdict.UNLOADABLE),
-        ("llama-swap", 500, swap_error("health check timed out after 2m0s"), CHAT, Verdict.UNLOADABLE),
-        ("llama-swap", 500, swap_error("failed to start command 'x': no such file"), CHAT, Verdict.UNLOADABLE),
-        ("llama-swap", 500, swap_error("[m] stopped"), CHAT, Verdict.BUSY),
-        ("llama-swap", 500, swap_error("group is shutting down"), CHAT, Verdict.BUSY),
-        ("llama-swap", 503, error_body("[m] process is not ready"), CHAT, Verdict.BUSY),
-        ("llama-swap", 429, error_body("Too many requests"), CHAT, Verdict.BUSY),
-        ("llama-swap", 404, error_body("no router for requested model"), CHAT, Verdict.MODEL_MISSING),
+        ("llama-swap", 502, swap_error(502, "peer proxy error: timeout"), CHAT, Verdict.BUSY),
+        ("llama-swap", 502, b"unable to start process: upstream command exited prematurely", CHAT, Verdict.UNLOADABLE),
+        ("llama-swap", 500, swap_error(500, "unspecific error: health check timed out"), CHAT, Verdict.UNLOADABLE),
+        ("llama-swap", 500, swap_error(500, "unspecific error: invalid proxy URL"), CHAT, Verdict.UNLOADABLE),
+        ("llama-swap", 500, swap_error(500, "unspecific error: [m] stopped"), CHAT, Verdict.BUSY),
+        ("llama-swap", 500, swap_error(500, "unspecific error: group is shutting down"), CHAT, Verdict.BUSY),
+        ("llama-swap", 503, swap_error(503, "[m] process is not ready"), CHAT, Verdict.BUSY),
+        ("llama-swap", 429, swap_error(429, "Too many requests"), CHAT, Verdict.BUSY),
+        ("llama-swap", 404, swap_error(404, "no router for requested model"), CHAT, Verdict.MODEL_MISSING),
         ("llama-swap", 500, error_body("bad: unspecific error: [m] stopped"), CHAT, Verdict.FAILED),
+        ("llama-swap", 500, error_body("EngineCore encountered an issue."), CHAT, Verdict.CRASHED),
         ("openai", 302, b"", CHAT, Verdict.MISCONFIGURED),
         ("openai", 200, b"", CHAT, Verdict.FAILED),
         # A runner that repeats itself is stopped without a final record: no finish_reason, or no tokens.
