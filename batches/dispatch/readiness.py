@@ -261,7 +261,7 @@ class Readiness:
             return
         self._not_listed = model
         retrying(self._backend.now_has_loaded, "")
-        if is_after_gap and call.verdict is Verdict.ANSWERED:
+        if is_after_gap and call.verdict is Verdict.ANSWERED and retrying(others.took_place_of, self._backend, model):
             retrying(others.stand_aside, self._backend)
 
     def wakes(self, question: Question) -> bool:

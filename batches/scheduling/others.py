@@ -27,6 +27,8 @@ LIFETIME_S = 15.0
 LOADED_S = 300.0
 # Within this time our own use is noted, and a request that we broke off ends.
 SLACK_S = 5.0
+# What a person whom we serve asked for so lately may be what had another model make room.
+LATELY = timedelta(seconds=60)
 
 
 def stand_aside(backend: Backend, model: str = "another model", seconds: float = LIFETIME_S) -> None:
@@ -36,6 +38,12 @@ def stand_aside(backend: Backend, model: str = "another model", seconds: float =
     if not holds.update(until=until, model=model):
         Hold.objects.create(backend=backend, reason=Hold.Reason.OTHERS, until=until, model=model)
         logger.info("others use %s: lines stand aside", model)
+
+
+def took_place_of(backend: Backend, model: str) -> bool:
+    """Others had `model`, which we loaded, make room: nobody whom we serve used another one lately."""
+    used = model_uses.within(backend, LATELY)
+    return not used - {backends.kind_named(backend.kind).identity(model)}
 
 
 class Others:

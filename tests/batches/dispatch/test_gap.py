@@ -8,7 +8,8 @@ from batches.dispatch import gap
 from batches.dispatch.gap import Gap
 from batches.dispatch.questions import Purpose, Question
 from batches.dispatch.readiness import Readiness
-from batches.scheduling import gate
+from batches.models import Hold
+from batches.scheduling import gate, persons
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
 
@@ -49,6 +50,20 @@ def test_a_model_that_is_gone_after_a_gap_made_room_for_others(transactional_db,
     call.result, call.reply = loaded, Reply(Verdict.ANSWERED)
     readiness.note_answer(call)
     assert ("directly (another model" in gate.look(own).reason) is (after_gap and is_gone)
+
+
+@pytest.mark.parametrize("model", [MODEL, "other:1b"])
+def test_a_person_whom_we_serve_is_no_other(transactional_db, backend, model):
+    """Lines wait for them as for any person, not until the model that they used is gone."""
+    own = registry.report_backend()
+    own.now_has_loaded(MODEL)
+    readiness = Readiness(own, backends.kind_named("ollama"), was_unused=False)
+    persons.Person(own, "a", model).leave()
+    readiness.doubt_loaded(after_gap=True)
+    call = readiness.call(Question(Purpose.LIST_LOADED, CHAT, MODEL))
+    call.result, call.reply = ["other:1b"], Reply(Verdict.ANSWERED)
+    readiness.note_answer(call)
+    assert Hold.objects.filter(reason=Hold.Reason.OTHERS).exists() is (model == MODEL)
 
 
 @pytest.mark.slow
