@@ -102,12 +102,13 @@ class BackendKind:
         """
         return None
 
-    def loaded(self, exchange: Exchange) -> list[str]:
-        """The names of the models that the server has loaded, if it `loads_on_demand`.
+    def loaded(self, exchange: Exchange) -> dict[str, str]:
+        """The models that the server has loaded, by name, if it `loads_on_demand`; of each a text that changes whenever
+        a request for it ends and no other is at work, or nothing if the server has none.
 
         The server answers quickly, also beside running calls. Lets through what `exchange` raises.
         """
-        return []
+        return {}
 
     def identity(self, name: str) -> str:
         """The same text for all names that the server takes for one model; empty for a name that it refuses."""

@@ -130,8 +130,8 @@ class SharedCard(Vllm):
         models = [Model(**each) for server in servers for each in server["models"]]
         return State(self.name, self._version(ask), models, _awake(servers), self._parallel(ask))
 
-    def loaded(self, exchange: Exchange) -> list[str]:
-        return _awake(_servers(exchange))
+    def loaded(self, exchange: Exchange) -> dict[str, str]:
+        return dict.fromkeys(_awake(_servers(exchange)), "")
 
     def load(self, endpoint: str, model: str) -> Callable[[Exchange], None]:
         return partial(wake, model=model)

@@ -43,9 +43,9 @@ class LlamaRouter(LlamaServer):
         _, of_model = ask(_props(loaded[0])) if len(loaded) == 1 else (0, None)
         return State(self.name, models=models, loaded=loaded, parallel=count(of_model, "total_slots") or None)
 
-    def loaded(self, exchange: Exchange) -> list[str]:
+    def loaded(self, exchange: Exchange) -> dict[str, str]:
         _, listed = exchange(MODELS, None)
-        return _loaded(listed)
+        return dict.fromkeys(_loaded(listed), "")
 
     def load(self, endpoint: str, model: str) -> Callable[[Exchange], None]:
         return partial(_load, model=model)

@@ -48,17 +48,17 @@ class LlamaSwap(BackendKind):
         status, body = ask("/v1/models")
         models = models_in(status, body)
         # Names of one model, where it is told to list them (includeAliasesInList).
-        origins = {each["id"]: _origin(each) for each in body["data"] if _origin(each)} if models else {}
+        origins = {each.get("id"): _origin(each) for each in body["data"] if _origin(each)} if models else {}
         return models and [replace(model, root=origins.get(model.id, "")) for model in models]
 
     def _owns(self, models: list[Model]) -> bool:
         return all(model.owned_by == OWNER for model in models)
 
-    def loaded(self, exchange: Exchange) -> list[str]:
+    def loaded(self, exchange: Exchange) -> dict[str, str]:
         def ask(path: str) -> tuple[int, Any]:
             return exchange(path, None)
 
-        return _loaded(self.models(ask) or [], ask("/running")[1])
+        return dict.fromkeys(_loaded(self.models(ask) or [], ask("/running")[1]), "")
 
     def load(self, endpoint: str, model: str) -> tuple[str, JSON]:
         # Any request has its model loaded, and no version has one that does nothing else.

@@ -129,8 +129,8 @@ class Ollama(BackendKind):
         listed = listed_models(ask) or []
         models = [model for model in listed if not ollama_derived.read(model.id)]
         derived = [model.id for model in listed if ollama_derived.read(model.id)]
-        until = {name: str(each.get("expires_at")) for name, each in loaded.items()}
         # Ollama does not tell how many requests a model answers at once (OLLAMA_NUM_PARALLEL).
+        until = _until(loaded)
         return State(self.name, str(body["version"]), models, list(loaded), loaded_until=until, derived=derived)
 
     def models(self, ask: Ask) -> list[Model] | None:
@@ -153,8 +153,8 @@ class Ollama(BackendKind):
             capabilities=frozenset(map(str, capabilities)) if isinstance(capabilities, list) else frozenset(),
         )
 
-    def loaded(self, exchange: Exchange) -> list[str]:
-        return list(ollama_context.loaded_models(lambda path: exchange(path, None)))
+    def loaded(self, exchange: Exchange) -> dict[str, str]:
+        return _until(ollama_context.loaded_models(lambda path: exchange(path, None)))
 
     def identity(self, name: str) -> str:
         return ollama_names.identity(name)
@@ -270,3 +270,7 @@ def _with_own_id(thing: JSON) -> JSON:
     """`thing` with an id that keeps its prefix (`chatcmpl-`, `resp_`) and is random after the prefix."""
     prefix = re.match(r"[a-z]+[-_]", str(thing.get("id")))
     return thing | {"id": prefix[0] + secrets.token_hex(16)} if prefix else thing
+
+
+def _until(loaded: dict[str, JSON]) -> dict[str, str]:
+    return {name: str(each.get("expires_at") or "") for name, each in loaded.items()}

@@ -1,4 +1,5 @@
-"""A moment now and then in which nothing of ours is at the server, so that others can have another model loaded.
+"""A moment now and then in which nothing of ours is at the server, so that others can have another model loaded, and
+are seen if they use ours.
 
 Ollama unloads a model only while no request for it is open, and takes new ones for it even if a request for another
 model waits for that (server/sched.go: refCount, getRunner). So a batch that always has a call in flight would keep

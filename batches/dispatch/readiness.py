@@ -22,6 +22,7 @@ from batches.dispatch.context_fit import ContextFit
 from batches.dispatch.fault_attribution import FaultAttribution, Key, is_breakdown, key_of
 from batches.dispatch.fitted_contexts import FittedContexts
 from batches.dispatch.questions import Purpose, Question
+from batches.dispatch.used_beside import UsedBeside
 from batches.models import ANY_PAUSED_MODEL, Backend, Line, PausedModel
 from batches.scheduling import others, turns
 from common import database
@@ -54,6 +55,7 @@ class Readiness:
         self._few_lines: set[int] = set()  # parts that are done before a larger limit would pay
         self._is_unsure = False  # the loaded model may be gone
         self._is_after_gap = False  # and if so, others took its place
+        self._used_beside = UsedBeside()
         # The loaded model is loaded again before its next line: it may be gone, or have a shorter keep-alive than ours.
         self._is_stale = was_unused
         self._loaded_at = database.now()
@@ -202,6 +204,8 @@ class Readiness:
     def note_line(self, call: Call[Line]) -> bool:
         """Take in what became of a line, and decide whether the line is charged with a failure. True: the call can be
         stored now; False: the call waits for a trial."""
+        if call.verdict is Verdict.ANSWERED:
+            self._used_beside.note_answer()
         if call.verdict in (Verdict.CRASHED, Verdict.UNCHECKED):
             # Ollama lists a model whose process died as loaded until the next request. A line's request would load the
             # model without our keep-alive, and within the deadline of the line.
@@ -252,8 +256,10 @@ class Readiness:
             return
         is_after_gap, self._is_unsure, self._is_after_gap = self._is_after_gap, False, False
         model = call.subject.model
-        is_listed = call.verdict is Verdict.ANSWERED and self._kind.listed_name(call.result, model)
-        if is_listed or model in self._never_listed:
+        name = self._kind.listed_name(call.result, model) if call.verdict is Verdict.ANSWERED else ""
+        if name and self._used_beside.look(name, call.result[name], after_gap=is_after_gap):
+            retrying(others.found_beside, self._backend, name)
+        if name or model in self._never_listed:
             return
         if self._not_listed == model and call.verdict is Verdict.ANSWERED and not self.wakes(call.subject):
             # It was loaded again since, and is not named again: this server names it otherwise, or not at all.

@@ -2,7 +2,8 @@
 
 Ollama's list of loaded models tells of them. Others are at work if a model appears there that we did not use, or if the
 time at which a model is to be unloaded moves while we use it for nothing: each request that ends sets that time anew
-(sched.go, processCompleted). While lines of ours run, other requests for the same model cannot be told from them.
+(sched.go, processCompleted). While lines of ours run, other requests for the same model can be told from them in the
+gaps of a drive alone (batches.dispatch.used_beside).
 """
 
 import logging
@@ -11,8 +12,9 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from django.conf import settings
+from django.db.models.functions import Now
 
-from batches import backends
+from batches import backends, leases
 from batches.models import Backend, Batch, Hold, Part
 from batches.scheduling import model_uses
 from batches.scheduling.habits import Habits
@@ -44,6 +46,14 @@ def took_place_of(backend: Backend, model: str) -> bool:
     """Others had `model`, which we loaded, make room: nobody whom we serve used another one lately."""
     used = model_uses.within(backend, LATELY)
     return not used - {backends.kind_named(backend.kind).identity(model)}
+
+
+def found_beside(backend: Backend, model: str) -> None:
+    """Somebody used `model` beside a drive when all calls of that had ended: keep lines back, unless it was one whom we
+    serve, or another drive."""
+    persons = Hold.objects.filter(backend=backend, reason=Hold.Reason.PERSON, until__gt=Now())
+    if len(leases.alive(backend.pk)) <= 1 and not persons.exists():
+        stand_aside(backend, model)
 
 
 class Others:

@@ -256,7 +256,7 @@ def test_a_router_describes_a_model_that_is_loaded_and_loads_none_to_describe_it
     assert (state.context_tokens, state.most_context_tokens) == (512, 8192)
     assert describe("llama-router", answers, "c") is None
     assert describe("llama-router", answers, "gone") is None
-    assert backends.kind_named("llama-router").loaded(lambda path, body: answers[path]) == ["a b"]
+    assert backends.kind_named("llama-router").loaded(lambda path, body: answers[path]) == {"a b": ""}
 
 
 def router_loads(*states):

@@ -2,13 +2,15 @@
 
 import pytest
 
-from batches import backends, registry
+from batches import backends, leases, registry
+from batches.backends.in_flight import Call
 from batches.backends.replies import Reply, Verdict
 from batches.dispatch import gap
 from batches.dispatch.gap import Gap
 from batches.dispatch.questions import Purpose, Question
 from batches.dispatch.readiness import Readiness
-from batches.models import Hold
+from batches.dispatch.used_beside import UsedBeside
+from batches.models import Batch, Hold, Line, Part
 from batches.scheduling import gate, persons
 from tests.conftest import CHAT, line
 from tests.fake_backend import MODEL
@@ -39,7 +41,7 @@ def test_gaps_come_more_seldom_if_calls_take_long():
 
 
 @pytest.mark.parametrize("after_gap", [False, True])
-@pytest.mark.parametrize(("loaded", "is_gone"), [([MODEL], False), (["other:1b"], True), ([], True)])
+@pytest.mark.parametrize(("loaded", "is_gone"), [({MODEL: ""}, False), ({"other:1b": ""}, True), ({}, True)])
 def test_a_model_that_is_gone_after_a_gap_made_room_for_others(transactional_db, backend, after_gap, loaded, is_gone):
     own = registry.report_backend()
     own.now_has_loaded(MODEL)
@@ -61,9 +63,62 @@ def test_a_person_whom_we_serve_is_no_other(transactional_db, backend, model):
     persons.Person(own, "a", model).leave()
     readiness.doubt_loaded(after_gap=True)
     call = readiness.call(Question(Purpose.LIST_LOADED, CHAT, MODEL))
-    call.result, call.reply = ["other:1b"], Reply(Verdict.ANSWERED)
+    call.result, call.reply = {"other:1b": ""}, Reply(Verdict.ANSWERED)
     readiness.note_answer(call)
     assert Hold.objects.filter(reason=Hold.Reason.OTHERS).exists() is (model == MODEL)
+
+
+def looks(each, *times, after_gap=True):
+    """What the looks after several gaps say, with an answer before each."""
+    found = []
+    for until in times:
+        each.note_answer()
+        found.append(each.look(MODEL, until, after_gap=after_gap))
+    return found
+
+
+def test_a_time_that_the_end_of_our_calls_does_not_set_tells_of_somebody_else():
+    assert looks(UsedBeside(), "1", "2", "2", "2", "3", "3") == [False, False, True, True, False, True]
+
+
+def test_a_server_that_sets_no_time_tells_of_nobody():
+    assert looks(UsedBeside(), "1", "1", "1") == [False] * 3
+    assert looks(UsedBeside(), "", "1", "", "") == [False] * 4
+
+
+def test_without_a_gap_or_an_answer_or_with_another_model_it_tells_nothing():
+    each = UsedBeside()
+    looks(each, "1", "2")
+    assert looks(each, "2", after_gap=False) == [False]
+    assert not each.look(MODEL, "2", after_gap=True)
+    each.note_answer()
+    assert not each.look("other:1b", "2", after_gap=True)
+    each.note_answer()
+    assert each.look("other:1b", "2", after_gap=True)
+
+
+@pytest.mark.parametrize("who", ["somebody", "a person of ours", "another drive"])
+def test_lines_stand_aside_for_somebody_who_uses_their_model_beside_them(transactional_db, backend, who):
+    own = registry.report_backend()
+    own.now_has_loaded(MODEL)
+    readiness = Readiness(own, backends.kind_named("ollama"), was_unused=False)
+    leases.acquire("drive", backend=own)
+    if who == "a person of ours":
+        persons.Person(own, "a", MODEL)
+    if who == "another drive":
+        leases.acquire("drive", backend=own)
+    answered = Call(
+        Line(batch=Batch(endpoint=CHAT), part=Part(model=MODEL)), CHAT, {}, 0.0, reply=Reply(Verdict.ANSWERED)
+    )
+    for until in ("1", "2", "2"):
+        assert not Hold.objects.filter(reason=Hold.Reason.OTHERS).exists()
+        readiness.note_line(answered)
+        readiness.doubt_loaded(after_gap=True)
+        call = readiness.call(Question(Purpose.LIST_LOADED, CHAT, MODEL))
+        call.result, call.reply = {MODEL: until}, Reply(Verdict.ANSWERED)
+        readiness.note_answer(call)
+    held = list(Hold.objects.filter(reason=Hold.Reason.OTHERS).values_list("model", flat=True))
+    assert held == ([MODEL] if who == "somebody" else [])
 
 
 @pytest.mark.slow
