@@ -16,7 +16,9 @@ OWNER = "llama-swap"  # of the models that it lists
 # Its own words for a request that it could not hand to the server of a model, today and in earlier versions.
 NOT_STARTED = re.compile(r"(?:unspecific error|unable to start process): ")
 # It ends, or stops this server for that of another model.
-STOPPED = re.compile(r"unspecific error: .*(?:shutdown|shutting down|stopped|aborted|unloaded)$")
+STOPPED = re.compile(
+    r"unspecific error: .*(?:shutdown|shutting down|stopped|aborted|unloaded|could not be started in \S+ state)$"
+)
 
 
 class LlamaSwap(BackendKind):

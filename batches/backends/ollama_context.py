@@ -63,7 +63,9 @@ def loaded_models(ask: Ask) -> dict[str, JSON]:
 def loaded_in(answer: Any) -> dict[str, JSON]:
     """The same, of Ollama's answer."""
     listed = answer.get("models") if isinstance(answer, dict) else None
-    return {str(each["name"]): each for each in listed or [] if isinstance(each, dict) and "name" in each}
+    named = [each for each in listed or [] if isinstance(each, dict) and "name" in each]
+    # Of two of one name, which was pulled anew, the one first in the list is used.
+    return {str(each["name"]): each for each in reversed(named)}
 
 
 def model_in(loaded: dict[str, JSON], model: str) -> JSON:

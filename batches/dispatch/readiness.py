@@ -337,7 +337,7 @@ class Readiness:
             self._fit.forget()
             self._contexts.note_loaded(model)
             self._loaded_at = database.now()
-        self._is_stale = self._is_unsure = False
+        self._is_stale = self._is_unsure = self._is_after_gap = False
         retrying(self._backend.now_has_loaded, model)
 
 

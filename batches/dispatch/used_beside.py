@@ -11,7 +11,7 @@ class UsedBeside:
 
     def __init__(self) -> None:
         self._model = self._until = ""
-        self._is_set = False  # by this server at all: others list the same time for ever
+        self._is_set = False  # since it was last found used: some servers list the same time for ever
         self._was_answered = False
 
     def note_answer(self) -> None:
@@ -25,4 +25,7 @@ class UsedBeside:
             self._is_set = True
         was_answered, self._was_answered = self._was_answered, False
         self._model, self._until = model, until
-        return is_same and until != "" and after_gap and was_answered and self._is_set
+        is_used = is_same and until != "" and after_gap and was_answered and self._is_set
+        if is_used:
+            self._is_set = False  # a request that hangs for good is believed once
+        return is_used

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 
 from django.conf import settings
-from django.db.models.functions import Now
 
 from batches import backends, leases
 from batches.models import Backend, Batch, Hold, Part
-from batches.scheduling import model_uses
+from batches.scheduling import model_uses, persons
 from batches.scheduling.habits import Habits
 from common.database import from_now
 
@@ -43,7 +42,8 @@ def stand_aside(backend: Backend, model: str = "another model", seconds: float =
 
 
 def took_place_of(backend: Backend, model: str) -> bool:
-    """Others had `model`, which we loaded, make room: nobody whom we serve used another one lately."""
+    """Others had `model`, which we loaded, make room: neither a person whom we serve nor a line used another one
+    lately."""
     used = model_uses.within(backend, LATELY)
     return not used - {backends.kind_named(backend.kind).identity(model)}
 
@@ -51,8 +51,7 @@ def took_place_of(backend: Backend, model: str) -> bool:
 def found_beside(backend: Backend, model: str) -> None:
     """Somebody used `model` beside a drive when all calls of that had ended: keep lines back, unless it was one whom we
     serve, or another drive."""
-    persons = Hold.objects.filter(backend=backend, reason=Hold.Reason.PERSON, until__gt=Now())
-    if len(leases.alive(backend.pk)) <= 1 and not persons.exists():
+    if len(leases.alive(backend.pk)) <= 1 and not persons.person_is_at(backend):
         stand_aside(backend, model)
 
 

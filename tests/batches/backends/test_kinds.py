@@ -49,6 +49,14 @@ def test_ollama_is_recognised_by_its_version(server):
     assert state.loaded == ["t"]
 
 
+def test_of_two_runners_of_one_name_the_one_that_is_used_tells(server):
+    """A model that was pulled anew while it was loaded: the list begins with what stays longest."""
+    server.get("/api/version", {"version": "0.33.0"})
+    server.lists_models({"id": "m", "owned_by": "library"})
+    server.get("/api/ps", {"models": [{"name": "m", "expires_at": "later"}, {"name": "m", "expires_at": "earlier"}]})
+    assert backends.probe().loaded_until == {"m": "later"}
+
+
 def test_what_tells_a_version_alone_is_no_ollama(server):
     server.get("/api/version", {"version": "1.2.3"})
     server.lists_models({"id": "a", "owned_by": "gateway"})

@@ -133,6 +133,13 @@ ZERO = {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 0, "output_t
         ("llama-swap", 500, swap_error(500, "unspecific error: invalid proxy URL"), CHAT, Verdict.UNLOADABLE),
         ("llama-swap", 500, swap_error(500, "unspecific error: [m] stopped"), CHAT, Verdict.BUSY),
         ("llama-swap", 500, swap_error(500, "unspecific error: group is shutting down"), CHAT, Verdict.BUSY),
+        (
+            "llama-swap",
+            500,
+            swap_error(500, "unspecific error: [m] could not be started in stopping state"),
+            CHAT,
+            Verdict.BUSY,
+        ),
         ("llama-swap", 503, swap_error(503, "[m] process is not ready"), CHAT, Verdict.BUSY),
         ("llama-swap", 429, swap_error(429, "Too many requests"), CHAT, Verdict.BUSY),
         ("llama-swap", 404, swap_error(404, "no router for requested model"), CHAT, Verdict.MODEL_MISSING),

@@ -78,7 +78,11 @@ def looks(each, *times, after_gap=True):
 
 
 def test_a_time_that_the_end_of_our_calls_does_not_set_tells_of_somebody_else():
-    assert looks(UsedBeside(), "1", "2", "2", "2", "3", "3") == [False, False, True, True, False, True]
+    assert looks(UsedBeside(), "1", "2", "2", "3", "3") == [False, False, True, False, True]
+
+
+def test_a_request_that_hangs_for_good_is_believed_once():
+    assert looks(UsedBeside(), "1", "2", "2", "2", "2") == [False, False, True, False, False]
 
 
 def test_a_server_that_sets_no_time_tells_of_nobody():
