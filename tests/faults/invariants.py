@@ -100,7 +100,8 @@ def sums_are_right(world: World) -> str | None:
 
 def nothing_finished_again(world: World) -> str | None:
     """No line was sent or written again once its row was finished. A kill costs the calls in flight at most. So does a
-    process that was stopped, with as many answers in hand and the line that it is about to send when it wakes."""
+    process that was stopped, with the answers in hand and the line that it is about to send when it wakes. In hand are
+    those of MOST_GROUP_S (batches.dispatch.answer_buffer), within which the backend answers twice."""
     if world.notes.rewritten:
         return f"written again: {sorted(set(world.notes.rewritten))}"
     late = [
@@ -112,7 +113,7 @@ def nothing_finished_again(world: World) -> str | None:
         return f"sent after they were finished: {late}"
     good = Counter(seen.key for seen in world.backend.seen if seen.answered and "answer" in seen.headers)
     wasted = sum(count - 1 for key, count in good.items() if key in world.notes.finished)
-    if wasted > world.kills * world.lines_per_kill + (2 * world.lines_per_kill + 1) * world.stops:
+    if wasted > world.kills * world.lines_per_kill + (3 * world.lines_per_kill + 1) * world.stops:
         return f"{wasted} answers were wasted by {world.kills} kills and {world.stops} stops"
     return None
 

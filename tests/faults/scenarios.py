@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batches import leases
+from batches.dispatch.periodic_checks import LOOK_EVERY_S
 from files_api import storage_id
 from tests.fake_backend import Action, error_body
 from tests.faults import invariants
@@ -223,6 +224,8 @@ def _zombie_writes(world: World) -> None:
     world.await_lines(8, batch)
     # A line that is written again before the watcher saw it finished would look as if it were written once.
     eventually(lambda: len(world.notes.finished) == 8, what="the watcher's look at all lines")
+    # Until its next look a drive that wakes sends the lines that it has in its buffer.
+    time.sleep(LOOK_EVERY_S)
     world.wake(stopped)
     time.sleep(2.0)
 
