@@ -425,6 +425,8 @@ class _Handler(fake_native.NativeRoutes):
             return
         context = self.fake.context_of(body.get("model"))
         content = action.body if action.body is not None else answer(self.path, body, context)
+        if self.fake.is_vllm and isinstance(content, dict) and "choices" in content:
+            content["id"] = f"chatcmpl-{self.headers.get('X-Request-Id', '1')}"
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
         seen.left = min(seen.left, time.monotonic())

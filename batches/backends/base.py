@@ -49,6 +49,7 @@ class BackendKind:
     # The server begins every call that it takes, beside others, so that no call waits for another one's end.
     begins_all: ClassVar[bool] = False
     derives: ClassVar[bool] = False  # models with another context can be derived from the users' models
+    echoes_request_id_at: ClassVar[frozenset[str]] = frozenset()  # endpoints whose answers bear the X-Request-Id
     most_in_flight: ClassVar[int] = 64  # if the server does not say how many calls it serves at once
     tells_occupancy: ClassVar[bool] = False  # `occupancy` says something, unless a proxy hides it
 

@@ -120,7 +120,13 @@ class CallPool(Generic[S]):
         # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
         content = json.dumps(body).encode("ascii")
         url = self._server.url_of(call.endpoint, body)
-        self._transfers.post(call, url, content, lambda outcome: self._finish(call, lambda: reply(call, outcome)))
+        self._transfers.post(
+            call,
+            url,
+            content,
+            lambda outcome: self._finish(call, lambda: reply(call, outcome)),
+            echoes_id=call.endpoint in self.kind.echoes_request_id_at,
+        )
 
     def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
         if isinstance(outcome, Answer) and self.kind.may_refuse_rank(outcome.status, outcome.content):

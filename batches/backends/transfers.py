@@ -7,21 +7,21 @@ waits 0.7 ms for the lock alone.
 import logging
 import selectors
 import socket
-import ssl
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import certifi
 import pycurl
 
 from batches.backends import names
 from batches.backends.connection import Cut, ReplyTooLarge, Server
+from batches.backends.handles import Handles
 from common.sockets import CONNECT_TIMEOUT_S
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class _Order(NamedTuple):
     url: str
     content: bytes
     done: Callable[[Outcome], None]
+    echoes_id: bool  # the answer bears the X-Request-Id
     given_up_at: float  # by the monotonic clock, unless its server's name is found before
 
     @property
@@ -74,35 +75,48 @@ class _Order(NamedTuple):
 class _Transfer:
     order: _Order
     handle: pycurl.Curl
-    content: bytearray = field(default_factory=bytearray)
+    content: bytearray  # of the answer
+    request_id: str  # its X-Request-Id; empty: it has a connection of its own
     is_too_large: bool = False
+
+    @property
+    def is_by_kept_connection(self) -> bool:
+        return bool(self.handle.getinfo(pycurl.NUM_CONNECTS) == 0)
 
 
 class Transfers:
-    """POSTs to one server or to those of one card, each over a connection of its own: Connection says why. Uses neither
-    proxies nor .netrc of the environment, and follows no redirect.
+    """POSTs to one server or to those of one card. Uses neither proxies nor .netrc of the environment, and follows no
+    redirect.
+
+    Each has a connection of its own: Connection says why. Only where an answer bears the id of its request are
+    connections kept, so that a server of short answers gives some more of them a second. An answer without the id
+    that came over a kept one counts for nothing: the request is sent again, over a connection of its own.
 
     The thread starts with the first `post`. `close` ends it; what was in flight is cut.
     """
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._handles = Handles(server)
         self._orders: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._is_awake = False
         self._is_closed = False
         # For the thread alone, from here on.
+        self._keeps_connections = True
         self._running: dict[object, _Transfer] = {}  # by request
         self._by_handle: dict[pycurl.Curl, _Transfer] = {}
-        self._handles: list[pycurl.Curl] = []
         self._watched: set[int] = set()
         self._due: float | None = None  # when libcurl wants to be called without an event
         self._names = names.Names(lambda *found: self._order(lambda: self._name_found(*found)))
         self._nameless: dict[object, _Order] = {}  # by request, in the order in which they are given up
 
-    def post(self, request: object, url: str, content: bytes, done: Callable[[Outcome], None]) -> None:
+    def post(
+        self, request: object, url: str, content: bytes, done: Callable[[Outcome], None], *, echoes_id: bool = False
+    ) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
-        once. `request` names the transfer for `cut`. There is no deadline but that of connecting."""
+        once. `request` names the transfer for `cut`; `echoes_id`: its answer bears the X-Request-Id that it is sent
+        with. There is no deadline but that of connecting."""
         if self._thread is None:
             self._reader, self._writer = socket.socketpair()
             self._reader.setblocking(False)
@@ -110,7 +124,7 @@ class Transfers:
             # A daemon: a transfer that cannot be ended must not keep the process from exiting.
             self._thread = threading.Thread(target=self._run, name="transfers", daemon=True)
             self._thread.start()
-        order = _Order(request, url, content, done, time.monotonic() + CONNECT_TIMEOUT_S)
+        order = _Order(request, url, content, done, echoes_id, time.monotonic() + CONNECT_TIMEOUT_S)
         self._order(lambda: self._begin(order))
 
     def cut(self, request: object) -> None:
@@ -213,7 +227,8 @@ class Transfers:
     def _set_timer(self, timeout_ms: int) -> None:
         self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
-    def _begin(self, order: _Order) -> None:
+    def _begin(self, order: _Order, *, is_apart: bool = False) -> None:
+        """`is_apart`: over a connection of its own, whatever its answer bears."""
         if self._is_closed:
             order.done(Broken("no request can be sent any more"))
             return
@@ -225,7 +240,9 @@ class Transfers:
             if addresses is None:
                 self._nameless[order.request] = order
                 return
-            transfer = self._prepared(order, [_at(host, port, addresses)] if addresses else [])
+            is_kept = order.echoes_id and self._keeps_connections and not is_apart
+            where = [_at(host, port, addresses)] if addresses else []
+            transfer = self._prepared(order, where, uuid.uuid4().hex if is_kept else "")
         except (pycurl.error, ValueError) as error:
             # Such as a letter in the address or in the key that HTTP cannot carry.
             order.done(NeverSent(type(error).__name__))
@@ -255,43 +272,21 @@ class Transfers:
         self._nameless.clear()
         return orders
 
-    def _prepared(self, order: _Order, where: list[str]) -> _Transfer:
-        handle = self._handles.pop() if self._handles else self._new_handle()
-        transfer = _Transfer(order, handle)
+    def _prepared(self, order: _Order, where: list[str], request_id: str) -> _Transfer:
+        content = bytearray()
         most_bytes = self._server.max_reply_bytes
 
         def write(chunk: bytes) -> int:
             # Counted after decompression: a small reply may unpack into a huge one.
-            if len(transfer.content) + len(chunk) > most_bytes:
+            if len(content) + len(chunk) > most_bytes:
                 transfer.is_too_large = True
                 return 0
-            transfer.content += chunk
+            content.extend(chunk)
             return len(chunk)
 
-        handle.setopt(pycurl.URL, order.url)
-        handle.setopt(pycurl.RESOLVE, where)
-        handle.setopt(pycurl.POSTFIELDS, order.content)
-        handle.setopt(pycurl.WRITEFUNCTION, write)
+        handle = self._handles.take(order.url, where, order.content, write, request_id)
+        transfer = _Transfer(order, handle, content, request_id)
         return transfer
-
-    def _new_handle(self) -> pycurl.Curl:
-        handle = pycurl.Curl()
-        authorities = ssl.get_default_verify_paths()  # reads SSL_CERT_FILE and SSL_CERT_DIR, as Python does
-        for option, value in (
-            (pycurl.HTTPHEADER, [f"{name}: {text}" for name, text in self._server.headers.items()] + ["Expect:"]),
-            (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
-            (pycurl.ACCEPT_ENCODING, "gzip, deflate"),
-            (pycurl.CONNECTTIMEOUT_MS, int(CONNECT_TIMEOUT_S * 1000)),
-            (pycurl.FRESH_CONNECT, True),
-            (pycurl.FORBID_REUSE, True),
-            (pycurl.FOLLOWLOCATION, False),
-            (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
-            (pycurl.PROXY, ""),
-            (pycurl.NOSIGNAL, True),  # of several threads, none may take SIGALRM
-            (pycurl.CAINFO, authorities.cafile or certifi.where()),
-        ):
-            handle.setopt(option, value)
-        return handle
 
     def _cut(self, request: object) -> None:
         if transfer := self._running.get(request):
@@ -306,21 +301,37 @@ class Transfers:
             for handle in whole:
                 transfer = self._by_handle[handle]
                 status, retry_after_s = handle.getinfo(pycurl.RESPONSE_CODE), float(handle.getinfo(pycurl.RETRY_AFTER))
-                self._end(transfer, Answer(status, bytes(transfer.content), retry_after_s))
+                answer = Answer(status, bytes(transfer.content), retry_after_s)
+                if transfer.request_id.encode() in answer.content:
+                    self._end(transfer, answer)
+                else:
+                    self._end_without_id(transfer, answer)
             for handle, code, text in failed:
                 transfer = self._by_handle[handle]
                 self._end(transfer, _error(transfer, code, text))
 
+    def _end_without_id(self, transfer: _Transfer, answer: Answer) -> None:
+        """Over a kept connection, this may be the answer to an earlier request."""
+        if answer.status < 300:
+            self._keeps_connections = False  # an earlier version of the server, or a proxy that puts its own id in
+        # After a server's error the drive sends the line again in any case, and knows when.
+        if answer.status < 500 and transfer.is_by_kept_connection:
+            self._release(transfer)
+            self._begin(transfer.order, is_apart=True)
+        else:
+            self._end(transfer, answer)
+
     def _end(self, transfer: _Transfer, outcome: Outcome) -> None:
-        handle = transfer.handle
-        del self._running[transfer.order.request], self._by_handle[handle]
-        self._multi.remove_handle(handle)  # closes its connection
-        handle.setopt(pycurl.POSTFIELDS, b"")  # it keeps no prompt
-        handle.setopt(pycurl.WRITEFUNCTION, len)  # and no answer
-        self._handles.append(handle)
+        self._release(transfer)
         if isinstance(outcome, NeverSent):
             self._names.forget(*transfer.order.host)
         transfer.order.done(outcome)
+
+    def _release(self, transfer: _Transfer) -> None:
+        handle = transfer.handle
+        del self._running[transfer.order.request], self._by_handle[handle]
+        self._multi.remove_handle(handle)  # closes its connection, unless that is kept and the answer is whole
+        self._handles.put_back(handle, transfer.request_id)
 
 
 def _at(host: str, port: int, addresses: list[str]) -> str:
@@ -331,4 +342,6 @@ def _at(host: str, port: int, addresses: list[str]) -> str:
 def _error(transfer: _Transfer, code: int, text: str) -> Outcome:
     if transfer.is_too_large:
         return ReplyTooLarge()
+    if code == pycurl.E_SEND_FAIL_REWIND:
+        text = "it closed a kept connection without an answer"
     return NeverSent(text) if code in NEVER_SENT else Broken(text)

@@ -23,6 +23,8 @@ class Vllm(BackendKind):
     tells_occupancy = True
     cache = PromptCache.SHARED
     begins_all = True
+    # As the end of the answer's own id (entrypoints, _base_request_id). /v1/responses makes ids of its own.
+    echoes_request_id_at = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 
     rules: ClassVar[tuple[Rule, ...]] = (
         # What each request in flight gets when the engine's process dies (v1/engine/exceptions.py, EngineDeadError).

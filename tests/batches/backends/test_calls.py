@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from pytest_httpserver import HTTPServer
@@ -18,6 +18,7 @@ from batches.backends.calls import CallPool
 from batches.backends.connection import Server
 from batches.backends.in_flight import Call
 from batches.backends.replies import Verdict
+from batches.backends.vllm import Vllm as VllmKind
 from tests.conftest import CHAT, line
 from tests.fake_backend import Action, answer
 from tests.stack import eventually, free_port
@@ -170,28 +171,40 @@ def test_a_pool_that_is_closed_cuts_its_calls_and_ends_its_thread(backend):
     eventually(lambda: all(thread.name != "transfers" for thread in threading.enumerate()), within_s=10)
 
 
-def http(text, *, headers=b""):
+def http(text, *, headers=b"", request_id=""):
     """A good answer that says `text`, over a connection that stays open, whatever the client asked for."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    body = json.dumps({"choices": [choice]}).encode()
+    body = json.dumps({"id": f"chatcmpl-{request_id}", "choices": [choice]}).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%s\r\n%s" % (len(body), headers, body)
 
 
 class Answering:
-    """A server that answers each request with its prompt, and sends `more` over the first connection: right behind the
-    first answer, or once the second request has come and is not answered yet."""
+    """A server that answers each request with its prompt; if it `echoes`, as vLLM does, with its X-Request-Id too. It
+    sends `more` over the first connection: right behind the first answer, or once the second request has come and is
+    not answered yet. `dies_at` "death" it closes all that it has, without an answer."""
 
-    def __init__(self, more, *, late):
-        self.more, self.late = more, late
-        self.first = None
+    def __init__(self, more=b"", *, late=False, echoes=False, dies_at=""):
+        self.more, self.late, self.echoes, self.dies_at = more, late, echoes, dies_at
+        self.asked = []
+        self.connections = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         threading.Thread(target=self.accept, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for each in (self.listener, *self.connections):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
 
     def accept(self):
         with suppress(OSError):
             while True:
                 connection, _ = self.listener.accept()
+                self.connections.append(connection)
                 threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection):
@@ -204,40 +217,94 @@ class Answering:
                 if length is None or len(body) < int(length[1]):
                     continue
                 received = b""
-                is_first = self.first is None
-                self.first = self.first or connection
+                text = json.loads(body)["messages"][0]["content"]
+                self.asked.append(text)
+                if text == self.dies_at:
+                    self.__exit__()
+                    return
+                is_first = len(self.asked) == 1
                 if not is_first and self.late:
                     with suppress(OSError):
-                        self.first.sendall(self.more)
-                answer = http(json.loads(body)["messages"][0]["content"])
+                        self.connections[0].sendall(self.more)
+                told = re.search(rb"x-request-id: *(\w+)", head, re.IGNORECASE)
+                answer = http(text, request_id=told[1].decode() if told and self.echoes else "1")
                 connection.sendall(answer + self.more if is_first and not self.late else answer)
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize(
-    "more",
-    [
-        http("wrong"),
-        http("wrong", headers=b"Connection: keep-alive\r\n"),
-        http("wrong") * 3,
-        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\n" + http("wrong"),
-        b"more than the Content-Length says",
-    ],
-)
-def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
-    server = Answering(more, late=late)
-    pool = CallPool(BackendKind(), Server(server.url))
+@contextmanager
+def open_pool(kind, url):
+    pool = CallPool(kind, Server(url))
     try:
-        for text in ("first", "second", "third"):
-            each = call(text)
-            pool.submit(each)
-            reply = finished(pool, each).reply
-            assert reply.verdict is Verdict.ANSWERED
-            assert json.loads(reply.body)["choices"][0]["message"]["content"] == text
+        yield pool
     finally:
         pool.close()
-        server.listener.close()
+
+
+def said(pool, text):
+    """What the server answered to `text`."""
+    pool.submit(each := call(text))
+    reply = finished(pool, each).reply
+    assert reply.verdict is Verdict.ANSWERED
+    return json.loads(reply.body)["choices"][0]["message"]["content"]
+
+
+SERVER_ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
+SECOND_ANSWERS = [
+    http("wrong"),
+    http("wrong", request_id="f" * 32),
+    http("wrong", headers=b"Connection: keep-alive\r\n"),
+    http("wrong") * 3,
+    b"HTTP/1.1 100 Continue\r\n\r\n" + http("wrong"),
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("more", [*SECOND_ANSWERS, SERVER_ERROR, b"more than the Content-Length says"])
+def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
+    with Answering(more, late=late) as server, open_pool(BackendKind(), server.url) as pool:
+        assert [said(pool, text) for text in ("first", "second", "third")] == ["first", "second", "third"]
+        assert len(server.connections) == 3
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("more", SECOND_ANSWERS)
+def test_nor_where_answers_bear_the_id_of_their_requests_and_connections_are_kept(more, late):
+    with Answering(more, late=late, echoes=True) as server, open_pool(VllmKind(), server.url) as pool:
+        assert [said(pool, text) for text in ("first", "second", "third")] == ["first", "second", "third"]
+
+
+def test_where_answers_bear_the_id_of_their_requests_one_connection_carries_many():
+    with Answering(echoes=True) as server, open_pool(VllmKind(), server.url) as pool:
+        texts = [str(number) for number in range(10)]
+        assert [said(pool, text) for text in texts] == texts == server.asked
+        assert len(server.connections) == 1
+
+
+def test_where_they_turn_out_to_bear_none_each_request_is_sent_once_over_its_own():
+    """An earlier version, or a proxy that puts ids of its own in the place of ours."""
+    with Answering() as server, open_pool(VllmKind(), server.url) as pool:
+        texts = [str(number) for number in range(4)]
+        assert [said(pool, text) for text in texts] == texts == server.asked
+        assert len(server.connections) == 4
+
+
+def test_a_servers_error_over_a_kept_connection_is_told_as_it_is():
+    """The line is tried again in any case: by the drive, which knows when."""
+    with Answering(SERVER_ERROR, late=True, echoes=True) as server, open_pool(VllmKind(), server.url) as pool:
+        assert said(pool, "first") == "first"
+        pool.submit(second := call("second"))
+        assert finished(pool, second).verdict is Verdict.FAILED
+        assert server.asked == ["first", "second"]
+
+
+def test_a_request_over_a_kept_connection_is_not_sent_again_by_libcurl_itself():
+    """Else a line that kills the server would do so twice, and not be charged where nobody listens the second time."""
+    with Answering(echoes=True, dies_at="death") as server, open_pool(VllmKind(), server.url) as pool:
+        assert said(pool, "first") == "first"
+        pool.submit(death := call("death"))
+        assert finished(pool, death).verdict is Verdict.CRASHED
+        assert (server.asked, len(server.connections)) == (["first", "death"], 1)
 
 
 class Vllm:

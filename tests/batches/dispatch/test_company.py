@@ -44,7 +44,9 @@ def charged():
 
 
 @pytest.mark.slow
-def test_a_line_that_brings_the_server_down_is_found_among_64_by_halves(create, work, many):
+@pytest.mark.parametrize("is_vllm", [False, True])  # over connections of their own, and over kept ones
+def test_a_line_that_brings_the_server_down_is_found_among_64_by_halves(create, work, many, is_vllm):
+    many.is_vllm, many.slots = is_vllm, 64
     poison = "id-037"
     many.always(poison, CRASH)
     batch = work.run(create([line(each) for each in names(64)])["id"])
