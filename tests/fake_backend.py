@@ -21,7 +21,7 @@ from tests import fake_native
 
 MODEL = "gemma3:12b"
 TRIAL = "Hi"  # what a trial request says
-COUNTING = "Tell a long story"  # how a request begins by which slots are counted
+COUNTING = "Once upon a time"  # what a request says by which slots are counted
 COUNTED_PIECES = 20
 EMBEDDING = ("/v1/embed", "/api/embed")
 
@@ -417,7 +417,7 @@ class _Handler(fake_native.NativeRoutes):
             self._reset()
             return
         if _streams(self.path, body) and action.body is None:
-            if seen.key.startswith(COUNTING):
+            if seen.key == COUNTING:
                 with self.fake.slot():
                     self._stream(seen, replace(action, pause_s=0.005))
             else:
@@ -567,12 +567,11 @@ def _key(body: dict[str, Any]) -> str:
 
 def events(path: str, body: dict[str, Any]) -> Iterator[bytes]:
     """A good answer as a stream, an event for each of its words, in the shape of the endpoint."""
+    words = f"answer to {_key(body)}".split(" ") * (COUNTED_PIECES if _key(body) == COUNTING else 1)
     if path == fake_native.MESSAGES or fake_native.is_native(path):
-        yield from fake_native.events(path, body.get("model"), f"answer to {_key(body)}".split(" "))
+        yield from fake_native.events(path, body.get("model"), words)
         return
     whole = answer(path, body)
-    words = f"answer to {_key(body)}".split(" ")
-    words *= COUNTED_PIECES if words[2:5] == COUNTING.split(" ") else 1
     if path == "/v1/responses":
         for number, word in enumerate(words):
             delta = {"type": "response.output_text.delta", "sequence_number": number, "delta": word, "logprobs": []}

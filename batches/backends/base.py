@@ -253,7 +253,7 @@ class BackendKind:
                     return "The reply has no output."
         return ""
 
-    def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
+    def slot_requests(self, model: str) -> list[tuple[str, JSON]]:
         """Paths and bodies of streamed requests by which the slots of `model` can be counted (backends.slots) if the
         server does not tell how many calls it computes at once. Empty if it has no slots."""
         return []

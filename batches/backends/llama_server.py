@@ -23,8 +23,10 @@ class LlamaServer(BackendKind):
         _, properties = ask(self.slots_told_at)
         return count(properties, "total_slots") or None
 
-    def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
-        return slots.requests(endpoint, model)  # for one whose /props a proxy hides
+    def slot_requests(self, model: str) -> list[tuple[str, JSON]]:
+        # For one whose /props a proxy hides.
+        body = {"model": model, "stream": True, "max_tokens": slots.ANSWER_TOKENS, "temperature": 0}
+        return [("/v1/completions", body | {"prompt": each}) for each in slots.BEGINNINGS]
 
     def describe(self, exchange: Exchange, model: str) -> ModelState | None:
         _, properties = exchange("/props", None)

@@ -185,9 +185,11 @@ class Ollama(BackendKind):
         # own handler would load the model first. A model that is just answering is unloaded after that (expireRunner).
         return "/api/generate", {"model": model, "stream": False, "keep_alive": 0}
 
-    def slot_requests(self, endpoint: str, model: str) -> list[tuple[str, JSON]]:
+    def slot_requests(self, model: str) -> list[tuple[str, JSON]]:
         # A model that writes no text refuses them, and has one slot (server/sched.go, load).
-        return slots.requests(endpoint, model)
+        body = {"model": model, "raw": True, "stream": True, "keep_alive": KEEP_ALIVE}
+        body |= {"options": {"num_predict": slots.ANSWER_TOKENS, "temperature": 0}}
+        return [("/api/generate", body | {"prompt": each}) for each in slots.BEGINNINGS]
 
     def larger_context_hint(self, tokens: int) -> str:
         return f"Start Ollama with OLLAMA_CONTEXT_LENGTH={tokens}, or give the model num_ctx {tokens} in its Modelfile."

@@ -101,7 +101,7 @@ class Question:
 
     def _count_slots(self, kind: BackendKind) -> "Call[Question]":
         call: Call[Question] = Call(self, "", {}, TRIAL_TIMEOUT_S)
-        requests = kind.slot_requests(self.endpoint, self.served_model)
+        requests = kind.slot_requests(self.served_model)
         call.ask = lambda _: slots.count(backends.connect, requests, is_cut=lambda: call.is_cut)
         return call
 

@@ -106,7 +106,7 @@ class Readiness:
         """It pays to count how many lines of this model the server computes at once."""
         if self._backend.serves_at_once or key_of(line) in self._uncountable or line.part_id in self._few_lines:
             return False
-        if not self._kind.slot_requests(*key_of(line)):
+        if not self._kind.slot_requests(key_of(line)[1]):
             self._uncountable.add(key_of(line))
             return False
         if retrying(line.part.lines.all().open()[:WORTH_COUNTING].count) < WORTH_COUNTING:

@@ -168,7 +168,7 @@ class Tuner:
 
     def count_slots(self) -> int | None:
         """The slots of the model as it is, which is loaded; None if they cannot be counted."""
-        requests = self._kind.slot_requests(self._load.endpoint, self._load.model)
+        requests = self._kind.slot_requests(self._load.model)
         return slots.count(backends.connect, requests, is_cut=lambda: False)
 
     def load(self, tokens: int) -> tuple[str, ModelState]:

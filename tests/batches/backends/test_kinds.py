@@ -108,8 +108,8 @@ def test_the_slots_of_a_llama_server_that_does_not_tell_them_are_counted(server)
     server.lists_models({"id": "smollm2:135m", "owned_by": "llamacpp"})
     state = backends.probe()
     assert (state.kind, state.parallel) == ("llama-server", None)
-    assert len(backends.kind_named(state.kind).slot_requests(CHAT, "smollm2:135m")) == 2
-    assert backends.kind_named("vllm").slot_requests(CHAT, "m") == []
+    assert len(backends.kind_named(state.kind).slot_requests("smollm2:135m")) == 2
+    assert backends.kind_named("vllm").slot_requests("m") == []
 
 
 def describe(kind, answers, model="m"):

@@ -11,7 +11,7 @@ from batches.backends import slots
 from batches.backends.connection import Connection, Cut, Server
 from batches.backends.ollama import Ollama
 
-REQUESTS = Ollama().slot_requests("/v1/chat/completions", "tiny")
+REQUESTS = Ollama().slot_requests("tiny")
 
 
 @contextmanager
@@ -103,8 +103,3 @@ def test_a_server_that_is_away_is_not_guessed():
 def test_the_count_is_broken_off_for_a_person():
     with server(1, pause_s=60) as url, pytest.raises(Cut):
         counted(url, is_cut=lambda: True)
-
-
-def test_embeddings_are_not_streamed_and_so_the_slots_of_their_model_are_counted_by_chats():
-    assert Ollama().slot_requests("/v1/embeddings", "tiny") == REQUESTS
-    assert [path for path, _ in Ollama().slot_requests("/v1/completions", "tiny")] == ["/v1/completions"] * 2

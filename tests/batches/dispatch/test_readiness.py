@@ -65,7 +65,7 @@ def test_loading_has_a_time_limit_of_its_own(create, work, backend, settings):
 
 def counts(backend):
     """How often the slots were counted."""
-    return sum(key.startswith(COUNTING) for key in backend.arrived()) // 9
+    return backend.arrived().count(COUNTING) // 9
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_slots_are_not_counted_for_a_few_lines_or_if_they_are_told(create, work,
 
 def test_a_model_whose_slots_cannot_be_counted_is_asked_once(create, work, backend, monkeypatch):
     monkeypatch.setattr(readiness, "WORTH_COUNTING", 5)
-    asked = [body["messages"][-1]["content"] for _, body in Ollama().slot_requests("/v1/chat/completions", "")]
+    asked = [body["prompt"] for _, body in Ollama().slot_requests("")]
     for text in asked:
         backend.always(text, Action(500, error_body("no")))
     batch = work.run(create([line(f"id-{number}") for number in range(12)])["id"])
