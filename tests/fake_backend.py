@@ -112,6 +112,7 @@ class FakeBackend:
         self.refuse_missing = False  # as Ollama does: a request for a model that is not in `models` gets a 404
         self.sizes = (8_000_000_000, 8_000_000_000)  # bytes of the loaded model, and of these on the GPU
         self.seen: list[Seen] = []
+        self.connections = 0  # that were made to it
         self.loaded = [MODEL]  # the models on its card, as /api/ps tells
         self.uses: Counter[str] = Counter()  # requests that ended, by model: each sets anew when the model is unloaded
         self.events: list[str] = []  # what arrived, in order: "load MODEL", "unload MODEL", "describe MODEL", a key
@@ -296,6 +297,10 @@ class _Handler(fake_native.NativeRoutes):
     disable_nagle_algorithm = True  # else head and body, two small writes, are 40 ms apart
     fake: FakeBackend
 
+    def setup(self) -> None:
+        self.fake.connections += 1
+        super().setup()
+
     def do_GET(self) -> None:
         if self.fake.is_hung:
             self._stay_silent()
@@ -425,8 +430,8 @@ class _Handler(fake_native.NativeRoutes):
             return
         context = self.fake.context_of(body.get("model"))
         content = action.body if action.body is not None else answer(self.path, body, context)
-        if self.fake.is_vllm and isinstance(content, dict) and "choices" in content:
-            content["id"] = f"chatcmpl-{self.headers.get('X-Request-Id', '1')}"
+        if self.fake.is_vllm and isinstance(content, dict) and self.path != "/v1/responses":
+            content = content | {"id": f"cmpl-{self.headers.get('X-Request-Id', '1')}"}
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
         seen.left = min(seen.left, time.monotonic())

@@ -30,6 +30,9 @@ LOOK_AT_DEADLINES_EVERY_S = 0.05
 
 S = TypeVar("S")
 
+# Makes the reply to a call from what became of its request; None: not yet.
+_Judge = Callable[[Call[S], Outcome], Reply | None]
+
 
 class CallPool(Generic[S]):
     """The calls in flight to one server. For one user: one loop submits, waits and cuts."""
@@ -115,27 +118,41 @@ class CallPool(Generic[S]):
         ranked = self.kind.behind_persons(call.body)
         self._send(call, ranked, self._reply if ranked is call.body else self._reply_to_ranked)
 
-    def _send(self, call: Call[S], body: dict[str, Any], reply: Callable[[Call[S], Outcome], Reply | None]) -> None:
-        """Send `body`; of what became of it, `reply` makes the reply to the call, in the thread of the transfers."""
+    def _send(self, call: Call[S], body: dict[str, Any], judge: _Judge[S], *, may_keep: bool = True) -> None:
+        """Send `body`; `judge` is called in the thread of the transfers. Unless it `may_keep` one, over a connection of
+        its own, whatever the kind of server."""
+
+        def reply_to(outcome: Outcome) -> Reply | None:
+            if isinstance(outcome, Answer) and outcome.is_doubtful and not self._is_sent_again_anyway(call, outcome):
+                return self._send_again(call, body, judge, may_keep=False)
+            return judge(call, outcome)
+
         # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
         content = json.dumps(body).encode("ascii")
         url = self._server.url_of(call.endpoint, body)
+        echoes_id = may_keep and call.endpoint in self.kind.echoes_request_id_at
         self._transfers.post(
-            call,
-            url,
-            content,
-            lambda outcome: self._finish(call, lambda: reply(call, outcome)),
-            echoes_id=call.endpoint in self.kind.echoes_request_id_at,
+            call, url, content, lambda outcome: self._finish(call, lambda: reply_to(outcome)), echoes_id=echoes_id
         )
+
+    def _send_again(
+        self, call: Call[S], body: dict[str, Any], judge: _Judge[S], *, may_keep: bool = True
+    ) -> Reply | None:
+        if call.is_cut:
+            return self._failure(call, Cut())
+        self._send(call, body, judge, may_keep=may_keep)
+        if call.is_cut:  # between the two, there was nothing to cut
+            self._transfers.cut(call)
+        return None
+
+    def _is_sent_again_anyway(self, call: Call[S], answer: Answer) -> bool:
+        """By the drive, at no charge for the line, and when the server bears it."""
+        verdict = self.kind.judge(call.endpoint, answer.status, answer.content).verdict
+        return verdict in (Verdict.BUSY, Verdict.CRASHED)
 
     def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:
         if isinstance(outcome, Answer) and self.kind.may_refuse_rank(outcome.status, outcome.content):
-            if call.is_cut:
-                return self._failure(call, Cut())
-            self._send(call, call.body, self._reply_to_unranked)
-            if call.is_cut:  # between the two, there was nothing to cut
-                self._transfers.cut(call)
-            return None
+            return self._send_again(call, call.body, self._reply_to_unranked)
         return self._reply(call, outcome)
 
     def _reply_to_unranked(self, call: Call[S], outcome: Outcome) -> Reply | None:

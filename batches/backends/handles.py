@@ -12,6 +12,8 @@ from common.sockets import CONNECT_TIMEOUT_S
 
 # A kept connection is used again within this many seconds or not at all: servers end idle ones, vLLM after 5.
 LONGEST_IDLE_S = 1
+# So that a server behind the same name which is there again gets its share.
+LONGEST_KEPT_S = 60
 
 
 class Handles:
@@ -65,6 +67,7 @@ class Handles:
             (pycurl.FRESH_CONNECT, not is_kept),
             (pycurl.FORBID_REUSE, not is_kept),
             (pycurl.MAXAGE_CONN, LONGEST_IDLE_S),
+            (pycurl.MAXLIFETIME_CONN, LONGEST_KEPT_S),
             (pycurl.FOLLOWLOCATION, False),
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.PROXY, ""),

@@ -78,7 +78,8 @@ EMBEDDING_INPUT_ERRORS = re.compile(
 # How long a model stays on the card after its last answer. sched.go, useLoadedRunner: the time that the loading request
 # says stays in force for requests that say none, as those under /v1 do; processCompleted starts the time anew after
 # each. So the model outlasts a pause, whatever OLLAMA_KEEP_ALIVE is (0 would load the model for each line), and is gone
-# within the day. Never send `options` with it: a later request without them would load the model again (needsReload).
+# within the day. Never send options of the runner with it, such as num_ctx: a later request without them would load the
+# model again (needsReload).
 KEEP_ALIVE = "30m"
 
 

@@ -29,8 +29,8 @@ UNDER_WAY = 0.25
 FAR_PIECES, FAR_S = 8, 0.3
 LOOK_EVERY_S = 0.05
 
-# Texts that hardly any model ends within ANSWER_TOKENS tokens. They go without a template: each slot reads the prompt
-# for itself, and a template's own system prompt takes longer to read than the rest of the count.
+# Texts that models go on with for ANSWER_TOKENS tokens, as a rule: the second is for those that end the first one soon.
+# They go without a template, since each slot reads the prompt for itself, and with it a system prompt of the template.
 BEGINNINGS = ("Once upon a time", "one two three four five")
 ANSWER_TOKENS = 48
 

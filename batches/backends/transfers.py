@@ -52,6 +52,7 @@ class Answer(NamedTuple):
     status: int
     content: bytes
     retry_after_s: float  # 0 if the server did not ask for a wait
+    is_doubtful: bool = False  # it may answer an earlier request over the same connection
 
 
 Outcome = Answer | Cut | ReplyTooLarge | NeverSent | Broken
@@ -80,7 +81,7 @@ class _Transfer:
     is_too_large: bool = False
 
     @property
-    def is_by_kept_connection(self) -> bool:
+    def has_reused_a_connection(self) -> bool:
         return bool(self.handle.getinfo(pycurl.NUM_CONNECTS) == 0)
 
 
@@ -89,8 +90,8 @@ class Transfers:
     redirect.
 
     Each has a connection of its own: Connection says why. Only where an answer bears the id of its request are
-    connections kept, so that a server of short answers gives some more of them a second. An answer without the id
-    that came over a kept one counts for nothing: the request is sent again, over a connection of its own.
+    connections kept, which spares a server of short answers a part of its work. An answer without the id that came over
+    a connection of earlier requests is doubtful.
 
     The thread starts with the first `post`. `close` ends it; what was in flight is cut.
     """
@@ -116,7 +117,7 @@ class Transfers:
     ) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
         once. `request` names the transfer for `cut`; `echoes_id`: its answer bears the X-Request-Id that it is sent
-        with. There is no deadline but that of connecting."""
+        with, so that it may go over a kept connection. There is no deadline but that of connecting."""
         if self._thread is None:
             self._reader, self._writer = socket.socketpair()
             self._reader.setblocking(False)
@@ -227,8 +228,7 @@ class Transfers:
     def _set_timer(self, timeout_ms: int) -> None:
         self._due = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1000
 
-    def _begin(self, order: _Order, *, is_apart: bool = False) -> None:
-        """`is_apart`: over a connection of its own, whatever its answer bears."""
+    def _begin(self, order: _Order) -> None:
         if self._is_closed:
             order.done(Broken("no request can be sent any more"))
             return
@@ -240,7 +240,7 @@ class Transfers:
             if addresses is None:
                 self._nameless[order.request] = order
                 return
-            is_kept = order.echoes_id and self._keeps_connections and not is_apart
+            is_kept = order.echoes_id and self._keeps_connections
             where = [_at(host, port, addresses)] if addresses else []
             transfer = self._prepared(order, where, uuid.uuid4().hex if is_kept else "")
         except (pycurl.error, ValueError) as error:
@@ -301,37 +301,26 @@ class Transfers:
             for handle in whole:
                 transfer = self._by_handle[handle]
                 status, retry_after_s = handle.getinfo(pycurl.RESPONSE_CODE), float(handle.getinfo(pycurl.RETRY_AFTER))
-                answer = Answer(status, bytes(transfer.content), retry_after_s)
-                if transfer.request_id.encode() in answer.content:
-                    self._end(transfer, answer)
-                else:
-                    self._end_without_id(transfer, answer)
+                content = bytes(transfer.content)
+                has_id = transfer.request_id.encode() in content
+                if status < 300 and not has_id:
+                    self._keeps_connections = False  # an earlier version, or a proxy that puts an id of its own in
+                is_doubtful = not has_id and transfer.has_reused_a_connection
+                self._end(transfer, Answer(status, content, retry_after_s, is_doubtful))
             for handle, code, text in failed:
                 transfer = self._by_handle[handle]
+                if code == pycurl.E_SEND_FAIL_REWIND:
+                    self._keeps_connections = False  # the server died, or ends kept connections sooner than we do
                 self._end(transfer, _error(transfer, code, text))
 
-    def _end_without_id(self, transfer: _Transfer, answer: Answer) -> None:
-        """Over a kept connection, this may be the answer to an earlier request."""
-        if answer.status < 300:
-            self._keeps_connections = False  # an earlier version of the server, or a proxy that puts its own id in
-        # After a server's error the drive sends the line again in any case, and knows when.
-        if answer.status < 500 and transfer.is_by_kept_connection:
-            self._release(transfer)
-            self._begin(transfer.order, is_apart=True)
-        else:
-            self._end(transfer, answer)
-
     def _end(self, transfer: _Transfer, outcome: Outcome) -> None:
-        self._release(transfer)
-        if isinstance(outcome, NeverSent):
-            self._names.forget(*transfer.order.host)
-        transfer.order.done(outcome)
-
-    def _release(self, transfer: _Transfer) -> None:
         handle = transfer.handle
         del self._running[transfer.order.request], self._by_handle[handle]
         self._multi.remove_handle(handle)  # closes its connection, unless that is kept and the answer is whole
         self._handles.put_back(handle, transfer.request_id)
+        if isinstance(outcome, NeverSent):
+            self._names.forget(*transfer.order.host)
+        transfer.order.done(outcome)
 
 
 def _at(host: str, port: int, addresses: list[str]) -> str:
