@@ -37,12 +37,13 @@ def prefixes(effort: Effort) -> list[Table]:
     for slots, cache_mib in _servers(effort):
         with real_model(effort, slots, cache_mib) as model_server, workbench(model_server, **effort.told) as bench:
             for number, in_flight in enumerate(effort.in_flight or (slots,)):
-                effort.tell(f"prefixes: {slots} slots, {cache_mib} MiB of RAM cache, {in_flight} at once")
+                of_server = "" if effort.backend_url else f"{_slots(slots)}, {cache_mib} MiB of RAM cache, "
+                effort.tell(f"prefixes: {of_server}{in_flight} at once")
                 found = _measure(bench, effort, in_flight, number)
                 server = ["-", "-"] if effort.backend_url else [str(slots), str(cache_mib)]
                 rows.append([*server, str(in_flight), *found.cells])
                 if not cache_mib and not effort.backend_url:
-                    target = f"at least {LEAST_OVER_FILE_ORDER:g} times as fast as the file's order, {slots} slots"
+                    target = f"at least {LEAST_OVER_FILE_ORDER:g} times as fast as the file's order, {_slots(slots)}"
                     is_met = found.over_file_order >= LEAST_OVER_FILE_ORDER
                     remarks.append(verdict(target, is_met, f"{found.over_file_order:.2f} times"))
     worst = min(float(row[-1].replace(",", "")) for row in rows)
@@ -60,6 +61,10 @@ def _servers(effort: Effort) -> Iterator[tuple[int, int]]:
     for slots in effort.slots:
         for cache_mib in RAM_CACHES_MIB:
             yield slots, cache_mib
+
+
+def _slots(number: int) -> str:
+    return f"{number} slot" if number == 1 else f"{number} slots"
 
 
 @dataclass(frozen=True)
