@@ -106,8 +106,8 @@ def add_arguments(parser: CommandParser) -> None:
         nargs="+",
         choices=IN_FLIGHT,
         default=usual.in_flight,
-        help="throughput: calls at once (default: all); prefixes, money: calls of the bare client at once (default: as "
-        "many as slots; 1)",
+        help="throughput: calls at once (default: all); prefixes, money, person: calls of the bare client at once "
+        "(default: as many as slots; 1; 1)",
     )
     add("--slots", type=int, nargs="+", default=usual.slots, help="prefixes: slots of the model (default: 1 4)")
     add(

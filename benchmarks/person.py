@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from django.core.management.base import CommandError
 
@@ -22,9 +23,10 @@ def person(effort: Effort) -> list[Table]:
     """How long a person waits for the first byte of an answer while a batch runs, against the idle server.
 
     The person streams a chat with a short answer through the batch server, at random moments. The lines of the batch
-    are chats with answers of up to 160 tokens. `line s` is how long the longest of three such lines takes alone at the
-    model server: with one slot, a person who comes while a line is being answered waits for the rest of that line.
-    `bare s` is the same person at the model server itself, without a batch server or a batch.
+    are chats with answers of up to 160 tokens. `line s` is how long the longest of three such lines takes at the model
+    server, or of three times as many as --in-flight says, so many at once: a person who comes while lines are being
+    answered in all slots waits for the rest of one of them. `bare s` is the same person at the model server itself,
+    without a batch server or a batch.
     """
     asked = effort.lines(ASKED, least=3)
     rows, longest, line_s, alone = [], 0.0, 0.0, 0.0
@@ -33,7 +35,8 @@ def person(effort: Effort) -> list[Table]:
         model = model_server.models[0]
         tokens = effort.lines(LINE_TOKENS, least=16)
         path = request_files.chats(bench.input_file, LINES, tokens, [model])
-        line_s = _line_s(model_server, path.read_text().splitlines()[:3])
+        at_once = max(effort.in_flight or (1,))
+        line_s = _line_s(model_server, path.read_text().splitlines()[: 3 * at_once], at_once)
         ours = ModelServer(bench.client.base, [model])
         bare = [_first_byte_s(model_server, number) for number in range(asked)]
         effort.tell(f"person: {asked} chats through the idle server")
@@ -76,15 +79,18 @@ def _let_lines_run(bench: Workbench, batch_id: str) -> None:
         time.sleep(0.1)
 
 
-def _line_s(model_server: ModelServer, lines: list[str]) -> float:
-    """How long the longest of these lines takes, after one that loads the model."""
-    times = []
-    for line in [lines[0], *lines]:
+def _line_s(model_server: ModelServer, lines: list[str], at_once: int) -> float:
+    """How long the longest of these lines takes with so many at once, after one that loads the model."""
+
+    def answer_s(line: str) -> float:
         started = time.monotonic()
         response = model_server.session.post(model_server.url + ENDPOINT, json=json.loads(line)["body"], timeout=600)
         response.raise_for_status()
-        times.append(time.monotonic() - started)
-    return max(times[1:])
+        return time.monotonic() - started
+
+    answer_s(lines[0])
+    with ThreadPoolExecutor(at_once) as threads:
+        return max(threads.map(answer_s, lines))
 
 
 def _first_byte_s(server: ModelServer, number: int) -> float:

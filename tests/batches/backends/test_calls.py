@@ -304,6 +304,20 @@ def test_where_answers_bear_the_id_of_their_requests_one_connection_carries_many
         assert backend.connections == 1
 
 
+def test_a_call_that_is_cut_ends_its_kept_connection(backend):
+    backend.is_vllm = True
+    backend.on("long", Action(hang=True))
+    with open_pool(VllmKind(), backend.url) as pool:
+        for text in ("first", "long", "third"):
+            pool.submit(each := call(text))
+            if text == "long":
+                eventually(lambda: len(backend.seen) == 2, within_s=10)
+                pool.cut(each)
+            assert finished(pool, each).verdict is (Verdict.CUT if text == "long" else Verdict.ANSWERED)
+        eventually(lambda: backend.seen[1].gone, within_s=10)
+        assert backend.connections == 2
+
+
 def test_where_they_turn_out_to_bear_none_each_request_is_sent_once_over_its_own():
     """An earlier version, or a proxy that puts ids of its own in the place of ours."""
     with Answering() as server, open_pool(VllmKind(), server.url) as pool:
