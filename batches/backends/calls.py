@@ -20,7 +20,7 @@ from batches.backends.connection import BROKEN, NEVER_SENT, Connection, Cut, Rep
 from batches.backends.in_flight import Call, InFlight
 from batches.backends.replies import Reply, Verdict, refused
 from batches.backends.states import Exchange, NotDone, Unchecked, Unreachable
-from batches.backends.transfers import Answer, Broken, NeverSent, Outcome, Transfers
+from batches.backends.transfers import Answer, Broken, Doubtful, NeverSent, Outcome, Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +122,11 @@ class CallPool(Generic[S]):
         """Send `body`; `judge` is called in the thread of the transfers. Unless it `may_keep` one, over a connection of
         its own, whatever the kind of server."""
 
-        def reply_to(outcome: Outcome) -> Reply | None:
-            if isinstance(outcome, Answer) and outcome.is_doubtful and not self._is_sent_again_anyway(call, outcome):
-                return self._send_again(call, body, judge, may_keep=False)
+        def reply_to(outcome: Outcome | Doubtful) -> Reply | None:
+            if isinstance(outcome, Doubtful):
+                if not self._is_sent_again_anyway(call, outcome.outcome):
+                    return self._send_again(call, body, judge, may_keep=False)
+                outcome = outcome.outcome
             return judge(call, outcome)
 
         # ASCII can carry what JSON allows and UTF-8 does not, such as half a surrogate pair.
@@ -145,9 +147,11 @@ class CallPool(Generic[S]):
             self._transfers.cut(call)
         return None
 
-    def _is_sent_again_anyway(self, call: Call[S], answer: Answer) -> bool:
-        """By the drive, at no charge for the line, and when the server bears it."""
-        verdict = self.kind.judge(call.endpoint, answer.status, answer.content).verdict
+    def _is_sent_again_anyway(self, call: Call[S], answered: Answer | ReplyTooLarge) -> bool:
+        """By the drive, which knows when the server bears it again."""
+        if isinstance(answered, ReplyTooLarge):
+            return False
+        verdict = self.kind.judge(call.endpoint, answered.status, answered.content).verdict
         return verdict in (Verdict.BUSY, Verdict.CRASHED)
 
     def _reply_to_ranked(self, call: Call[S], outcome: Outcome) -> Reply | None:

@@ -52,17 +52,22 @@ class Answer(NamedTuple):
     status: int
     content: bytes
     retry_after_s: float  # 0 if the server did not ask for a wait
-    is_doubtful: bool = False  # it may answer an earlier request over the same connection
 
 
 Outcome = Answer | Cut | ReplyTooLarge | NeverSent | Broken
+
+
+class Doubtful(NamedTuple):
+    """What may be the answer to an earlier request over the same connection."""
+
+    outcome: Answer | ReplyTooLarge
 
 
 class _Order(NamedTuple):
     request: object
     url: str
     content: bytes
-    done: Callable[[Outcome], None]
+    done: Callable[[Outcome | Doubtful], None]
     echoes_id: bool  # the answer bears the X-Request-Id
     given_up_at: float  # by the monotonic clock, unless its server's name is found before
 
@@ -79,6 +84,11 @@ class _Transfer:
     content: bytearray  # of the answer
     request_id: str  # its X-Request-Id; empty: it has a connection of its own
     is_too_large: bool = False
+
+    @property
+    def has_its_id(self) -> bool:
+        """What was answered bears the request's id, if it was sent with one."""
+        return self.request_id.encode() in self.content
 
     @property
     def has_reused_a_connection(self) -> bool:
@@ -113,7 +123,13 @@ class Transfers:
         self._nameless: dict[object, _Order] = {}  # by request, in the order in which they are given up
 
     def post(
-        self, request: object, url: str, content: bytes, done: Callable[[Outcome], None], *, echoes_id: bool = False
+        self,
+        request: object,
+        url: str,
+        content: bytes,
+        done: Callable[[Outcome | Doubtful], None],
+        *,
+        echoes_id: bool = False,
     ) -> None:
         """Send `content`, and call `done` with what became of it, in the thread of the transfers, which has to go on at
         once. `request` names the transfer for `cut`; `echoes_id`: its answer bears the X-Request-Id that it is sent
@@ -301,12 +317,9 @@ class Transfers:
             for handle in whole:
                 transfer = self._by_handle[handle]
                 status, retry_after_s = handle.getinfo(pycurl.RESPONSE_CODE), float(handle.getinfo(pycurl.RETRY_AFTER))
-                content = bytes(transfer.content)
-                has_id = transfer.request_id.encode() in content
-                if status < 300 and not has_id:
+                if status < 300 and not transfer.has_its_id:
                     self._keeps_connections = False  # an earlier version, or a proxy that puts an id of its own in
-                is_doubtful = not has_id and transfer.has_reused_a_connection
-                self._end(transfer, Answer(status, content, retry_after_s, is_doubtful))
+                self._end(transfer, Answer(status, bytes(transfer.content), retry_after_s))
             for handle, code, text in failed:
                 transfer = self._by_handle[handle]
                 if code == pycurl.E_SEND_FAIL_REWIND:
@@ -315,12 +328,16 @@ class Transfers:
 
     def _end(self, transfer: _Transfer, outcome: Outcome) -> None:
         handle = transfer.handle
+        is_doubtful = not transfer.has_its_id and transfer.has_reused_a_connection
         del self._running[transfer.order.request], self._by_handle[handle]
         self._multi.remove_handle(handle)  # closes its connection, unless that is kept and the answer is whole
         self._handles.put_back(handle, transfer.request_id)
         if isinstance(outcome, NeverSent):
             self._names.forget(*transfer.order.host)
-        transfer.order.done(outcome)
+        if is_doubtful and isinstance(outcome, Answer | ReplyTooLarge):
+            transfer.order.done(Doubtful(outcome))
+        else:
+            transfer.order.done(outcome)
 
 
 def _at(host: str, port: int, addresses: list[str]) -> str:

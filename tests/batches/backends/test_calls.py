@@ -238,8 +238,8 @@ class Answering:
 
 
 @contextmanager
-def open_pool(kind, url):
-    pool = CallPool(kind, Server(url))
+def open_pool(kind, url, **told):
+    pool = CallPool(kind, Server(url, **told))
     try:
         yield pool
     finally:
@@ -263,6 +263,7 @@ SECOND_ANSWERS = [
     http("wrong", request_id="f" * 32),
     http("wrong", headers=b"Connection: keep-alive\r\n"),
     http("wrong") * 3,
+    http("wrong" * 1000),
     b"HTTP/1.1 100 Continue\r\n\r\n" + http("wrong"),
     *map(refusal, (400, 404, 500, 501)),
 ]
@@ -271,7 +272,7 @@ SECOND_ANSWERS = [
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("more", [*SECOND_ANSWERS, refusal(503), b"more than the Content-Length says"])
 def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
-    with Answering(more, late=late) as server, open_pool(BackendKind(), server.url) as pool:
+    with Answering(more, late=late) as server, open_pool(BackendKind(), server.url, max_reply_bytes=2000) as pool:
         assert [said(pool, text) for text in ("first", "second", "third")] == ["first", "second", "third"]
         assert server.carriers == [0, 1, 2]
 
@@ -279,7 +280,10 @@ def test_a_second_answer_to_a_call_is_never_the_next_ones(more, late):
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("more", SECOND_ANSWERS)
 def test_nor_where_answers_bear_the_id_of_their_requests_and_connections_are_kept(more, late):
-    with Answering(more, late=late, echoes=True) as server, open_pool(VllmKind(), server.url) as pool:
+    with (
+        Answering(more, late=late, echoes=True) as server,
+        open_pool(VllmKind(), server.url, max_reply_bytes=2000) as pool,
+    ):
         assert [said(pool, text) for text in ("first", "second", "third")] == ["first", "second", "third"]
         # What came too early, libcurl finds before it sends. Else the second one was sent again.
         assert server.carriers[:2] == ([0, 0] if late else [0, 1])
