@@ -7,17 +7,16 @@ from collections.abc import Callable
 import certifi
 import pycurl
 
+from batches.backends import names
 from batches.backends.connection import Server
 from common.sockets import CONNECT_TIMEOUT_S
 
 # A kept connection is used again within this many seconds or not at all: servers end idle ones, vLLM after 5.
 LONGEST_IDLE_S = 1
-# So that a server behind the same name which is there again gets its share.
-LONGEST_KEPT_S = 60
 
 
 class Handles:
-    """libcurl's handles for POSTs to one server. A handle is used again, which spares half of what making it costs."""
+    """libcurl's handles for POSTs to one server. A handle is made once and used again."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -67,7 +66,8 @@ class Handles:
             (pycurl.FRESH_CONNECT, not is_kept),
             (pycurl.FORBID_REUSE, not is_kept),
             (pycurl.MAXAGE_CONN, LONGEST_IDLE_S),
-            (pycurl.MAXLIFETIME_CONN, LONGEST_KEPT_S),
+            # Of several servers behind one name, one that is there again gets its share.
+            (pycurl.MAXLIFETIME_CONN, int(names.FRESH_FOR_S)),
             (pycurl.FOLLOWLOCATION, False),
             (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
             (pycurl.PROXY, ""),
